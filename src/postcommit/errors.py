@@ -1,0 +1,127 @@
+"""Every exception class of postcommit.
+
+One root, `PostcommitError`. Each class is also the built-in error that a
+caller without knowledge of this library would catch, and keeps as attributes
+what its text says, so that nobody has to parse a message.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from postcommit.interfaces import IDeliveryReport
+    from postcommit.interfaces import IReply
+
+
+class PostcommitError(Exception):
+    """The root of all errors that postcommit raises."""
+
+
+class OptionError(PostcommitError, ValueError):
+    """The value of an option can never work.
+
+    `name` is the option's name, `value` what was given, `reason` what is
+    wrong with it.
+    """
+
+    def __init__(self, name: str, value: object, reason: str) -> None:
+        self.name = name
+        self.value = value
+        self.reason = reason
+        super().__init__(f"{name}={value!r}: {reason}")
+
+
+class AddressError(PostcommitError, ValueError):
+    """An envelope address that no relay may be handed.
+
+    `address` is what was given, `reason` what is wrong with it.
+    """
+
+    def __init__(self, address: object, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"{address!r} is not an envelope address: {reason}")
+
+
+class AddressTypeError(AddressError, TypeError):
+    """An address that is neither str nor bytes."""
+
+
+class MessageError(PostcommitError, ValueError):
+    """A message that cannot be sent as it is; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class MessageTypeError(MessageError, TypeError):
+    """A message that is no bytes, str or email.message.Message."""
+
+
+class QueueError(PostcommitError, OSError):
+    """The folder of a queue, or a file in it, cannot be worked with.
+
+    `path` is the folder or file, `reason` what is wrong and what to do.
+    ``errno`` and ``strerror`` are those of the cause, if there is one.
+    """
+
+    def __init__(self, path: str, reason: str, cause: OSError | None = None) -> None:
+        self.path = path
+        self.reason = reason
+        if cause is None:
+            super().__init__(f"{path}: {reason}")
+        else:
+            super().__init__(cause.errno, reason, path)
+
+
+class NotAMaildirError(QueueError, NotADirectoryError):
+    """The path is a file, or a folder without ``tmp``, ``new`` and ``cur``."""
+
+
+class PublishError(QueueError):
+    """The commit was decided, but entries could not be moved into the queue.
+
+    They are complete and durable in ``tmp/``; ``postcommit recover`` sends or
+    drops them. `names` are their file names.
+    """
+
+    def __init__(self, path: str, names: tuple[str, ...], cause: OSError) -> None:
+        self.names = names
+        super().__init__(
+            path,
+            f"{len(names)} entries stay in doubt, use 'postcommit recover': {cause}",
+            cause,
+        )
+
+
+class EntryError(PostcommitError, ValueError):
+    """A file in the queue that is no entry; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class RelayError(PostcommitError, ConnectionError):
+    """The relay itself is in trouble, whatever the message.
+
+    `reply` is what it said, or None where it said nothing.
+    """
+
+    def __init__(self, reason: str, reply: IReply | None = None) -> None:
+        self.reason = reason
+        self.reply = reply
+        super().__init__(reason)
+
+
+class DeliveryError(PostcommitError, OSError):
+    """Not every recipient was sent; see `IDeliveryReport.raise_for_failure`.
+
+    `report` is the whole report.
+    """
+
+    def __init__(self, report: IDeliveryReport, reason: str) -> None:
+        self.report = report
+        super().__init__(reason)

@@ -1,0 +1,220 @@
+"""The events, and how they are dispatched.
+
+`announce` tells the log and the subscribers what became of a message. While a
+transaction commits that would run unknown code in the middle of it, so there
+`hold` keeps the announcements back, and `dispatch` makes up for it
+afterwards, each event in a transaction of its own.
+"""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from transaction.interfaces import ITransactionManager
+from zope.interface import implementer
+
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IMailDeferredEvent
+from postcommit.interfaces import IMailErrorEvent
+from postcommit.interfaces import IMailEvent
+from postcommit.interfaces import IMailRejectedEvent
+from postcommit.interfaces import IMailSentEvent
+from postcommit.interfaces import IReply
+from postcommit.interfaces import Status
+
+
+log = logging.getLogger(__name__)
+
+Notify = Callable[[Any], Any]
+
+
+@implementer(IMailSentEvent)
+class MailSentEvent:
+    """See `IMailSentEvent`."""
+
+    def __init__(self, messageId: str, *, recipients: tuple[str, ...] = ()) -> None:
+        self.messageId = messageId
+        self.recipients = recipients
+
+    def __repr__(self) -> str:
+        to = ", ".join(self.recipients)
+        return f"<{type(self).__name__} {self.messageId} to {to}>"
+
+
+@implementer(IMailErrorEvent)
+class MailErrorEvent:
+    """See `IMailErrorEvent`."""
+
+    def __init__(
+        self,
+        messageId: str,
+        errorMessage: str,
+        *,
+        recipients: tuple[str, ...] = (),
+        reply: IReply | None = None,
+    ) -> None:
+        self.messageId = messageId
+        self.errorMessage = errorMessage
+        self.recipients = recipients
+        self.reply = reply
+
+    def __repr__(self) -> str:
+        to = ", ".join(self.recipients)
+        return f"<{type(self).__name__} {self.messageId} to {to}: {self.errorMessage}>"
+
+
+@implementer(IMailDeferredEvent)
+class MailDeferredEvent(MailErrorEvent):
+    """See `IMailDeferredEvent`."""
+
+
+@implementer(IMailRejectedEvent)
+class MailRejectedEvent(MailErrorEvent):
+    """See `IMailRejectedEvent`."""
+
+
+def events_of(report: IDeliveryReport) -> list[IMailEvent]:
+    """Return the events that `report` gives rise to.
+
+    One for each status and reply, with the recipients that share them. A relay
+    failure defers all recipients.
+    """
+    if report.relay_failure is not None:
+        failure = report.relay_failure
+        return [
+            MailDeferredEvent(
+                report.message_id,
+                str(failure),
+                recipients=report.recipients,
+                reply=failure if IReply.providedBy(failure) else None,
+            )
+        ]
+    groups: dict[tuple[Status, IReply], list[str]] = {}
+    for outcome in report.outcomes:
+        key = (outcome.status, outcome.reply)
+        groups.setdefault(key, []).append(outcome.recipient)
+    return [
+        _event(report.message_id, status, reply, tuple(recipients))
+        for (status, reply), recipients in groups.items()
+    ]
+
+
+def _event(
+    message_id: str, status: Status, reply: IReply, recipients: tuple[str, ...]
+) -> IMailEvent:
+    if status is Status.SENT:
+        return MailSentEvent(message_id, recipients=recipients)
+    kind = MailRejectedEvent if status is Status.REJECTED else MailDeferredEvent
+    said = reply if reply.code else None
+    return kind(message_id, str(reply), recipients=recipients, reply=said)
+
+
+_LEVELS = {
+    Status.SENT: logging.INFO,
+    Status.DEFERRED: logging.WARNING,
+    Status.UNCERTAIN: logging.WARNING,
+    Status.REJECTED: logging.ERROR,
+}
+
+
+def log_report(report: IDeliveryReport) -> None:
+    """Write one line for each recipient: message id, recipient, status, reply."""
+    for outcome in report.outcomes:
+        log.log(
+            _LEVELS[outcome.status],
+            "<%s> to %s: %s: %s",
+            report.message_id,
+            outcome.recipient,
+            outcome.status.value,
+            outcome.reply,
+        )
+    if report.relay_failure is not None:
+        for recipient in report.recipients:
+            log.error(
+                "<%s> to %s: not sent: the relay failed: %s",
+                report.message_id,
+                recipient,
+                report.relay_failure,
+            )
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A report, and the function to publish its events with."""
+
+    report: IDeliveryReport
+    notify: Notify
+
+
+class _Held(threading.local):
+    announcements: list[Announcement] | None = None
+
+
+_held = _Held()
+
+
+@contextmanager
+def hold() -> Iterator[list[Announcement]]:
+    """Keep back what this thread announces; the list has it."""
+    outer, _held.announcements = _held.announcements, []
+    try:
+        yield _held.announcements
+    finally:
+        _held.announcements = outer
+
+
+def announce(report: IDeliveryReport, notify: Notify) -> None:
+    """Tell log and subscribers of `report`: now, or as `hold` has it.
+
+    An exception of a subscriber is the caller's, as with `zope.event`.
+    """
+    if _held.announcements is not None:
+        _held.announcements.append(Announcement(report, notify))
+        return
+    log_report(report)
+    for event in events_of(report):
+        notify(event)
+
+
+def dispatch(announcement: Announcement, manager: ITransactionManager) -> None:
+    """Tell log and subscribers, each event in a transaction of its own.
+
+    Never raises: a subscriber that does has its transaction aborted, and is
+    logged with its traceback.
+    """
+    log_report(announcement.report)
+    for event in events_of(announcement.report):
+        try:
+            with own_transaction(manager):
+                announcement.notify(event)
+        except Exception:
+            log.exception("A subscriber failed, its transaction was aborted: %r", event)
+
+
+@contextmanager
+def own_transaction(manager: ITransactionManager) -> Iterator[None]:
+    """Run the body in a new transaction of `manager`.
+
+    A transaction that has just been committed is still its manager's current
+    one while the after-commit hooks run, and no new one can begin. It is set
+    aside for the body, and put back, so that `transaction` finds what it
+    expects. The attribute is private; ``tests/test_event.py`` would notice a
+    change of it.
+    """
+    inner = getattr(manager, "manager", manager)  # the thread-local one wraps one
+    ended, inner._txn = inner._txn, None
+    try:
+        inner.begin()
+        try:
+            yield
+            inner.commit()
+        finally:
+            if inner._txn is not None:  # it, or the commit, failed
+                inner.abort()
+    finally:
+        inner._txn = ended

@@ -1,0 +1,528 @@
+"""The contracts of postcommit: the only place where one, or a default, is written.
+
+How mail leaves an application:
+
+- The application looks up an `IMailDelivery` utility and calls `send` inside
+  a transaction. It gets a message id, by which it can follow the message in
+  `IMailEvent` events.
+- On commit, an `IDirectMailDelivery` hands the message to its mailer at once;
+  an `IQueuedMailDelivery` accepts it into a queue, a Maildir on disk, where it
+  survives restarts and crashes.
+- An `IMailQueueProcessor`, a thread or a process of its own, drains the queue
+  through an `IMailer`, which talks to the relay. It retries what failed for
+  now and keeps what failed for good.
+- What became of each recipient is told by an `IDeliveryReport`, by events, by
+  the log, and by what remains in the queue.
+
+Events that arise while a transaction commits are held back until every
+resource has finished. Each is then dispatched in a transaction of its own.
+"""
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from email.message import Message
+from typing import Any
+from typing import NamedTuple
+from typing import TypeAlias
+
+from zope.i18nmessageid import MessageFactory
+from zope.interface import Attribute
+from zope.interface import Interface
+from zope.schema import Bool
+from zope.schema import Choice
+from zope.schema import Float
+from zope.schema import Int
+from zope.schema import Object
+from zope.schema import Password
+from zope.schema import Text
+from zope.schema import TextLine
+from zope.schema import Tuple
+
+
+_ = MessageFactory("postcommit")
+
+
+Address: TypeAlias = str | bytes
+Addresses: TypeAlias = Address | Iterable[Address]
+Sendable: TypeAlias = bytes | str | Message
+
+
+class Status(enum.Enum):
+    """What became of one recipient in one attempt."""
+
+    SENT = "sent"
+    DEFERRED = "deferred"
+    REJECTED = "rejected"
+    UNCERTAIN = "uncertain"
+
+
+class TLSMode(str, enum.Enum):
+    """How a mailer uses TLS towards its relay."""
+
+    AUTO = "auto"
+    STARTTLS = "starttls"
+    IMPLICIT = "implicit"
+    NONE = "none"
+
+
+class Tally(NamedTuple):
+    """How many recipients were sent, deferred (or uncertain) and rejected."""
+
+    sent: int = 0
+    deferred: int = 0
+    rejected: int = 0
+
+
+# What became of a message
+
+
+class IReply(Interface):
+    """What an SMTP server replied (RFC 5321, 4.2).
+
+    Where the relay gave no reply, postcommit says in one what happened, with
+    `code` 0.
+    """
+
+    code = Int(
+        title=_("Code"),
+        description=_("Three digits; 0 where the text is not the relay's."),
+        default=0,
+    )
+    enhanced = TextLine(
+        title=_("Enhanced status code"),
+        description=_("As in RFC 3463, like 4.2.0; empty where there is none."),
+        default="",
+    )
+    text = Text(
+        title=_("Text"),
+        description=_("Without codes; several lines are joined by line feeds."),
+        default="",
+    )
+
+
+class IOutcome(Interface):
+    """What became of one recipient in one attempt."""
+
+    recipient = TextLine(title=_("Recipient"), description=_("A bare address."))
+    status = Choice(title=_("Status"), values=tuple(Status))
+    reply = Object(title=_("Reply"), schema=IReply)
+
+
+class IDeliveryReport(Interface):
+    """What became of one message in one attempt.
+
+    Either the relay was in trouble, and `relay_failure` says so, or each of
+    the recipients has an outcome.
+    """
+
+    message_id = TextLine(
+        title=_("Message id"), description=_("Without angle brackets.")
+    )
+    recipients = Tuple(
+        title=_("Recipients"), description=_("All of the attempt, in its order.")
+    )
+    outcomes = Tuple(
+        title=_("Outcomes"),
+        description=_(
+            "One `IOutcome` for each recipient, in the same order; none where"
+            " the relay failed."
+        ),
+    )
+    sent = Tuple(title=_("Sent"), description=_("The relay has them."))
+    deferred = Tuple(title=_("Deferred"), description=_("Refused for now."))
+    rejected = Tuple(title=_("Rejected"), description=_("Refused for good."))
+    uncertain = Tuple(
+        title=_("Uncertain"),
+        description=_(
+            "The connection was lost between the end of the message and the"
+            " relay's reply to it: sent or not, nobody knows."
+        ),
+    )
+    relay_failure = Attribute(
+        "The `IReply` by which the relay refused to work, or the `RelayError`"
+        " where it did not say; None where the relay is well."
+    )
+
+    def raise_for_failure() -> None:
+        """Raise `DeliveryError` unless every recipient was sent."""
+
+
+# Sending
+
+
+class IMailDelivery(Interface):
+    """A utility that sends mail when, and only when, the transaction commits."""
+
+    def send(
+        fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
+    ) -> str:
+        """Send `message` when the current transaction commits.
+
+        `fromaddr` is the envelope's sender, str or bytes. A display name is
+        allowed and dropped; ``''`` is the null sender; None means the header's
+        Sender, or From.
+
+        `toaddrs` is a str or bytes, or any iterable of them; a lone one is one
+        address. None means those of the header's To, Cc and Bcc.
+
+        `message` is bytes, a str (sent as UTF-8) or an
+        `email.message.Message`. A missing Message-Id or Date is added, Bcc is
+        removed.
+
+        Returns the message id, without angle brackets.
+
+        Raises `AddressError` (a ValueError) for an address that can never
+        work or no recipients, `MessageError` (a ValueError) for a malformed
+        Message-Id, `MessageTypeError` (a TypeError) for a message of another
+        type, and `QueueError` (an OSError) where the queue cannot be written.
+        The transaction is then as it was.
+        """
+
+
+class IMailer(Interface):
+    """Transmits one message now."""
+
+    def send(
+        fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
+    ) -> IDeliveryReport:
+        """Transmit `message`, and return an `IDeliveryReport`.
+
+        The arguments are those of `IMailDelivery.send`.
+
+        Raises nothing for a delivery problem: not for the network, a reply,
+        TLS or authentication. Raises ValueError or TypeError for arguments
+        that can never work.
+
+        Announces the report: a line for each recipient in the log, and
+        `IMailEvent` events, at once, unless a transaction is just committing.
+        """
+
+
+class IBatchMailer(IMailer):
+    """A mailer that transmits several messages with less waiting."""
+
+    notify = Attribute("The function that its events are published with.")
+
+    def send_batch(
+        messages: Iterable[tuple[str, Sequence[str], bytes]],
+    ) -> Iterator[IDeliveryReport]:
+        """Transmit `messages`, an iterable of (fromaddr, toaddrs, message).
+
+        The addresses are bare and checked, the message is bytes with a
+        complete header, as they come out of a queue.
+
+        Yields an `IDeliveryReport` for each, in order. May take the next
+        message from the iterable before the report of the one before is
+        complete. Announces nothing: the caller does.
+
+        Raises nothing for a delivery problem, as `send`; an exception out of
+        the iterable is raised after the reports of all messages before it.
+        What can never be sent is reported as rejected.
+        """
+
+
+class IRelayCheck(Interface):
+    """A mailer that can tell whether its relay is there."""
+
+    def check() -> None:
+        """Connect and log in, or raise `RelayError`. Sends nothing."""
+
+
+class ISMTPMailer(IBatchMailer, IRelayCheck):
+    """Transmits through an SMTP relay (RFC 5321)."""
+
+    hostname = TextLine(
+        title=_("Host name"),
+        description=_("Name or address of the relay."),
+        default="localhost",
+        min_length=1,
+    )
+    port = Int(
+        title=_("Port"),
+        description=_("TCP port of the relay."),
+        default=25,
+        min=1,
+        max=65535,
+    )
+    username = TextLine(
+        title=_("User name"),
+        description=_("For authentication; none: without."),
+        required=False,
+    )
+    password = Password(
+        title=_("Password"),
+        description=_("For authentication; never sent in clear but to loopback."),
+        required=False,
+    )
+    tls = Choice(
+        title=_("TLS"),
+        description=_(
+            "auto: STARTTLS where offered, and an unverifiable certificate is"
+            " accepted from a loopback address only. starttls: required."
+            " implicit: from the first byte, usually on port 465. none: never."
+        ),
+        values=tuple(mode.value for mode in TLSMode),
+        default=TLSMode.AUTO.value,
+    )
+    cafile = TextLine(
+        title=_("CA file"),
+        description=_(
+            "File with the certificates of the authorities to trust (PEM);"
+            " none: the system's."
+        ),
+        required=False,
+    )
+    verify = Bool(
+        title=_("Verify the certificate"),
+        description=_(
+            "Whether the relay must prove its name. Without, anybody on the"
+            " way can read the mail and the password."
+        ),
+        default=True,
+    )
+    connect_timeout = Float(
+        title=_("Time-out to connect"),
+        description=_("Seconds until the connection stands."),
+        default=30.0,
+        min=0.001,
+    )
+    timeout = Float(
+        title=_("Time-out"),
+        description=_(
+            "Seconds to wait for each reply; none: as RFC 5321, 4.5.3.2 has it"
+            " for each phase, two to ten minutes."
+        ),
+        required=False,
+        min=0.001,
+    )
+    messages_per_connection = Int(
+        title=_("Messages for each connection"),
+        description=_("After so many a connection is closed."),
+        default=100,
+        min=1,
+    )
+    idle_timeout = Float(
+        title=_("Idle time"),
+        description=_("Seconds for which an unused connection is kept."),
+        default=30.0,
+        min=0.0,
+    )
+    pipelining = Bool(
+        title=_("Pipelining"),
+        description=_("Whether to use it where it is offered (RFC 2920)."),
+        default=True,
+    )
+    notify = Attribute(
+        "The function that events are published with: `zope.event.notify`."
+    )
+
+    def close() -> None:
+        """Close the connections; the next message opens a new one."""
+
+
+class IDirectMailDelivery(IMailDelivery):
+    """Transmits while the transaction commits; the user waits.
+
+    A delivery problem does not harm the commit: it is an event afterwards.
+    """
+
+    mailer = Object(
+        title=_("Mailer"),
+        description=_("Transmits the messages."),
+        schema=IMailer,
+    )
+
+
+class IQueuedMailDelivery(IMailDelivery):
+    """Accepts messages into a queue, from which a processor sends them."""
+
+    queuePath = TextLine(
+        title=_("Queue path"),
+        description=_("Folder of the queue; created where it is missing."),
+        min_length=1,
+    )
+
+
+class IMailQueueProcessor(Interface):
+    """Drains a queue through a mailer.
+
+    The methods may be called in any order, and again, from any thread.
+    """
+
+    queuePath = TextLine(
+        title=_("Queue path"),
+        description=_("Folder of the queue; created where it is missing."),
+        min_length=1,
+    )
+    pollingInterval = Int(
+        title=_("Polling interval"),
+        description=_(
+            "Milliseconds between two looks into the queue, should a commit's"
+            " wake-up not arrive."
+        ),
+        default=5000,
+        min=1,
+    )
+    mailer = Object(
+        title=_("Mailer"),
+        description=_("Transmits the messages."),
+        schema=IMailer,
+    )
+    workers = Int(
+        title=_("Workers"),
+        description=_("Threads that transmit, each with a connection."),
+        default=4,
+        min=1,
+    )
+    rate_limit = Float(
+        title=_("Rate limit"),
+        description=_("Messages per second; none: without limit."),
+        required=False,
+        min=0.0001,
+    )
+    min_backoff = Float(
+        title=_("Minimal back-off"),
+        description=_("Seconds until a deferred message is tried again, at least."),
+        default=60.0,
+        min=0.0,
+    )
+    max_backoff = Float(
+        title=_("Maximal back-off"),
+        description=_("Seconds until a deferred message is tried again, at most."),
+        default=4000.0,
+        min=0.0,
+    )
+    max_age = Float(
+        title=_("Maximal age"),
+        description=_("Seconds after which a message that fails is given up."),
+        default=432000.0,
+        min=0.0,
+    )
+
+    def run() -> None:
+        """Drain the queue in this thread, until `stop`."""
+
+    def start() -> None:
+        """Drain the queue in a daemon thread, until `stop` or exit."""
+
+    def stop(timeout: float | None = None) -> bool:
+        """Let the attempts in flight finish, and wait for them.
+
+        `timeout`, in seconds, bounds the wait; None does not. Returns whether
+        all has come to rest.
+        """
+
+    def flush() -> Tally:
+        """Try once all that is due.
+
+        Returns how many recipients were sent, deferred and rejected.
+        """
+
+
+# Events
+
+
+class IMailEvent(Interface):
+    """Something became of a message."""
+
+    messageId = TextLine(
+        title=_("Message id"),
+        description=_("As `IMailDelivery.send` returned it."),
+    )
+    recipients = Tuple(
+        title=_("Recipients"), description=_("Those that the event is about.")
+    )
+
+
+class IMailSentEvent(IMailEvent):
+    """The relay has taken the message for these recipients."""
+
+
+class IMailErrorEvent(IMailEvent):
+    """An attempt failed for these recipients."""
+
+    errorMessage = Text(
+        title=_("Error message"), description=_("What happened, for a person to read.")
+    )
+    reply = Object(
+        title=_("Reply"),
+        description=_("What the relay said; None where it said nothing."),
+        schema=IReply,
+        required=False,
+    )
+
+
+class IMailDeferredEvent(IMailErrorEvent):
+    """The attempt failed for now. A queue tries again by itself."""
+
+
+class IMailRejectedEvent(IMailErrorEvent):
+    """Final: the message is not tried again for these recipients."""
+
+
+# The Maildir
+
+
+class IMaildirFactory(Interface):
+    """Opens Maildir folders."""
+
+    def __call__(dirname: str, create: bool = False) -> IMaildir:
+        """Open the Maildir at the path `dirname`.
+
+        A missing one is created if `create` is true, and an OSError otherwise.
+        A file, or a folder that is no Maildir, raises `NotAMaildirError`,
+        whatever `create` says.
+        """
+
+
+class IMaildir(Interface):
+    """A Maildir folder (https://cr.yp.to/proto/maildir.html)."""
+
+    def __iter__() -> Iterator[str]:
+        """Iterate over the path names of the messages, new ones first."""
+
+    def newMessage() -> IMaildirMessageWriter:
+        """Create a file in ``tmp`` and return its `IMaildirMessageWriter`."""
+
+
+class IMaildirMessageWriter(Interface):
+    """Writes one message into a Maildir."""
+
+    def write(data: bytes | str) -> None:
+        """Write bytes, or a str as UTF-8."""
+
+    def writelines(lines: Iterable[bytes | str]) -> None:
+        """Write each of `lines`, an iterable; no separators are added."""
+
+    def close() -> None:
+        """Close the file, so that few are open; calling it again is allowed."""
+
+    def commit() -> None:
+        """Make the message durable and move it from ``tmp`` to ``new``.
+
+        Calling it again does nothing. After `abort` it raises ValueError.
+        """
+
+    def abort() -> None:
+        """Remove the file. Calling it again, or after `commit`, does nothing."""
+
+
+# Inside
+
+
+class IBatch(Interface):
+    """The work of one delivery in one transaction, as the data manager sees it."""
+
+    sort_key = Attribute("Where among the resources it commits; see `IDataManager`.")
+
+    def prepare(items: Sequence[Any]) -> None:
+        """Do all that can fail; raise to refuse the commit."""
+
+    def publish(items: Sequence[Any]) -> None:
+        """Let the decided commit take effect."""
+
+    def discard(items: Sequence[Any]) -> None:
+        """Undo, whatever was done; never raises."""

@@ -1,0 +1,80 @@
+"""Options against their schema: one error, which names option and value.
+
+Titles, units, bounds and defaults of options are written in
+`postcommit.interfaces` and nowhere else. A constructor takes its defaults from
+there, and hands what it was given to `checked`.
+"""
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from zope.interface.interfaces import IInterface
+from zope.schema import Bool
+from zope.schema import Choice
+from zope.schema import Float
+from zope.schema import Int
+from zope.schema import Object
+from zope.schema import Password
+from zope.schema import TextLine
+from zope.schema.interfaces import IField
+from zope.schema.interfaces import ValidationError
+
+from postcommit.errors import OptionError
+
+
+_TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
+
+
+def checked(schema: IInterface, name: str, value: Any) -> Any:
+    """Return `value` as option `name` of `schema` has it.
+
+    A path becomes a str and an int a float where the field wants it. Raises
+    `OptionError` for a value that the field refuses; a password is not
+    repeated there.
+    """
+    field: Any = schema[name]
+    try:
+        value = _converted(field, value)
+        field.validate(value)
+    except (ValidationError, TypeError, OverflowError) as error:
+        shown = "***" if isinstance(field, Password) else value
+        raise OptionError(name, shown, f"must be {_expectation(field)}") from error
+    return value
+
+
+def _converted(field: IField, value: Any) -> Any:
+    if isinstance(value, bool) and not isinstance(field, Bool):
+        raise TypeError("a truth value is no number")
+    if isinstance(field, Float) and isinstance(value, int):
+        return float(value)
+    if isinstance(field, Int | Float) or value is None:
+        return value
+    if isinstance(field, TextLine) and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def _expectation(field: IField) -> str:
+    """Say what `field` takes: «a whole number from 1 to 65535»."""
+    if isinstance(field, Choice):
+        words = "one of " + ", ".join(repr(term.value) for term in field.vocabulary)
+    elif isinstance(field, Object):
+        words = f"an object that provides {field.schema.__name__}"
+    else:
+        words = next(
+            (words for kind, words in _TYPES if isinstance(field, kind)),
+            "a str of one line",
+        )
+        words += _bounds(field)
+    return words if field.required else f"{words}, or None"
+
+
+def _bounds(field: IField) -> str:
+    low = getattr(field, "min", None)
+    high = getattr(field, "max", None)
+    if high is not None:
+        return f" from {low} to {high}"
+    if low is not None:
+        return f" of at least {low:g}"
+    return " that is not empty" if getattr(field, "min_length", None) else ""

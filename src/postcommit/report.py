@@ -1,0 +1,222 @@
+"""What became of a message: outcomes, reports, and the table behind them.
+
+The table from a reply to an outcome stands here once, in `judge`, for the
+SMTP dialogue and for exceptions of other mailers alike.
+"""
+from __future__ import annotations
+
+import enum
+import smtplib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import replace
+
+from zope.interface import implementer
+
+from postcommit.errors import DeliveryError
+from postcommit.errors import RelayError
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IOutcome
+from postcommit.interfaces import IReply
+from postcommit.interfaces import Status
+
+
+@implementer(IReply)
+@dataclass(frozen=True)
+class Reply:
+    """See `IReply`."""
+
+    code: int = 0
+    enhanced: str = ""
+    text: str = ""
+
+    def __str__(self) -> str:
+        """Everything on one line: ``450 4.2.0 Greylisted``."""
+        words = [str(self.code) if self.code else "", self.enhanced, *self.text.split()]
+        return " ".join(word for word in words if word)
+
+
+@implementer(IOutcome)
+@dataclass(frozen=True)
+class Outcome:
+    """See `IOutcome`."""
+
+    recipient: str
+    status: Status
+    reply: Reply
+
+
+@implementer(IDeliveryReport)
+@dataclass(frozen=True)
+class DeliveryReport:
+    """See `IDeliveryReport`."""
+
+    message_id: str
+    recipients: tuple[str, ...]
+    outcomes: tuple[Outcome, ...] = ()
+    relay_failure: Reply | RelayError | None = None
+
+    @classmethod
+    def alike(
+        cls, message_id: str, recipients: Iterable[str], status: Status, reply: Reply
+    ) -> DeliveryReport:
+        """The same became of all recipients."""
+        recipients = tuple(recipients)
+        outcomes = tuple(Outcome(recipient, status, reply) for recipient in recipients)
+        return cls(message_id, recipients, outcomes)
+
+    @property
+    def sent(self) -> tuple[Outcome, ...]:
+        return self._having(Status.SENT)
+
+    @property
+    def deferred(self) -> tuple[Outcome, ...]:
+        return self._having(Status.DEFERRED)
+
+    @property
+    def rejected(self) -> tuple[Outcome, ...]:
+        return self._having(Status.REJECTED)
+
+    @property
+    def uncertain(self) -> tuple[Outcome, ...]:
+        return self._having(Status.UNCERTAIN)
+
+    def _having(self, status: Status) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.status is status)
+
+    def given_up(self) -> DeliveryReport:
+        """The same report, where nobody will try again what failed for now."""
+        final = (Status.SENT, Status.REJECTED)
+        return replace(
+            self,
+            outcomes=tuple(
+                outcome
+                if outcome.status in final
+                else replace(outcome, status=Status.REJECTED)
+                for outcome in self.outcomes
+            ),
+        )
+
+    def raise_for_failure(self) -> None:
+        """See `IDeliveryReport`."""
+        if self.relay_failure is not None:
+            raise DeliveryError(self, f"the relay failed: {self.relay_failure}")
+        failed = [o for o in self.outcomes if o.status is not Status.SENT]
+        if failed:
+            told = "; ".join(
+                f"{o.recipient}: {o.status.value}, {o.reply}" for o in failed
+            )
+            raise DeliveryError(self, told)
+
+
+class Stage(enum.Enum):
+    """To which part of the dialogue a reply belongs."""
+
+    SESSION = "session"  # greeting, EHLO, STARTTLS, AUTH
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    END = "end of data"
+
+
+# RFC 4954, section 6, and RFC 3207, section 4: the relay wants a login or TLS
+# first. That is ours to put right, and nothing that a message could help.
+_SESSION_CODES = frozenset({421, 530, 534, 535, 538})
+
+
+def judge(stage: Stage, code: int) -> Status | None:
+    """Return the outcome that a reply with `code` means at `stage`.
+
+    None says that the relay itself is in trouble. A code outside of 2xx, 4xx
+    and 5xx is no answer to any of these; the recipient is deferred.
+    """
+    if code in _SESSION_CODES:
+        return None
+    if 200 <= code <= 299:
+        return Status.SENT
+    if stage is Stage.SESSION:
+        return None
+    if stage is Stage.RCPT and code == 552:
+        return Status.DEFERRED  # RFC 5321, 4.5.3.1.10: too many recipients
+    return Status.REJECTED if 500 <= code <= 599 else Status.DEFERRED
+
+
+# Mailers written elsewhere: results and exceptions as smtplib has them
+
+
+_Refusals = Mapping[str, tuple[int, bytes | str]]
+
+
+def from_result(
+    result: object, message_id: str, recipients: tuple[str, ...]
+) -> DeliveryReport:
+    """Return the report for what a mailer's ``send()`` returned.
+
+    That is a report, a mapping of the refused recipients, as
+    `smtplib.SMTP.sendmail` returns it, or anything else: it did not raise, so
+    all was sent.
+    """
+    if IDeliveryReport.providedBy(result):
+        return result  # type: ignore[return-value]
+    refused = result if isinstance(result, Mapping) else {}
+    return _from_refusals(refused, message_id, recipients)
+
+
+def from_exception(
+    error: Exception, message_id: str, recipients: tuple[str, ...]
+) -> DeliveryReport:
+    """Return the report for an exception out of a mailer's ``send()``."""
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return _from_refusals(error.recipients, message_id, recipients)
+    if isinstance(error, smtplib.SMTPServerDisconnected):
+        # Raised in each phase alike: it may be that the relay has the message.
+        reply = Reply(0, "4.4.2", f"Connection lost: {error}")
+        return DeliveryReport.alike(message_id, recipients, Status.UNCERTAIN, reply)
+    if isinstance(error, smtplib.SMTPResponseException):
+        return _from_response(error, message_id, recipients)
+    if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
+        failure = RelayError(f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return DeliveryReport(message_id, recipients, relay_failure=failure)
+    final = isinstance(error, ValueError | smtplib.SMTPNotSupportedError)
+    status = Status.REJECTED if final else Status.DEFERRED
+    reply = Reply(0, "5.6.0" if final else "4.3.0", f"{type(error).__name__}: {error}")
+    return DeliveryReport.alike(message_id, recipients, status, reply)
+
+
+def _from_response(
+    error: smtplib.SMTPResponseException, message_id: str, recipients: tuple[str, ...]
+) -> DeliveryReport:
+    session = (
+        smtplib.SMTPAuthenticationError,
+        smtplib.SMTPConnectError,
+        smtplib.SMTPHeloError,
+    )
+    stage = Stage.SESSION if isinstance(error, session) else Stage.END
+    reply = _reply(error.smtp_code, error.smtp_error)
+    status = None if stage is Stage.SESSION else judge(stage, reply.code)
+    if status is None:
+        return DeliveryReport(message_id, recipients, relay_failure=reply)
+    if status is Status.SENT:
+        status = Status.DEFERRED  # an exception, whatever its code, is no success
+    return DeliveryReport.alike(message_id, recipients, status, reply)
+
+
+def _from_refusals(
+    refused: _Refusals, message_id: str, recipients: tuple[str, ...]
+) -> DeliveryReport:
+    outcomes = []
+    for recipient in recipients:
+        reply = _reply(*refused[recipient]) if recipient in refused else Reply(250)
+        status = judge(Stage.RCPT, reply.code)
+        if status is None:
+            return DeliveryReport(message_id, recipients, relay_failure=reply)
+        outcomes.append(Outcome(recipient, status, reply))
+    return DeliveryReport(message_id, recipients, tuple(outcomes))
+
+
+def _reply(code: int, text: bytes | str) -> Reply:
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return Reply(code, "", text)

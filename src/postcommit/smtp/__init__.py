@@ -1,0 +1,1 @@
+"""The SMTP client: replies, policy, sessions, pool and mailer."""
