@@ -1,0 +1,1 @@
+"""Tests of the SMTP client, against real sockets."""

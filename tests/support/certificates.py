@@ -1,0 +1,29 @@
+"""Certificates for tests, good ones and bad ones, made by trustme."""
+from __future__ import annotations
+
+import datetime
+import ssl
+from pathlib import Path
+
+import trustme
+
+
+class Authority:
+    """A private authority; `cafile` is its certificate in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca = trustme.CA()
+        self.cafile = str(folder / "ca.pem")
+        self.ca.cert_pem.write_to_path(self.cafile)
+
+    def server(self, *names: str, expired: bool = False) -> ssl.SSLContext:
+        """Return the context of a server that may call itself `names`."""
+        past = datetime.datetime(2001, 1, 1, tzinfo=datetime.timezone.utc)
+        certificate = self.ca.issue_cert(
+            *names or ("127.0.0.1", "localhost"),
+            not_before=past if expired else None,
+            not_after=past + datetime.timedelta(days=1) if expired else None,
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        return context
