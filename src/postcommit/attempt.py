@@ -7,6 +7,7 @@ settled the matter.
 """
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,16 +46,29 @@ def attempt_all(
     """Yield an attempt for each of `transmissions`, in order.
 
     The next one may be taken before the attempt of the one before is yielded.
-    Raises nothing but what `transmissions` raises.
+    Raises what `transmissions` raises, and RuntimeError for a mailer that does
+    not report on all of them.
     """
-    reports = _reports(mailer, transmissions)
+    taken: deque[Transmission] = deque()
+    reports = _reports(mailer, _noting(transmissions, taken))
     while True:
         # Not around the yield: what the caller announces is not ours to hold.
         with hold() as held:
             report = next(reports, None)
         if report is None:
-            return
+            break
+        taken.popleft()
         yield Attempt(report, tuple(held))
+    if taken:
+        raise RuntimeError(f"{mailer!r} gave no report for <{taken[0].message_id}>")
+
+
+def _noting(
+    transmissions: Iterable[Transmission], taken: deque[Transmission]
+) -> Iterator[Transmission]:
+    for transmission in transmissions:
+        taken.append(transmission)
+        yield transmission
 
 
 def announcements(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,16 +183,23 @@ def announce(report: IDeliveryReport, notify: Notify) -> None:
 
 
 def dispatch(announcement: Announcement, manager: ITransactionManager) -> None:
-    """Tell log and subscribers, each event in a transaction of its own.
+    """Tell log and subscribers, as `dispatch_events` does."""
+    log_report(announcement.report)
+    dispatch_events(events_of(announcement.report), announcement.notify, manager)
+
+
+def dispatch_events(
+    events: Iterable[IMailEvent], notify: Notify, manager: ITransactionManager
+) -> None:
+    """Publish `events`, each in a transaction of its own.
 
     Never raises: a subscriber that does has its transaction aborted, and is
     logged with its traceback.
     """
-    log_report(announcement.report)
-    for event in events_of(announcement.report):
+    for event in events:
         try:
             with own_transaction(manager):
-                announcement.notify(event)
+                notify(event)
         except Exception:
             log.exception("A subscriber failed, its transaction was aborted: %r", event)
 

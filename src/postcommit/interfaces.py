@@ -20,6 +20,7 @@ resource has finished. Each is then dispatched in a transaction of its own.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -514,15 +515,23 @@ class IMaildirMessageWriter(Interface):
 
 
 class IBatch(Interface):
-    """The work of one delivery in one transaction, as the data manager sees it."""
+    """The work of one delivery in one transaction, as the data manager sees it.
 
-    sort_key = Attribute("Where among the resources it commits; see `IDataManager`.")
+    What the items are is the batch's own business.
+    """
+
+    sort_key = Attribute(
+        "A str: where among the resources it commits; see `IDataManager.sortKey`."
+    )
 
     def prepare(items: Sequence[Any]) -> None:
         """Do all that can fail; raise to refuse the commit."""
 
-    def publish(items: Sequence[Any]) -> None:
-        """Let the decided commit take effect."""
+    def publish(items: Sequence[Any]) -> Callable[[], None] | None:
+        """Let the decided commit take effect.
+
+        May return a function to be called when the commit is over.
+        """
 
     def discard(items: Sequence[Any]) -> None:
-        """Undo, whatever was done; never raises."""
+        """Undo whatever was done for `items`; never raises."""

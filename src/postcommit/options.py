@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from typing import cast
 
-from zope.interface.interfaces import IInterface
+from zope.interface import Interface
 from zope.schema import Bool
 from zope.schema import Choice
 from zope.schema import Float
@@ -21,19 +22,20 @@ from zope.schema.interfaces import IField
 from zope.schema.interfaces import ValidationError
 
 from postcommit.errors import OptionError
+from postcommit.interfaces import IMailer
 
 
 _TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
 
 
-def checked(schema: IInterface, name: str, value: Any) -> Any:
+def checked(schema: type[Interface], name: str, value: Any) -> Any:
     """Return `value` as option `name` of `schema` has it.
 
     A path becomes a str and an int a float where the field wants it. Raises
     `OptionError` for a value that the field refuses; a password is not
     repeated there.
     """
-    field: Any = schema[name]
+    field = cast(Any, schema)[name]
     try:
         value = _converted(field, value)
         field.validate(value)
@@ -78,3 +80,14 @@ def _bounds(field: IField) -> str:
     if low is not None:
         return f" of at least {low:g}"
     return " that is not empty" if getattr(field, "min_length", None) else ""
+
+
+def checked_mailer(mailer: Any) -> IMailer:
+    """Return `mailer`. Raises `OptionError` if it cannot be one.
+
+    It need not provide `IMailer`: a ``send()`` that raises, as that of
+    smtplib, will do.
+    """
+    if not callable(getattr(mailer, "send", None)):
+        raise OptionError("mailer", mailer, "must have a method send()")
+    return mailer  # type: ignore[no-any-return]

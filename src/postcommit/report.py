@@ -10,7 +10,6 @@ import smtplib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
-from dataclasses import replace
 
 from zope.interface import implementer
 
@@ -85,19 +84,6 @@ class DeliveryReport:
     def _having(self, status: Status) -> tuple[Outcome, ...]:
         return tuple(outcome for outcome in self.outcomes if outcome.status is status)
 
-    def given_up(self) -> DeliveryReport:
-        """The same report, where nobody will try again what failed for now."""
-        final = (Status.SENT, Status.REJECTED)
-        return replace(
-            self,
-            outcomes=tuple(
-                outcome
-                if outcome.status in final
-                else replace(outcome, status=Status.REJECTED)
-                for outcome in self.outcomes
-            ),
-        )
-
     def raise_for_failure(self) -> None:
         """See `IDeliveryReport`."""
         if self.relay_failure is not None:
@@ -108,6 +94,20 @@ class DeliveryReport:
                 f"{o.recipient}: {o.status.value}, {o.reply}" for o in failed
             )
             raise DeliveryError(self, told)
+
+
+def given_up(report: IDeliveryReport) -> DeliveryReport:
+    """Return `report` for when nobody will try again what failed for now."""
+    final = (Status.SENT, Status.REJECTED)
+    outcomes = tuple(
+        Outcome(
+            outcome.recipient,
+            outcome.status if outcome.status in final else Status.REJECTED,
+            outcome.reply,
+        )
+        for outcome in report.outcomes
+    )
+    return DeliveryReport(report.message_id, report.recipients, outcomes)
 
 
 class Stage(enum.Enum):

@@ -1,0 +1,144 @@
+"""Two-phase commit around anything with prepare, publish and discard.
+
+What one delivery does in one transaction is an `IBatch`; the items that it
+works on are collected here while the transaction runs.
+
+============  ==================  ============  =================================
+phase         call                next phase    effect
+============  ==================  ============  =================================
+``JOINED``    ``add``             ``JOINED``    one more item
+``JOINED``    savepoint rollback  ``JOINED``    the later items are discarded
+``JOINED``    ``tpc_vote``        ``PREPARED``  `prepare`; raises to refuse
+``PREPARED``  ``tpc_finish``      ``PUBLISHED`` `publish`
+both          ``abort``,          ``DISCARDED`` `discard`
+              ``tpc_abort``
+the others    ``abort``,          same          nothing
+              ``tpc_abort``
+============  ==================  ============  =================================
+"""
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from transaction.interfaces import IDataManagerSavepoint
+from transaction.interfaces import ISavepointDataManager
+from transaction.interfaces import ITransaction
+from transaction.interfaces import ITransactionManager
+from zope.interface import implementer
+
+from postcommit.interfaces import IBatch
+
+
+class Phase(enum.Enum):
+    JOINED = "joined"
+    PREPARED = "prepared"
+    PUBLISHED = "published"
+    DISCARDED = "discarded"
+
+
+@implementer(ISavepointDataManager)
+class DataManager:
+    """See `ISavepointDataManager`; the table of the module has the phases."""
+
+    def __init__(
+        self, owner: object, batch: IBatch, transaction_manager: ITransactionManager
+    ) -> None:
+        # `transaction` keeps data by the id() of its owner: while we are
+        # there, no other object may get that id.
+        self._owner = owner
+        self._batch = batch
+        self._items: list[Any] = []
+        self._phase = Phase.JOINED
+        self.transaction_manager = transaction_manager
+
+    @classmethod
+    def of(
+        cls,
+        owner: object,
+        transaction: ITransaction,
+        make_batch: Callable[[], IBatch],
+        transaction_manager: ITransactionManager,
+    ) -> DataManager:
+        """Return the data manager of `owner` in `transaction`; join if need be.
+
+        Raises what `transaction.join` raises, when it takes no more work.
+        """
+        try:
+            found: DataManager = transaction.data(owner)
+        except KeyError:
+            pass
+        else:
+            if found._phase is Phase.JOINED:
+                return found
+        made = cls(owner, make_batch(), transaction_manager)
+        transaction.join(made)
+        transaction.set_data(owner, made)
+        return made
+
+    def add(self, item: Any) -> None:
+        """Have `item` published when the transaction commits."""
+        self._items.append(item)
+
+    def savepoint(self) -> Savepoint:
+        return Savepoint(self, len(self._items))
+
+    def _rollback(self, count: int) -> None:
+        """Discard all items but the first `count`."""
+        if self._phase is Phase.JOINED:
+            dropped, self._items[count:] = self._items[count:], []
+            self._batch.discard(dropped)
+
+    def tpc_begin(self, transaction: ITransaction) -> None:
+        """Nothing to do before the vote."""
+
+    def commit(self, transaction: ITransaction) -> None:
+        """Nothing to do before the vote."""
+
+    def tpc_vote(self, transaction: ITransaction) -> None:
+        self._batch.prepare(self._items)
+        self._phase = Phase.PREPARED
+
+    def tpc_finish(self, transaction: ITransaction) -> None:
+        # First the phase: should it fail half way, what is already published
+        # must survive the tpc_abort that follows, and so must what is not,
+        # for the other resources have committed.
+        self._phase = Phase.PUBLISHED
+        afterwards = self._batch.publish(self._items)
+        if afterwards is not None:
+            transaction.addAfterCommitHook(_call, (afterwards,))
+
+    def tpc_abort(self, transaction: ITransaction) -> None:
+        """As `abort`.
+
+        It comes in any phase, and even after a `tpc_finish` that succeeded,
+        when another resource fails in its own.
+        """
+        self.abort(transaction)
+
+    def abort(self, transaction: ITransaction) -> None:
+        if self._phase in (Phase.JOINED, Phase.PREPARED):
+            self._phase = Phase.DISCARDED
+            self._batch.discard(self._items)
+
+    def sortKey(self) -> str:
+        sort_key: str = self._batch.sort_key
+        return sort_key
+
+
+@implementer(IDataManagerSavepoint)
+class Savepoint:
+    """See `IDataManagerSavepoint`."""
+
+    def __init__(self, data_manager: DataManager, count: int) -> None:
+        self._data_manager = data_manager
+        self._count = count
+
+    def rollback(self) -> None:
+        self._data_manager._rollback(self._count)
+
+
+def _call(committed: bool, afterwards: Callable[[], None]) -> None:
+    """Call `afterwards`, also where the commit failed in another's finish."""
+    afterwards()

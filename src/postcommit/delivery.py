@@ -1,0 +1,213 @@
+"""The deliveries: what an application looks up, and calls `send` of."""
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import logging
+from abc import ABC
+from abc import abstractmethod
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
+
+import transaction
+from transaction.interfaces import ITransactionManager
+from zope.interface import implementer
+
+from postcommit.attempt import Attempt
+from postcommit.attempt import Transmission
+from postcommit.attempt import announcements
+from postcommit.attempt import attempt_all
+from postcommit.datamanager import DataManager
+from postcommit.errors import OptionError
+from postcommit.event import Announcement
+from postcommit.event import dispatch
+from postcommit.interfaces import Address
+from postcommit.interfaces import Addresses
+from postcommit.interfaces import IBatch
+from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import IRelayCheck
+from postcommit.interfaces import Sendable
+from postcommit.message import Composed
+from postcommit.message import compose
+from postcommit.options import checked
+from postcommit.options import checked_mailer
+from postcommit.queue.store import Store
+from postcommit.report import from_exception
+
+
+log = logging.getLogger(__name__)
+
+_Self = TypeVar("_Self", bound="_MailDelivery")
+
+_numbers = itertools.count(1)
+
+
+class _MailDelivery(ABC):
+    """What both deliveries do: compose, hand on, join the transaction."""
+
+    def __init__(self, transaction_manager: ITransactionManager | None) -> None:
+        self.transaction_manager = transaction_manager or transaction.manager
+
+    def bind(self: _Self, transaction_manager: ITransactionManager) -> _Self:
+        """Return a copy that joins the transactions of another manager."""
+        bound = copy.copy(self)
+        bound.transaction_manager = transaction_manager
+        return bound
+
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+    ) -> str:
+        """See `IMailDelivery`.
+
+        Raises what `transaction` raises where it takes no more work, or where
+        an explicit manager has not begun one.
+        """
+        composed = compose(fromaddr, toaddrs, message)
+        manager = self.transaction_manager
+        current = manager.get()
+        item = self._accept(composed)
+        try:
+            data_manager = DataManager.of(self, current, self._batch, manager)
+        except BaseException:
+            self._batch().discard([item])
+            raise
+        data_manager.add(item)
+        message_id: str = composed.message_id
+        return message_id
+
+    @abstractmethod
+    def _accept(self, composed: Composed) -> Any:
+        """Return a message as an item for the batch; leave nothing if it fails."""
+
+    @abstractmethod
+    def _batch(self) -> IBatch:
+        """Return a batch for one transaction."""
+
+
+@implementer(IQueuedMailDelivery)
+class QueuedMailDelivery(_MailDelivery):
+    """See `IQueuedMailDelivery`.
+
+    Raises `OptionError` for a path that can never be one. The folder is opened
+    by the first `send`, and created where it is missing; a parent that is
+    missing, a file or another folder there is a `QueueError`.
+    """
+
+    def __init__(
+        self,
+        queuePath: str,
+        *,
+        transaction_manager: ITransactionManager | None = None,
+    ) -> None:
+        super().__init__(transaction_manager)
+        self.queuePath: str = checked(IQueuedMailDelivery, "queuePath", queuePath)
+        # Opened once, also for the copies that `bind` makes.
+        self._store = functools.cache(functools.partial(Store, self.queuePath))
+
+    def _accept(self, composed: Composed) -> Any:
+        return self._store().stage(
+            composed.sender, composed.recipients, composed.chunks
+        )
+
+    def _batch(self) -> IBatch:
+        return self._store().batch()
+
+
+@implementer(IDirectMailDelivery)
+class DirectMailDelivery(_MailDelivery):
+    """See `IDirectMailDelivery`.
+
+    With `check_relay` the vote asks the mailer whether its relay answers, and
+    the transaction aborts if not; the mailer has to provide `IRelayCheck`.
+    """
+
+    def __init__(
+        self,
+        mailer: IMailer,
+        *,
+        check_relay: bool = False,
+        transaction_manager: ITransactionManager | None = None,
+    ) -> None:
+        super().__init__(transaction_manager)
+        self.mailer = checked_mailer(mailer)
+        self._check: Callable[[], None] | None = None
+        if check_relay:
+            checker = IRelayCheck(mailer, None)
+            if checker is None:
+                raise OptionError("check_relay", True, f"{mailer!r} has no check()")
+            self._check = checker.check
+        self._number = next(_numbers)
+
+    def _accept(self, composed: Composed) -> Transmission:
+        return Transmission(
+            composed.sender,
+            composed.recipients,
+            bytes(composed),
+            composed.message_id,
+        )
+
+    def _batch(self) -> IBatch:
+        return _Transmitting(
+            self.mailer,
+            self._check,
+            self.transaction_manager,
+            f"~mail:direct:{self._number:08d}",
+        )
+
+
+@implementer(IBatch)
+class _Transmitting:
+    """See `IBatch`; the items are transmissions."""
+
+    def __init__(
+        self,
+        mailer: IMailer,
+        check: Callable[[], None] | None,
+        transaction_manager: ITransactionManager,
+        sort_key: str,
+    ) -> None:
+        self._mailer = mailer
+        self._check = check
+        self._transaction_manager = transaction_manager
+        self.sort_key = sort_key
+
+    def prepare(self, items: Sequence[Transmission]) -> None:
+        if items and self._check is not None:
+            self._check()
+
+    def publish(self, items: Sequence[Transmission]) -> Callable[[], None]:
+        told: list[Announcement] = []
+        done = 0
+        try:
+            for attempt in attempt_all(self._mailer, items):
+                done += 1
+                told += announcements(attempt, self._mailer, attempt.report)
+        except Exception as error:
+            # A mailer that keeps no contract; but the commit is decided.
+            log.exception("%r failed", self._mailer)
+            told += self._failed(items[done:], error)
+        return functools.partial(self._dispatch, told)
+
+    def _failed(
+        self, items: Sequence[Transmission], error: Exception
+    ) -> Iterator[Announcement]:
+        for item in items:
+            report = from_exception(error, item.message_id, item.recipients)
+            attempt = Attempt(report, ())
+            yield from announcements(attempt, self._mailer, report)
+
+    def _dispatch(self, told: Sequence[Announcement]) -> None:
+        for announcement in told:
+            dispatch(announcement, self._transaction_manager)
+
+    def discard(self, items: Sequence[Transmission]) -> None:
+        """Nothing has been done."""

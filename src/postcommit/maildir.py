@@ -1,0 +1,199 @@
+"""Maildir folders (https://cr.yp.to/proto/maildir.html), made durable.
+
+A message is written in ``tmp``, and renamed into ``new`` when it is complete;
+so nobody ever sees half of one. What the original format leaves to the
+operating system is done here: a message is on the disk before its name is,
+and its name is on the disk when `commit` returns.
+"""
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from zope.interface import implementer
+from zope.interface import provider
+
+from postcommit.errors import NotAMaildirError
+from postcommit.errors import QueueError
+from postcommit.interfaces import IMaildir
+from postcommit.interfaces import IMaildirFactory
+from postcommit.interfaces import IMaildirMessageWriter
+
+
+FOLDERS = ("tmp", "new", "cur")
+
+# How many names are read, and sorted, at a time: a folder of a million
+# messages costs no more memory than one of a few thousand.
+_CHUNK = 2000
+
+_counter = itertools.count(1)
+
+
+def unique_name(seconds: float | None = None) -> str:
+    """Return a name for a new message: ``<s>.M<µs>P<pid>Q<count>.<host>``.
+
+    Names sort by time, `seconds` since the epoch, now by default.
+    """
+    microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
+    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
+    return (
+        f"{microseconds // 1_000_000:010d}.M{microseconds % 1_000_000:06d}"
+        f"P{os.getpid()}Q{next(_counter)}.{host}"
+    )
+
+
+@contextmanager
+def explained(path: str, doing: str) -> Iterator[None]:
+    """Turn an OSError of the body into a `QueueError` that names `path`."""
+    try:
+        yield
+    except QueueError:
+        raise
+    except OSError as error:
+        reason = f"cannot {doing}: {error.strerror or error}"
+        raise QueueError(path, reason, error) from error
+
+
+def sync(path: str) -> None:
+    """Have the file or folder at `path` written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: str) -> None:
+    """Remove the file `path`, if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def create_file(path: str) -> BinaryIO:
+    """Create the file `path`, readable by its owner only, to write to it."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "wb")
+
+
+@provider(IMaildirFactory)
+@implementer(IMaildir)
+class Maildir:
+    """See `IMaildir`, and `IMaildirFactory` for the arguments."""
+
+    def __init__(self, dirname: str, create: bool = False) -> None:
+        self.path = os.fspath(dirname)
+        if create and not os.path.lexists(self.path):
+            with explained(self.path, "create the Maildir"):
+                _create(self.path)
+        with explained(self.path, "open the Maildir"):
+            if not stat.S_ISDIR(os.stat(self.path).st_mode):
+                raise NotAMaildirError(self.path, "is no folder, so no Maildir")
+            present = os.listdir(self.path)
+        missing = [name for name in FOLDERS if name not in present]
+        if missing:
+            raise NotAMaildirError(
+                self.path,
+                f"is no Maildir, it has no {' and no '.join(missing)};"
+                " name another folder, or one that does not exist",
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.paths("new")
+        yield from self.paths("cur")
+
+    def folder(self, name: str) -> str:
+        """Return the path of ``tmp``, ``new`` or ``cur``."""
+        return f"{self.path}/{name}"
+
+    def paths(self, name: str) -> Iterator[str]:
+        """Iterate over the files of a folder, without those that begin with a dot.
+
+        In the order of their names, as far as a few thousand at a time can be.
+        """
+        folder = self.folder(name)
+        with os.scandir(folder) as entries:
+            names = (e.name for e in entries if not e.name.startswith("."))
+            while chunk := sorted(itertools.islice(names, _CHUNK)):
+                for found in chunk:
+                    yield f"{folder}/{found}"
+
+    def newMessage(self) -> MaildirMessageWriter:
+        return MaildirMessageWriter(self, unique_name())
+
+
+@implementer(IMaildirMessageWriter)
+class MaildirMessageWriter:
+    """See `IMaildirMessageWriter`.
+
+    `name` is the file's name, `path` where it is.
+    """
+
+    def __init__(self, maildir: Maildir, name: str) -> None:
+        self.name = name
+        self.path = f"{maildir.folder('tmp')}/{name}"
+        self._new = maildir.folder("new")
+        self._pending = True
+        with explained(self.path, "create the file"):
+            self._file = create_file(self.path)
+
+    def write(self, data: bytes | str) -> None:
+        with explained(self.path, "write"):
+            self._file.write(data.encode() if isinstance(data, str) else data)
+
+    def writelines(self, lines: Iterable[bytes | str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def close(self) -> None:
+        with explained(self.path, "write"):
+            self._file.close()
+
+    def commit(self) -> None:
+        if not self._pending:
+            if os.path.dirname(self.path) != self._new:
+                raise ValueError(f"{self.path}: was aborted, cannot be committed")
+            return
+        self.close()
+        with explained(self.path, "move the message into the Maildir"):
+            sync(self.path)
+            target = f"{self._new}/{self.name}"
+            os.rename(self.path, target)
+            self.path, self._pending = target, False
+            sync(self._new)
+
+    def abort(self) -> None:
+        if self._pending:
+            self._pending = False
+            try:
+                self._file.close()
+            except OSError:
+                pass  # what could not be written is not wanted any more
+            remove(self.path)
+
+
+def _create(path: str) -> None:
+    """Create a Maildir that is complete from the moment that it is there."""
+    parent = os.path.dirname(os.path.abspath(path))
+    building = tempfile.mkdtemp(prefix=".maildir-", dir=parent)
+    try:
+        for name in FOLDERS:
+            os.mkdir(f"{building}/{name}", 0o700)
+        os.rename(building, path)
+    except OSError:
+        shutil.rmtree(building)
+        if not os.path.isdir(path):
+            raise
+        # Otherwise another process was faster: rename(2) replaces no folder
+        # that has something in it.
+    sync(parent)

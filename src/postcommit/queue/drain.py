@@ -1,0 +1,189 @@
+"""One run through a queue: a feeder, which looks, and workers, which transmit.
+
+The feeder is the calling thread. It sleeps until a commit rings, an entry is
+due, a pause is over or the polling interval has passed; then it looks for
+entries and hands them to the workers. A worker takes as many at a time as are
+there, and the mailer transmits them one behind the other.
+"""
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from postcommit.interfaces import Tally
+from postcommit.queue.handoff import Handoff
+from postcommit.queue.pause import Pause
+from postcommit.queue.pause import State
+from postcommit.queue.processor import Processor
+from postcommit.queue.processor import Result
+from postcommit.queue.scan import Scan
+from postcommit.queue.store import Store
+from postcommit.queue.wakeup import Bell
+
+
+log = logging.getLogger(__name__)
+
+# What a worker hands to its mailer at a time, at most.
+_BATCH = 50
+
+
+# How often it is looked for what was half written and given up long ago.
+_CLEANING_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a drain works: threads, messages per second, seconds between looks."""
+
+    workers: int
+    rate_limit: float | None
+    polling_seconds: float
+
+
+class Drain:
+    """Runs one time, `until_stopped` or `once`."""
+
+    def __init__(
+        self, store: Store, processor: Processor, scan: Scan, pace: Pace
+    ) -> None:
+        self._store = store
+        self._processor = processor
+        self._scan = scan
+        self._pace = pace
+        self._next_slot = time.monotonic()
+        self._next_cleaning = time.monotonic()
+        self._pause = Pause(store.path)
+        self._handoff = Handoff(pace.workers * 2)
+        self._bell = Bell(store.path)
+        self._stopping = threading.Event()
+        self._over = threading.Event()
+        self._tallies: list[Tally] = []
+        self._workers = [
+            threading.Thread(target=self._work, name=f"postcommit-{n}", daemon=True)
+            for n in range(pace.workers)
+        ]
+
+    # For other threads
+
+    def stop(self) -> None:
+        """Let the attempts in flight finish, and then end. Does not wait."""
+        self._stopping.set()
+        self._handoff.close()
+        self._bell.ring()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it is over; tell whether it is."""
+        return self._over.wait(timeout)
+
+    def is_worked_by(self, thread: threading.Thread) -> bool:
+        """Tell whether `thread` is one of its workers."""
+        return thread in self._workers
+
+    # The feeder
+
+    def until_stopped(self) -> None:
+        """Work until `stop`."""
+        with self._running():
+            while not self._stopping.is_set():
+                self._clean()
+                self._feed()
+                self._bell.wait(self._seconds_to_sleep())
+
+    def once(self) -> Tally:
+        """Try once all that is due; end early if the relay is in trouble."""
+        with self._running():
+            self._feed()
+            self._handoff.join()
+        return Tally(*map(sum, zip(Tally(), *self._tallies, strict=True)))
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        for worker in self._workers:
+            worker.start()
+        try:
+            yield
+        finally:
+            self._handoff.close()
+            for worker in self._workers:
+                worker.join()
+            self._processor.abandon()
+            self._bell.close()
+            self._over.set()
+
+    def _feed(self) -> None:
+        """Hand all that is due to the workers, unless there is trouble."""
+        try:
+            for path in self._scan.due():
+                if self._stopping.is_set() or self._pause.state is State.PAUSED:
+                    self._scan.look_again()
+                    return
+                self._keep_pace()
+                self._handoff.put(path)
+                if self._pause.state is State.PROBING:
+                    self._handoff.join()
+        except OSError as error:
+            self._pause.failed(error)
+            self._scan.look_again()
+
+    def _keep_pace(self) -> None:
+        if self._pace.rate_limit is not None:
+            now = time.monotonic()
+            self._stopping.wait(max(0.0, self._next_slot - now))
+            self._next_slot = max(self._next_slot, now) + 1 / self._pace.rate_limit
+
+    def _seconds_to_sleep(self) -> float:
+        if self._pause.state is State.PAUSED:
+            return self._pause.seconds_left()
+        return min(self._pace.polling_seconds, self._scan.seconds_to_wait())
+
+    def _clean(self) -> None:
+        if time.monotonic() >= self._next_cleaning:
+            self._next_cleaning = time.monotonic() + _CLEANING_SECONDS
+            try:
+                self._store.remove_leftovers()
+            except OSError as error:
+                log.error("%s: cannot clean up: %s", self._store.path, error)
+
+    # The workers
+
+    def _work(self) -> None:
+        while (path := self._handoff.take()) is not None:
+            taken: list[str] = []
+            try:
+                for result in self._processor.work(self._paths(path, taken)):
+                    self._note(result)
+            except Exception as error:
+                # A mailer that keeps no contract must not end the loop.
+                log.exception("%s: a worker failed", self._store.path)
+                self._note(Result(trouble=error))
+            finally:
+                self._handoff.done(len(taken))
+
+    def _paths(self, first: str, taken: list[str]) -> Iterator[str]:
+        """Yield `first`, and what else there is to do, as long as all is well."""
+        for path in itertools.chain([first], self._handoff.take_more(_BATCH - 1)):
+            taken.append(path)
+            if self._pause.state is State.PAUSED:
+                self._scan.look_again()
+                return
+            yield path
+
+    def _note(self, result: Result) -> None:
+        if result.trouble is not None:
+            self._pause.failed(result.trouble)
+            self._scan.look_again()
+        elif result.stayed:
+            self._scan.look_again()
+            return
+        else:
+            self._pause.succeeded()
+            self._tallies.append(result.tally)
+        if result.due is not None:
+            self._scan.note_due(result.due)
+        if result.trouble is not None or result.due is not None:
+            self._bell.ring()  # the feeder has to reckon anew when to wake

@@ -1,0 +1,243 @@
+"""An entry: one message with its envelope, as a file in the queue.
+
+The first two lines are the envelope; those of an entry that was tried are
+followed by two more. Then comes the message, byte for byte::
+
+    X-Zope-From: shop@example.org
+    X-Zope-To: ann@example.org, bob@example.org
+    X-Zope-Attempts: 2
+    X-Zope-Reply: 450 4.2.0 Greylisted, come back later
+    Message-Id: <...>
+
+A message that begins with ``X-Zope-`` itself always gets all four, so that
+none of its own lines can be taken for ours.
+"""
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from dataclasses import field
+from email.errors import HeaderParseError
+from email.header import decode_header
+from email.header import make_header
+from typing import BinaryIO
+
+from postcommit.address import parse_recipients
+from postcommit.address import parse_sender
+from postcommit.address import split_addresses
+from postcommit.errors import AddressError
+from postcommit.errors import EntryError
+from postcommit.errors import QueueError
+from postcommit.queue.lock import FileLock
+
+
+FROM = b"X-Zope-From: "
+TO = b"X-Zope-To: "
+ATTEMPTS = b"X-Zope-Attempts: "
+REPLY = b"X-Zope-Reply: "
+UNREADABLE = b"X-Zope-Unreadable: "
+
+# No envelope is longer; a damaged file may be one line of any length.
+_LONGEST_LINE = 16 * 2**20
+
+# One field among the header lines of the message, with its folded lines.
+_ACTUALLY = re.compile(
+    rb"^X-Actually-(From|To):[ \t]*(.*(?:\r?\n[ \t].*)*)(?:\r?\n|\Z)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BLANK_LINE = re.compile(rb"^\r?$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the file of an entry says."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    message: bytes = field(repr=False)
+    attempts: int = 0
+    last_reply: str = ""
+
+    def preamble(self) -> bytes:
+        """Return the lines before the message."""
+        return preamble(
+            self.sender,
+            self.recipients,
+            self.message[: len(b"X-Zope-")],
+            self.attempts,
+            self.last_reply,
+        )
+
+
+def preamble(
+    sender: str,
+    recipients: tuple[str, ...],
+    beginning: bytes,
+    attempts: int = 0,
+    last_reply: str = "",
+) -> bytes:
+    """Return the lines before a message with this `beginning`."""
+    lines = [FROM, sender.encode(), b"\n", TO, ", ".join(recipients).encode(), b"\n"]
+    if attempts or last_reply or beginning.lower().startswith(b"x-zope-"):
+        one_line = " ".join(last_reply.split())
+        lines += [ATTEMPTS, b"%d\n" % attempts, REPLY, one_line.encode(), b"\n"]
+    return b"".join(lines)
+
+
+def read_entry(file: BinaryIO) -> Entry:
+    """Read an entry. Raises `EntryError` for anything else."""
+    first = file.readline(_LONGEST_LINE)
+    if not first:
+        raise EntryError("the file is empty")
+    if not first.startswith(FROM.rstrip()):
+        return _read_foreign(first + file.read())
+    sender = _value(first, FROM)
+    recipients = _value(file.readline(_LONGEST_LINE), TO)
+    attempts, last_reply, beginning = _read_history(file)
+    message = beginning + file.read() if beginning else file.read()
+    if not message:
+        raise EntryError("there is no message after the envelope")
+    return _entry(sender, recipients, message, attempts, last_reply)
+
+
+def _read_history(file: BinaryIO) -> tuple[int, str, bytes]:
+    """Return attempts, last reply, and what was read of the message instead."""
+    line = file.readline(_LONGEST_LINE)
+    number = line[len(ATTEMPTS) :].strip()
+    if not line.startswith(ATTEMPTS) or not number.isdigit():
+        return 0, "", line
+    reply = file.readline(_LONGEST_LINE)
+    if not reply.startswith(REPLY):
+        return 0, "", line + reply
+    return int(number), _value(reply, REPLY), b""
+
+
+def _value(line: bytes, name: bytes) -> str:
+    if not line.startswith(name.rstrip()) or not line.endswith(b"\n"):
+        raise EntryError(f"there is no whole line {name.decode().strip()}")
+    try:
+        return line[len(name) :].decode().strip()
+    except UnicodeDecodeError as error:
+        raise EntryError(f"{name.decode().strip()} is no UTF-8: {error}") from error
+
+
+def _entry(
+    sender: str, recipients: str, message: bytes, attempts: int = 0, reply: str = ""
+) -> Entry:
+    try:
+        return Entry(
+            parse_sender(sender),
+            parse_recipients(split_addresses(recipients)),
+            message,
+            attempts,
+            reply,
+        )
+    except AddressError as error:
+        raise EntryError(f"the envelope is damaged: {error}") from error
+
+
+def _read_foreign(data: bytes) -> Entry:
+    """Read an entry of repoze.sendmail: the envelope is among the header fields."""
+    if data.startswith(UNREADABLE):
+        reason = _value(data[: data.find(b"\n") + 1], UNREADABLE)
+        raise EntryError(f"it was set aside before: {reason}")
+    blank = _BLANK_LINE.search(data)
+    end = blank.start() if blank else len(data)
+    header, rest = data[:end], data[end:]
+    found = {name.lower(): value for name, value in _ACTUALLY.findall(header)}
+    if found.keys() != {b"from", b"to"}:
+        raise EntryError("there is no envelope")
+    message = _ACTUALLY.sub(b"", header) + rest
+    return _entry(_decoded(found[b"from"]), _decoded(found[b"to"]), message)
+
+
+def _decoded(value: bytes) -> str:
+    """Decode a header field's value (RFC 2047)."""
+    try:
+        text = re.sub(r"\r?\n(?=[ \t])", "", value.decode())
+        return str(make_header(decode_header(text))).strip()
+    except (ValueError, LookupError, HeaderParseError) as error:
+        raise EntryError(f"the envelope is damaged: {error}") from error
+
+
+def accepted_at(name: str) -> float | None:
+    """Return when the entry of this file name was accepted, None if it tells not.
+
+    Names of other Maildir writers begin with the seconds, too.
+    """
+    match = re.match(r"(\d{9,11})(?:\.M(\d{1,6})(?!\d))?", name)
+    if match is None:
+        return None
+    return int(match[1]) + int(match[2] or 0) / 1e6
+
+
+class Claim:
+    """An entry that is being worked on, by this thread and no other.
+
+    `path` is where it is. No claim outlives the process that took it.
+    """
+
+    def __init__(self, path: str, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def take(cls, path: str) -> Claim | None:
+        """Claim the entry at `path`; None if it is claimed, or gone.
+
+        Raises OSError for what cannot be opened, or is no regular file.
+        """
+        try:
+            lock = FileLock(path)
+        except FileNotFoundError:
+            return None
+        kept = False
+        try:
+            kept = lock.acquire() and _is_still(lock.descriptor, path)
+        finally:
+            if not kept:
+                lock.release()
+        return cls(path, lock) if kept else None
+
+    @property
+    def stem(self) -> str:
+        """The file's name without the flags that it has in ``cur``."""
+        return stem(self.path)
+
+    def read(self) -> Entry:
+        """Read the entry. Raises `EntryError` where it is none."""
+        with open(self._lock.descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return read_entry(file)
+
+    def read_bytes(self) -> bytes:
+        """Read the file as it is."""
+        with open(self._lock.descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
+
+    def release(self) -> None:
+        """Let others claim what is left of the entry. May be called again."""
+        self._lock.release()
+
+
+def stem(path: str) -> str:
+    """Return the name of an entry without the flags that it has in ``cur``."""
+    return os.path.basename(path).partition(":2,")[0]
+
+
+def _is_still(descriptor: int, path: str) -> bool:
+    """Tell whether the file that we have locked is the one at `path`.
+
+    Between our opening and locking it, its holder may have settled the entry:
+    then ours was removed, or replaced by another file.
+    """
+    locked = os.fstat(descriptor)
+    if not stat.S_ISREG(locked.st_mode):
+        raise QueueError(path, "is no regular file; remove it from the queue")
+    try:
+        return os.path.samestat(os.stat(path), locked)
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,72 @@
+"""The pause of a whole queue while its relay, or its disk, is in trouble.
+
+=============  ==============================================  ==============
+state          when                                            what is tried
+=============  ==============================================  ==============
+``OPEN``       all is well                                     everything
+``PAUSED``     after a failure, for 1 s, 2 s, 4 s… to 5 min    nothing
+``PROBING``    the pause is over                               one entry
+=============  ==============================================  ==============
+"""
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+
+from postcommit.queue.schedule import pause_after
+
+
+log = logging.getLogger(__name__)
+
+
+class State(enum.Enum):
+    OPEN = "open"
+    PAUSED = "paused"
+    PROBING = "probing"
+
+
+class Pause:
+    """The state of one queue; may be used by several threads at once.
+
+    The log hears of a trouble once, when it begins or becomes another one, and
+    of its end.
+    """
+
+    def __init__(self, queue_path: str) -> None:
+        self._queue_path = queue_path
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._until = 0.0
+        self._reason = ""
+
+    @property
+    def state(self) -> State:
+        if not self._failures:
+            return State.OPEN
+        return State.PAUSED if self.seconds_left() > 0 else State.PROBING
+
+    def seconds_left(self) -> float:
+        """Return for how long the pause lasts; 0 where there is none."""
+        return max(0.0, self._until - time.monotonic())
+
+    def failed(self, reason: object) -> None:
+        """Begin a pause, or a longer one.
+
+        What was in flight with others when it began does not make it longer.
+        """
+        with self._lock:
+            if self.state is not State.PAUSED:
+                self._failures += 1
+                self._until = time.monotonic() + pause_after(self._failures)
+            if self._reason != str(reason):
+                self._reason = str(reason)
+                log.error("%s: the queue pauses: %s", self._queue_path, reason)
+
+    def succeeded(self) -> None:
+        """End the pause: it works again."""
+        with self._lock:
+            if self._failures:
+                log.info("%s: the queue goes on", self._queue_path)
+            self._failures, self._until, self._reason = 0, 0.0, ""

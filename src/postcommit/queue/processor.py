@@ -1,0 +1,269 @@
+"""Works on entries: claim, transmit, settle, tell. No thread and no sleep.
+
+What a report means for an entry:
+
+=======================  ==================================================
+report                   the entry
+=======================  ==================================================
+every recipient sent     removed
+some failed for now      rewritten with just those; due by the schedule
+some were rejected       those go to ``.Failed``; the rest goes on
+the relay failed         left as it is, no attempt counted
+too old                  what failed for now is rejected
+unreadable               to ``.Failed``, with the reason
+=======================  ==================================================
+"""
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import replace
+
+import transaction
+import zope.event
+
+from postcommit.attempt import Attempt
+from postcommit.attempt import Transmission
+from postcommit.attempt import announcements
+from postcommit.attempt import attempt_all
+from postcommit.errors import EntryError
+from postcommit.event import Announcement
+from postcommit.event import MailRejectedEvent
+from postcommit.event import dispatch
+from postcommit.event import dispatch_events
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import Status
+from postcommit.interfaces import Tally
+from postcommit.message import message_id_of
+from postcommit.queue.entry import Claim
+from postcommit.queue.entry import Entry
+from postcommit.queue.schedule import Schedule
+from postcommit.queue.store import Store
+from postcommit.report import given_up
+
+
+log = logging.getLogger(__name__)
+
+# So many files that make trouble are remembered, to be logged only once.
+_MOST_TROUBLES = 1000
+
+_NOTHING = Tally()
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one entry, for whoever schedules the work.
+
+    `due` is when it is tried again; `stayed`, that it is where it was, though
+    it is due; `trouble`, that relay or disk are in trouble, and every other
+    entry would fare alike.
+    """
+
+    tally: Tally = _NOTHING
+    due: float | None = None
+    stayed: bool = False
+    trouble: object = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A claimed entry, and what was transmitted of it."""
+
+    claim: Claim
+    entry: Entry
+    accepted: float
+    transmission: Transmission
+
+
+@dataclass(frozen=True)
+class _Settlement:
+    """What is to be done to an entry, once an attempt is over."""
+
+    job: _Job
+    report: IDeliveryReport
+    due: float
+    announcements: tuple[Announcement, ...]
+
+
+class Processor:
+    """Works on the entries of `store`; may be used by several threads at once."""
+
+    def __init__(
+        self,
+        store: Store,
+        mailer: IMailer,
+        schedule: Schedule,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._mailer = mailer
+        self._schedule = schedule
+        self._clock = clock
+        self._unsettled: deque[_Settlement] = deque()
+        self._troubles: dict[str, str] = {}
+
+    def work(self, paths: Iterable[str]) -> Iterator[Result]:
+        """Work on the entries at `paths`, and yield a result for each.
+
+        A path is only taken when the mailer is ready for it. Raises what
+        `paths` raises, and what a mailer does against its contract; no claim
+        is left then.
+        """
+        for _ in range(len(self._unsettled)):
+            yield self._settle(self._unsettled.popleft())
+        jobs: deque[_Job] = deque()
+        results: deque[Result] = deque()
+        try:
+            taken = self._take_all(paths, jobs, results)
+            for attempt in attempt_all(self._mailer, taken):
+                yield self._conclude(jobs.popleft(), attempt)
+            yield from results
+        finally:
+            for job in jobs:
+                job.claim.release()
+
+    def abandon(self) -> None:
+        """Let go of what was transmitted, but could not be settled."""
+        while self._unsettled:
+            settlement = self._unsettled.popleft()
+            log.critical(
+                "%s: transmitted, but it could not be removed from the queue;"
+                " it will be sent again: %s",
+                settlement.job.claim.path,
+                settlement.report,
+            )
+            settlement.job.claim.release()
+
+    # Take
+
+    def _take_all(
+        self, paths: Iterable[str], jobs: deque[_Job], results: deque[Result]
+    ) -> Iterator[Transmission]:
+        for path in paths:
+            try:
+                job = self._take(path)
+            except Exception as error:
+                # Whatever it is, it is about one entry, and the loop goes on.
+                self._log_trouble(path, error)
+                job = None
+            if job is None:
+                results.append(Result(stayed=True))
+                continue
+            jobs.append(job)
+            yield job.transmission
+
+    def _take(self, path: str) -> _Job | None:
+        claim = self._store.claim(path)
+        if claim is None:
+            return None
+        try:
+            entry = claim.read()
+            accepted = self._store.accepted(claim)
+        except EntryError as error:
+            self._bury_unreadable(claim, error)
+            return None
+        except BaseException:
+            claim.release()
+            raise
+        self._troubles.pop(path, None)
+        message_id = message_id_of(entry.message)
+        transmission = Transmission(
+            entry.sender, entry.recipients, entry.message, message_id
+        )
+        return _Job(claim, entry, accepted, transmission)
+
+    def _bury_unreadable(self, claim: Claim, error: EntryError) -> None:
+        try:
+            message_id = message_id_of(claim.read_bytes())
+            self._store.bury_unreadable(claim, error.reason)
+        finally:
+            claim.release()
+        log.error("%s: unreadable, now a dead letter: %s", claim.path, error.reason)
+        notify = getattr(self._mailer, "notify", zope.event.notify)
+        event = MailRejectedEvent(message_id, f"unreadable: {error.reason}")
+        dispatch_events([event], notify, transaction.manager)
+
+    def _log_trouble(self, path: str, error: Exception) -> None:
+        """Log what is the matter with `path`, but not at every look."""
+        if self._troubles.get(path) != str(error):
+            log.error("%s: left in the queue", path, exc_info=error)
+        if len(self._troubles) >= _MOST_TROUBLES:
+            self._troubles.clear()
+        self._troubles[path] = str(error)
+
+    # Settle
+
+    def _conclude(self, job: _Job, attempt: Attempt) -> Result:
+        report = attempt.report
+        if report.relay_failure is not None:
+            job.claim.release()
+            return Result(stayed=True, trouble=report.relay_failure)
+        now = self._clock()
+        if self._schedule.is_too_old(job.accepted, now):
+            report = given_up(report)
+        due = self._schedule.next_attempt(job.accepted, now)
+        told = tuple(announcements(attempt, self._mailer, report))
+        return self._settle(_Settlement(job, report, due, told))
+
+    def _settle(self, settlement: _Settlement) -> Result:
+        job, report = settlement.job, settlement.report
+        try:
+            due = self._write(settlement)
+        except Exception as error:
+            # It may have been sent: the claim is kept, so that nobody sends
+            # it again, until the disk has recovered.
+            self._log_trouble(job.claim.path, error)
+            self._unsettled.append(settlement)
+            return Result(trouble=error)
+        job.claim.release()
+        for announcement in settlement.announcements:
+            dispatch(announcement, transaction.manager)
+        failed_for_now = len(report.deferred) + len(report.uncertain)
+        tally = Tally(len(report.sent), failed_for_now, len(report.rejected))
+        return Result(tally, due)
+
+    def _write(self, settlement: _Settlement) -> float | None:
+        """Do to the entry what the report says; return when it is due again."""
+        job, report, due = settlement.job, settlement.report, settlement.due
+        rejected = tuple(o.recipient for o in report.rejected)
+        over = {o.recipient for o in report.sent}.union(rejected)
+        # By what is over, not by what is deferred: no recipient can get lost.
+        left = tuple(r for r in job.entry.recipients if r not in over)
+        if rejected:
+            reply = _replies(report, Status.REJECTED)
+            self._store.bury(job.claim, _tried(job.entry, rejected, reply))
+        if not left:
+            self._store.finish(job.claim)
+            return None
+        reply = _replies(report, Status.DEFERRED, Status.UNCERTAIN)
+        try:
+            self._store.defer(job.claim, _tried(job.entry, left, reply), due)
+        except OSError as error:
+            if error.errno not in _FULL or left != job.entry.recipients:
+                raise
+            self._store.postpone(job.claim, due)
+        return due
+
+
+def _tried(entry: Entry, recipients: tuple[str, ...], reply: str) -> Entry:
+    return replace(
+        entry, recipients=recipients, attempts=entry.attempts + 1, last_reply=reply
+    )
+
+
+def _replies(report: IDeliveryReport, *statuses: Status) -> str:
+    """Return the reply that the outcomes share, or each with its recipient."""
+    outcomes = [o for o in report.outcomes if o.status in statuses]
+    replies = dict.fromkeys(str(o.reply) for o in outcomes)
+    if len(replies) == 1:
+        return next(iter(replies))
+    return "; ".join(f"{o.recipient}: {o.reply}" for o in outcomes)

@@ -1,0 +1,128 @@
+"""`QueueProcessor`: drains a queue in threads, until it is told to stop."""
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from zope.interface import implementer
+
+from postcommit.errors import OptionError
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import Tally
+from postcommit.options import checked
+from postcommit.options import checked_mailer
+from postcommit.queue.drain import Drain
+from postcommit.queue.drain import Pace
+from postcommit.queue.processor import Processor
+from postcommit.queue.scan import Scan
+from postcommit.queue.schedule import Schedule
+from postcommit.queue.store import Store
+
+
+# At exit, attempts in flight get so many seconds. What is cut off then was
+# not settled, and is sent again.
+_EXIT_SECONDS = 10.0
+
+_checked = functools.partial(checked, IMailQueueProcessor)
+
+
+@implementer(IMailQueueProcessor)
+class QueueProcessor:
+    """See `IMailQueueProcessor`, also for the arguments, units and defaults.
+
+    `clock` returns the seconds since the epoch. Raises `OptionError` for an
+    option that can never work; the folder is opened, or created, by the first
+    method that works on it, and raises `QueueError` there.
+    """
+
+    def __init__(
+        self,
+        queuePath: str,
+        mailer: IMailer,
+        pollingInterval: int = IMailQueueProcessor["pollingInterval"].default,
+        *,
+        workers: int = IMailQueueProcessor["workers"].default,
+        rate_limit: float | None = IMailQueueProcessor["rate_limit"].default,
+        min_backoff: float = IMailQueueProcessor["min_backoff"].default,
+        max_backoff: float = IMailQueueProcessor["max_backoff"].default,
+        max_age: float = IMailQueueProcessor["max_age"].default,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.queuePath: str = _checked("queuePath", queuePath)
+        self.mailer = checked_mailer(mailer)
+        self.pollingInterval: int = _checked("pollingInterval", pollingInterval)
+        self.workers: int = _checked("workers", workers)
+        self.rate_limit: float | None = _checked("rate_limit", rate_limit)
+        self.min_backoff: float = _checked("min_backoff", min_backoff)
+        self.max_backoff: float = _checked("max_backoff", max_backoff)
+        self.max_age: float = _checked("max_age", max_age)
+        if self.min_backoff > self.max_backoff:
+            reason = f"must not be less than min_backoff={self.min_backoff!r}"
+            raise OptionError("max_backoff", self.max_backoff, reason)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._drains: dict[Drain, int] = {}
+        self._background: threading.Thread | None = None
+
+    def run(self) -> None:
+        self._run(self._new_drain())
+
+    def start(self) -> None:
+        with self._lock:
+            if self._background is not None and self._background.is_alive():
+                return
+            # Made here, so that the caller hears of a folder that is no queue.
+            drain = self._new_drain()
+            self._background = threading.Thread(
+                target=self._run, args=(drain,), name="postcommit", daemon=True
+            )
+            self._background.start()
+        atexit.register(self.stop, _EXIT_SECONDS)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """See `IMailQueueProcessor`.
+
+        Called by one of its own workers, in a subscriber to an event, it does
+        not wait, and returns False.
+        """
+        atexit.unregister(self.stop)
+        # A forked child has no part in what its parent runs.
+        drains = [d for d, pid in list(self._drains.items()) if pid == os.getpid()]
+        for drain in drains:
+            drain.stop()
+        until = None if timeout is None else time.monotonic() + timeout
+        for drain in drains:
+            if drain.is_worked_by(threading.current_thread()):
+                return False
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not drain.wait(left):
+                return False
+        return True
+
+    def flush(self) -> Tally:
+        drain = self._new_drain()
+        try:
+            return drain.once()
+        finally:
+            del self._drains[drain]
+
+    def _run(self, drain: Drain) -> None:
+        try:
+            drain.until_stopped()
+        finally:
+            del self._drains[drain]
+
+    def _new_drain(self) -> Drain:
+        store = Store(self.queuePath)
+        schedule = Schedule(self.min_backoff, self.max_backoff, self.max_age)
+        processor = Processor(store, self.mailer, schedule, self._clock)
+        scan = Scan(store.maildir, self._clock)
+        pace = Pace(self.workers, self.rate_limit, self.pollingInterval / 1000)
+        drain = Drain(store, processor, scan, pace)
+        self._drains[drain] = os.getpid()
+        return drain

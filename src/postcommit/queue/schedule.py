@@ -1,0 +1,46 @@
+"""When a deferred entry is tried again, and when it is given up.
+
+Pure functions of time. After Postfix: the next attempt is as far away as the
+entry is old, within bounds; so the schedule needs to know nothing but when
+the entry was accepted.
+"""
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+JITTER = 0.1
+
+# A relay in trouble is asked again after so many seconds, and then after
+# twice as many each time, up to the longest.
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 300.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The bounds, in seconds; see `IMailQueueProcessor` for their defaults."""
+
+    min_backoff: float
+    max_backoff: float
+    max_age: float
+
+    def next_attempt(self, accepted: float, now: float) -> float:
+        """Return when an entry that was just deferred is due again.
+
+        With a jitter of 10 %, so that what failed together does not come back
+        together.
+        """
+        age = now - accepted
+        backoff = min(max(age, self.min_backoff), self.max_backoff)
+        return now + backoff * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+
+    def is_too_old(self, accepted: float, now: float) -> bool:
+        """Tell whether an entry that failed for now is given up."""
+        return now - accepted >= self.max_age
+
+
+def pause_after(failures: int) -> float:
+    """Return for how many seconds the queue pauses after so many `failures`."""
+    return float(min(FIRST_PAUSE * 2 ** min(failures - 1, 16), LONGEST_PAUSE))
