@@ -1,0 +1,150 @@
+"""Bytes to and from a relay, with a bound on every wait."""
+from __future__ import annotations
+
+import ipaddress
+import select
+import socket
+import ssl
+import time
+
+
+# No single call of send() is handed more, so that the time-out is for so much.
+_BLOCK = 1 << 16
+
+_READ_SIZE = 1 << 16
+
+
+def connect(hostname: str, port: int, timeout: float) -> Channel:
+    """Connect to the first address of `hostname` that answers.
+
+    `timeout`, in seconds, is for all addresses together: each gets its share of
+    what is left. Raises OSError, or ValueError for what can be no host name.
+    """
+    deadline = time.monotonic() + timeout
+    found = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM)
+    failure = OSError("the name has no address")
+    for left, (family, kind, protocol, _, address) in zip(
+        range(len(found), 0, -1), found, strict=True
+    ):
+        share = max(deadline - time.monotonic(), 0.001) / left
+        try:
+            connection = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that this host does not speak
+            failure = error
+            continue
+        try:
+            connection.settimeout(share)
+            connection.connect(address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            connection.close()
+            failure = error
+        else:
+            return Channel(connection)
+    raise failure
+
+
+class Channel:
+    """A connected socket, and what was received of it but not yet read.
+
+    `data` from `position` on is unread. `sent` is how many bytes of the last
+    `write` the system has taken: they may have reached the relay. Time-outs are
+    in seconds; TimeoutError, another OSError, and ConnectionError for an end of
+    the connection are raised as they come.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self.data = b""
+        self.position = 0
+        self.sent = 0
+
+    def write(self, data: bytes, timeout: float) -> None:
+        """Send all of `data`; each block of 64 KiB may take `timeout`."""
+        self.sent = 0
+        self._bound(timeout)
+        if len(data) <= _BLOCK:
+            self.sent = self._socket.send(data)
+        view = memoryview(data)
+        while self.sent < len(data):
+            self._write_block(view[self.sent : self.sent + _BLOCK], timeout)
+
+    def _write_block(self, block: memoryview, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while block:
+            self._bound(_remaining(deadline))
+            taken = self._socket.send(block)
+            self.sent += taken
+            block = block[taken:]
+
+    def fill(self, timeout: float) -> None:
+        """Wait until there is more in `data`."""
+        self._bound(timeout)
+        received = self._socket.recv(_READ_SIZE)
+        if not received:
+            raise ConnectionResetError("the relay closed the connection")
+        self.data = self.data[self.position :] + received
+        self.position = 0
+
+    def refill(self, deadline: float) -> None:
+        """Wait until there is more in `data`, or until `deadline`.
+
+        That is a time of `time.monotonic`.
+        """
+        self.fill(_remaining(deadline))
+
+    def _bound(self, timeout: float) -> None:
+        if self._socket.gettimeout() != timeout:  # setting it is a system call
+            self._socket.settimeout(timeout)
+
+    @property
+    def unread(self) -> bool:
+        """Whether something was received that nobody asked for yet."""
+        return self.position < len(self.data)
+
+    def discard(self) -> None:
+        """Forget what was received."""
+        self.data = b""
+        self.position = 0
+
+    def is_quiet(self) -> bool:
+        """Whether the connection stands, as far as one can see, and is silent."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not self.unread and not poll.poll(0)
+
+    def start_tls(
+        self, context: ssl.SSLContext, hostname: str, timeout: float
+    ) -> None:
+        """Speak TLS from here on, with a relay that is called `hostname`."""
+        self.discard()
+        self._socket.settimeout(timeout)
+        self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
+
+    @property
+    def is_encrypted(self) -> bool:
+        return isinstance(self._socket, ssl.SSLSocket)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the relay's address is one of this host's loopback."""
+        address = ipaddress.ip_address(self._socket.getpeername()[0].partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None)
+        return (mapped or address).is_loopback
+
+    @property
+    def local_address(self) -> str:
+        """This host's own address, without a zone."""
+        address: str = self._socket.getsockname()[0]
+        return address.partition("%")[0]
+
+    def close(self) -> None:
+        """Close the socket, and say nothing."""
+        self._socket.close()
+
+
+def _remaining(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError("timed out")
+    return remaining

@@ -1,0 +1,95 @@
+"""Replies on the wire (RFC 5321, 4.2) as `Reply` objects: pure functions."""
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from postcommit.errors import RelayError
+from postcommit.report import Reply
+
+
+# RFC 5321, 4.5.3.1.5, allows 512 for a line. Nobody needs more than this for
+# all lines of a reply, and a relay shall not fill our memory.
+MAX_REPLY = 1 << 16
+
+_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n]*))?\r?\n\Z")
+_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z)")
+
+
+def take(data: bytes, start: int) -> tuple[Reply, int] | None:
+    """Return the reply that begins at `start`, and where it ends.
+
+    None where it is not complete yet. Raises `RelayError` for what is no reply
+    or will never end.
+    """
+    position = start
+    while True:
+        end = data.find(b"\n", position) + 1
+        if max(end, len(data) * (not end)) - start > MAX_REPLY:
+            raise RelayError(f"the relay's reply is longer than {MAX_REPLY} bytes")
+        if not end:
+            return None
+        if data[position + 3 : position + 4] != b"-":
+            break
+        position = end
+    if position == start and end - start <= 128:
+        return _parse_short(data[start:end]), end
+    return parse(data[start:end]), end
+
+
+def parse(data: bytes) -> Reply:
+    """Return the complete reply `data`, line ends included, as an object.
+
+    Raises `RelayError` where it is none.
+    """
+    codes = set()
+    texts = []
+    for line in data.splitlines(keepends=True) if data.count(b"\n") > 1 else [data]:
+        found = _LINE.match(line)
+        if found is None:
+            shown = line[:80].decode("ascii", "backslashreplace").strip()
+            raise RelayError(f"the relay's reply is not SMTP: {shown!r}")
+        codes.add(found[1])
+        text = (found[3] or b"").decode("utf-8", "replace")
+        texts.append(_printable(text.replace("\t", " ")))
+    if len(codes) > 1:
+        raise RelayError(f"the relay's reply has several codes: {sorted(codes)}")
+    return _reply(int(codes.pop()), texts)
+
+
+# Most replies are the same all over again.
+_parse_short = lru_cache(256)(parse)
+
+
+def _reply(code: int, texts: list[str]) -> Reply:
+    found = _ENHANCED.match(texts[0])
+    if found is None or found[1][0] != str(code)[0]:
+        return Reply(code, "", "\n".join(texts))
+    prefix = found[0]
+    return Reply(
+        code,
+        found[1],
+        "\n".join(
+            # RFC 2034, 4: the enhanced code is repeated on each line.
+            text[len(prefix) :] if text.startswith(prefix) else text
+            for text in texts
+        ),
+    )
+
+
+def _printable(text: str) -> str:
+    """Replace what could disturb the terminal that shows the log."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def extensions_of(reply: Reply) -> dict[str, str]:
+    """Return what a reply to EHLO offers: keywords, upper case, to parameters."""
+    offered: dict[str, str] = {}
+    for line in reply.text.split("\n")[1:]:
+        # Some old servers have AUTH=LOGIN instead of AUTH LOGIN.
+        word, _, parameters = line.replace("AUTH=", "AUTH ").partition(" ")
+        keyword = word.upper()
+        offered[keyword] = f"{offered.get(keyword, '')} {parameters}".strip()
+    return offered

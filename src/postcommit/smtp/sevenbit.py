@@ -1,0 +1,105 @@
+"""Messages of 8 bits for relays that take only 7 (RFC 6152, 3)."""
+from __future__ import annotations
+
+import re
+from base64 import encodebytes
+from binascii import b2a_qp
+from email.generator import BytesGenerator
+from email.header import Header
+from email.message import Message
+from email.parser import BytesParser
+from email.policy import compat32
+from io import BytesIO
+
+
+# Lines are long enough as they are: nothing is folded anew.
+_POLICY = compat32.clone(linesep="\r\n", max_line_length=0)
+
+_WORD = r'[^\s<>,;"]*[^\x00-\x7f\s][^\s<>,;"]*'
+
+# A quoted string, or words in a row, with a character that is not ASCII; the
+# local part of an address is not meant.
+_FOREIGN = re.compile(
+    rf'"[^"]*[^\x00-\x7f"][^"]*"(?!@)|(?!\S*@){_WORD}(?:\s+(?!\S*@){_WORD})*'
+)
+
+
+def to_seven_bits(message: bytes) -> bytes:
+    """Return `message`, whose line ends are CRLF, with ASCII characters only.
+
+    Text becomes quoted-printable, other content base64, and header fields get
+    encoded words (RFC 2047). That says the same, though a signature over it no
+    longer fits. What cannot be re-encoded is left as it is.
+    """
+    parsed = BytesParser(policy=_POLICY).parsebytes(message)
+    for part in parsed.walk():
+        _encode_header(part)
+        if part.is_multipart():
+            _relabel(part, "7bit")
+        else:
+            _encode_body(part)
+    if "MIME-Version" not in parsed:
+        parsed["MIME-Version"] = "1.0"
+    buffer = BytesIO()
+    BytesGenerator(buffer, mangle_from_=False, policy=_POLICY).flatten(parsed)
+    return buffer.getvalue()
+
+
+def _encode_header(part: Message) -> None:
+    fields = list(part.raw_items())
+    for name in {name for name, _ in fields}:
+        del part[name]
+    for name, value in fields:
+        if not value.isascii():
+            raw = value.encode("ascii", "surrogateescape")
+            encode = _parameter if name.lower().startswith("content-") else _words
+            value = _FOREIGN.sub(encode, raw.decode(_charset(raw)))
+        part.set_raw(name, value)
+
+
+def _words(found: re.Match[str]) -> str:
+    return Header(found[0].strip('"'), "utf-8").encode(linesep="\r\n")
+
+
+def _parameter(found: re.Match[str]) -> str:
+    # A form that no RFC allows, but which everybody reads.
+    return f'"{_words(found)}"'
+
+
+def _encode_body(part: Message) -> None:
+    payload = str(part.get_payload())
+    if payload.isascii() or _encoding(part) in ("quoted-printable", "base64"):
+        return
+    body = payload.encode("ascii", "surrogateescape")
+    if part.get_content_maintype() == "text":
+        if part.get_param("charset") is None:
+            part.set_param("charset", _charset(body))
+        _relabel(part, "quoted-printable")
+        encoded = b2a_qp(body)
+    else:
+        _relabel(part, "base64")
+        encoded = encodebytes(body)
+    part.set_payload(encoded.decode("ascii"))
+
+
+def _relabel(part: Message, encoding: str) -> None:
+    """Say that the body of `part` is in `encoding`, if it says anything yet.
+
+    A container says nothing unless it has 8 bits.
+    """
+    if part.is_multipart() and _encoding(part) not in ("8bit", "binary"):
+        return
+    del part["Content-Transfer-Encoding"]
+    part["Content-Transfer-Encoding"] = encoding
+
+
+def _encoding(part: Message) -> str:
+    return str(part.get("Content-Transfer-Encoding", "")).strip().lower()
+
+
+def _charset(data: bytes) -> str:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "iso-8859-1"
+    return "utf-8"

@@ -1,0 +1,290 @@
+"""One message on its way through a dialogue: commands, replies, account.
+
+No bytes are moved here. Commands are handed out in groups, replies are taken in
+in the same order, and in the end each recipient is accounted for exactly once.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from postcommit.address import needs_smtputf8
+from postcommit.address import on_the_wire
+from postcommit.errors import RelayError
+from postcommit.interfaces import Status
+from postcommit.message import to_crlf
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
+from postcommit.report import Stage
+from postcommit.report import judge
+from postcommit.smtp.sevenbit import to_seven_bits
+from postcommit.smtp.wire import END_OF_DATA
+from postcommit.smtp.wire import stuffed
+
+
+_UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+_NO_SMTPUTF8 = Reply(0, "5.6.7", "The address needs SMTPUTF8, the relay lacks it")
+_NO_8BITMIME = Reply(0, "5.6.3", "The message needs 8BITMIME, the relay lacks it")
+_NO_ADDRESS = Reply(0, "5.1.3", "A control character in an address")
+
+
+class _Command(NamedTuple):
+    stage: Stage
+    line: bytes
+    recipient: int = 0  # its index
+
+
+class Transfer:
+    """One message: what is to be said, and what came of it.
+
+    It is prepared for a relay's extensions, and anew for another connection.
+    `heard` is whether the relay has replied to a command of it; `retried` and
+    `is_first` are for whoever has the connection: whether this is the message's
+    second one, and whether the message is the connection's first one.
+    """
+
+    def __init__(
+        self, sender: str, recipients: Sequence[str], message: bytes, message_id: str
+    ) -> None:
+        self.sender = sender
+        self.recipients = tuple(recipients)
+        self.message_id = message_id
+        self.retried = False
+        self.is_first = False
+        self._message = to_crlf(message)
+        self._reset()
+        if _UNSPEAKABLE.search("".join((sender, *self.recipients))):
+            self._settle(Status.REJECTED, _NO_ADDRESS)
+
+    def _reset(self) -> None:
+        self.heard = False
+        self._commands: list[_Command] = []
+        self._written = 0
+        self._answered = 0
+        self._data = b""
+        self._go_ahead = False
+        self._accepted: list[int] = []
+        self._outcomes: dict[int, Outcome] = {}
+        self._failure: RelayError | None = None
+
+    # What is to be said
+
+    def prepare(self, extensions: Mapping[str, str], *, reset: bool = False) -> None:
+        """Get ready for a relay with these `extensions`; RSET first with `reset`.
+
+        What the relay cannot take is refused here, without trying: a message
+        larger than SIZE, or of 8 bits where these can be neither sent nor
+        re-encoded; all recipients if the sender needs SMTPUTF8 in vain, or else
+        those that do.
+        """
+        self._reset()
+        message = self._fitting(extensions)
+        sender = self._spelled(self.sender, extensions)
+        if message is None or isinstance(sender, Reply):
+            if isinstance(sender, Reply):
+                self._settle(Status.REJECTED, sender)
+            return
+        parameters = f" SIZE={len(message)}" if "SIZE" in extensions else ""
+        if not message.isascii():
+            parameters += " BODY=8BITMIME"
+        recipients = self._spell_recipients(extensions)
+        if not all(map(str.isascii, (sender, *recipients.values()))):
+            parameters += " SMTPUTF8"
+        if not recipients:
+            return
+        mail = f"MAIL FROM:<{sender}>{parameters}\r\n".encode()
+        self._commands = [
+            *([_Command(Stage.SESSION, b"RSET\r\n")] if reset else []),
+            _Command(Stage.MAIL, mail),
+            *(
+                _Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n".encode(), index)
+                for index, address in recipients.items()
+            ),
+            _Command(Stage.DATA, b"DATA\r\n"),
+        ]
+        self._data = stuffed(message)
+
+    def _fitting(self, extensions: Mapping[str, str]) -> bytes | None:
+        """Return the message as the relay can take it, or refuse it."""
+        message = self._message
+        if not message.isascii() and "8BITMIME" not in extensions:
+            message = to_seven_bits(message)
+            if not message.isascii():
+                self._settle(Status.REJECTED, _NO_8BITMIME)
+                return None
+        limit = extensions.get("SIZE", "")
+        if limit.isdecimal() and 0 < int(limit) < len(message):
+            text = f"The message has {len(message)} bytes, the relay takes {limit}"
+            self._settle(Status.REJECTED, Reply(0, "5.3.4", text))
+            return None
+        return message
+
+    def _spell_recipients(self, extensions: Mapping[str, str]) -> dict[int, str]:
+        """Return those that the relay can be told, refuse the others."""
+        spelled = {}
+        for index, recipient in enumerate(self.recipients):
+            address = self._spelled(recipient, extensions)
+            if isinstance(address, Reply):
+                self._account(index, Status.REJECTED, address)
+            else:
+                spelled[index] = address
+        return spelled
+
+    @staticmethod
+    def _spelled(address: str, extensions: Mapping[str, str]) -> str | Reply:
+        """Return an address for the wire, or what speaks against it."""
+        if address.isascii():
+            return address
+        if needs_smtputf8(address) and "SMTPUTF8" not in extensions:
+            return _NO_SMTPUTF8
+        try:
+            return on_the_wire(address)
+        except ValueError as error:  # a domain that cannot be encoded
+            return Reply(0, "5.1.2", str(error))
+
+    def next_group(self, size: int) -> bytes:
+        """Return the next commands, at most `size`; none where they are no use."""
+        if self._is_settled:
+            return b""
+        group = self._commands[self._written : self._written + size]
+        self._written += len(group)
+        return b"".join([command.line for command in group])
+
+    def content(self) -> bytes:
+        """Return what follows the reply to DATA: the message, with its final dot.
+
+        A lone dot if no recipient was accepted, nothing if DATA was refused.
+        """
+        if not self._go_ahead:
+            return b""
+        return self._data if self._accepted else END_OF_DATA
+
+    # What was replied
+
+    @property
+    def awaits(self) -> Stage | None:
+        """The stage of the next reply to a command that was handed out."""
+        if self._answered == self._written:
+            return None
+        return self._commands[self._answered].stage
+
+    def take(self, reply: Reply) -> None:
+        """Take the reply to the oldest command that has none yet.
+
+        Raises `RelayError` where it is not about this message: the relay is in
+        trouble, and has `reply`, or it is out of step, and has none.
+        """
+        stage, _, index = self._commands[self._answered]
+        self._answered += 1
+        status = judge(stage, reply.code)
+        if status is None:
+            raise RelayError(str(reply), reply)
+        if stage is Stage.SESSION:
+            return
+        self._check_step(stage, reply)
+        self.heard = True
+        if reply.code == 354:
+            self._go_ahead = True
+        elif status is not Status.SENT:
+            self._refuse(stage, index, status, reply)
+        elif stage is Stage.RCPT and index not in self._outcomes:
+            self._accepted.append(index)
+
+    def _check_step(self, stage: Stage, reply: Reply) -> None:
+        """Raise `RelayError` for a reply that belongs to another command."""
+        go_ahead = 354 if stage is Stage.DATA else 250
+        other = 200 <= reply.code <= 399 and reply.code // 100 != go_ahead // 100
+        # The end of the message before, or RSET, must have made way for MAIL.
+        nested = stage is Stage.MAIL and reply.code == 503 and not self.is_first
+        if other or nested:
+            raise RelayError(f"the relay is out of step: {reply} to {stage.value}")
+
+    def _refuse(self, stage: Stage, index: int, status: Status, reply: Reply) -> None:
+        if stage is Stage.RCPT:
+            self._account(index, status, reply)
+        else:
+            self._settle(status, reply)
+
+    def finish(self, reply: Reply) -> None:
+        """Take the reply to the final dot; raises as `take`."""
+        status = judge(Stage.END, reply.code)
+        if status is None:
+            error = RelayError(str(reply), reply)
+            self.interrupt(error)
+            raise error
+        if 300 <= reply.code <= 399:
+            raise RelayError(f"the relay is out of step: {reply} to the final dot")
+        self._settle(status, reply)
+
+    # What came of it
+
+    def interrupt(self, error: OSError) -> None:
+        """The dialogue broke off with `error` before the final dot was sent.
+
+        Trouble of the relay is no outcome. But where the relay has refused
+        recipients of this very message already, that is kept, and the others are
+        deferred: it may hang up because of these (too many errors), and would do
+        so for ever.
+        """
+        failure = _trouble(error)
+        refusals = any(outcome.reply.code for outcome in self._outcomes.values())
+        if failure is not None and not refusals:
+            self.fail(failure)
+        elif failure is not None and isinstance(failure.reply, Reply):
+            self._settle(Status.DEFERRED, failure.reply)
+        else:
+            text = f"The dialogue was interrupted: {error}"
+            self._settle(Status.DEFERRED, Reply(0, "4.4.2", text))
+
+    def doubt(self, error: OSError) -> None:
+        """The final dot was sent, and no reply came but `error`."""
+        text = f"No reply to the end of the message: {error}"
+        self._settle(Status.UNCERTAIN, Reply(0, "4.4.2", text))
+
+    def fail(self, failure: RelayError) -> None:
+        """The relay is in trouble."""
+        if not self._is_settled:
+            self._failure = failure
+
+    def _account(self, index: int, status: Status, reply: Reply) -> None:
+        outcome = Outcome(self.recipients[index], status, reply)
+        self._outcomes.setdefault(index, outcome)
+
+    def _settle(self, status: Status, reply: Reply) -> None:
+        """Account for all recipients that are not."""
+        for index in range(len(self.recipients)):
+            self._account(index, status, reply)
+
+    @property
+    def _is_settled(self) -> bool:
+        return len(self._outcomes) == len(self.recipients)
+
+    @property
+    def relay_failure(self) -> RelayError | None:
+        """Why the relay is in trouble, if it is."""
+        return self._failure
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a report."""
+        return self._is_settled or self._failure is not None
+
+    def report(self) -> DeliveryReport:
+        """Return the account."""
+        failure = self._failure
+        if failure is None:
+            outcomes = tuple(self._outcomes[i] for i in range(len(self.recipients)))
+            return DeliveryReport(self.message_id, self.recipients, outcomes)
+        said = failure.reply if isinstance(failure.reply, Reply) else failure
+        return DeliveryReport(self.message_id, self.recipients, relay_failure=said)
+
+
+def _trouble(error: OSError) -> RelayError | None:
+    """Return the trouble of the relay that `error` tells of, None for a loss."""
+    if isinstance(error, TimeoutError):
+        return RelayError(f"the relay fell silent: {error}")
+    return error if isinstance(error, RelayError) else None

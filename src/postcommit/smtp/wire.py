@@ -1,0 +1,20 @@
+"""A message as it goes over the wire after DATA."""
+from __future__ import annotations
+
+
+END_OF_DATA = b".\r\n"
+
+
+def stuffed(message: bytes) -> bytes:
+    """Return `message`, whose line ends are all CRLF, ready to be sent.
+
+    Dots at the beginning of a line are doubled (RFC 5321, 4.5.2), the last line
+    is ended, and the final dot follows.
+    """
+    if b"\n." in message:
+        message = message.replace(b"\n.", b"\n..")
+    if message.startswith(b"."):
+        message = b"." + message
+    if message and not message.endswith(b"\n"):
+        message += b"\r\n"
+    return message + END_OF_DATA
