@@ -316,6 +316,10 @@ class ISMTPMailer(IBatchMailer, IRelayCheck):
         description=_("Whether to use it where it is offered (RFC 2920)."),
         default=True,
     )
+    token = Attribute(
+        "A function that returns an OAuth access token, a fresh one each time, or"
+        " raises OSError; None: the password is used."
+    )
     notify = Attribute(
         "The function that events are published with: `zope.event.notify`."
     )
