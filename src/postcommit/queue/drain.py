@@ -58,7 +58,7 @@ class Drain:
         self._next_slot = time.monotonic()
         self._next_cleaning = time.monotonic()
         self._pause = Pause(store.path)
-        self._handoff = Handoff(pace.workers * 2)
+        self._handoff = Handoff(pace.workers * _BATCH)
         self._bell = Bell(store.path)
         self._stopping = threading.Event()
         self._over = threading.Event()

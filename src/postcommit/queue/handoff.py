@@ -7,36 +7,45 @@ from collections.abc import Iterator
 
 
 class Handoff:
-    """Paths on their way from one feeder to several workers."""
+    """Paths on their way from one feeder to several workers.
+
+    The feeder waits when it is `capacity` ahead, and goes on when half of that
+    is left: woken for each single path, the two would mostly wait for each
+    other.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._paths: deque[str] = deque()
         self._unfinished = 0
         self._closed = False
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._work_there = threading.Condition(lock)
+        self._room_there = threading.Condition(lock)
+        self._all_done = threading.Condition(lock)
 
     def put(self, path: str) -> None:
         """Add `path`, when there is room. Once closed, it is forgotten."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or len(self._paths) < self._capacity
-            )
+        with self._room_there:
+            if len(self._paths) >= self._capacity:
+                self._room_there.wait_for(
+                    lambda: self._closed or len(self._paths) <= self._capacity // 2
+                )
             if not self._closed:
                 self._paths.append(path)
                 self._unfinished += 1
-                self._changed.notify_all()
+                self._work_there.notify()
 
     def take(self) -> str | None:
         """Wait for a path, and take it; None when closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._paths)
+        with self._work_there:
+            self._work_there.wait_for(lambda: self._closed or self._paths)
             return self._take()
 
     def take_more(self, most: int) -> Iterator[str]:
         """Take up to `most` paths, as long as there are any without waiting."""
         for _ in range(most):
-            with self._changed:
+            with self._work_there:
                 path = self._take()
             if path is None:
                 return
@@ -45,22 +54,26 @@ class Handoff:
     def _take(self) -> str | None:
         if self._closed or not self._paths:
             return None
-        self._changed.notify_all()
-        return self._paths.popleft()
+        path = self._paths.popleft()
+        if len(self._paths) <= self._capacity // 2:
+            self._room_there.notify()
+        return path
 
     def done(self, count: int) -> None:
         """Tell that so many of the paths that were taken are worked on."""
-        with self._changed:
+        with self._all_done:
             self._unfinished -= count
-            self._changed.notify_all()
+            if not self._unfinished:
+                self._all_done.notify_all()
 
     def join(self) -> None:
         """Wait until all that was put is worked on, or this is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._unfinished)
+        with self._all_done:
+            self._all_done.wait_for(lambda: self._closed or not self._unfinished)
 
     def close(self) -> None:
         """Let everybody go who waits; what was not taken is forgotten."""
-        with self._changed:
+        with self._work_there:
             self._closed = True
-            self._changed.notify_all()
+            for condition in (self._work_there, self._room_there, self._all_done):
+                condition.notify_all()
