@@ -21,6 +21,7 @@ from postcommit.event import hold
 from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
+from postcommit.report import accounting_for
 
 
 class Transmission(NamedTuple):
@@ -57,8 +58,9 @@ def attempt_all(
             report = next(reports, None)
         if report is None:
             break
-        taken.popleft()
-        yield Attempt(report, tuple(held))
+        transmission = taken.popleft()
+        told = accounting_for(report, transmission.recipients)
+        yield Attempt(told, tuple(held))
     if taken:
         raise RuntimeError(f"{mailer!r} gave no report for <{taken[0].message_id}>")
 

@@ -96,6 +96,25 @@ class DeliveryReport:
             raise DeliveryError(self, told)
 
 
+def accounting_for(
+    report: IDeliveryReport, recipients: tuple[str, ...]
+) -> IDeliveryReport:
+    """Return `report` with an outcome for each of `recipients`.
+
+    Of whom a mailer, against its contract, says nothing, nobody knows.
+    """
+    told = tuple(outcome.recipient for outcome in report.outcomes)
+    if report.relay_failure is not None or told == recipients:
+        return report
+    known = {outcome.recipient: outcome for outcome in report.outcomes}
+    silence = Reply(0, "4.3.0", "The mailer did not report on this recipient")
+    outcomes = tuple(
+        known.get(recipient) or Outcome(recipient, Status.UNCERTAIN, silence)
+        for recipient in recipients
+    )
+    return DeliveryReport(report.message_id, recipients, outcomes)
+
+
 def given_up(report: IDeliveryReport) -> DeliveryReport:
     """Return `report` for when nobody will try again what failed for now."""
     final = (Status.SENT, Status.REJECTED)

@@ -22,7 +22,6 @@ from dataclasses import field
 from email.errors import HeaderParseError
 from email.header import decode_header
 from email.header import make_header
-from typing import BinaryIO
 
 from postcommit.address import parse_recipients
 from postcommit.address import parse_sender
@@ -39,8 +38,7 @@ ATTEMPTS = b"X-Zope-Attempts: "
 REPLY = b"X-Zope-Reply: "
 UNREADABLE = b"X-Zope-Unreadable: "
 
-# No envelope is longer; a damaged file may be one line of any length.
-_LONGEST_LINE = 16 * 2**20
+_HISTORY = re.compile(ATTEMPTS + rb"(\d{1,9})\r?\n" + REPLY.rstrip() + rb"(.*)\n")
 
 # One field among the header lines of the message, with its folded lines.
 _ACTUALLY = re.compile(
@@ -86,41 +84,42 @@ def preamble(
     return b"".join(lines)
 
 
-def read_entry(file: BinaryIO) -> Entry:
-    """Read an entry. Raises `EntryError` for anything else."""
-    first = file.readline(_LONGEST_LINE)
-    if not first:
+def parse_entry(data: bytes) -> Entry:
+    """Return the entry that a file with this `data` is.
+
+    Raises `EntryError` for anything else.
+    """
+    if not data:
         raise EntryError("the file is empty")
-    if not first.startswith(FROM.rstrip()):
-        return _read_foreign(first + file.read())
-    sender = _value(first, FROM)
-    recipients = _value(file.readline(_LONGEST_LINE), TO)
-    attempts, last_reply, beginning = _read_history(file)
-    message = beginning + file.read() if beginning else file.read()
+    if not data.startswith(FROM.rstrip()):
+        return _parse_foreign(data)
+    sender, position = _line(data, FROM, 0)
+    recipients, position = _line(data, TO, position)
+    attempts, last_reply, position = _history(data, position)
+    message = data[position:]
     if not message:
         raise EntryError("there is no message after the envelope")
     return _entry(sender, recipients, message, attempts, last_reply)
 
 
-def _read_history(file: BinaryIO) -> tuple[int, str, bytes]:
-    """Return attempts, last reply, and what was read of the message instead."""
-    line = file.readline(_LONGEST_LINE)
-    number = line[len(ATTEMPTS) :].strip()
-    if not line.startswith(ATTEMPTS) or not number.isdigit():
-        return 0, "", line
-    reply = file.readline(_LONGEST_LINE)
-    if not reply.startswith(REPLY):
-        return 0, "", line + reply
-    return int(number), _value(reply, REPLY), b""
+def _history(data: bytes, position: int) -> tuple[int, str, int]:
+    """Return attempts, last reply, and where the message begins."""
+    found = _HISTORY.match(data, position)
+    if found is None:
+        return 0, "", position
+    return int(found[1]), found[2].decode("utf-8", "replace").strip(), found.end()
 
 
-def _value(line: bytes, name: bytes) -> str:
-    if not line.startswith(name.rstrip()) or not line.endswith(b"\n"):
-        raise EntryError(f"there is no whole line {name.decode().strip()}")
+def _line(data: bytes, name: bytes, position: int) -> tuple[str, int]:
+    """Return the value of the line at `position`, and where the next begins."""
+    title = name.decode().strip()
+    end = data.find(b"\n", position)
+    if end < 0 or not data.startswith(name.rstrip(), position):
+        raise EntryError(f"there is no whole line {title}")
     try:
-        return line[len(name) :].decode().strip()
+        return data[position + len(name) : end].decode().strip(), end + 1
     except UnicodeDecodeError as error:
-        raise EntryError(f"{name.decode().strip()} is no UTF-8: {error}") from error
+        raise EntryError(f"{title} is no UTF-8: {error}") from error
 
 
 def _entry(
@@ -138,10 +137,10 @@ def _entry(
         raise EntryError(f"the envelope is damaged: {error}") from error
 
 
-def _read_foreign(data: bytes) -> Entry:
+def _parse_foreign(data: bytes) -> Entry:
     """Read an entry of repoze.sendmail: the envelope is among the header fields."""
     if data.startswith(UNREADABLE):
-        reason = _value(data[: data.find(b"\n") + 1], UNREADABLE)
+        reason, _ = _line(data, UNREADABLE, 0)
         raise EntryError(f"it was set aside before: {reason}")
     blank = _BLANK_LINE.search(data)
     end = blank.start() if blank else len(data)
@@ -208,19 +207,20 @@ class Claim:
 
     def read(self) -> Entry:
         """Read the entry. Raises `EntryError` where it is none."""
-        with open(self._lock.descriptor, "rb", closefd=False) as file:
-            file.seek(0)
-            return read_entry(file)
+        return parse_entry(self.read_bytes())
 
     def read_bytes(self) -> bytes:
         """Read the file as it is."""
-        with open(self._lock.descriptor, "rb", closefd=False) as file:
+        with open(self._lock.descriptor, "rb", buffering=0, closefd=False) as file:
             file.seek(0)
-            return file.read()
+            return file.readall()
 
-    def release(self) -> None:
-        """Let others claim what is left of the entry. May be called again."""
-        self._lock.release()
+    def release(self, *, removed: bool = False) -> None:
+        """Let others claim what is left of the entry. May be called again.
+
+        With `removed` nothing is left.
+        """
+        self._lock.release(quickly=removed)
 
 
 def stem(path: str) -> str:

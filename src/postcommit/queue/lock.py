@@ -36,12 +36,16 @@ class FileLock:
             return False
         return True
 
-    def release(self) -> None:
-        """Give up the lock, if we have it, and close. May be called again."""
+    def release(self, *, quickly: bool = False) -> None:
+        """Give up the lock, if we have it, and close. May be called again.
+
+        `quickly` will do where nobody else can come to want the lock.
+        """
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor in _descriptors:  # not so in a child, or when called again
             _descriptors.discard(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            if not quickly:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections import Counter
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -56,6 +57,8 @@ _MOST_TROUBLES = 1000
 
 _NOTHING = Tally()
 
+_FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -80,7 +83,6 @@ class _Job:
 
     claim: Claim
     entry: Entry
-    accepted: float
     transmission: Transmission
 
 
@@ -90,8 +92,8 @@ class _Settlement:
 
     job: _Job
     report: IDeliveryReport
-    due: float
-    announcements: tuple[Announcement, ...]
+    due: float | None
+    announcements: list[Announcement]
 
 
 class Processor:
@@ -167,7 +169,6 @@ class Processor:
             return None
         try:
             entry = claim.read()
-            accepted = self._store.accepted(claim)
         except EntryError as error:
             self._bury_unreadable(claim, error)
             return None
@@ -179,7 +180,7 @@ class Processor:
         transmission = Transmission(
             entry.sender, entry.recipients, entry.message, message_id
         )
-        return _Job(claim, entry, accepted, transmission)
+        return _Job(claim, entry, transmission)
 
     def _bury_unreadable(self, claim: Claim, error: EntryError) -> None:
         try:
@@ -207,51 +208,52 @@ class Processor:
         if report.relay_failure is not None:
             job.claim.release()
             return Result(stayed=True, trouble=report.relay_failure)
-        now = self._clock()
-        if self._schedule.is_too_old(job.accepted, now):
-            report = given_up(report)
-        due = self._schedule.next_attempt(job.accepted, now)
-        told = tuple(announcements(attempt, self._mailer, report))
+        due = None
+        if any(o.status in _FOR_NOW for o in report.outcomes):
+            now, accepted = self._clock(), self._store.accepted(job.claim)
+            if self._schedule.is_too_old(accepted, now):
+                report = given_up(report)
+            else:
+                due = self._schedule.next_attempt(accepted, now)
+        told = announcements(attempt, self._mailer, report)
         return self._settle(_Settlement(job, report, due, told))
 
     def _settle(self, settlement: _Settlement) -> Result:
         job, report = settlement.job, settlement.report
         try:
-            due = self._write(settlement)
+            self._write(settlement)
         except Exception as error:
             # It may have been sent: the claim is kept, so that nobody sends
             # it again, until the disk has recovered.
             self._log_trouble(job.claim.path, error)
             self._unsettled.append(settlement)
             return Result(trouble=error)
-        job.claim.release()
+        job.claim.release(removed=settlement.due is None)
         for announcement in settlement.announcements:
             dispatch(announcement, transaction.manager)
-        failed_for_now = len(report.deferred) + len(report.uncertain)
-        tally = Tally(len(report.sent), failed_for_now, len(report.rejected))
-        return Result(tally, due)
+        count = Counter(outcome.status for outcome in report.outcomes)
+        failed_for_now = sum(count[status] for status in _FOR_NOW)
+        tally = Tally(count[Status.SENT], failed_for_now, count[Status.REJECTED])
+        return Result(tally, settlement.due)
 
-    def _write(self, settlement: _Settlement) -> float | None:
-        """Do to the entry what the report says; return when it is due again."""
+    def _write(self, settlement: _Settlement) -> None:
+        """Do to the entry what the report says."""
         job, report, due = settlement.job, settlement.report, settlement.due
         rejected = tuple(o.recipient for o in report.rejected)
-        over = {o.recipient for o in report.sent}.union(rejected)
-        # By what is over, not by what is deferred: no recipient can get lost.
-        left = tuple(r for r in job.entry.recipients if r not in over)
         if rejected:
-            reply = _replies(report, Status.REJECTED)
+            reply = _replies(report, (Status.REJECTED,))
             self._store.bury(job.claim, _tried(job.entry, rejected, reply))
-        if not left:
+        if due is None:
             self._store.finish(job.claim)
-            return None
-        reply = _replies(report, Status.DEFERRED, Status.UNCERTAIN)
+            return
+        left = tuple(o.recipient for o in report.outcomes if o.status in _FOR_NOW)
+        reply = _replies(report, _FOR_NOW)
         try:
             self._store.defer(job.claim, _tried(job.entry, left, reply), due)
         except OSError as error:
             if error.errno not in _FULL or left != job.entry.recipients:
                 raise
             self._store.postpone(job.claim, due)
-        return due
 
 
 def _tried(entry: Entry, recipients: tuple[str, ...], reply: str) -> Entry:
@@ -260,7 +262,7 @@ def _tried(entry: Entry, recipients: tuple[str, ...], reply: str) -> Entry:
     )
 
 
-def _replies(report: IDeliveryReport, *statuses: Status) -> str:
+def _replies(report: IDeliveryReport, statuses: tuple[Status, ...]) -> str:
     """Return the reply that the outcomes share, or each with its recipient."""
     outcomes = [o for o in report.outcomes if o.status in statuses]
     replies = dict.fromkeys(str(o.reply) for o in outcomes)
