@@ -104,6 +104,20 @@ class EntryError(PostcommitError, ValueError):
         super().__init__(reason)
 
 
+class MissingExtraError(PostcommitError, ImportError):
+    """A part of postcommit needs what only an extra installs.
+
+    `extra` is the extra's name, ``name`` that of the module that is missing.
+    """
+
+    def __init__(self, extra: str, module: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{module} is missing; install it: pip install 'postcommit[{extra}]'",
+            name=module,
+        )
+
+
 class RelayError(PostcommitError, ConnectionError):
     """The relay itself is in trouble, whatever the message.
 

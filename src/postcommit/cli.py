@@ -1,0 +1,126 @@
+"""The command ``postcommit``.
+
+A sub-command is a line in `COMMANDS`. What it needs is imported when it runs,
+so that one does not pay, or fail, for another's.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import NoReturn
+
+from postcommit.errors import MissingExtraError
+from postcommit.errors import PostcommitError
+
+
+Options = argparse.Namespace
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    """For commands that take none."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    `run` does it, and returns the exit status; `arguments` tells the parser
+    what it takes.
+    """
+
+    name: str
+    summary: str
+    run: Callable[[Options], int]
+    arguments: Callable[[argparse.ArgumentParser], None] = _no_arguments
+
+
+def _demo(options: Options) -> int:
+    try:
+        from postcommit.demo.story import tell
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "aiosmtpd":
+            raise
+        raise MissingExtraError("demo", "aiosmtpd") from error
+    return 0 if tell(sys.stdout) else 1
+
+
+COMMANDS = (
+    Command("demo", "play a small shop that sends mail; takes a few seconds", _demo),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit status.
+
+    0: it did what it should; 1: it did not, and has told so; 2: it could not
+    start or go on, and one line on stderr says why; 130: interrupted.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        return _run(options)
+    except BrokenPipeError:
+        # Who read our output has gone. Python would flush to it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("postcommit: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: Options) -> int:
+    try:
+        status: int = options.run(options)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        else:
+            print(f"postcommit: {_told(error)}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _told(error: Exception) -> str:
+    """Return what to tell of `error`, in one line."""
+    said = " ".join(str(error).split())
+    if isinstance(error, PostcommitError | OSError):
+        return said
+    return f"{type(error).__name__}: {said}; --debug shows where"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"postcommit: {message}; see '{self.prog} --help'\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="postcommit",
+        description="Mail that leaves when, and only when, the transaction commits.",
+    )
+    release = f"%(prog)s {version('postcommit')}"
+    parser.add_argument("--version", action="version", version=release)
+    _add_debug(parser, default=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name, help=command.summary, description=command.summary
+        )
+        sub.set_defaults(run=command.run)
+        _add_debug(sub, default=argparse.SUPPRESS)  # keeps what came before
+        command.arguments(sub)
+    return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser, *, default: object) -> None:
+    text = "show the traceback of an error"
+    parser.add_argument("--debug", action="store_true", default=default, help=text)

@@ -1,0 +1,1 @@
+"""``postcommit demo``: a small shop, its queue and a relay, in a few seconds."""

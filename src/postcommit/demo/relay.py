@@ -1,0 +1,144 @@
+"""A relay to play with: aiosmtpd on a loopback port, in a thread."""
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from email import message_from_bytes
+from email import policy
+from typing import Any
+
+from aiosmtpd.smtp import SMTP
+from aiosmtpd.smtp import Envelope
+from aiosmtpd.smtp import Session
+
+
+# Within the process; longer, and something is broken.
+_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What the relay has taken."""
+
+    subject: str
+    recipients: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.subject!r} for {', '.join(self.recipients)}"
+
+
+class Relay:
+    """Takes everything, but for those whom it was told to `refuse`.
+
+    `tell` is called with a line about each thing that happens. The relay works
+    inside of a ``with`` block; there it can go `down`, and `up` again.
+    """
+
+    host = "127.0.0.1"
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.port = 0
+        self.mailbox: list[Letter] = []
+        self._tell = tell
+        self._refusals: dict[str, list[str]] = {}
+        self._connections: list[SMTP] = []
+        self._server: asyncio.Server | None = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="demo-relay", daemon=True
+        )
+
+    def refuse(self, recipient: str, reply: str, *, times: int) -> None:
+        """Answer with `reply` when `recipient` is named, so many times."""
+        self._refusals[recipient] = [reply] * times
+
+    # Coming and going
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        self._started.wait()
+        try:
+            self.up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._call(self._close())
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    def up(self) -> None:
+        """Listen; on the same port as before, if there was one."""
+        self._call(self._listen())
+        self._tell(f"listens on {self.host}:{self.port}")
+
+    def down(self) -> None:
+        """Refuse connections, and drop those that there are."""
+        self._call(self._close())
+        self._tell("goes away")
+
+    def _call(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(_SECONDS)
+
+    def _run(self) -> None:
+        asyncio.run(self._live())
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._started.set()
+        await self._ended.wait()
+
+    async def _listen(self) -> None:
+        self._server = await self._loop.create_server(
+            self._connection, self.host, self.port
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for connection in self._connections:
+            if connection.transport is not None:
+                connection.transport.close()
+        self._connections.clear()
+
+    def _connection(self) -> SMTP:
+        # Without a name, aiosmtpd would ask the DNS for one.
+        made = SMTP(self, hostname="relay.example.org", loop=self._loop)
+        self._connections.append(made)
+        return made
+
+    # What aiosmtpd asks
+
+    async def handle_RCPT(
+        self,
+        server: SMTP,
+        session: Session,
+        envelope: Envelope,
+        address: str,
+        options: list[str],
+    ) -> str:
+        refusals = self._refusals.get(address)
+        if refusals:
+            reply = refusals.pop(0)
+            self._tell(f"refuses {address}: {reply}")
+            return reply
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
+    async def handle_DATA(
+        self, server: SMTP, session: Session, envelope: Envelope
+    ) -> str:
+        content = envelope.original_content or b""
+        message = message_from_bytes(content, policy=policy.default)
+        letter = Letter(str(message["Subject"]), tuple(envelope.rcpt_tos))
+        self.mailbox.append(letter)
+        self._tell(f"takes {letter}")
+        return "250 2.0.0 Taken"

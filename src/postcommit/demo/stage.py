@@ -1,0 +1,151 @@
+"""The stage: shop, queue, processor and relay, and who listens to them."""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import field
+from tempfile import TemporaryDirectory
+
+import zope.event
+
+from postcommit.delivery import QueuedMailDelivery
+from postcommit.demo.relay import Relay
+from postcommit.demo.shop import Shop
+from postcommit.demo.timeline import Timeline
+from postcommit.interfaces import IMailErrorEvent
+from postcommit.interfaces import IMailEvent
+from postcommit.queue.entry import Entry
+from postcommit.queue.entry import parse_entry
+from postcommit.queue.runner import QueueProcessor
+from postcommit.queue.store import FAILED
+from postcommit.smtp.mailer import SMTPMailer
+
+
+MakeRelay = Callable[[Callable[[str], None]], Relay]
+
+_SECONDS = 5.0
+
+
+@dataclass
+class Events:
+    """A subscriber: notes the events, and remembers them."""
+
+    tell: Callable[[str], None]
+    seen: list[tuple[str, str]] = field(default_factory=list)  # name, recipient
+
+    def __call__(self, event: object) -> None:
+        if IMailEvent.providedBy(event):
+            name, to = type(event).__name__, ", ".join(event.recipients)
+            text = f"{name} for {to}"
+            if IMailErrorEvent.providedBy(event):
+                text += f": {event.errorMessage}"
+            self.tell(text)
+            self.seen += [(name, recipient) for recipient in event.recipients]
+
+
+class Folder:
+    """The queue's folder, as anybody may look at it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    @property
+    def waiting(self) -> list[Entry]:
+        """Entries that are to be sent, or to be tried again."""
+        return [*self._entries("new"), *self._entries("cur")]
+
+    @property
+    def dead_letters(self) -> list[Entry]:
+        return list(self._entries(f"{FAILED}/new"))
+
+    def _entries(self, name: str) -> Iterator[Entry]:
+        folder = os.path.join(self._path, name)
+        for found in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            try:
+                with open(os.path.join(folder, found), "rb") as file:
+                    yield parse_entry(file.read())
+            except FileNotFoundError:
+                continue  # the processor was faster
+
+
+class Log(logging.Handler):
+    """Notes what only the log tells: that the queue pauses, and goes on.
+
+    And any error that nobody expects; but not a second time what is an event.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        super().__init__(logging.INFO)
+        self.pauses = 0
+        self._timeline = timeline
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "postcommit.queue.pause":
+            self.pauses += record.levelno == logging.ERROR
+            self._timeline.note("queue", record.getMessage().partition(": ")[2])
+        elif record.exc_info:
+            self._timeline.note("log", f"{record.getMessage()}: {record.exc_info[1]!r}")
+        elif record.levelno >= logging.WARNING and record.name != "postcommit.event":
+            self._timeline.note("log", record.getMessage())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a story plays with."""
+
+    timeline: Timeline
+    relay: Relay
+    shop: Shop
+    folder: Folder
+    events: Events
+    log: Log
+
+
+@contextmanager
+def stage(timeline: Timeline, make_relay: MakeRelay) -> Iterator[Stage]:
+    """Set the stage; afterwards nothing of it is left."""
+    with ExitStack() as stack:
+        temporary = TemporaryDirectory(prefix="postcommit-demo-")
+        path = os.path.join(stack.enter_context(temporary), "queue")
+        log = stack.enter_context(_logging(timeline))
+        events = stack.enter_context(_subscribed(Events(timeline.teller("event"))))
+        relay = stack.enter_context(make_relay(timeline.teller("relay")))
+        mailer = SMTPMailer(relay.host, relay.port, timeout=_SECONDS)
+        stack.callback(mailer.close)
+        processor = QueueProcessor(path, mailer, workers=1, min_backoff=1.5)
+        processor.start()
+        stack.callback(processor.stop)
+        timeline.note("queue", f"in {path}; a processor drains it")
+        delivery = QueuedMailDelivery(path)
+        shop = Shop(delivery, timeline.teller("shop"), sold_out=["samovar"])
+        yield Stage(timeline, relay, shop, Folder(path), events, log)
+
+
+@contextmanager
+def _subscribed(events: Events) -> Iterator[Events]:
+    zope.event.subscribers.append(events)
+    try:
+        yield events
+    finally:
+        zope.event.subscribers.remove(events)
+
+
+@contextmanager
+def _logging(timeline: Timeline) -> Iterator[Log]:
+    """Have the logs of postcommit and aiosmtpd in the timeline, nowhere else."""
+    handler = Log(timeline)
+    with ExitStack() as stack:
+        for name in ("postcommit", "mail.log"):
+            logger = logging.getLogger(name)
+            stack.callback(setattr, logger, "propagate", logger.propagate)
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(logger.removeHandler, handler)
+            logger.propagate = False
+            logger.setLevel(logging.INFO)
+            logger.addHandler(handler)
+        yield handler

@@ -1,0 +1,146 @@
+"""The command: statuses, and errors in one line."""
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from postcommit import cli
+from postcommit.cli import Command
+from postcommit.cli import main
+from postcommit.errors import OptionError
+
+
+def command(monkeypatch, run, arguments=cli._no_arguments):
+    """Make ``postcommit work`` a command that calls `run`."""
+    made = Command("work", "works", run, arguments)
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, made))
+
+
+def failing(error):
+    def run(options):
+        raise error
+
+    return run
+
+
+def ended(*argv):
+    """Return the status with which the parser exits."""
+    with pytest.raises(SystemExit) as info:
+        main(argv)
+    return info.value.code
+
+
+def test_version(capsys):
+    assert ended("--version") == 0
+    assert capsys.readouterr().out == f"postcommit {version('postcommit')}\n"
+
+
+def test_help_lists_every_command(capsys):
+    assert ended("--help") == 0
+    out = capsys.readouterr().out
+    for known in cli.COMMANDS:
+        assert f"  {known.name} " in out
+        assert known.summary in out
+
+
+@pytest.mark.parametrize("known", cli.COMMANDS, ids=lambda known: known.name)
+def test_every_command_has_help(known, capsys):
+    assert ended(known.name, "--help") == 0
+    assert known.summary in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "'fly'"),
+        (["demo", "--fly"], "--fly"),
+        (["demo", "high"], "high"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_where_to_read_on(argv, told, capsys):
+    assert ended(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("postcommit: ")
+    assert told in err
+    assert "--help'" in err
+
+
+def test_a_command_gets_its_options_and_returns_the_status(monkeypatch):
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--number", type=int)
+
+    command(monkeypatch, lambda options: options.number, arguments)
+    assert main(["work", "--number", "7"]) == 7
+
+
+def test_an_error_of_ours_is_told_as_it_is(monkeypatch, capsys):
+    command(monkeypatch, failing(OptionError("port", 70000, "is too\nmuch")))
+    assert main(["work"]) == 2
+    assert capsys.readouterr().err == "postcommit: port=70000: is too much\n"
+
+
+def test_an_error_of_the_system_is_told_as_it_is(monkeypatch, capsys):
+    command(monkeypatch, failing(PermissionError(13, "Permission denied", "q")))
+    assert main(["work"]) == 2
+    told = "postcommit: [Errno 13] Permission denied: 'q'\n"
+    assert capsys.readouterr().err == told
+
+
+def test_an_error_that_nobody_expects_is_told_with_its_type(monkeypatch, capsys):
+    command(monkeypatch, failing(LookupError("no such thing")))
+    assert main(["work"]) == 2
+    told = "postcommit: LookupError: no such thing; --debug shows where\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("argv", [["--debug", "work"], ["work", "--debug"]])
+def test_debug_shows_the_traceback(argv, monkeypatch, capsys):
+    command(monkeypatch, failing(LookupError("no such thing")))
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("LookupError: no such thing\n")
+
+
+def test_interrupted(monkeypatch, capsys):
+    command(monkeypatch, failing(KeyboardInterrupt()))
+    assert main(["work"]) == 130
+    assert capsys.readouterr() == ("", "postcommit: interrupted\n")
+
+
+def test_a_reader_that_goes_away_is_no_error(monkeypatch, capsys, tmp_path):
+    def run(options):
+        print("lost")
+        raise BrokenPipeError
+
+    command(monkeypatch, run)
+    with open(tmp_path / "out", "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["work"]) == 1
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_the_script_is_installed():
+    script = "from importlib.metadata import entry_points as e\n"
+    script += "[m] = e(group='console_scripts', name='postcommit')\n"
+    script += "raise SystemExit(m.load()(['--version']))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"postcommit {version('postcommit')}\n"
+
+
+def test_the_command_imports_no_more_than_it_runs():
+    script = "import sys, postcommit.cli; print('aiosmtpd' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

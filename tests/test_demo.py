@@ -1,0 +1,307 @@
+"""``postcommit demo``: tells the story, checks it, and leaves nothing behind."""
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pytest
+import zope.event
+
+from postcommit.cli import main
+from postcommit.demo import story
+from postcommit.demo.relay import Relay
+from postcommit.demo.stage import Events
+from postcommit.demo.stage import Folder
+from postcommit.demo.stage import Log
+from postcommit.demo.timeline import Timeline
+
+
+DEMO = [
+    sys.executable,
+    "-c",
+    "import sys; from postcommit.cli import main; sys.exit(main(['demo']))",
+]
+LIMIT = 15.0
+
+
+class Lenient(Relay):
+    """Refuses nobody, whatever it is told."""
+
+    def refuse(self, recipient, reply, *, times):
+        pass
+
+
+class Confused(Relay):
+    """Fails at every message."""
+
+    async def handle_DATA(self, server, session, envelope):
+        raise LookupError("where was I?")
+
+
+class Gone(Relay):
+    """Goes away, and never comes back."""
+
+    def up(self):
+        if not self.port:
+            super().up()
+
+
+def play(make_relay=Relay, seconds=story.SECONDS):
+    """Return how the story ends, and its text."""
+    stream = io.StringIO()
+    ended = story.tell(stream, make_relay, seconds)
+    return ended, stream.getvalue()
+
+
+def environment(folder, **more):
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM")}
+    return {**kept, "TMPDIR": str(folder), "TERM": "xterm", **more}
+
+
+def wait_for(condition):
+    until = time.monotonic() + 5
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.fixture
+def nothing_left(tmp_path, monkeypatch):
+    """Whatever the test does leaves no file, thread, socket, or subscriber."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    loggers = [logging.getLogger(name) for name in ("postcommit", "mail.log")]
+
+    def state():
+        return (
+            os.listdir(tmp_path),
+            set(threading.enumerate()),
+            len(os.listdir("/proc/self/fd")),
+            list(zope.event.subscribers),
+            [(log.level, log.propagate, log.handlers[:]) for log in loggers],
+        )
+
+    before = state()
+    yield
+    wait_for(lambda: state() == before)
+
+
+# The story
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_the_story_ends_well():
+    ended, text = play()
+    assert ended
+    assert "All 16 expectations were met" in text
+    assert "FAILED" not in text
+    for told in [
+        "takes 'Your teapot' for ann@example.org",
+        "MailSentEvent for ann@example.org",
+        "abort: the samovar is sold out",
+        "MailRejectedEvent for bob@example.org: 550 5.1.1 No such user",
+        "MailDeferredEvent for carol@example.org: 450 4.2.0 Greylisted",
+        "the queue pauses: ",
+        "the queue goes on",
+        "The queue: empty",
+        "  bob@example.org  550 5.1.1 No such user",
+    ]:
+        assert told in text
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("make_relay", "told"),
+    [
+        (Lenient, "Bob's is a dead letter: expected [('bob@example.org', '550"),
+        (Confused, "the mail has arrived: expected [('Your teapot', 'ann@example.org"),
+        (Gone, "the queue goes on by itself: expected [('Your cup', 'ann@example"),
+    ],
+)
+def test_a_story_that_goes_wrong_says_where(make_relay, told):
+    ended, text = play(make_relay, seconds=3)
+    assert not ended
+    assert "expectations failed" in text
+    joined = " ".join(text.split())
+    assert f"FAILED {told}" in joined
+    assert ", saw [" in joined
+
+
+def test_an_error_of_the_relay_is_told():
+    _, text = play(Confused, seconds=0.5)
+    assert "where was I?" in text
+    assert "Traceback" not in text
+
+
+# The command
+
+
+def test_status_0_when_all_went_well(monkeypatch, capsys):
+    monkeypatch.setattr(story, "tell", lambda stream: print("told", file=stream) or 1)
+    assert main(["demo"]) == 0
+    assert capsys.readouterr() == ("told\n", "")
+
+
+def test_status_1_when_something_went_wrong(monkeypatch, capsys):
+    broken = functools.partial(story.tell, make_relay=Lenient, seconds=0.5)
+    monkeypatch.setattr(story, "tell", broken)
+    assert main(["demo"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_without_aiosmtpd(monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.startswith("postcommit.demo.") or name.partition(".")[0] == "aiosmtpd":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiosmtpd", None)
+    assert main(["demo"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    told = "aiosmtpd is missing; install it: pip install 'postcommit[demo]'"
+    assert err == f"postcommit: {told}\n"
+
+
+def test_another_module_that_is_missing_is_not_taken_for_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "postcommit.demo.story", None)
+    assert main(["demo"]) == 2
+    assert "postcommit.demo.story" in capsys.readouterr().err
+
+
+def test_in_a_process(tmp_path):
+    began = time.monotonic()
+    done = subprocess.run(
+        DEMO, capture_output=True, text=True, check=False, env=environment(tmp_path)
+    )
+    assert time.monotonic() - began < LIMIT
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("chapter", ["1.", "3.", "4."])
+def test_interrupted(chapter, tmp_path):
+    with subprocess.Popen(
+        DEMO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path),
+    ) as process:
+        for line in process.stdout:
+            if line.startswith(chapter):
+                break
+        assert os.listdir(tmp_path) != []
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, err) == (130, "postcommit: interrupted\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_reader_that_goes_away(tmp_path):
+    with subprocess.Popen(
+        DEMO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path),
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+        assert (process.wait(LIMIT), err) == (1, "")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False)],
+)
+def test_colours_are_for_terminals_whose_user_wants_them(more, coloured, tmp_path):
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(DEMO, stdout=theirs, env=environment(tmp_path, **more)) as p:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:
+            pass  # how a terminal ends
+        assert p.wait(LIMIT) == 0
+    os.close(ours)
+    assert (b"\x1b[" in shown) is coloured
+
+
+def test_one_that_waits_in_vain_ends_in_time():
+    began = time.monotonic()
+    ended, _ = play(Confused)
+    assert not ended
+    assert time.monotonic() - began < LIMIT
+
+
+# The parts
+
+
+def test_a_relay_that_cannot_listen_leaves_no_thread():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        relay = Relay(print)
+        relay.port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            relay.__enter__()
+    assert not relay._thread.is_alive()
+
+
+def test_other_events_are_none_of_ours():
+    told = []
+    events = Events(told.append)
+    events(object())
+    assert (told, events.seen) == ([], [])
+
+
+def test_an_entry_that_is_gone_while_we_look_is_not_there(tmp_path):
+    for name in ("new", "cur"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "new" / "gone").symlink_to(tmp_path / "nowhere")
+    assert Folder(str(tmp_path)).waiting == []
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "told"),
+    [
+        ("postcommit.event", logging.ERROR, ""),
+        ("postcommit.queue.drain", logging.INFO, ""),
+        ("postcommit.queue.drain", logging.ERROR, "log      something is wrong"),
+    ],
+)
+def test_the_log_is_told_where_events_do_not(name, level, told):
+    stream = io.StringIO()
+    handler = Log(Timeline(stream, seconds=1))
+    record = logging.LogRecord(name, level, "", 0, "something is wrong", (), None)
+    handler.emit(record)
+    assert stream.getvalue().partition(" s  ")[2].strip() == told
+
+
+def test_the_thread_of_the_timeline_prints_for_all():
+    stream = io.StringIO()
+    timeline = Timeline(stream, seconds=1)
+    thread = threading.Thread(target=timeline.note, args=("relay", "is there"))
+    thread.start()
+    thread.join()
+    assert stream.getvalue() == ""
+    timeline.wait_until(lambda: True)
+    assert stream.getvalue() == "  0.00 s  relay    is there\n"
+
+
+def test_a_note_without_words_is_a_line():
+    stream = io.StringIO()
+    Timeline(stream, seconds=1).note("relay", "")
+    assert stream.getvalue().rstrip() == "  0.00 s  relay"
