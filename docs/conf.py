@@ -15,8 +15,7 @@ extensions = [
     "repoze.sphinx.autointerface",
 ]
 exclude_patterns = ["_build"]
-default_role = "any"
-nitpicky = False
+default_role = "literal"
 html_theme = "alabaster"
 html_theme_options = {"description": "Mail that leaves with the commit"}
 

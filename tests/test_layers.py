@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "postcommit"
-ROW = re.compile(r"^   \* - (\d)\n     - ``([\w/]+)``", re.MULTILINE)
+ROW = re.compile(r"^   \* - (\d+)\n     - ``([\w/]+)``", re.MULTILINE)
 FACES = {"zcml", "pyramid", "cli", "testing"}
 
 MODULES = sorted(
