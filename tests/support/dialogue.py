@@ -53,7 +53,6 @@ class Dialogue:
         cut: tuple[str, int] | None,
     ) -> None:
         self.relay = relay
-        self.raw = connection
         self.socket = connection
         self.number = number
         self.cut = dict([cut] if cut else [])
@@ -105,7 +104,7 @@ class Dialogue:
         self.total["received"] += len(data)
         self.received += data
 
-    def read_line(self) -> str:
+    def read_line(self, limit: int = 512) -> str:
         while b"\n" not in self.received:
             self.fill()
         line, _, rest = bytes(self.received).partition(b"\n")
@@ -115,7 +114,7 @@ class Dialogue:
         line = line.removesuffix(b"\r")
         if b"\r" in line:
             self.breach(f"command with a bare CR: {line!r}")
-        if len(line) > 510 and not line.startswith(b"AUTH"):
+        if len(line) + 2 > limit:
             self.breach(f"command of {len(line)} bytes: {line[:40]!r}")
         return line.decode("utf-8", "surrogateescape")
 

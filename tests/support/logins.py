@@ -22,7 +22,7 @@ def log_in(dialogue: Dialogue, argument: str) -> str | None:
 
 def _ask(dialogue: Dialogue, challenge: bytes) -> str:
     dialogue.say(b"334 " + base64.b64encode(challenge) + b"\r\n")
-    answer = dialogue.read_line()
+    answer = dialogue.read_line(limit=12288)  # RFC 4954, 4
     return base64.b64decode(answer, validate=True).decode("utf-8")
 
 

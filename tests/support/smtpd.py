@@ -23,7 +23,8 @@ how often; rules that were added first win::
     hold = relay.hold("END")             # wait: hold.reached, hold.release()
     relay.trickle("EHLO", b"250 slow", every=0.01)  # a byte at a time
 
-and `down` and `up` let the relay go away and come back on the same port.
+and `down` (or `refuse`) and `up` let the relay go away and come back on the
+same port.
 
 A message counts as taken, and is in `messages`, when the reply to its final
 dot was 2xx, even if that reply got lost on its way; `completed` has those whose
@@ -251,16 +252,20 @@ class ScriptedRelay(Record):
 
     def down(self) -> None:
         """Refuse connections, and hang up on those that are open."""
+        self.refuse()
+        self.hang_up()
+
+    def refuse(self) -> None:
+        """Refuse connections, but go on with those that are open."""
         if self._listener is not None:
             # A thread blocked in accept() is woken by shutdown, not by close.
             _shut(self._listener)
             self._listener = None
-        self.hang_up()
 
     def hang_up(self) -> None:
         """Close the connections that are open, and wait until they are."""
         for dialogue in list(self._dialogues):
-            _shut(dialogue.raw)
+            _shut(dialogue.socket)
         if threading.current_thread() not in self._threads:
             self.wait_until(lambda: not self._dialogues)
 

@@ -68,7 +68,9 @@ class Batch:
 
     def __iter__(self) -> Iterator[DeliveryReport]:
         try:
-            while self._advance():
+            is_going_on = True
+            while is_going_on:
+                is_going_on = self._advance()
                 yield from self._source.reports()
         finally:
             if self._session is not None:  # the caller lost interest

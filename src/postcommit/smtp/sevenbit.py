@@ -50,11 +50,16 @@ def _encode_header(part: Message) -> None:
     for name in {name for name, _ in fields}:
         del part[name]
     for name, value in fields:
-        if not value.isascii():
-            raw = value.encode("ascii", "surrogateescape")
-            encode = _parameter if name.lower().startswith("content-") else _words
-            value = _FOREIGN.sub(encode, raw.decode(_charset(raw)))
-        part.set_raw(name, value)
+        part.set_raw(name, _ascii_field(name, value))
+
+
+def _ascii_field(name: str, value: str) -> str:
+    raw = value.encode("ascii", "surrogateescape")
+    if raw.isascii():
+        return value
+    encode = _parameter if name.lower().startswith("content-") else _words
+    encoded = _FOREIGN.sub(encode, raw.decode(_charset(raw)))
+    return encoded if encoded.isascii() else value
 
 
 def _words(found: re.Match[str]) -> str:
@@ -67,10 +72,11 @@ def _parameter(found: re.Match[str]) -> str:
 
 
 def _encode_body(part: Message) -> None:
-    payload = str(part.get_payload())
-    if payload.isascii() or _encoding(part) in ("quoted-printable", "base64"):
+    if _encoding(part) not in ("", "7bit", "8bit", "binary"):
         return
-    body = payload.encode("ascii", "surrogateescape")
+    body = part.get_payload(decode=True)
+    if not isinstance(body, bytes) or body.isascii():
+        return
     if part.get_content_maintype() == "text":
         if part.get_param("charset") is None:
             part.set_param("charset", _charset(body))

@@ -234,8 +234,8 @@ class Transfer:
         refusals = any(outcome.reply.code for outcome in self._outcomes.values())
         if failure is not None and not refusals:
             self.fail(failure)
-        elif failure is not None and isinstance(failure.reply, Reply):
-            self._settle(Status.DEFERRED, failure.reply)
+        elif isinstance(said := getattr(failure, "reply", None), Reply):
+            self._settle(Status.DEFERRED, said)
         else:
             text = f"The dialogue was interrupted: {error}"
             self._settle(Status.DEFERRED, Reply(0, "4.4.2", text))

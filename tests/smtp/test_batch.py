@@ -1,0 +1,354 @@
+"""Batches: one round trip for each message, and nothing lost when it breaks."""
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from tests.smtp.messages import SENDER
+from tests.smtp.messages import B
+from tests.smtp.messages import C
+from tests.smtp.messages import message
+from tests.smtp.messages import told
+
+
+WITHOUT = pytest.mark.parametrize("without", [(), ("PIPELINING",)], ids=str)
+
+
+def batch(number, to=(B,)):
+    return [(f"s{i}@example.org", to, message(i)) for i in range(number)]
+
+
+def send(mailer, messages):
+    return [told(report) for report in mailer.send_batch(messages)]
+
+
+def ids(relay):
+    return [int(m.sender[1:].partition("@")[0]) for m in relay.messages]
+
+
+@WITHOUT
+def test_in_order(start, connect, without):
+    relay = start(without=without)
+    reports = list(connect(relay).send_batch(batch(5)))
+    assert [report.message_id for report in reports] == [
+        f"{i}@example.org" for i in range(5)
+    ]
+    assert ids(relay) == [0, 1, 2, 3, 4]
+    assert relay.connections == 1
+
+
+def test_announces_nothing(relay, connect, caplog):
+    mailer = connect(relay)
+    with caplog.at_level(logging.DEBUG):
+        send(mailer, batch(2))
+    assert mailer.events == []
+    assert caplog.records == []
+
+
+def test_an_empty_batch_does_not_connect(relay, connect):
+    assert send(connect(relay), []) == []
+    assert relay.connections == 0
+
+
+def test_one_write_for_the_end_of_one_message_and_the_next_envelope(relay, connect):
+    send(connect(relay), batch(3))
+    verbs = [[command[:4] for command in group] for group in relay.groups]
+    assert verbs == [
+        ["EHLO"],
+        ["MAIL", "RCPT", "DATA"],
+        [".", "MAIL", "RCPT", "DATA"],
+        [".", "MAIL", "RCPT", "DATA"],
+        ["."],
+    ]
+
+
+def test_the_next_message_is_taken_while_the_relay_is_busy(relay, connect):
+    hold = relay.hold("END")
+    taken = threading.Event()
+
+    def messages():
+        yield from batch(2)
+        taken.set()
+        yield from batch(1)
+
+    thread = threading.Thread(target=send, args=(connect(relay), messages()))
+    thread.start()
+    assert hold.reached.wait(5)
+    assert taken.wait(5)
+    hold.release()
+    thread.join(5)
+    assert len(relay.messages) == 3
+
+
+def test_switched_off(relay, connect):
+    assert send(connect(relay, pipelining=False), batch(3)) == [["sent"]] * 3
+    assert {len(group) for group in relay.groups} == {1}
+
+
+@WITHOUT
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "END"])
+@pytest.mark.parametrize(
+    ("reply", "status"), [("450 4.2.0 Later", "deferred"), ("550 5.7.1 No", "rejected")]
+)
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_one_of_three_is_refused(start, connect, without, stage, reply, status, which):
+    relay = start(without=without)
+
+    def refuse(dialogue, usual):
+        refused = stage == "MAIL" or dialogue.sender == f"s{which}@example.org"
+        return dialogue.say((reply if refused else usual).encode() + b"\r\n")
+
+    if stage == "MAIL":
+        relay.reply("MAIL", reply, address=f"s{which}@example.org")
+    else:
+        relay.on(stage, refuse)
+    expected = [["sent"]] * 3
+    expected[which] = [status]
+    assert send(connect(relay), batch(3)) == expected
+    assert ids(relay) == [i for i in range(3) if i != which]
+    assert relay.connections == 1
+
+
+@WITHOUT
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_all_recipients_of_one_refused_but_data_welcome(
+    start, connect, without, which
+):
+    relay = start(without=without)
+
+    def welcome(dialogue, usual):
+        return dialogue.say(b"354 Go on\r\n")
+
+    relay.reply("RCPT", "550 5.1.1 Unknown", address=C)
+    relay.on("DATA", welcome)
+    messages = batch(3)
+    messages[which] = (SENDER, [C], message(9))
+    expected = [["sent"]] * 3
+    expected[which] = ["rejected"]
+    assert send(connect(relay), messages) == expected
+    assert len(relay.messages) == 2
+
+
+# A connection that breaks
+
+
+@WITHOUT
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("how", ["close", "reset", "421"])
+def test_hangs_up_on_the_second_message(start, connect, without, stage, how):
+    relay = start(without=without)
+    seen = []
+
+    def hang_up(dialogue, usual):
+        seen.append(dialogue.number)
+        if len(seen) == 2:
+            if how == "421":
+                dialogue.say(b"421 4.7.0 Enough\r\n")
+            dialogue.closing = "reset" if how == "reset" else "close"
+            return 0
+        return dialogue.say(usual.encode() + b"\r\n")
+
+    relay.on(stage, hang_up)
+    result = send(connect(relay), batch(3))
+    if stage == "MAIL":
+        # replaced once, silently
+        assert result == [["sent"]] * 3
+        assert ids(relay) == [0, 1, 2]
+    elif how == "421":
+        assert result == [["sent"], "relay", "relay"]
+    elif how == "close":
+        assert result == [["sent"], ["deferred"], ["sent"]]
+    else:  # the reset may have overtaken the replies before it
+        assert result in (
+            [["sent"], ["deferred"], ["sent"]],
+            [["sent"], ["sent"], ["sent"]],
+        )
+    assert len(relay.messages) == sum(status == ["sent"] for status in result)
+
+
+@WITHOUT
+def test_hangs_up_after_each_message(start, connect, without):
+    relay = start(without=without)
+    relay.drop("END", after="250 2.0.0 Taken")
+    assert send(connect(relay), batch(5)) == [["sent"]] * 5
+    assert ids(relay) == [0, 1, 2, 3, 4]
+    assert relay.connections == 5
+
+
+@WITHOUT
+def test_hangs_up_instead_of_the_final_reply(start, connect, without):
+    relay = start(without=without)
+    relay.drop("END", address="s1@example.org")
+    result = send(connect(relay), batch(4))
+    assert result == [["sent"], ["uncertain"], ["sent"], ["sent"]]
+    assert ids(relay) == [0, 2, 3]
+
+
+@WITHOUT
+def test_421_to_the_final_dot_ends_the_batch(start, connect, without):
+    relay = start(without=without)
+    relay.drop("END", after="421 4.3.2 Bye", address="s1@example.org")
+    assert send(connect(relay), batch(4)) == [["sent"], "relay", "relay", "relay"]
+    assert relay.connections == 1
+
+
+@WITHOUT
+def test_hangs_up_again(start, connect, without):
+    """It is replaced once only."""
+    relay = start(without=without)
+    relay.drop("MAIL", address="s1@example.org", times=2)
+    result = send(connect(relay), batch(3))
+    assert result == [["sent"], ["deferred"], ["sent"]]
+
+
+def test_goes_away_for_good(relay, connect):
+    def leave(dialogue, usual):
+        relay.refuse()
+        dialogue.closing = "close"
+        return dialogue.say(b"250 2.0.0 Taken\r\n")
+
+    relay.on("END", leave)
+    result = send(connect(relay, connect_timeout=1), batch(4))
+    assert result == [["sent"], "relay", "relay", "relay"]
+
+
+def test_a_refused_reset_is_a_closed_connection(relay, connect):
+    relay.reply("RCPT", "550 5.1.1 Unknown", address=C)
+    relay.reply("RSET", "500 5.5.1 What?")
+    messages = [(SENDER, [C], message(0)), (SENDER, [B], message(1))]
+    assert send(connect(relay), messages) == [["rejected"], ["sent"]]
+    assert relay.connections == 2
+
+
+# Out of step
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("MAIL", b"250 2.1.0 Ok\r\n250 2.1.0 Ok\r\n"),
+        ("MAIL", b"503 5.5.1 Nested MAIL\r\n"),
+        ("RCPT", b"250 2.1.5 Ok\r\n250 2.1.5 Ok\r\n"),
+        ("RCPT", b"354 Go on\r\n"),
+        ("DATA", b"250 2.0.0 Ok\r\n"),
+        ("DATA", b"354 Go on\r\n250 2.0.0 Ok\r\n"),
+        ("MAIL", b"what\r\n"),
+    ],
+)
+def test_without_pipelining_for_one_that_is_out_of_step(
+    relay, connect, caplog, stage, reply
+):
+    calls = []
+
+    def out_of_step(dialogue, usual):
+        calls.append(usual)
+        said = reply if len(calls) == 2 else usual.encode() + b"\r\n"
+        return dialogue.say(said)
+
+    relay.on(stage, out_of_step)
+    mailer = connect(relay)
+    assert send(mailer, batch(4)) == [["sent"]] * 4
+    assert ids(relay) == [0, 1, 2, 3]
+    assert relay.connections == 2
+    assert "without pipelining" in caplog.text
+    assert relay.groups[-1] == ["."]
+    assert relay.groups[-2] == ["DATA"]
+    relay.violations.clear()  # what it saw, after what it had said itself
+
+
+def test_always_out_of_step(relay, connect):
+    relay.reply("DATA", "250 2.0.0 Ok")
+    assert send(connect(relay), batch(2)) == ["relay", "relay"]
+    assert relay.connections == 2
+    relay.violations.clear()
+
+
+def test_out_of_step_at_the_end(relay, connect):
+    relay.reply("END", "354 Go on", times=1)
+    assert send(connect(relay), batch(2)) == [["uncertain"], ["sent"]]
+
+
+def test_a_reply_too_many_after_the_last_message(relay, connect):
+    relay.reply("END", b"250 2.0.0 Taken\r\n250 2.0.0 Taken\r\n", times=1)
+    mailer = connect(relay)
+    assert send(mailer, batch(1)) == [["sent"]]
+    assert send(mailer, batch(1)) == [["sent"]]
+    assert relay.connections == 2
+
+
+# The caller
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+@WITHOUT
+def test_an_error_out_of_the_iterable_waits_for_the_reports(
+    start, connect, without, number
+):
+    relay = start(without=without)
+
+    def messages():
+        yield from batch(number)
+        raise LookupError("no more")
+
+    reports = []
+    with pytest.raises(LookupError, match="no more"):
+        for report in connect(relay).send_batch(messages()):
+            reports.append(told(report))
+    assert reports == [["sent"]] * number
+
+
+def test_an_interrupt_does_not_wait(relay, connect):
+    def messages():
+        yield from batch(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(connect(relay).send_batch(messages()))
+
+
+def test_the_caller_loses_interest(relay, connect):
+    mailer = connect(relay)
+    reports = mailer.send_batch(batch(10))
+    assert told(next(reports)) == ["sent"]
+    reports.close()
+    relay.wait_until(lambda: not relay.open)
+    assert ids(relay) == list(range(len(relay.messages)))
+    assert len(relay.messages) <= 3
+    assert send(mailer, batch(1)) == [["sent"]]
+
+
+def test_what_can_never_be_sent_is_rejected(relay, connect):
+    messages = [
+        ("s0@example.org", [B], message(0)),
+        ("a\r\nRCPT TO:<x@example.org>", [B], message(1)),
+        (SENDER, ["b@example.org>\nDATA"], message(2)),
+        (SENDER, ["\ud800@example.org"], message(3)),
+        ("s4@example.org", [B], message(4)),
+    ]
+    result = send(connect(relay), messages)
+    assert result == [["sent"], *[["rejected"]] * 3, ["sent"]]
+    assert ids(relay) == [0, 4]
+
+
+def test_only_what_can_never_be_sent(relay, connect):
+    assert send(connect(relay), [(SENDER, ["\n@x"], b"")]) == [["rejected"]]
+    assert relay.connections == 0
+
+
+def test_several_batches_in_threads(relay, connect):
+    mailer = connect(relay)
+    results = []
+
+    def work():
+        results.extend(send(mailer, batch(50)))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [["sent"]] * 200
+    assert len(relay.messages) == 200
+    assert relay.connections <= 4

@@ -1,0 +1,245 @@
+"""SIZE, 8BITMIME, SMTPUTF8: used where offered, done without where not."""
+from __future__ import annotations
+
+from email import message_from_bytes
+from email.header import decode_header
+from email.header import make_header
+from email.message import EmailMessage
+from email.policy import SMTP
+
+import pytest
+
+from tests.smtp.messages import MESSAGE
+from tests.smtp.messages import SENDER
+from tests.smtp.messages import B
+from tests.smtp.messages import told
+
+
+UMLAUT = "M\u00fcller"
+LOCAL = f"{UMLAUT}@example.org"
+DOMAIN = "b@b\u00fccher.example"
+ACE = "b@xn--bcher-kva.example"
+
+
+def mails(relay):
+    return [command for command in relay.commands if command.startswith("MAIL")]
+
+
+# SIZE
+
+
+def test_size_is_told(relay, connect):
+    message = MESSAGE + b".dot\r\n"
+    connect(relay).send(SENDER, B, message)
+    assert relay.messages[0].parameters == {"SIZE": str(len(message))}
+
+
+@pytest.mark.parametrize("offer", ["SIZE", "SIZE 0", "SIZE what", "SIZE 70"])
+def test_no_limit_or_enough(start, connect, offer):
+    relay = start(extensions=[offer])
+    assert told(connect(relay).send(SENDER, B, MESSAGE)) == ["sent"]
+
+
+def test_too_large(start, connect):
+    relay = start(extensions=["SIZE 50", "PIPELINING"])
+    report = connect(relay).send(SENDER, [B, SENDER], MESSAGE)
+    assert told(report) == ["rejected", "rejected"]
+    assert str(report.rejected[0].reply).startswith("5.3.4 The message has ")
+    assert mails(relay) == []
+
+
+def test_too_large_among_others(start, connect):
+    relay = start(extensions=["SIZE 100", "PIPELINING"])
+    big = MESSAGE + b"x" * 100
+    batch = [(SENDER, [B], data) for data in (big, MESSAGE, big, MESSAGE, big)]
+    results = [told(report) for report in connect(relay).send_batch(batch)]
+    sizes = [["rejected"], ["sent"], ["rejected"], ["sent"], ["rejected"]]
+    assert results == sizes
+    assert len(mails(relay)) == 2
+
+
+# 8BITMIME
+
+
+def test_eight_bits(relay, connect):
+    message = MESSAGE + UMLAUT.encode() + b"\r\n"
+    connect(relay).send(SENDER, B, message)
+    assert relay.messages[0].parameters["BODY"] == "8BITMIME"
+    assert relay.messages[0].data == message
+
+
+def test_no_extensions_at_all(start, connect):
+    relay = start(extensions=[])
+    assert told(connect(relay).send(SENDER, B, MESSAGE)) == ["sent"]
+    assert relay.messages[0].parameters == {}
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
+def test_text_in_seven_bits(start, connect, charset):
+    relay = start(without=["8BITMIME"])
+    message = (
+        f"Message-Id: <1@x>\r\nSubject: {UMLAUT} \u00e0 la carte\r\nTo: x\r\n"
+        f"MIME-Version: 1.0\r\nContent-Type: text/plain; charset={charset}\r\n"
+        f"Content-Transfer-Encoding: 8bit\r\n\r\n{UMLAUT}\r\n.\r\nend\r\n"
+    ).encode(charset)
+    assert told(connect(relay).send(SENDER, B, message)) == ["sent"]
+    [received] = relay.messages
+    assert received.data.isascii()
+    parsed = message_from_bytes(received.data, policy=SMTP)
+    assert parsed["Subject"] == f"{UMLAUT} \u00e0 la carte"
+    assert parsed.get_content().splitlines() == [UMLAUT, ".", "end"]
+
+
+def test_text_without_a_label(start, connect):
+    relay = start(without=["8BITMIME"])
+    message = MESSAGE + UMLAUT.encode() + b"\r\n"
+    assert told(connect(relay).send(SENDER, B, message)) == ["sent"]
+    parsed = message_from_bytes(relay.messages[0].data, policy=SMTP)
+    assert parsed["MIME-Version"] == "1.0"
+    assert parsed.get_content().splitlines() == ["Hello", UMLAUT]
+
+
+def test_parts_in_seven_bits(start, connect):
+    relay = start(without=["8BITMIME"])
+    inner = EmailMessage()
+    inner["Subject"] = UMLAUT
+    inner.set_content(UMLAUT, cte="8bit")
+    outer = EmailMessage()
+    outer["Message-Id"] = "<1@example.org>"
+    outer.set_content(UMLAUT, cte="8bit")
+    outer.add_alternative(f"<p>{UMLAUT}</p>", subtype="html", cte="8bit")
+    outer.add_attachment(inner)
+    outer.add_attachment(b"\xff\x00\xfe", "application", "x-y", filename="x")
+    data = outer.as_bytes(policy=SMTP.clone(cte_type="8bit"))
+    version = b"MIME-Version: 1.0\r\n"
+    label = b"Content-Transfer-Encoding: 8bit\r\n"
+    data = data.replace(version, version + label, 1)
+    assert not data.isascii()
+    assert told(connect(relay).send(SENDER, B, data)) == ["sent"]
+    received = relay.messages[0].data
+    assert received.isascii()
+    parsed = message_from_bytes(received, policy=SMTP)
+    leaves = [part for part in parsed.walk() if not part.is_multipart()]
+    *texts, binary = [part.get_content() for part in leaves]
+    assert [t.strip() for t in texts] == [UMLAUT, f"<p>{UMLAUT}</p>", UMLAUT]
+    assert binary == b"\xff\x00\xfe"
+    assert parsed["Content-Transfer-Encoding"] == "7bit"
+
+
+def test_binary_in_seven_bits(start, connect):
+    relay = start(without=["8BITMIME"])
+    message = (
+        b"Message-Id: <1@x>\r\nContent-Type: application/x-y\r\n"
+        b"Content-Transfer-Encoding: 8bit\r\n\r\n\xff\xfe\r\n"
+    )
+    assert told(connect(relay).send(SENDER, B, message)) == ["sent"]
+    parsed = message_from_bytes(relay.messages[0].data, policy=SMTP)
+    assert parsed.get_content() == b"\xff\xfe\r\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        (f"To: {UMLAUT} <b@example.org>, c@example.org", None),
+        (f'To: "{UMLAUT}, B." <b@example.org>', f"To: {UMLAUT}, B. <b@example.org>"),
+        (f"Subject: a {UMLAUT} {UMLAUT} b", None),
+        (f"Subject: {'x' * 60} {(UMLAUT + ' ') * 20}b", None),
+        (f"X-Latin: {UMLAUT}", None),
+    ],
+)
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
+def test_header_in_seven_bits(start, connect, field, expected, charset):
+    relay = start(without=["8BITMIME"])
+    rest = "Message-Id: <1@x>\r\nX: y\r\nX: z\r\n\r\nx\r\n"
+    message = f"{field}\r\n{rest}".encode(charset)
+    assert told(connect(relay).send(SENDER, B, message)) == ["sent"]
+    data = relay.messages[0].data
+    assert data.isascii()
+    parsed = message_from_bytes(data)
+    name, _, value = (expected or field).partition(": ")
+    assert str(make_header(decode_header(parsed[name]))) == value
+    assert parsed.get_all("X") == ["y", "z"]
+    assert all(len(line) < 200 for line in data.splitlines())
+
+
+def test_file_name_in_seven_bits(start, connect):
+    relay = start(without=["8BITMIME"])
+    message = (
+        f"Message-Id: <1@x>\r\nContent-Type: text/plain; name=\"{UMLAUT}.txt\""
+        "\r\n\r\nx\r\n"
+    ).encode()
+    assert told(connect(relay).send(SENDER, B, message)) == ["sent"]
+    parsed = message_from_bytes(relay.messages[0].data, policy=SMTP)
+    assert parsed.get_filename() == f"{UMLAUT}.txt"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"Message-Id: <1@x>\r\nFrom: {LOCAL}\r\n\r\nx\r\n",
+        f"Message-Id: <1@x>\r\nContent-Transfer-Encoding: base64\r\n\r\n{UMLAUT}\r\n",
+    ],
+)
+def test_what_cannot_be_said_in_seven_bits(start, connect, message):
+    relay = start(without=["8BITMIME"])
+    report = connect(relay).send(SENDER, B, message.encode())
+    assert told(report) == ["rejected"]
+    assert "needs 8BITMIME" in str(report.rejected[0].reply)
+    assert mails(relay) == []
+
+
+# SMTPUTF8 and IDNA
+
+
+def test_domains_go_out_in_ascii(start, connect):
+    relay = start(without=["SMTPUTF8"])
+    assert told(connect(relay).send(DOMAIN, DOMAIN, MESSAGE)) == ["sent"]
+    assert (relay.messages[0].sender, relay.messages[0].recipients) == (ACE, (ACE,))
+
+
+@pytest.mark.parametrize(("sender", "to"), [(LOCAL, B), (SENDER, LOCAL), ("", LOCAL)])
+def test_smtputf8(relay, connect, sender, to):
+    assert told(connect(relay).send(sender, to, MESSAGE)) == ["sent"]
+    [received] = relay.messages
+    assert "SMTPUTF8" in received.parameters
+    assert (received.sender, received.recipients) == (sender, (to,))
+
+
+def test_not_without_need(relay, connect):
+    message = MESSAGE.replace(b"Subject: x", f"Subject: {UMLAUT}".encode())
+    assert told(connect(relay).send(SENDER, [B, DOMAIN], message)) == ["sent"] * 2
+    assert "SMTPUTF8" not in relay.messages[0].parameters
+
+
+def test_a_recipient_that_needs_it(start, connect):
+    relay = start(without=["SMTPUTF8"])
+    report = connect(relay).send(SENDER, [LOCAL, B], MESSAGE)
+    assert told(report) == ["rejected", "sent"]
+    assert report.rejected[0].reply.enhanced == "5.6.7"
+    assert [m.recipients for m in relay.messages] == [(B,)]
+
+
+def test_only_recipients_that_need_it(start, connect):
+    relay = start(without=["SMTPUTF8"])
+    assert told(connect(relay).send(SENDER, LOCAL, MESSAGE)) == ["rejected"]
+    assert mails(relay) == []
+
+
+def test_a_sender_that_needs_it(start, connect):
+    relay = start(without=["SMTPUTF8"])
+    assert told(connect(relay).send(LOCAL, [B, LOCAL], MESSAGE)) == ["rejected"] * 2
+    assert mails(relay) == []
+
+
+def test_a_refusal_of_ours_does_not_hide_trouble_of_the_relay(start, connect):
+    relay = start(without=["SMTPUTF8"])
+    relay.reply("MAIL", "421 4.3.2 Bye")
+    assert told(connect(relay).send(SENDER, [LOCAL, B], MESSAGE)) == "relay"
+
+
+def test_a_domain_that_cannot_be_encoded(relay, connect):
+    """The queue may have been filled by another library."""
+    bad = "b@" + "\u00fc" * 100 + ".example"
+    batch = [(SENDER, [bad, B], MESSAGE), (bad, [B], MESSAGE)]
+    results = [told(report) for report in connect(relay).send_batch(batch)]
+    assert results == [["rejected", "sent"], ["rejected"]]

@@ -1,0 +1,114 @@
+"""A relay that is slow, silent or verbose has its time, and no more."""
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import pytest
+
+from postcommit.interfaces import ISMTPMailer
+from postcommit.report import Stage
+from postcommit.smtp.mailer import SMTPMailer
+from postcommit.smtp.policy import Timeouts
+from postcommit.smtp.session import Session
+from tests.smtp.messages import MESSAGE
+from tests.smtp.messages import SENDER
+from tests.smtp.messages import B
+from tests.smtp.messages import message
+from tests.smtp.messages import told
+
+
+STAGES = [
+    ("CONNECT", "relay"),
+    ("EHLO", "relay"),
+    ("MAIL", "relay"),
+    ("RCPT", "relay"),
+    ("DATA", "relay"),
+    ("END", ["uncertain"]),
+]
+
+
+@pytest.mark.parametrize(("stage", "expected"), STAGES)
+@pytest.mark.parametrize("trickle", [b"250 " + b"x" * 10_000, b"250-x\r\n"])
+def test_a_byte_at_a_time(relay, connect, stage, expected, trickle):
+    relay.trickle(stage, trickle, every=0.002)
+    mailer = connect(relay, timeout=0.2)
+    begin = time.monotonic()
+    assert told(mailer.send(SENDER, B, MESSAGE)) == expected
+    assert time.monotonic() - begin < 2
+
+
+@pytest.mark.parametrize(("stage", "expected"), STAGES)
+@pytest.mark.parametrize("end", [b"\r\n", b""])
+@pytest.mark.parametrize("piece", [b"x", b"250-x\r\n"])
+def test_a_reply_of_a_megabyte(relay, connect, stage, expected, end, piece):
+    flood = b"250-" + piece * ((1 << 20) // len(piece)) + end
+    relay.reply(stage, flood)
+    mailer = connect(relay)
+    mailer.send_batch([])
+    begin = time.monotonic()
+    report = mailer.send(SENDER, B, MESSAGE)
+    assert told(report) == expected
+    assert time.monotonic() - begin < 2
+
+
+def test_memory_is_bounded(relay, connect):
+    relay.reply("MAIL", b"250 " + b"x" * (16 << 20))
+    mailer = connect(relay)
+    mailer.check()
+    tracemalloc.start()
+    try:
+        assert told(mailer.send(SENDER, B, MESSAGE)) == "relay"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # the relay is in the same process, and has the reply three times or so
+    assert peak < 16 * (16 << 20)
+
+
+def test_the_final_reply_may_take_longer(relay, connect):
+    """Its time-out is one of its own; see `Timeouts`."""
+    mailer = connect(relay, timeout=None)
+    hold = relay.hold("END")
+    hold.release()
+    assert told(mailer.send(SENDER, B, MESSAGE)) == ["sent"]
+
+
+def test_as_the_rfc_has_them():
+    timeouts = Timeouts.of(30.0, None)
+    assert timeouts.greeting == timeouts.command == 300
+    assert (timeouts.data, timeouts.block, timeouts.end) == (120, 180, 600)
+    assert timeouts.connect == ISMTPMailer["connect_timeout"].default
+
+
+@pytest.mark.parametrize(("timeout", "leave"), [(0.5, 0.5), (20.0, 1.0)])
+def test_one_for_all(timeout, leave):
+    timeouts = Timeouts.of(7.0, timeout)
+    assert timeouts == Timeouts(7.0, *[timeout] * 5, leave)
+
+
+def test_each_stage_has_its_own():
+    relay = SMTPMailer()._relay()
+    session = Session(None, relay)
+    assert set(session._timeouts) == set(Stage)
+    assert session._timeouts[Stage.END] == 600
+    assert session._timeouts[Stage.DATA] == 120
+
+
+def test_a_large_message_to_a_slow_reader(relay, connect):
+    """It takes longer than the time-out, which is for a part of the message."""
+
+    def read_slowly(dialogue, usual):
+        dialogue.say(b"354 Go on\r\n")
+        dialogue.flush()
+        read = dialogue.socket.recv
+        total = b""
+        while not total.endswith(b"\r\n.\r\n"):
+            relay.stopping.wait(0.005)
+            total += read(1 << 17)
+        dialogue.say(b"250 2.0.0 Taken\r\n")
+        return 250
+
+    relay.on("DATA", read_slowly)
+    big = message(1) + (b"x" * 70 + b"\r\n") * 120_000
+    assert told(connect(relay, timeout=0.3).send(SENDER, B, big)) == ["sent"]
