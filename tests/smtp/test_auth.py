@@ -4,11 +4,13 @@ from __future__ import annotations
 import base64
 import logging
 import socket
+import threading
 import traceback
 
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Sink
+from aiosmtpd.smtp import SMTP
 from aiosmtpd.smtp import AuthResult
 
 from postcommit.errors import OptionError
@@ -119,7 +121,7 @@ def test_not_offered_at_all(relay, connect):
 
 def test_asks_for_ever(start, connect):
     relay = start(users=USERS, mechanisms=["LOGIN"])
-    relay.reply("AUTH", b"334 !\r\n" * 9)
+    relay.reply("AUTH", b"334 x\r\n" * 9)
     report = connect(relay, **ME).send(SENDER, B, MESSAGE)
     assert told(report) == "relay"
     relay.violations.clear()  # it took the answers for commands
@@ -296,7 +298,18 @@ def test_aiosmtpd(connect, authority, password):
         good = (data.login, data.password) == (b"me", b"s3cr3t")
         return AuthResult(success=good, handled=False)
 
-    controller = Controller(
+    gone = threading.Event()
+
+    class Server(SMTP):
+        def connection_lost(self, error):
+            super().connection_lost(error)
+            gone.set()
+
+    class Relay(Controller):
+        def factory(self):
+            return Server(self.handler, **self.SMTP_kwargs)
+
+    controller = Relay(
         Sink(),
         hostname="127.0.0.1",
         port=free_port(),
@@ -316,5 +329,7 @@ def test_aiosmtpd(connect, authority, password):
         )
         expected = ["sent"] if password == "s3cr3t" else "relay"
         assert send(mailer) == expected
+        mailer.close()
+        assert gone.wait(5)
     finally:
         controller.stop()

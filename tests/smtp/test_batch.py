@@ -292,11 +292,10 @@ def test_an_error_out_of_the_iterable_waits_for_the_reports(
         yield from batch(number)
         raise LookupError("no more")
 
-    reports = []
+    reports = connect(relay).send_batch(messages())
+    assert [told(next(reports)) for _ in range(number)] == [["sent"]] * number
     with pytest.raises(LookupError, match="no more"):
-        for report in connect(relay).send_batch(messages()):
-            reports.append(told(report))
-    assert reports == [["sent"]] * number
+        next(reports)
 
 
 def test_an_interrupt_does_not_wait(relay, connect):

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from tests.support.dialogue import Dialogue
 
 
-STAGES = frozenset(
-    ["CONNECT", "EHLO", "HELO", "STARTTLS", "AUTH", "MAIL"]
-    + ["RCPT", "DATA", "END", "RSET", "NOOP", "QUIT"]
-)
+_SESSION = ("CONNECT", "EHLO", "HELO", "STARTTLS", "AUTH", "RSET", "NOOP", "QUIT")
+STAGES = frozenset((*_SESSION, "MAIL", "RCPT", "DATA", "END"))
 
 # What is said instead of `usual`; returns the code that was said.
 Act = Callable[["Dialogue", str], int]

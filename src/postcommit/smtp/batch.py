@@ -64,6 +64,7 @@ class Batch:
         self._source = _Source(transfers)
         self._offered: Transfer | None = None
         self._ended: Transfer | None = None
+        self._point_of_no_return = 0  # in the last write: the end of its final dot
         self._failure: RelayError | None = None
 
     def __iter__(self) -> Iterator[DeliveryReport]:
@@ -149,13 +150,8 @@ class Batch:
                 envelope = self._offered.next_group(_GROUP if session.pipelining else 1)
         if content:
             self._ended = leaving
-        try:
-            session.write(content + envelope)
-        except OSError as error:
-            if leaving is not None and session.sent < len(content):
-                self._ended = None
-                self._interrupt_content(session, leaving, error)
-            raise
+            self._point_of_no_return = len(content)
+        session.write(content + envelope)
 
     def _next(self, session: Session) -> Transfer | None:
         """Return the next message that `session` can take."""
@@ -171,27 +167,17 @@ class Batch:
 
     # Trouble
 
-    def _interrupt_content(
-        self, session: Session, leaving: Transfer, error: OSError
-    ) -> None:
-        """The final dot did not go out; the relay may have said why."""
-        try:
-            reply = session.read_hastily()
-            if reply.code >= 400:
-                leaving.finish(reply)
-        except OSError:
-            pass  # it said nothing, or what `finish` has accounted for
-        leaving.interrupt(error)
-        self._failure = leaving.relay_failure
-
     def _lose(self, session: Session, error: OSError) -> None:
         """The connection is of no use any more: account for what was on it."""
-        self._sessions.discard(session)
         ended, offered = self._ended, self._offered
-        self._session = self._ended = self._offered = None
         if ended is not None:
-            ended.doubt(error)
+            if session.sent < self._point_of_no_return:
+                self._interrupt(session, ended, error)
+            else:
+                ended.doubt(error)
             self._failure = ended.relay_failure
+        self._sessions.discard(session)
+        self._session = self._ended = self._offered = None
         if offered is None:
             return
         if self._failure is not None:
@@ -202,6 +188,16 @@ class Batch:
         else:
             offered.interrupt(error)
             self._failure = offered.relay_failure
+
+    def _interrupt(self, session: Session, ended: Transfer, error: OSError) -> None:
+        """The final dot did not get out; the relay may have said why."""
+        try:
+            reply = session.read_hastily()
+            if reply.code >= 400:
+                ended.finish(reply)
+        except OSError:
+            pass  # it said nothing, or what `finish` has accounted for
+        ended.interrupt(error)
 
     def _may_retry(self, session: Session, offered: Transfer, error: OSError) -> bool:
         """Whether `offered` is to be tried once more, on a new connection.

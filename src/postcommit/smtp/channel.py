@@ -6,12 +6,16 @@ import select
 import socket
 import ssl
 import time
+from typing import Any
+from typing import TypeAlias
 
 
 # No single call of send() is handed more, so that the time-out is for so much.
 _BLOCK = 1 << 16
 
 _READ_SIZE = 1 << 16
+
+_AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
 
 
 def connect(hostname: str, port: int, timeout: float) -> Channel:
@@ -23,25 +27,26 @@ def connect(hostname: str, port: int, timeout: float) -> Channel:
     deadline = time.monotonic() + timeout
     found = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM)
     failure = OSError("the name has no address")
-    for left, (family, kind, protocol, _, address) in zip(
-        range(len(found), 0, -1), found, strict=True
-    ):
-        share = max(deadline - time.monotonic(), 0.001) / left
+    for number, info in enumerate(found):
+        share = (deadline - time.monotonic()) / (len(found) - number)
         try:
-            connection = socket.socket(family, kind, protocol)
-        except OSError as error:  # a family that this host does not speak
-            failure = error
-            continue
-        try:
-            connection.settimeout(share)
-            connection.connect(address)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return Channel(_connected(info, max(share, 0.001)))
         except OSError as error:
-            connection.close()
             failure = error
-        else:
-            return Channel(connection)
     raise failure
+
+
+def _connected(info: _AddressInfo, timeout: float) -> socket.socket:
+    family, kind, protocol, _, address = info
+    connection = socket.socket(family, kind, protocol)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(address)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 class Channel:

@@ -247,8 +247,7 @@ class Transfer:
 
     def fail(self, failure: RelayError) -> None:
         """The relay is in trouble."""
-        if not self._is_settled:
-            self._failure = failure
+        self._failure = failure
 
     def _account(self, index: int, status: Status, reply: Reply) -> None:
         outcome = Outcome(self.recipients[index], status, reply)

@@ -1,0 +1,161 @@
+"""`SMTPMailer`: arguments, options, events and logs."""
+from __future__ import annotations
+
+import inspect
+import logging
+import socket
+
+import pytest
+from zope.interface.verify import verifyClass
+from zope.interface.verify import verifyObject
+from zope.schema import getFieldsInOrder
+
+from postcommit.errors import AddressError
+from postcommit.errors import DeliveryError
+from postcommit.errors import MessageTypeError
+from postcommit.errors import OptionError
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IMailRejectedEvent
+from postcommit.interfaces import IMailSentEvent
+from postcommit.interfaces import ISMTPMailer
+from postcommit.smtp.mailer import SMTPMailer
+from tests.smtp.messages import MESSAGE
+from tests.smtp.messages import SENDER
+from tests.smtp.messages import B
+from tests.smtp.messages import C
+from tests.smtp.messages import told
+
+
+def test_keeps_the_contract():
+    verifyClass(ISMTPMailer, SMTPMailer)
+    verifyObject(ISMTPMailer, SMTPMailer())
+
+
+def test_defaults_are_those_of_the_schema():
+    parameters = inspect.signature(SMTPMailer).parameters
+    mailer = SMTPMailer()
+    for name, field in getFieldsInOrder(ISMTPMailer):
+        assert parameters[name].default == field.default, name
+        assert getattr(mailer, name) == field.default, name
+
+
+def test_original_arguments_have_their_places():
+    mailer = SMTPMailer("mail.example", 587, "me", "secret")
+    assert (mailer.hostname, mailer.port) == ("mail.example", 587)
+    assert (mailer.username, mailer.password) == ("me", "secret")
+    with pytest.raises(TypeError):
+        SMTPMailer("mail.example", 587, "me", "secret", "starttls")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hostname", ""),
+        ("hostname", "a\nb"),
+        ("port", 70000),
+        ("port", 0),
+        ("port", True),
+        ("tls", "yes"),
+        ("tls", True),
+        ("verify", "yes"),
+        ("timeout", 0),
+        ("connect_timeout", None),
+        ("messages_per_connection", 0),
+        ("idle_timeout", -1.0),
+        ("pipelining", None),
+        ("cafile", 7),
+        ("password", 7),
+    ],
+)
+def test_options_that_can_never_work(name, value):
+    with pytest.raises(OptionError, match=name):
+        SMTPMailer(**{name: value})
+
+
+def test_returns_a_report(relay, connect):
+    report = connect(relay).send(SENDER, [B, C], MESSAGE)
+    verifyObject(IDeliveryReport, report)
+    assert report.message_id == "1@example.org"
+    assert report.recipients == (B, C)
+    report.raise_for_failure()
+
+
+def test_completes_the_message(relay, connect):
+    report = connect(relay).send(
+        f"A <{SENDER}>", f"B <{B}>", "Subject: x\nBcc: c@example.org\n\nx\n"
+    )
+    [message] = relay.messages
+    assert (message.sender, message.recipients) == (SENDER, (B,))
+    assert f"Message-Id: <{report.message_id}>\r\n".encode() in message.data
+    assert b"Bcc" not in message.data
+
+
+def test_the_null_sender(relay, connect):
+    assert told(connect(relay).send("", B, MESSAGE)) == ["sent"]
+    assert relay.messages[0].sender == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((SENDER, [], MESSAGE), AddressError),
+        ((SENDER, "x\r\nRCPT TO:<y>@example.org", MESSAGE), AddressError),
+        (("a\n@example.org", B, MESSAGE), AddressError),
+        ((SENDER, B, None), MessageTypeError),
+    ],
+)
+def test_arguments_that_can_never_work(relay, connect, arguments, error):
+    mailer = connect(relay)
+    with pytest.raises(error):
+        mailer.send(*arguments)
+    assert relay.connections == 0
+    assert mailer.events == []
+
+
+def test_events(relay, connect):
+    relay.reply("RCPT", "550 5.1.1 Unknown", address=C)
+    mailer = connect(relay)
+    mailer.send(SENDER, [B, C], MESSAGE)
+    sent, rejected = mailer.events
+    assert IMailSentEvent.providedBy(sent)
+    assert (sent.messageId, sent.recipients) == ("1@example.org", (B,))
+    assert IMailRejectedEvent.providedBy(rejected)
+    assert rejected.recipients == (C,)
+    assert rejected.reply.code == 550
+
+
+def test_a_line_in_the_log_for_each_recipient(relay, connect, caplog):
+    relay.reply("RCPT", "550 5.1.1 Unknown", address=C)
+    with caplog.at_level(logging.INFO):
+        connect(relay).send(SENDER, [B, C], MESSAGE)
+    assert [record.getMessage() for record in caplog.records] == [
+        "<1@example.org> to b@example.org: sent: 250 2.0.0 Taken",
+        "<1@example.org> to c@example.org: rejected: 550 5.1.1 Unknown",
+    ]
+
+
+def test_raise_for_failure(relay, connect):
+    relay.reply("END", "554 5.6.0 Spam")
+    with pytest.raises(DeliveryError, match=r"554 5\.6\.0 Spam"):
+        connect(relay).send(SENDER, B, MESSAGE).raise_for_failure()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("web.example.org", "web.example.org"),
+        ("web", "[127.0.0.1]"),
+        ("web_1.example.org", "[127.0.0.1]"),
+        ("10.0.0.1", "[127.0.0.1]"),
+        ("a b.example", "[127.0.0.1]"),
+    ],
+)
+def test_what_it_calls_itself(relay, connect, monkeypatch, name, said):
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setattr(socket, "getfqdn", None)
+    connect(relay).check()
+    assert relay.commands[0] == f"EHLO {said}"
+
+
+def test_tells_where_it_goes():
+    assert repr(SMTPMailer("mail.example", 587)) == "<SMTPMailer mail.example:587>"

@@ -1,0 +1,95 @@
+"""Replies: bytes to objects."""
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies
+
+from postcommit.errors import RelayError
+from postcommit.report import Reply
+from postcommit.smtp.reply import MAX_REPLY
+from postcommit.smtp.reply import extensions_of
+from postcommit.smtp.reply import parse
+from postcommit.smtp.reply import take
+
+
+@pytest.mark.parametrize(
+    ("data", "reply"),
+    [
+        (b"250 2.1.0 Ok\r\n", Reply(250, "2.1.0", "Ok")),
+        (b"250 Ok\r\n", Reply(250, "", "Ok")),
+        (b"250\r\n", Reply(250)),
+        (b"250 \r\n", Reply(250)),
+        (b"250 Ok\n", Reply(250, "", "Ok")),
+        (b"250 2.1.0\r\n", Reply(250, "2.1.0", "")),
+        (b"250-a\r\n250 b\r\n", Reply(250, "", "a\nb")),
+        (b"250-a\n250 b\n", Reply(250, "", "a\nb")),
+        (b"250-\r\n250\r\n", Reply(250, "", "\n")),
+        (b"550-5.1.1 a\r\n550 5.1.1 b\r\n", Reply(550, "5.1.1", "a\nb")),
+        (b"550-5.1.1 a\r\n550 b\r\n", Reply(550, "5.1.1", "a\nb")),
+        (b"550 4.1.1 a\r\n", Reply(550, "", "4.1.1 a")),
+        (b"550 5.1.1111 a\r\n", Reply(550, "", "5.1.1111 a")),
+        (b"550 5.1.1a\r\n", Reply(550, "", "5.1.1a")),
+        ("250 \u00fc\r\n".encode(), Reply(250, "", "\u00fc")),
+        (b"250 \xff\r\n", Reply(250, "", "\ufffd")),
+        (b"250 a\tb\x1b[2J\r\n", Reply(250, "", "a b\ufffd[2J")),
+    ],
+)
+def test_replies(data, reply):
+    assert parse(data) == reply
+    assert take(b"xx" + data + b"250", 2) == (reply, 2 + len(data))
+    for end in range(len(data)):
+        assert take(data[:end], 0) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n",
+        b"25\r\n",
+        b"2500 x\r\n",
+        b"150 x\r\n",
+        b"650 x\r\n",
+        b"250x\r\n",
+        b"hello\r\n",
+        b"250 a\rb\r\n",
+        b"250-a\r\n251 b\r\n",
+        b"250-a\r\nb\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n",
+    ],
+)
+def test_no_replies(data):
+    with pytest.raises(RelayError) as caught:
+        take(data, 0)
+    assert caught.value.reply is None
+
+
+@pytest.mark.parametrize("more", [b"", b"\r\n", b"\r\n250-"])
+def test_too_long(more):
+    with pytest.raises(RelayError, match="longer than"):
+        take(b"250 " + b"x" * MAX_REPLY + more, 0)
+
+
+def test_not_too_long():
+    assert take(b"250 " + b"x" * (MAX_REPLY - 4), 0) is None
+
+
+@given(strategies.binary(max_size=60))
+def test_anything(data):
+    try:
+        taken = take(data, 0)
+    except RelayError:
+        return
+    assert taken is None or 200 <= taken[0].code <= 599
+
+
+def test_extensions():
+    reply = parse(
+        b"250-relay.example\r\n250-size 10\r\n250-AUTH=LOGIN\r\n250-AUTH PLAIN\r\n"
+        b"250 8BITMIME\r\n"
+    )
+    assert extensions_of(reply) == {"SIZE": "10", "AUTH": "LOGIN PLAIN", "8BITMIME": ""}
+
+
+def test_no_extensions():
+    assert extensions_of(Reply(250, "", "relay.example")) == {}
