@@ -496,10 +496,10 @@ class IMaildir(Interface):
 class IMaildirMessageWriter(Interface):
     """Writes one message into a Maildir."""
 
-    def write(data: bytes | str) -> None:
+    def write(data: bytes | memoryview | str) -> None:
         """Write bytes, or a str as UTF-8."""
 
-    def writelines(lines: Iterable[bytes | str]) -> None:
+    def writelines(lines: Iterable[bytes | memoryview | str]) -> None:
         """Write each of `lines`, an iterable; no separators are added."""
 
     def close() -> None:

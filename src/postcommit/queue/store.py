@@ -64,7 +64,10 @@ class Store:
         return staging.Staging(self.maildir)
 
     def stage(
-        self, sender: str, recipients: tuple[str, ...], message: Sequence[bytes]
+        self,
+        sender: str,
+        recipients: tuple[str, ...],
+        message: Sequence[bytes | memoryview],
     ) -> MaildirMessageWriter:
         """Write an entry to ``tmp``, an item for the `batch`.
 
