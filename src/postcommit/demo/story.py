@@ -130,13 +130,13 @@ class Story:
             "5. What is left",
             "Nothing is lost, and nothing was sent twice.",
         )
-        self._timeline.table("The relay's mailbox", self._mailbox)
-        self._timeline.table("The queue", self._waiting)
-        self._timeline.table("Its dead letters", self._dead_letters)
         self._expect("five mails have arrived", len(self._mailbox), 5)
         self._expect("nothing waits in the queue", self._waiting, [])
         self._expect("one dead letter is kept", len(self._dead_letters), 1)
         self._expect("the events have told all of it", self._events.seen, EVENTS)
+        self._timeline.table("The relay's mailbox", self._mailbox)
+        self._timeline.table("The queue", self._waiting)
+        self._timeline.table("Its dead letters", self._dead_letters)
 
     # What is seen
 
