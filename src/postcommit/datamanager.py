@@ -15,10 +15,14 @@ both          ``abort``,          ``DISCARDED`` `discard`
 the others    ``abort``,          same          nothing
               ``tpc_abort``
 ============  ==================  ============  =================================
+
+A child that is forked while the transaction runs gets a copy of all this, but
+the items are its parent's: the copy discards nothing, and refuses to vote.
 """
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +32,7 @@ from transaction.interfaces import ITransaction
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
+from postcommit.errors import ForkedError
 from postcommit.interfaces import IBatch
 
 
@@ -51,6 +56,7 @@ class DataManager:
         self._batch = batch
         self._items: list[Any] = []
         self._phase = Phase.JOINED
+        self._pid = os.getpid()
         self.transaction_manager = transaction_manager
 
     @classmethod
@@ -66,16 +72,24 @@ class DataManager:
         Raises what `transaction.join` raises, when it takes no more work.
         """
         try:
-            found: DataManager = transaction.data(owner)
+            found = transaction.data(owner)
         except KeyError:
-            pass
-        else:
-            if found._phase is Phase.JOINED:
-                return found
+            found = None
+        # Anything else was kept for an object that is gone, and had this id().
+        if isinstance(found, cls) and found._takes_more:
+            return found
         made = cls(owner, make_batch(), transaction_manager)
         transaction.join(made)
         transaction.set_data(owner, made)
         return made
+
+    @property
+    def _takes_more(self) -> bool:
+        return self._phase is Phase.JOINED and self._is_no_copy
+
+    @property
+    def _is_no_copy(self) -> bool:
+        return self._pid == os.getpid()
 
     def add(self, item: Any) -> None:
         """Have `item` published when the transaction commits."""
@@ -88,7 +102,11 @@ class DataManager:
         """Discard all items but the first `count`."""
         if self._phase is Phase.JOINED:
             dropped, self._items[count:] = self._items[count:], []
-            self._batch.discard(dropped)
+            self._discard(dropped)
+
+    def _discard(self, items: list[Any]) -> None:
+        if self._is_no_copy:
+            self._batch.discard(items)
 
     def tpc_begin(self, transaction: ITransaction) -> None:
         """Nothing to do before the vote."""
@@ -97,6 +115,8 @@ class DataManager:
         """Nothing to do before the vote."""
 
     def tpc_vote(self, transaction: ITransaction) -> None:
+        if not self._is_no_copy:
+            raise ForkedError("the transaction is that of the parent process")
         self._batch.prepare(self._items)
         self._phase = Phase.PREPARED
 
@@ -105,7 +125,8 @@ class DataManager:
         # must survive the tpc_abort that follows, and so must what is not,
         # for the other resources have committed.
         self._phase = Phase.PUBLISHED
-        afterwards = self._batch.publish(self._items)
+        items, self._items = self._items, []
+        afterwards = self._batch.publish(items)
         if afterwards is not None:
             transaction.addAfterCommitHook(_call, (afterwards,))
 
@@ -120,7 +141,8 @@ class DataManager:
     def abort(self, transaction: ITransaction) -> None:
         if self._phase in (Phase.JOINED, Phase.PREPARED):
             self._phase = Phase.DISCARDED
-            self._batch.discard(self._items)
+            items, self._items = self._items, []
+            self._discard(items)
 
     def sortKey(self) -> str:
         sort_key: str = self._batch.sort_key

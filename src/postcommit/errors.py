@@ -81,19 +81,28 @@ class NotAMaildirError(QueueError, NotADirectoryError):
 
 
 class PublishError(QueueError):
-    """The commit was decided, but entries could not be moved into the queue.
+    """The commit was decided, but the entries are not safely in the queue.
 
-    They are complete and durable in ``tmp/``; ``postcommit recover`` sends or
-    drops them. `names` are their file names.
+    `names` are the files in ``tmp`` that could not be moved. They are complete
+    and durable; ``postcommit recover`` sends or drops them. Where there are
+    none, all were moved, but that may not be on the disk yet.
     """
 
     def __init__(self, path: str, names: tuple[str, ...], cause: OSError) -> None:
         self.names = names
-        super().__init__(
-            path,
-            f"{len(names)} entries stay in doubt, use 'postcommit recover': {cause}",
-            cause,
-        )
+        if names:
+            reason = f"{len(names)} entries stay in doubt, use 'postcommit recover'"
+        else:
+            reason = "a power failure now would leave the entries in doubt"
+        super().__init__(path, f"{reason}: {cause}", cause)
+
+
+class ForkedError(PostcommitError, RuntimeError):
+    """A child process wants to commit what its parent has sent."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class EntryError(PostcommitError, ValueError):

@@ -1,0 +1,160 @@
+"""Resources, mailers and a look into queues, for tests of transactions."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zope.event
+from transaction import TransactionManager
+from transaction.interfaces import IDataManager
+from zope.interface import implementer
+
+from postcommit.event import announce
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import Status
+from postcommit.message import message_id_of
+from postcommit.queue.entry import Claim
+from postcommit.queue.entry import Entry
+from postcommit.report import DeliveryReport
+from postcommit.report import Reply
+
+
+STAGES = ("tpc_begin", "commit", "tpc_vote", "tpc_finish")
+
+# Sort keys before and after all of ours.
+BEFORE, AFTER = "a partner", "~~a partner"
+
+
+class PartnerFailed(Exception):
+    """What a partner raises when it is told to."""
+
+
+@implementer(IDataManager)
+class Partner:
+    """A resource that does something else at some of the stages.
+
+    `calls` has what it was called for.
+    """
+
+    transaction_manager = None
+
+    def __init__(self, sort_key: str, **acts: Callable[[], object]) -> None:
+        self._sort_key = sort_key
+        self._acts = acts
+        self.calls: list[str] = []
+
+    def _at(self, stage: str) -> None:
+        self.calls.append(stage)
+        if stage in self._acts:
+            self._acts[stage]()
+
+    def abort(self, transaction: Any) -> None:
+        self._at("abort")
+
+    def tpc_begin(self, transaction: Any) -> None:
+        self._at("tpc_begin")
+
+    def commit(self, transaction: Any) -> None:
+        self._at("commit")
+
+    def tpc_vote(self, transaction: Any) -> None:
+        self._at("tpc_vote")
+
+    def tpc_finish(self, transaction: Any) -> None:
+        self._at("tpc_finish")
+
+    def tpc_abort(self, transaction: Any) -> None:
+        self._at("tpc_abort")
+
+    def sortKey(self) -> str:
+        return self._sort_key
+
+
+def fail() -> None:
+    raise PartnerFailed
+
+
+def failing(stage: str, sort_key: str) -> Partner:
+    return Partner(sort_key, **{stage: fail})
+
+
+@implementer(IMailer)
+class Mailer:
+    """Takes every message, or fares as it is told to.
+
+    `sent` has what it was handed; `notify` is what it announces with.
+    """
+
+    def __init__(
+        self,
+        status: Status = Status.SENT,
+        reply: Reply | None = None,
+        notify: Callable[[Any], object] = zope.event.notify,
+    ) -> None:
+        self.sent: list[tuple[str, tuple[str, ...], bytes]] = []
+        self.notify = notify
+        self._status = status
+        self._reply = reply or Reply(250, "2.0.0", "Ok")
+
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> IDeliveryReport:
+        self.sent.append((fromaddr, toaddrs, message))
+        report = DeliveryReport.alike(
+            message_id_of(message), toaddrs, self._status, self._reply
+        )
+        announce(report, self.notify)
+        return report
+
+
+def mail(message_id: str = "1@example.org", text: str = "Text.") -> bytes:
+    head = f"Message-Id: <{message_id}>\r\nSubject: x\r\n"
+    date = "Date: Mon, 23 Nov 2026 12:00:00 +0000\r\n\r\n"
+    return f"{head}{date}{text}\r\n".encode()
+
+
+def files(queue: Path) -> list[str]:
+    """Return every file of a queue, as ``folder/name``."""
+    folders = [f for f in ("tmp", "new", "cur") if (queue / f).exists()]
+    return [f"{f}/{p.name}" for f in folders for p in sorted((queue / f).iterdir())]
+
+
+def entries(queue: Path, folder: str = "new") -> list[Entry]:
+    """Return the entries of a queue in the order of their names."""
+    if not queue.exists():
+        return []
+    found = []
+    for path in sorted((queue / folder).iterdir()):
+        claim = Claim.take(str(path))
+        assert claim is not None, "it is claimed"
+        found.append(claim.read())
+        claim.release()
+    return found
+
+
+def accepted(queue: Path) -> list[str]:
+    """Return the message ids of the entries in ``new``."""
+    return [message_id_of(entry.message) for entry in entries(queue)]
+
+
+@contextmanager
+def subscribed(subscriber: Callable[[Any], object]) -> Iterator[None]:
+    """Have `subscriber` called for each event."""
+    zope.event.subscribers.append(subscriber)
+    try:
+        yield
+    finally:
+        zope.event.subscribers.remove(subscriber)
+
+
+class Hearing(list[Any]):
+    """A subscriber: a list of the events that it has heard."""
+
+    def __call__(self, event: Any) -> None:
+        self.append(event)
+
+
+def explicit() -> TransactionManager:
+    return TransactionManager(explicit=True)
