@@ -328,6 +328,26 @@ class ISMTPMailer(IBatchMailer, IRelayCheck):
         """Close the connections; the next message opens a new one."""
 
 
+class ISendmailMailer(IMailer):
+    """Transmits through the ``sendmail`` command of the local mail system."""
+
+    command = TextLine(
+        title=_("Command"),
+        description=_("Path of the program; its arguments are those of sendmail."),
+        default="/usr/sbin/sendmail",
+        min_length=1,
+    )
+    timeout = Float(
+        title=_("Time-out"),
+        description=_("Seconds until the program is killed."),
+        default=600.0,
+        min=0.001,
+    )
+    notify = Attribute(
+        "The function that events are published with: `zope.event.notify`."
+    )
+
+
 class IDirectMailDelivery(IMailDelivery):
     """Transmits while the transaction commits; the user waits.
 

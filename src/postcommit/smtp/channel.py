@@ -67,8 +67,9 @@ class Channel:
     def write(self, data: bytes, timeout: float) -> None:
         """Send all of `data`; each block of 64 KiB may take `timeout`."""
         self.sent = 0
-        self._bound(timeout)
         if len(data) <= _BLOCK:
+            # It hardly ever waits here. The time-out of the last reply is as good
+            # a bound, and setting one is a system call for each message.
             self.sent = self._socket.send(data)
         view = memoryview(data)
         while self.sent < len(data):

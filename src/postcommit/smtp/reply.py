@@ -12,6 +12,9 @@ from postcommit.report import Reply
 # all lines of a reply, and a relay shall not fill our memory.
 MAX_REPLY = 1 << 16
 
+# Lines of up to so many bytes are remembered when they were parsed.
+_SHORT = 128
+
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n]*))?\r?\n\Z")
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z)")
 
@@ -22,19 +25,23 @@ def take(data: bytes, start: int) -> tuple[Reply, int] | None:
     None where it is not complete yet. Raises `RelayError` for what is no reply
     or will never end.
     """
-    position = start
+    end = data.find(b"\n", start) + 1
+    if end and end - start <= _SHORT and data[start + 3 : start + 4] != b"-":
+        return _parse_short(data[start:end]), end
+    return _take_long(data, start)
+
+
+def _take_long(data: bytes, start: int) -> tuple[Reply, int] | None:
+    end = start
     while True:
-        end = data.find(b"\n", position) + 1
-        if max(end, len(data) * (not end)) - start > MAX_REPLY:
+        line = end
+        end = data.find(b"\n", line) + 1
+        if (end or len(data)) - start > MAX_REPLY:
             raise RelayError(f"the relay's reply is longer than {MAX_REPLY} bytes")
         if not end:
             return None
-        if data[position + 3 : position + 4] != b"-":
-            break
-        position = end
-    if position == start and end - start <= 128:
-        return _parse_short(data[start:end]), end
-    return parse(data[start:end]), end
+        if data[line + 3 : line + 4] != b"-":
+            return parse(data[start:end]), end
 
 
 def parse(data: bytes) -> Reply:

@@ -74,22 +74,25 @@ class Session:
         Raises TimeoutError if it is not complete in time, `RelayError` if it is
         no reply, another OSError if the connection is lost.
         """
-        return self._read(self._timeouts[stage])
+        channel = self._channel
+        taken = take(channel.data, channel.position)
+        if taken is None:
+            return self._wait(self._timeouts[stage])
+        reply, channel.position = taken
+        return reply
 
     def read_hastily(self) -> Reply:
         """As `read`, where the connection is broken: what came is there already."""
-        return self._read(self._relay.timeouts.quit)
+        return self._wait(self._relay.timeouts.quit)
 
-    def _read(self, timeout: float) -> Reply:
+    def _wait(self, timeout: float) -> Reply:
+        """Return a reply that has not come in yet, or not all of it."""
         channel = self._channel
-        deadline = None
+        deadline = time.monotonic() + timeout
+        channel.fill(timeout)
         while (taken := take(channel.data, channel.position)) is None:
-            if deadline is None:
-                deadline = time.monotonic() + timeout
-                channel.fill(timeout)
-            else:
-                # The time-out is for the whole reply, however slow it comes.
-                channel.refill(deadline)
+            # The time-out is for the whole reply, however slow it comes.
+            channel.refill(deadline)
         reply, channel.position = taken
         return reply
 
@@ -109,7 +112,7 @@ class Session:
         """Take leave, but insist on nothing, and close."""
         try:
             self._channel.write(b"QUIT\r\n", self._relay.timeouts.quit)
-            self._read(self._relay.timeouts.quit)
+            self._wait(self._relay.timeouts.quit)
         except OSError:
             pass  # it makes no difference to anybody
         self.close()
@@ -125,7 +128,7 @@ class Session:
         tls = self._relay.tls
         if tls.mode is TLSMode.IMPLICIT:
             self._start_tls()
-        self._expect(220, self._read(self._relay.timeouts.greeting), "greeting")
+        self._expect(220, self._wait(self._relay.timeouts.greeting), "greeting")
         self._ehlo()
         if tls.mode in (TLSMode.AUTO, TLSMode.STARTTLS):
             self._upgrade()

@@ -34,7 +34,7 @@ _NO_ADDRESS = Reply(0, "5.1.3", "A control character in an address")
 
 class _Command(NamedTuple):
     stage: Stage
-    line: bytes
+    line: str
     recipient: int = 0  # its index
 
 
@@ -57,7 +57,9 @@ class Transfer:
         self.is_first = False
         self._message = to_crlf(message)
         self._reset()
-        if _UNSPEAKABLE.search("".join((sender, *self.recipients))):
+        addresses = "".join((sender, *self.recipients))
+        self._is_plain = addresses.isascii()
+        if _UNSPEAKABLE.search(addresses):
             self._settle(Status.REJECTED, _NO_ADDRESS)
 
     def _reset(self) -> None:
@@ -92,19 +94,18 @@ class Transfer:
         if not message.isascii():
             parameters += " BODY=8BITMIME"
         recipients = self._spell_recipients(extensions)
-        if not all(map(str.isascii, (sender, *recipients.values()))):
-            parameters += " SMTPUTF8"
         if not recipients:
             return
-        mail = f"MAIL FROM:<{sender}>{parameters}\r\n".encode()
+        if not (self._is_plain or "".join((sender, *recipients.values())).isascii()):
+            parameters += " SMTPUTF8"
         self._commands = [
-            *([_Command(Stage.SESSION, b"RSET\r\n")] if reset else []),
-            _Command(Stage.MAIL, mail),
-            *(
-                _Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n".encode(), index)
+            *([_Command(Stage.SESSION, "RSET\r\n")] if reset else []),
+            _Command(Stage.MAIL, f"MAIL FROM:<{sender}>{parameters}\r\n"),
+            *[
+                _Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n", index)
                 for index, address in recipients.items()
-            ),
-            _Command(Stage.DATA, b"DATA\r\n"),
+            ],
+            _Command(Stage.DATA, "DATA\r\n"),
         ]
         self._data = stuffed(message)
 
@@ -125,6 +126,8 @@ class Transfer:
 
     def _spell_recipients(self, extensions: Mapping[str, str]) -> dict[int, str]:
         """Return those that the relay can be told, refuse the others."""
+        if self._is_plain:
+            return dict(enumerate(self.recipients))
         spelled = {}
         for index, recipient in enumerate(self.recipients):
             address = self._spelled(recipient, extensions)
@@ -152,7 +155,7 @@ class Transfer:
             return b""
         group = self._commands[self._written : self._written + size]
         self._written += len(group)
-        return b"".join([command.line for command in group])
+        return "".join([command.line for command in group]).encode()
 
     def content(self) -> bytes:
         """Return what follows the reply to DATA: the message, with its final dot.

@@ -1,0 +1,144 @@
+"""The mailer that runs the local ``sendmail`` command."""
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import zope.event
+from zope.interface import implementer
+
+from postcommit.address import on_the_wire
+from postcommit.errors import RelayError
+from postcommit.event import announce
+from postcommit.interfaces import Address
+from postcommit.interfaces import Addresses
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import ISendmailMailer
+from postcommit.interfaces import Sendable
+from postcommit.interfaces import Status
+from postcommit.message import Composed
+from postcommit.message import compose
+from postcommit.message import to_crlf
+from postcommit.options import checked
+from postcommit.report import DeliveryReport
+from postcommit.report import Reply
+
+
+_check = functools.partial(checked, ISendmailMailer)
+
+# sysexits.h. What is in neither set may pass: the recipients are deferred.
+_REJECTED = frozenset({os.EX_DATAERR, os.EX_NOINPUT, os.EX_NOUSER, os.EX_NOHOST})
+_BROKEN = frozenset({os.EX_OSFILE, os.EX_NOPERM, os.EX_CONFIG})
+
+_TOO_MANY = Reply(0, "5.5.3", "More recipients than fit into a command line")
+
+_MOST_OF_STDERR = 2000
+
+
+@implementer(ISendmailMailer)
+class SendmailMailer:
+    """See `ISendmailMailer`.
+
+    The program takes the message for all recipients, or for none: they share
+    an outcome, which its exit status tells (sysexits). A program that cannot be
+    run, or lacks permission or configuration, is a failure of the relay. One that
+    was killed, or took too long, may have taken the message: uncertain.
+    """
+
+    def __init__(
+        self,
+        command: str = ISendmailMailer["command"].default,
+        *,
+        timeout: float = ISendmailMailer["timeout"].default,
+        notify: Callable[[Any], Any] = zope.event.notify,
+    ) -> None:
+        self.command: str = _check("command", command)
+        self.timeout: float = _check("timeout", timeout)
+        self.notify = notify
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.command}>"
+
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+    ) -> IDeliveryReport:
+        """See `IMailer`."""
+        composed = compose(fromaddr, toaddrs, message)
+        report = self._transmit(composed)
+        announce(report, self.notify)
+        return report
+
+    def _transmit(self, composed: Composed) -> DeliveryReport:
+        # Line ends are those of a local file; dots need no care, because of -i.
+        data = to_crlf(bytes(composed)).replace(b"\r\n", b"\n")
+        recipients = composed.recipients
+        try:
+            status, reply = self._run(self._arguments(composed), data)
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                return DeliveryReport.alike(
+                    composed.message_id, recipients, Status.REJECTED, _TOO_MANY
+                )
+            failure = RelayError(f"{self.command} cannot be run: {error}")
+            failure.__cause__ = error
+            return DeliveryReport(
+                composed.message_id, recipients, relay_failure=failure
+            )
+        return DeliveryReport.alike(composed.message_id, recipients, status, reply)
+
+    def _arguments(self, composed: Composed) -> list[bytes]:
+        sender = on_the_wire(composed.sender) if composed.sender else "<>"
+        recipients = map(on_the_wire, composed.recipients)
+        arguments = [self.command, "-i", "-f", sender, "--", *recipients]
+        return [argument.encode() for argument in arguments]
+
+    def _run(self, arguments: list[bytes], data: bytes) -> tuple[Status, Reply]:
+        """Run the program; raise OSError where it is of no use."""
+        # Not a pipe: a child that it leaves behind might keep that open.
+        with tempfile.TemporaryFile() as errors:
+            # No shell is involved, and the addresses were checked.
+            with subprocess.Popen(  # noqa: S603
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            ) as process:
+                try:
+                    process.communicate(data, self.timeout)
+                except subprocess.TimeoutExpired:
+                    text = f"{self.command} took longer than {self.timeout:g} s"
+                    return Status.UNCERTAIN, Reply(0, "4.4.7", text)
+                finally:
+                    _kill(process)
+            errors.seek(0)
+            said = errors.read(_MOST_OF_STDERR).decode("utf-8", "replace").strip()
+        return self._judge(process.returncode, said)
+
+    def _judge(self, code: int, said: str) -> tuple[Status, Reply]:
+        text = f"{self.command} exited with {code}: {said}".rstrip(": ")
+        if code == os.EX_OK:
+            return Status.SENT, Reply(0, "2.0.0", text)
+        if code < 0:
+            text = f"{self.command} was killed by {signal.Signals(-code).name}"
+            return Status.UNCERTAIN, Reply(0, "4.3.0", text)
+        if code in _BROKEN:
+            raise OSError(text)
+        if code in _REJECTED:
+            return Status.REJECTED, Reply(0, "5.0.0", text)
+        return Status.DEFERRED, Reply(0, "4.0.0", text)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process that has not ended, with all that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
