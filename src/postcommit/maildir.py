@@ -92,8 +92,10 @@ class Maildir:
     """See `IMaildir`, and `IMaildirFactory` for the arguments."""
 
     def __init__(self, dirname: str, create: bool = False) -> None:
-        self.path = os.fspath(dirname)
-        if create and not os.path.lexists(self.path):
+        self.path = os.fsdecode(dirname)
+        with explained(self.path, "open the Maildir"):
+            exists = _exists(self.path)
+        if create and not exists:
             with explained(self.path, "create the Maildir"):
                 _create(self.path)
         with explained(self.path, "open the Maildir"):
@@ -136,22 +138,22 @@ class Maildir:
 class MaildirMessageWriter:
     """See `IMaildirMessageWriter`.
 
-    `name` is the file's name, `path` where it is.
+    `name` is the file's name, `path` where it is, `target` where it belongs.
     """
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
         self.path = f"{maildir.folder('tmp')}/{name}"
-        self._new = maildir.folder("new")
-        self._pending = True
+        self.target = f"{maildir.folder('new')}/{name}"
+        self._aborted = False
         with explained(self.path, "create the file"):
             self._file = create_file(self.path)
 
-    def write(self, data: bytes | str) -> None:
+    def write(self, data: bytes | memoryview | str) -> None:
         with explained(self.path, "write"):
             self._file.write(data.encode() if isinstance(data, str) else data)
 
-    def writelines(self, lines: Iterable[bytes | str]) -> None:
+    def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
         for line in lines:
             self.write(line)
 
@@ -159,27 +161,42 @@ class MaildirMessageWriter:
         with explained(self.path, "write"):
             self._file.close()
 
+    def move(self, path: str) -> None:
+        """Rename the file to `path`; at `target` it is committed."""
+        os.rename(self.path, path)
+        self.path = path
+
     def commit(self) -> None:
-        if not self._pending:
-            if os.path.dirname(self.path) != self._new:
-                raise ValueError(f"{self.path}: was aborted, cannot be committed")
+        if self._aborted:
+            raise ValueError(f"{self.path}: was aborted, cannot be committed")
+        if self.path == self.target:
             return
         self.close()
         with explained(self.path, "move the message into the Maildir"):
             sync(self.path)
-            target = f"{self._new}/{self.name}"
-            os.rename(self.path, target)
-            self.path, self._pending = target, False
-            sync(self._new)
+            self.move(self.target)
+            sync(os.path.dirname(self.target))
 
     def abort(self) -> None:
-        if self._pending:
-            self._pending = False
-            try:
-                self._file.close()
-            except OSError:
-                pass  # what could not be written is not wanted any more
+        if self._aborted or self.path == self.target:
+            return
+        self._aborted = True
+        try:
+            self._file.close()
+        except OSError:
+            pass  # what could not be written is not wanted any more
+        with explained(self.path, "remove the file"):
             remove(self.path)
+
+
+def _exists(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise NotAMaildirError(path, f"can be no path: {error}") from error
+    return True
 
 
 def _create(path: str) -> None:
@@ -189,6 +206,7 @@ def _create(path: str) -> None:
     try:
         for name in FOLDERS:
             os.mkdir(f"{building}/{name}", 0o700)
+        sync(building)
         os.rename(building, path)
     except OSError:
         shutil.rmtree(building)

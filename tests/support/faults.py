@@ -1,0 +1,93 @@
+"""Real faults: permissions that bind, disks that are full, few descriptors."""
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+_SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+_VERSION_3 = 0x20080522
+
+
+def without_privileges(function: Callable[[], None]) -> None:
+    """Call `function` in a thread to which permissions apply, also for root.
+
+    Capabilities belong to threads; this one gives up its own, and ends.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if os.geteuid() == 0:
+                _drop_capabilities()
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
+def _drop_capabilities() -> None:
+    header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _SYS_CAPSET[os.uname().machine]
+    if libc.syscall(number, header, nothing):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+@contextmanager
+def full_disk(folder: Path, kilobytes: int = 64) -> Iterator[Path]:
+    """Yield a new folder into which no more than so much can be written.
+
+    A tiny file system of its own where we may mount one, and otherwise a limit
+    on the size of files: then the error is EFBIG, not ENOSPC.
+    """
+    disk = folder / "disk"
+    disk.mkdir()
+    options = f"size={kilobytes}k,mode=0700"
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode == 0:
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    else:
+        with small_files(kilobytes * 1024):
+            yield disk
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Let no file of this process become larger than `size`."""
+    with _limit(resource.RLIMIT_FSIZE, size):
+        yield
+
+
+@contextmanager
+def few_descriptors(more: int) -> Iterator[None]:
+    """Let only so many more files be open at a time."""
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    with _limit(resource.RLIMIT_NOFILE, used + more):
+        yield
+
+
+@contextmanager
+def _limit(kind: int, soft: int) -> Iterator[None]:
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)

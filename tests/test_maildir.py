@@ -1,0 +1,379 @@
+"""Maildir folders, on a real disk."""
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from zope.interface.verify import verifyClass
+from zope.interface.verify import verifyObject
+
+from postcommit import Maildir
+from postcommit.errors import NotAMaildirError
+from postcommit.errors import QueueError
+from postcommit.interfaces import IMaildir
+from postcommit.interfaces import IMaildirFactory
+from postcommit.interfaces import IMaildirMessageWriter
+from postcommit.maildir import FOLDERS
+from postcommit.maildir import MaildirMessageWriter
+from postcommit.maildir import explained
+from postcommit.maildir import remove
+from postcommit.maildir import sync
+from postcommit.maildir import unique_name
+from tests.support.faults import small_files
+from tests.support.faults import without_privileges
+from tests.support.transactions import files
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Maildir:
+    return Maildir(str(tmp_path / "maildir"), create=True)
+
+
+@pytest.fixture
+def closed_folder(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    yield folder
+    folder.chmod(0o700)
+
+
+def mode(path: str | Path) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+# The folder
+
+
+def test_the_contracts_are_kept(maildir: Maildir) -> None:
+    verifyObject(IMaildirFactory, Maildir)
+    verifyClass(IMaildir, Maildir)
+    verifyObject(IMaildir, maildir)
+    verifyClass(IMaildirMessageWriter, MaildirMessageWriter)
+    writer = maildir.newMessage()
+    verifyObject(IMaildirMessageWriter, writer)
+    writer.abort()
+
+
+def test_a_missing_folder_is_created_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "maildir"
+    Maildir(str(path), create=True)
+    assert sorted(os.listdir(path)) == ["cur", "new", "tmp"]
+    assert {mode(path / name) for name in ("", *FOLDERS)} == {0o700}
+    assert os.listdir(tmp_path) == ["maildir"]
+
+
+def test_a_missing_folder_is_an_error_unless_it_may_be_created(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(QueueError, match="missing") as caught:
+        Maildir(str(tmp_path / "missing"))
+    assert caught.value.errno == errno.ENOENT
+    assert caught.value.path == str(tmp_path / "missing")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("spelling", [os.fsencode, Path, lambda path: f"{path}/"])
+def test_the_path_may_be_spelled_in_any_way(tmp_path: Path, spelling) -> None:
+    path = spelling(str(tmp_path / "maildir"))
+    for maildir in (Maildir(path, create=True), Maildir(path)):
+        writer = maildir.newMessage()
+        writer.write(b"x")
+        writer.commit()
+    assert len(list(Maildir(str(tmp_path / "maildir")))) == 2
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_file_is_no_maildir(tmp_path: Path, create: bool) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(NotAMaildirError, match="file: is no folder"):
+        Maildir(str(path), create)
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("present", [(), ("tmp", "new"), ("letters",)])
+def test_another_folder_is_no_maildir(
+    tmp_path: Path, create: bool, present: tuple[str, ...]
+) -> None:
+    for name in present:
+        (tmp_path / name).mkdir()
+    missing = next(name for name in FOLDERS if name not in present)
+    with pytest.raises(NotAMaildirError, match=f"it has no .*{missing}"):
+        Maildir(str(tmp_path), create)
+    assert sorted(os.listdir(tmp_path)) == sorted(present)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_link_that_leads_nowhere_is_no_maildir(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(QueueError, match="link"):
+        Maildir(str(tmp_path / "link"), create)
+    assert os.listdir(tmp_path) == ["link"]
+
+
+def test_a_link_to_a_maildir_is_one(maildir: Maildir, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(maildir.path)
+    Maildir(str(tmp_path / "link"), create=True).newMessage().commit()
+    assert len(list(maildir)) == 1
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("name", ["null\0character", "surrogate\ud800"])
+def test_what_can_be_no_path_is_no_maildir(
+    tmp_path: Path, create: bool, name: str
+) -> None:
+    with pytest.raises(NotAMaildirError, match="can be no path") as caught:
+        Maildir(str(tmp_path / name), create)
+    assert caught.value.path.endswith(name)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("missing/maildir", errno.ENOENT),
+        ("file/maildir", errno.ENOTDIR),
+        ("x" * 300, errno.ENAMETOOLONG),
+    ],
+)
+def test_a_parent_that_cannot_be_one_is_named(
+    tmp_path: Path, path: str, number: int
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(QueueError) as caught:
+        Maildir(str(tmp_path / path), create=True)
+    assert caught.value.errno == number
+    assert path in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_parent_without_permission_is_named(closed_folder: Path) -> None:
+    def create() -> None:
+        with pytest.raises(QueueError, match="closed/maildir") as caught:
+            Maildir(str(closed_folder / "maildir"), create=True)
+        assert caught.value.errno == errno.EACCES
+
+    without_privileges(create)
+    assert os.listdir(closed_folder) == []
+
+
+def test_a_creation_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    # There is no folder yet that could have a dot in it.
+    with pytest.raises(QueueError, match="maildir"):
+        Maildir(f"{tmp_path}/maildir/.", create=True)
+    assert os.listdir(tmp_path) == []
+
+
+def test_many_may_create_the_same_maildir_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "maildir")
+    barrier = threading.Barrier(8)
+    failed = []
+
+    def create() -> None:
+        barrier.wait()
+        try:
+            Maildir(path, create=True).newMessage().commit()
+        except Exception as error:
+            failed.append(error)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=create) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(list(Maildir(path))) == 8
+        for found in Maildir(path):
+            os.unlink(found)
+        for name in ("tmp", "new", "cur", ""):
+            os.rmdir(f"{path}/{name}")
+        assert os.listdir(tmp_path) == [], "what the slower ones built is left"
+    assert failed == []
+
+
+# Names
+
+
+def test_names_say_when_and_where(maildir: Maildir) -> None:
+    host = re.escape(socket.gethostname())
+    pattern = rf"\d{{10}}\.M\d{{6}}P{os.getpid()}Q\d+\.{host}"
+    assert re.fullmatch(pattern, unique_name())
+    assert unique_name(1.5).startswith("0000000001.M500000P")
+
+
+def test_names_sort_by_time_and_never_repeat() -> None:
+    names = [unique_name(seconds / 7) for seconds in range(1000)]
+    assert names == sorted(names)
+    assert len({unique_name(1.0) for _ in range(1000)}) == 1000
+
+
+# Iteration
+
+
+def test_messages_come_new_ones_first_and_in_order(maildir: Maildir) -> None:
+    wanted = [f"{f}/{n}" for f in ("new", "cur") for n in ("1", "2", "3")]
+    for path in reversed(wanted):
+        Path(maildir.path, path).touch()
+    for path in ("new/.sending-1", "tmp/4", "cur/.hidden"):
+        Path(maildir.path, path).touch()
+    assert list(maildir) == [f"{maildir.path}/{path}" for path in wanted]
+
+
+def test_each_of_thousands_comes_once(maildir: Maildir) -> None:
+    for number in range(2500):
+        Path(maildir.path, "new", str(number)).touch()
+    assert len(set(maildir)) == len(list(maildir)) == 2500
+
+
+# The writer
+
+
+def test_a_message_arrives_with_its_commit(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    writer.write(b"bytes, ")
+    writer.write("str, ä")
+    writer.writelines([b", lines", " of both"])
+    assert files(Path(maildir.path)) == [f"tmp/{writer.name}"]
+    writer.commit()
+    assert files(Path(maildir.path)) == [f"new/{writer.name}"]
+    [path] = maildir
+    assert path == writer.path == writer.target
+    assert Path(path).read_bytes() == "bytes, str, ä, lines of both".encode()
+    assert mode(path) == 0o600
+
+
+def test_a_commit_may_come_again(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    writer.commit()
+    os.rename(writer.path, f"{maildir.folder('cur')}/{writer.name}")
+    writer.commit()
+    writer.abort()
+    assert files(Path(maildir.path)) == [f"cur/{writer.name}"]
+
+
+def test_an_abort_after_the_commit_does_nothing(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    writer.commit()
+    writer.abort()
+    assert len(list(maildir)) == 1
+
+
+def test_an_abort_removes_the_file_and_may_come_again(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    writer.write(b"x")
+    for _ in range(2):
+        writer.abort()
+        assert files(Path(maildir.path)) == []
+    with pytest.raises(ValueError, match=f"{writer.name}: was aborted"):
+        writer.commit()
+
+
+def test_an_abort_does_not_need_the_file(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    os.unlink(writer.path)
+    writer.abort()
+    assert files(Path(maildir.path)) == []
+
+
+def test_a_closed_message_can_be_committed_or_aborted(maildir: Maildir) -> None:
+    for ending in ("commit", "abort"):
+        writer = maildir.newMessage()
+        writer.write(b"x")
+        writer.close()
+        writer.close()
+        getattr(writer, ending)()
+    assert len(files(Path(maildir.path))) == 1
+
+
+def test_a_folder_that_vanishes_fails_the_commit(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    os.rmdir(maildir.folder("new"))
+    with pytest.raises(QueueError, match=writer.name) as caught:
+        writer.commit()
+    assert caught.value.errno == errno.ENOENT
+    writer.abort()
+    assert files(Path(maildir.path)) == []
+
+
+def test_a_full_disk_fails_the_write_and_the_abort_cleans_up(
+    maildir: Maildir,
+) -> None:
+    with small_files(1000):
+        writer = maildir.newMessage()
+        with pytest.raises(QueueError, match=writer.name) as caught:
+            writer.write(b"x" * 100_000)
+        assert caught.value.errno == errno.EFBIG
+        writer.abort()
+    assert files(Path(maildir.path)) == []
+
+
+def test_a_full_disk_may_show_when_the_file_is_closed(maildir: Maildir) -> None:
+    with small_files(1000):
+        writer = maildir.newMessage()
+        writer.write(b"x" * 2000)  # into the buffer
+        with pytest.raises(QueueError, match=writer.name):
+            writer.commit()
+        writer.abort()
+        writer = maildir.newMessage()
+        writer.write(b"x" * 2000)
+        writer.abort()
+    assert files(Path(maildir.path)) == []
+
+
+def test_a_folder_without_permission_takes_no_message(maildir: Maildir) -> None:
+    def write() -> None:
+        with pytest.raises(QueueError, match="tmp") as caught:
+            maildir.newMessage()
+        assert caught.value.errno == errno.EACCES
+
+    os.chmod(maildir.folder("tmp"), 0o500)
+    without_privileges(write)
+    assert files(Path(maildir.path)) == []
+
+
+def test_a_file_that_cannot_be_removed_is_named(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+
+    def abort() -> None:
+        with pytest.raises(QueueError, match=f"remove.*{writer.name}"):
+            writer.abort()
+
+    os.chmod(maildir.folder("tmp"), 0o500)
+    without_privileges(abort)
+
+
+# Helpers
+
+
+def test_errors_are_explained_once() -> None:
+    with (
+        pytest.raises(QueueError) as caught,
+        explained("outer", "do"),
+        explained("inner", "undo"),
+    ):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert caught.value.path == "inner"
+    assert caught.value.reason == "cannot undo: No such file or directory"
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_an_error_without_a_number_is_explained_by_its_text() -> None:
+    with (
+        pytest.raises(QueueError, match="cannot read: only a text"),
+        explained("path", "read"),
+    ):
+        raise OSError("only a text")
+
+
+def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    remove(str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError):
+        sync(str(tmp_path / "missing"))
