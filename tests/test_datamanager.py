@@ -65,7 +65,7 @@ class Batch:
         self._note("publish", items)
         if self.failure:
             raise self.failure
-        return lambda: self.done.append("afterwards") if items else None
+        return (lambda: self.done.append("afterwards")) if items else None
 
     def discard(self, items: Sequence[Item]) -> None:
         self._note("discard", items)
@@ -418,6 +418,14 @@ def test_an_optimistic_savepoint_beside_a_partner_without_any(
     sender.send("b")
     sender.manager.commit()
     assert sender.done == ["prepare a b", "publish a b", "afterwards"]
+
+
+def test_a_batch_of_which_nothing_is_left_needs_no_afterwards(sender: Sender) -> None:
+    savepoint = sender.data_manager.savepoint()
+    sender.send("a")
+    savepoint.rollback()
+    sender.manager.commit()
+    assert sender.done == ["discard a", "prepare", "publish"]
 
 
 def test_a_savepoint_that_a_partner_refuses_discards_all(sender: Sender) -> None:
