@@ -119,7 +119,7 @@ def _flattened(message: Message) -> bytes:
     written = BytesIO()
     try:
         BytesGenerator(written, mangle_from_=False, policy=policy).flatten(message)
-    except (EmailError, LookupError, ValueError, TypeError) as error:
+    except (EmailError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise MessageError(f"the message cannot be made bytes: {error}") from error
     return written.getvalue()
 

@@ -19,4 +19,5 @@ def MailDeliveryNames(context: Any = None) -> SimpleVocabulary:
     the look-up begins.
     """
     names = {name for name, _ in getUtilitiesFor(IMailDelivery, context)}
-    return SimpleVocabulary.fromValues(sorted(names))
+    vocabulary: SimpleVocabulary = SimpleVocabulary.fromValues(sorted(names))
+    return vocabulary

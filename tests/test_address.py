@@ -1,0 +1,215 @@
+"""Addresses: what is taken, and what is refused by name."""
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postcommit.address import domain_in_ascii
+from postcommit.address import needs_smtputf8
+from postcommit.address import on_the_wire
+from postcommit.address import parse_address
+from postcommit.address import parse_recipients
+from postcommit.address import parse_sender
+from postcommit.address import split_addresses
+from postcommit.errors import AddressError
+from postcommit.errors import AddressTypeError
+
+
+@pytest.mark.parametrize(
+    ("given_", "bare"),
+    [
+        ("ann@example.org", "ann@example.org"),
+        (b"ann@example.org", "ann@example.org"),
+        (" ann@example.org ", "ann@example.org"),
+        ("<ann@example.org>", "ann@example.org"),
+        ("Ann <ann@example.org>", "ann@example.org"),
+        ('"Example, Ann" <ann@example.org>', "ann@example.org"),
+        ("=?utf-8?q?J=C3=B6rg?= <joerg@example.org>", "joerg@example.org"),
+        ("Jörg <jörg@example.org>", "jörg@example.org"),
+        ("root@localhost", "root@localhost"),
+        ("Postmaster", "Postmaster"),
+        ("o'neil+tag@example.org", "o'neil+tag@example.org"),
+        ("a..b.@example.org", "a..b.@example.org"),
+        ('"a b"@example.org', '"a b"@example.org'),
+        ('"a@b,c"@example.org', '"a@b,c"@example.org'),
+        (r'"a\"b"@example.org', r'"a\"b"@example.org'),
+        ("ann@[127.0.0.1]", "ann@[127.0.0.1]"),
+        ("ann@[IPv6:2001:db8::1]", "ann@[IPv6:2001:db8::1]"),
+        ("ann@bücher.example", "ann@bücher.example"),
+        ("ann@under_score.example", "ann@under_score.example"),
+    ],
+)
+def test_an_address_becomes_a_bare_one(given_: str | bytes, bare: str) -> None:
+    assert parse_address(given_) == bare
+    assert parse_sender(given_) == bare
+    assert parse_recipients(given_) == (bare,)
+    assert parse_recipients([given_]) == (bare,)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("", "empty"),
+        ("  ", "empty"),
+        ("Ann <>", "empty"),
+        ("ann", "before and after an @"),
+        ("@example.org", "before and after an @"),
+        ("ann@", "before and after an @"),
+        ('""ann@example.org', "before and after an @"),
+        ("ann@example.org\nX-Zope-To: eve@example.org", "line break"),
+        ("ann@example.org\r\n", "line break"),
+        ("\nann@example.org", "line break"),
+        ("Ann\n <ann@example.org>", "line break"),
+        ("ann\0@example.org", "control"),
+        ("ann\x7f@example.org", "control"),
+        ("ann\x85@example.org", "control"),
+        ("ann@example.org\u2028", "line break"),
+        ("ann\ud800@example.org", "control"),
+        ("ann smith@example.org", "space"),
+        ("ann@exam ple.org", "space"),
+        ("ann\u3000@example.org", "space"),
+        ('"ann"@exam ple.org', "space"),
+        ("ann@example.org, bob@example.org", "list"),
+        ("ann@example.org;bob@example.org", "list"),
+        ("<ann@example.org> Ann", "space"),
+        ("<ann@example.org", "only a quoted local part"),
+        ("ann@bob@example.org", "only a quoted local part"),
+        ("a(b)@example.org", "only a quoted local part"),
+        ("ann@example..org", "no domain"),
+        ("ann@example.org.", "no domain"),
+        ("ann@-example.org", "no domain"),
+        ("ann@exam>ple.org", "no domain"),
+        ("ann@[127.0.0.1", "no domain"),
+        (f"ann@{'x' * 64}.org", "no domain"),
+        ("ann@bü..example", "no domain"),
+        (f"{'x' * 250}@example.org", "longer than 254"),
+        (b"ann\xff@example.org", "no UTF-8"),
+    ],
+)
+def test_a_bad_address_is_refused_by_name(bad: str | bytes, reason: str) -> None:
+    with pytest.raises(AddressError, match=reason) as caught:
+        parse_address(bad)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.address == bad
+    assert repr(bad) in str(caught.value)
+    with pytest.raises(AddressError):
+        parse_recipients(["ann@example.org", bad])
+
+
+@pytest.mark.parametrize("bad", [None, 3, ["ann@example.org"]])
+def test_what_is_no_text_is_a_type_error(bad: object) -> None:
+    with pytest.raises(AddressTypeError) as caught:
+        parse_address(bad)  # type: ignore[arg-type]
+    assert isinstance(caught.value, TypeError)
+    with pytest.raises(AddressTypeError):
+        parse_recipients([bad])  # type: ignore[list-item]
+
+
+def test_recipients_that_are_no_iterable_are_a_type_error() -> None:
+    with pytest.raises(AddressTypeError, match="3"):
+        parse_recipients(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("null", ["", b"", "<>", b"<>"])
+def test_the_null_sender_is_a_sender_but_no_recipient(null: str | bytes) -> None:
+    assert parse_sender(null) == ""
+    with pytest.raises(AddressError):
+        parse_recipients([null])
+
+
+@pytest.mark.parametrize("nobody", [[], (), iter([]), {}])
+def test_no_recipients_are_refused(nobody: list[str]) -> None:
+    with pytest.raises(AddressError, match="no recipients"):
+        parse_recipients(nobody)
+
+
+def test_each_recipient_stands_once_and_in_order() -> None:
+    wanted = (a for a in ["b@x.org", "a@x.org", "B <b@x.org>", b"c@x.org"])
+    assert parse_recipients(wanted) == ("b@x.org", "a@x.org", "c@x.org")
+
+
+@given(st.one_of(st.text(), st.binary()))
+def test_whatever_is_taken_is_harmless_in_an_envelope(value: str | bytes) -> None:
+    try:
+        address = parse_address(value)
+    except AddressError:
+        return
+    assert not re.search("[\r\n\0]", address)
+    assert address.encode("utf-8")
+    assert parse_address(address) == address
+    assert address.lower() == "postmaster" or "@" in address
+    if not address.startswith('"'):
+        assert not re.search(r"[\s<>,;]", address)
+
+
+@given(st.text(st.characters(codec="ascii"), max_size=12))
+def test_no_text_around_an_address_smuggles_another_one_in(noise: str) -> None:
+    for value in (f"{noise}ann@example.org", f"ann@example.org{noise}"):
+        try:
+            address = parse_address(value)
+        except AddressError:
+            continue
+        assert address.count("@") == 1 or address.startswith('"')
+        assert "\n" not in address
+
+
+ADDRESSES = st.builds(
+    "{}@{}".format,
+    st.from_regex(r"[a-z0-9.+é]{1,12}|\"[ a-z,@]{1,8}\"", fullmatch=True),
+    st.sampled_from(["example.org", "bücher.example", "[127.0.0.1]", "x"]),
+)
+
+
+@given(st.lists(ADDRESSES, min_size=1, max_size=5, unique=True))
+def test_a_list_that_was_joined_is_split_again(addresses: list[str]) -> None:
+    joined = ", ".join(addresses)
+    assert split_addresses(joined) == addresses
+    assert parse_recipients(split_addresses(joined)) == tuple(addresses)
+
+
+def test_a_list_is_split_outside_of_quotes_comments_and_brackets() -> None:
+    text = '"A, B" <a@x.org>, c@x.org (d, e),, <f,g@x.org> ,'
+    assert split_addresses(text) == [
+        '"A, B" <a@x.org>',
+        "c@x.org (d, e)",
+        "<f,g@x.org>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "wire", "smtputf8"),
+    [
+        ("ann@example.org", "ann@example.org", False),
+        ("ann@bücher.example", "ann@xn--bcher-kva.example", False),
+        ("jörg@example.org", "jörg@example.org", True),
+        ("jörg@bücher.example", "jörg@bücher.example", True),
+        ("postmaster", "postmaster", False),
+    ],
+)
+def test_a_domain_is_encoded_where_the_local_part_allows(
+    address: str, wire: str, smtputf8: bool
+) -> None:
+    assert on_the_wire(address) == wire
+    assert needs_smtputf8(address) is smtputf8
+
+
+def test_a_domain_that_cannot_be_encoded_is_an_error() -> None:
+    with pytest.raises(AddressError, match="cannot be encoded"):
+        on_the_wire("ann@bü..example")
+
+
+@pytest.mark.parametrize(
+    ("address", "domain"),
+    [
+        ("ann@example.org", "example.org"),
+        ("ann@bücher.example", "xn--bcher-kva.example"),
+        ("ann@[127.0.0.1]", ""),
+        ("postmaster", ""),
+        ("", ""),
+    ],
+)
+def test_the_domain_of_an_address(address: str, domain: str) -> None:
+    assert domain_in_ascii(address) == domain
