@@ -11,8 +11,8 @@ from postcommit.demo.timeline import Timeline
 from postcommit.queue.entry import Entry
 
 
-# After so long nothing is waited for any more; usually a third is enough.
-SECONDS = 8.0
+# After so long nothing is waited for any more; usually a quarter is enough.
+SECONDS = 10.0
 
 ANN = "ann@example.org"
 BOB = "bob@example.org"
