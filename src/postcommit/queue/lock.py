@@ -11,7 +11,7 @@ import fcntl
 import os
 
 
-_descriptors: set[int] = set()
+_open: set[FileLock] = set()
 
 
 class FileLock:
@@ -26,12 +26,17 @@ class FileLock:
         # link, which could lead anywhere.
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self.descriptor = os.open(path, flags)
-        _descriptors.add(self.descriptor)
+        _open.add(self)
 
-    def acquire(self) -> bool:
-        """Take the lock, if nobody has it. Does not wait."""
+    def acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock, if nobody has it. Does not wait.
+
+        A `shared` one is for those who only look whether it is taken: they do
+        not take each other for its holder.
+        """
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
@@ -41,17 +46,25 @@ class FileLock:
 
         `quickly` will do where nobody else can come to want the lock.
         """
+        try:
+            _open.remove(self)
+        except KeyError:
+            return  # called again, or our copy in a child
         descriptor, self.descriptor = self.descriptor, -1
-        if descriptor in _descriptors:  # not so in a child, or when called again
-            _descriptors.discard(descriptor)
+        try:
             if not quickly:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
+        finally:
             os.close(descriptor)
 
 
 def _close_copies() -> None:
-    while _descriptors:
-        os.close(_descriptors.pop())
+    # The objects, not just their descriptors: a child may get the same numbers
+    # for files of its own.
+    while _open:
+        copy = _open.pop()
+        descriptor, copy.descriptor = copy.descriptor, -1
+        os.close(descriptor)
 
 
 os.register_at_fork(after_in_child=_close_copies)
