@@ -6,6 +6,7 @@ there, and hands what it was given to `checked`.
 """
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 from typing import cast
@@ -46,12 +47,14 @@ def checked(schema: type[Interface], name: str, value: Any) -> Any:
 
 
 def _converted(field: IField, value: Any) -> Any:
-    if isinstance(value, bool) and not isinstance(field, Bool):
+    # To zope.schema, a bool is an int and an int is a bool.
+    mixed_up = isinstance(value, bool) != isinstance(field, Bool)
+    if isinstance(field, Bool | Int | Float) and isinstance(value, int) and mixed_up:
         raise TypeError("a truth value is no number")
-    if isinstance(field, Float) and isinstance(value, int):
+    if isinstance(field, Float) and isinstance(value, int | float):
+        if not math.isfinite(value):
+            raise TypeError("no number of seconds")
         return float(value)
-    if isinstance(field, Int | Float) or value is None:
-        return value
     if isinstance(field, TextLine) and isinstance(value, os.PathLike):
         return os.fspath(value)
     return value

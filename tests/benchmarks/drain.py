@@ -36,7 +36,7 @@ def fill(queue: Path, count: int, size: int) -> None:
     for n in range(count):
         head = (
             "X-Zope-From: sender@example.org\nX-Zope-To: recipient@example.org\n"
-            f"Message-Id: <{n}@example.org>\r\nDate: Mon, 23 Nov 2026 12:00:00 +0000\r\n"
+            f"Message-Id: <{n}@x.org>\r\nDate: Mon, 23 Nov 2026 12:00:00 +0000\r\n"
             f"Subject: number {n}\r\n\r\n"
         )
         name = f"{now}.M{n:06d}P1Q{n}.bench"

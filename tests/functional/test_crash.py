@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.smtpd import ScriptedRelay
+from tests.support.zygote import Fate
+from tests.support.zygote import Zygote
 
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit.queue.entry import Claim
 from postcommit.queue.staging import is_prepared
 from postcommit.queue.store import Store
-from tests.support.smtpd import ScriptedRelay
-from tests.support.zygote import Fate
-from tests.support.zygote import Zygote
 
 
 KILLS = int(os.environ.get("POSTCOMMIT_KILLS", "500"))
@@ -164,7 +164,9 @@ def fill(queue: Path, count: int) -> set[tuple[str, str]]:
     return wanted
 
 
-def check_drainer(queue: Path, relay: ScriptedRelay, wanted: set[tuple[str, str]]) -> int:
+def check_drainer(
+    queue: Path, relay: ScriptedRelay, wanted: set[tuple[str, str]]
+) -> int:
     """Drain the rest, check all; return how many were sent twice."""
     before = accepted(relay)
     window = before.keys() & waiting(queue)

@@ -1,0 +1,85 @@
+"""Options against their schema."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postcommit.errors import OptionError
+from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import ISMTPMailer
+from postcommit.options import checked
+from postcommit.options import checked_mailer
+from postcommit.smtp.mailer import SMTPMailer
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "value", "taken"),
+    [
+        (ISMTPMailer, "port", 65535, 65535),
+        (ISMTPMailer, "timeout", None, None),
+        (ISMTPMailer, "timeout", 5, 5.0),
+        (ISMTPMailer, "cafile", Path("/etc/ca.pem"), "/etc/ca.pem"),
+        (ISMTPMailer, "verify", False, False),
+        (ISMTPMailer, "tls", "none", "none"),
+        (IMailQueueProcessor, "queuePath", Path("queue"), "queue"),
+        (IMailQueueProcessor, "rate_limit", 10, 10.0),
+    ],
+)
+def test_a_good_value_is_taken(schema: Any, name: str, value: Any, taken: Any) -> None:
+    result = checked(schema, name, value)
+    assert result == taken
+    assert type(result) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "value", "expectation"),
+    [
+        (ISMTPMailer, "port", 70000, "port=70000: must be a whole number from 1 to"),
+        (ISMTPMailer, "port", 0, "port=0: must be a whole number from 1 to 65535"),
+        (ISMTPMailer, "port", "25", "port='25': must be a whole number"),
+        (ISMTPMailer, "port", True, "port=True: must be a whole number"),
+        (ISMTPMailer, "hostname", "", "hostname='': must be a str of one line that is"),
+        (ISMTPMailer, "hostname", "a\nb", "must be a str of one line"),
+        (ISMTPMailer, "hostname", b"x", "must be a str of one line"),
+        (ISMTPMailer, "verify", 1, "verify=1: must be True or False"),
+        (ISMTPMailer, "tls", "ssl", "one of 'auto', 'starttls', 'implicit', 'none'"),
+        (ISMTPMailer, "timeout", 0, "must be a number of at least 0.001, or None"),
+        (ISMTPMailer, "timeout", float("nan"), "must be a number"),
+        (ISMTPMailer, "connect_timeout", "30", "must be a number"),
+        (ISMTPMailer, "cafile", 3, "must be a str of one line, or None"),
+        (IMailQueueProcessor, "pollingInterval", -1, "a whole number of at least 1"),
+        (IDirectMailDelivery, "mailer", 3, "must be an object that provides IMailer"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(
+    schema: Any, name: str, value: Any, expectation: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        checked(schema, name, value)
+    assert expectation in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.name == name
+    assert caught.value.__cause__ is not None
+
+
+def test_a_password_is_not_repeated() -> None:
+    with pytest.raises(OptionError) as caught:
+        checked(ISMTPMailer, "password", "sec\nret")
+    shown = f"{caught.value} {caught.value.value}"
+    assert "sec" not in shown
+    assert "***" in shown
+
+
+def test_a_mailer_needs_send_and_nothing_else() -> None:
+    class Mailer:
+        def send(self, fromaddr: str, toaddrs: list[str], message: bytes) -> None:
+            raise NotImplementedError
+
+    for mailer in (Mailer(), SMTPMailer()):
+        assert checked_mailer(mailer) is mailer
+    for mailer in (None, 3, type("NoMailer", (), {"send": 3})()):
+        with pytest.raises(OptionError, match=r"must have a method send\(\)"):
+            checked_mailer(mailer)

@@ -1,0 +1,246 @@
+"""Reports, and the table from replies and exceptions to outcomes."""
+from __future__ import annotations
+
+import smtplib
+import ssl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postcommit.errors import DeliveryError
+from postcommit.errors import RelayError
+from postcommit.interfaces import Status
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
+from postcommit.report import Stage
+from postcommit.report import accounting_for
+from postcommit.report import from_exception
+from postcommit.report import from_result
+from postcommit.report import given_up
+from postcommit.report import judge
+
+
+ANN, BOB, CAROL = "ann@x.org", "bob@x.org", "carol@x.org"
+BOTH = (ANN, BOB)
+
+LATER = Reply(450, "4.2.0", "Greylisted")
+NEVER = Reply(550, "5.1.1", "No such user")
+
+
+def statuses(report: DeliveryReport) -> dict[str, Status]:
+    return {outcome.recipient: outcome.status for outcome in report.outcomes}
+
+
+# Replies
+
+
+@pytest.mark.parametrize(
+    ("reply", "line"),
+    [
+        (Reply(), ""),
+        (Reply(250), "250"),
+        (LATER, "450 4.2.0 Greylisted"),
+        (Reply(0, "4.4.2", "Connection lost"), "4.4.2 Connection lost"),
+        (Reply(550, "", "two\nlines\r\n\tand more"), "550 two lines and more"),
+    ],
+)
+def test_a_reply_is_one_line(reply: Reply, line: str) -> None:
+    assert str(reply) == line
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "status"),
+    [
+        (Stage.SESSION, 250, Status.SENT),
+        (Stage.SESSION, 450, None),
+        (Stage.SESSION, 554, None),
+        (Stage.MAIL, 250, Status.SENT),
+        (Stage.MAIL, 451, Status.DEFERRED),
+        (Stage.MAIL, 552, Status.REJECTED),
+        (Stage.RCPT, 251, Status.SENT),
+        (Stage.RCPT, 450, Status.DEFERRED),
+        (Stage.RCPT, 550, Status.REJECTED),
+        (Stage.RCPT, 552, Status.DEFERRED),
+        (Stage.DATA, 354, Status.DEFERRED),
+        (Stage.DATA, 554, Status.REJECTED),
+        (Stage.END, 250, Status.SENT),
+        (Stage.END, 452, Status.DEFERRED),
+        (Stage.END, 552, Status.REJECTED),
+        (Stage.END, 199, Status.DEFERRED),
+        (Stage.END, 600, Status.DEFERRED),
+    ],
+)
+def test_the_table_from_replies_to_outcomes(
+    stage: Stage, code: int, status: Status | None
+) -> None:
+    assert judge(stage, code) is status
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("code", [421, 530, 534, 535, 538])
+def test_some_replies_are_the_relays_trouble_at_each_stage(
+    stage: Stage, code: int
+) -> None:
+    assert judge(stage, code) is None
+
+
+# Reports
+
+
+def mixed() -> DeliveryReport:
+    return DeliveryReport(
+        "1@x.org",
+        (ANN, BOB, CAROL, "dave@x.org"),
+        (
+            Outcome(ANN, Status.SENT, Reply(250)),
+            Outcome(BOB, Status.DEFERRED, LATER),
+            Outcome(CAROL, Status.REJECTED, NEVER),
+            Outcome("dave@x.org", Status.UNCERTAIN, Reply(0, "4.4.2", "Lost")),
+        ),
+    )
+
+
+def test_a_report_sorts_its_outcomes() -> None:
+    report = mixed()
+    sorted_ = (report.sent, report.deferred, report.rejected, report.uncertain)
+    assert tuple(outcome for (outcome,) in sorted_) == report.outcomes
+
+
+def test_a_report_without_failures_does_not_raise() -> None:
+    DeliveryReport.alike("1@x.org", BOTH, Status.SENT, Reply(250)).raise_for_failure()
+
+
+def test_a_report_with_failures_raises_and_names_them() -> None:
+    with pytest.raises(DeliveryError, match=r"bob@x\.org: deferred, 450") as caught:
+        mixed().raise_for_failure()
+    assert caught.value.report == mixed()
+    assert isinstance(caught.value, OSError)
+    assert ANN not in str(caught.value)
+
+
+def test_a_relay_failure_raises() -> None:
+    report = DeliveryReport("1@x.org", BOTH, relay_failure=RelayError("no connection"))
+    with pytest.raises(DeliveryError, match="the relay failed: no connection"):
+        report.raise_for_failure()
+    assert report.outcomes == report.sent == ()
+
+
+def test_what_is_given_up_is_rejected_with_the_last_reply() -> None:
+    report = given_up(mixed())
+    assert [o.status for o in report.outcomes] == [Status.SENT] + 3 * [Status.REJECTED]
+    assert [o.reply for o in report.outcomes] == [o.reply for o in mixed().outcomes]
+
+
+def test_whom_a_mailer_says_nothing_of_is_uncertain() -> None:
+    report = DeliveryReport.alike("1@x.org", [BOB], Status.REJECTED, NEVER)
+    whole = accounting_for(report, BOTH)
+    assert [o.recipient for o in whole.outcomes] == [ANN, BOB]
+    assert [o.status for o in whole.outcomes] == [Status.UNCERTAIN, Status.REJECTED]
+    assert accounting_for(whole, BOTH) is whole
+
+
+# Results and exceptions of other mailers
+
+
+@pytest.mark.parametrize("result", [None, {}, "queued as 1"])
+def test_who_does_not_raise_has_sent(result: object) -> None:
+    report = from_result(result, "1@x.org", BOTH)
+    assert set(statuses(report).values()) == {Status.SENT}
+
+
+def test_a_report_is_taken_as_it_is() -> None:
+    assert from_result(report := mixed(), "1@x.org", BOTH) is report
+
+
+def test_a_mapping_has_the_refused_recipients() -> None:
+    report = from_result({BOB: (550, b"N\xf6 such user")}, "1@x.org", BOTH)
+    assert statuses(report) == {ANN: Status.SENT, BOB: Status.REJECTED}
+    assert report.rejected[0].reply.text == "N\ufffd such user"
+
+
+def test_a_refusal_can_be_the_relays_trouble() -> None:
+    report = from_result({BOB: (421, "Going down")}, "1@x.org", BOTH)
+    assert report.outcomes == ()
+    assert str(report.relay_failure) == "421 Going down"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (smtplib.SMTPSenderRefused(451, b"Busy", ANN), Status.DEFERRED),
+        (smtplib.SMTPSenderRefused(550, b"No", ANN), Status.REJECTED),
+        (smtplib.SMTPDataError(452, "Full"), Status.DEFERRED),
+        (smtplib.SMTPDataError(554, "Spam"), Status.REJECTED),
+        (smtplib.SMTPDataError(250, "What?"), Status.DEFERRED),
+        (smtplib.SMTPServerDisconnected("Lost"), Status.UNCERTAIN),
+        (smtplib.SMTPNotSupportedError("SMTPUTF8"), Status.REJECTED),
+        (smtplib.SMTPException("Anything"), Status.DEFERRED),
+        (ValueError("An address"), Status.REJECTED),
+        (TypeError("A mistake"), Status.DEFERRED),
+        (KeyError("A mistake"), Status.DEFERRED),
+    ],
+)
+def test_an_exception_about_the_message(error: Exception, status: Status) -> None:
+    report = from_exception(error, "1@x.org", BOTH)
+    assert statuses(report) == {ANN: status, BOB: status}
+    assert report.message_id == "1@x.org"
+    assert report.relay_failure is None
+
+
+def test_recipients_that_were_refused_have_their_own_replies() -> None:
+    error = smtplib.SMTPRecipientsRefused({ANN: (450, b"Later"), BOB: (550, b"No")})
+    report = from_exception(error, "1@x.org", BOTH)
+    assert statuses(report) == {ANN: Status.DEFERRED, BOB: Status.REJECTED}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        smtplib.SMTPAuthenticationError(535, b"Expired"),
+        smtplib.SMTPConnectError(554, "No service"),
+        smtplib.SMTPHeloError(550, "Who?"),
+        smtplib.SMTPSenderRefused(530, b"Log in first", ANN),
+        smtplib.SMTPDataError(421, "Going down"),
+    ],
+)
+def test_a_reply_about_the_relay_is_its_failure(
+    error: smtplib.SMTPResponseException,
+) -> None:
+    report = from_exception(error, "1@x.org", BOTH)
+    assert report.outcomes == ()
+    assert isinstance(report.relay_failure, Reply)
+    assert report.relay_failure.code == error.smtp_code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError("No"), TimeoutError("Late"), ssl.SSLError("Bad")],
+)
+def test_a_network_error_is_the_relays_failure(error: OSError) -> None:
+    report = from_exception(error, "1@x.org", BOTH)
+    assert report.outcomes == ()
+    assert isinstance(report.relay_failure, RelayError)
+    assert report.relay_failure.__cause__ is error
+    assert type(error).__name__ in str(report.relay_failure)
+
+
+@given(
+    st.lists(st.sampled_from([ANN, BOB, CAROL]), unique=True, min_size=1),
+    st.dictionaries(
+        st.sampled_from([ANN, BOB, CAROL]), st.tuples(st.integers(0, 999), st.text())
+    ),
+)
+def test_each_recipient_is_accounted_for_once(
+    recipients: list[str], refused: dict[str, tuple[int, str]]
+) -> None:
+    for report in (
+        from_result(refused, "1@x.org", tuple(recipients)),
+        from_exception(
+            smtplib.SMTPRecipientsRefused(refused), "1@x.org", tuple(recipients)
+        ),
+    ):
+        assert report.recipients == tuple(recipients)
+        if report.relay_failure is None:
+            assert [o.recipient for o in report.outcomes] == recipients
