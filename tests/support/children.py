@@ -9,7 +9,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,8 @@ def call(
     The arguments must be JSON; `under` is a command like ``strace`` to run it
     under, `status` the exit status that is expected.
     """
-    name = f"{function.__module__}:{function.__qualname__}"
     done = subprocess.run(
-        [*under, sys.executable, "-m", __name__, name, json.dumps(args)],
+        [*under, *_command(function, args)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -38,6 +39,29 @@ def call(
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
+
+
+@contextmanager
+def running(
+    function: Callable[..., None], *args: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Call `function` beside us; kill its process at the end."""
+    with subprocess.Popen(
+        _command(function, args),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _command(function: Callable[..., None], args: Sequence[Any]) -> list[str]:
+    name = f"{function.__module__}:{function.__qualname__}"
+    return [sys.executable, "-m", __name__, name, json.dumps(args)]
 
 
 if __name__ == "__main__":

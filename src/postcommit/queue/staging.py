@@ -16,6 +16,7 @@ alive, at the cost of one open file for each transaction.
 """
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable
@@ -60,46 +61,43 @@ class Staging:
         leader = items[0].name
         with explained(self._maildir.path, "make the entries durable"):
             self._leader = FileLock(items[0].path)
-            self._leader.acquire()
+            if not self._leader.acquire():
+                raise QueueError(items[0].path, "is locked by another process")
             _sync_all([item.path for item in items])
             for item in items:
-                prepared = f"{item.path}{_PREPARED}{leader}"
-                os.rename(item.path, prepared)
-                item.path = prepared
+                item.move(f"{item.path}{_PREPARED}{leader}")
             sync(self._maildir.folder("tmp"))
-            # Not needed yet: but should it have vanished, better now.
-            os.stat(self._maildir.folder("new"))
+            _check_writable(self._maildir.folder("new"))
 
     def publish(self, items: Sequence[MaildirMessageWriter]) -> None:
         if not items:
             return
-        new = self._maildir.folder("new")
-        failed: dict[str, OSError] = {}
+        left: list[str] = []
+        cause: OSError | None = None
         # The leader comes last: as long as any is prepared, so is the leader.
         for item in reversed(items):
-            target = f"{new}/{item.name}"
             try:
-                os.rename(item.path, target)
-                item.path = target
+                item.move(item.target)
             except OSError as error:
-                failed[item.path] = error
+                left.append(os.path.basename(item.path))
+                cause = cause or error
         try:
-            sync(new)
+            sync(self._maildir.folder("new"))
         except OSError as error:
-            failed.setdefault(new, error)
+            cause = cause or error
         self._release()
         ring(self._maildir.path)
-        if failed:
-            path, cause = next(iter(failed.items()))
-            log.critical("Entries stay in doubt: %s", ", ".join(failed))
-            raise PublishError(path, tuple(failed), cause)
+        if cause is not None:
+            failure = PublishError(self._maildir.path, tuple(left), cause)
+            log.critical("%s: %s", failure, ", ".join(left))
+            raise failure from cause
 
     def discard(self, items: Sequence[MaildirMessageWriter]) -> None:
         for item in reversed(items):
             try:
                 item.abort()
             except OSError as error:
-                log.error("%s: is left behind: %s", item.path, error)
+                log.error("Left behind: %s", error)
         self._release()
 
     def _release(self) -> None:
@@ -108,7 +106,9 @@ class Staging:
             self._leader = None
 
 
-def stage(maildir: Maildir, lines: Iterable[bytes]) -> MaildirMessageWriter:
+def stage(
+    maildir: Maildir, lines: Iterable[bytes | memoryview]
+) -> MaildirMessageWriter:
     """Write an entry to ``tmp`` and close it.
 
     Raises `QueueError` where it cannot be written; then nothing is left.
@@ -117,7 +117,7 @@ def stage(maildir: Maildir, lines: Iterable[bytes]) -> MaildirMessageWriter:
     try:
         writer.writelines(lines)
         writer.close()
-    except QueueError:
+    except BaseException:
         writer.abort()
         raise
     return writer
@@ -128,8 +128,20 @@ def _sync_all(paths: Sequence[str]) -> None:
         sync(paths[0])
         return
     with ThreadPoolExecutor(min(_SYNC_THREADS, len(paths))) as pool:
-        for _ in pool.map(sync, paths):
+        try:
+            results = pool.map(sync, paths)
+        except RuntimeError:
+            # No more threads, as in an exit handler of the interpreter.
+            results = map(sync, paths)
+        for _ in results:
             pass  # reading the results raises what a sync raised
+
+
+def _check_writable(folder: str) -> None:
+    """Raise OSError if `folder` has vanished, or nothing can be moved there."""
+    os.stat(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
 
 
 def is_prepared(path: str) -> bool:
@@ -150,7 +162,7 @@ def is_in_doubt(path: str) -> bool:
         # The leader goes last, so nothing of a living transaction is left.
         return os.path.exists(path)
     try:
-        return lock.acquire() and os.path.exists(path)
+        return lock.acquire(shared=True) and os.path.exists(path)
     finally:
         lock.release()
 
