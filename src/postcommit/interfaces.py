@@ -108,8 +108,16 @@ class IOutcome(Interface):
     """What became of one recipient in one attempt."""
 
     recipient = TextLine(title=_("Recipient"), description=_("A bare address."))
-    status = Choice(title=_("Status"), values=tuple(Status))
-    reply = Object(title=_("Reply"), schema=IReply)
+    status = Choice(
+        title=_("Status"),
+        description=_("Sent, deferred, rejected or uncertain."),
+        values=tuple(Status),
+    )
+    reply = Object(
+        title=_("Reply"),
+        description=_("What the relay said of this recipient, or of all."),
+        schema=IReply,
+    )
 
 
 class IDeliveryReport(Interface):

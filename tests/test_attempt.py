@@ -1,0 +1,167 @@
+"""One attempt by any of the three kinds of mailers."""
+from __future__ import annotations
+
+import smtplib
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+import pytest
+import zope.event
+from zope.interface import implementer
+
+from postcommit.attempt import Attempt
+from postcommit.attempt import Transmission
+from postcommit.attempt import announcements
+from postcommit.attempt import attempt_all
+from postcommit.event import Announcement
+from postcommit.event import announce
+from postcommit.interfaces import IBatchMailer
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import Status
+from postcommit.report import DeliveryReport
+from postcommit.report import Reply
+
+
+ANN, BOB = "ann@x.org", "bob@x.org"
+OK = (Status.SENT, Reply(250))
+
+
+def transmission(number: int, *recipients: str) -> Transmission:
+    return Transmission("me@x.org", recipients or (ANN,), b"A: b\n", f"{number}@x.org")
+
+
+def sent(number: int, *recipients: str) -> DeliveryReport:
+    return DeliveryReport.alike(f"{number}@x.org", recipients or (ANN,), *OK)
+
+
+@implementer(IBatchMailer)
+class BatchMailer:
+    """Reports as it was told, one message behind; tells of its steps."""
+
+    def __init__(self, reports: Sequence[DeliveryReport], steps: list[str]) -> None:
+        self.reports = reports
+        self.steps = steps
+
+    def notify(self, event: object) -> None:
+        self.steps.append(f"notify {event!r}")
+
+    def send_batch(
+        self, messages: Iterable[tuple[str, Sequence[str], bytes]]
+    ) -> Iterator[IDeliveryReport]:
+        behind: list[IDeliveryReport] = []
+        for message, report in zip(messages, self.reports, strict=False):
+            assert len(message) == 3
+            self.steps.append(f"take {report.message_id}")
+            yield from behind
+            behind = [report]
+        yield from behind
+
+
+@implementer(IMailer)
+class AnnouncingMailer:
+    """Announces what it reports, and something else as well."""
+
+    def __init__(self, notified: list[object]) -> None:
+        self.notify = notified.append
+
+    def send(
+        self, fromaddr: str, toaddrs: Sequence[str], message: bytes
+    ) -> IDeliveryReport:
+        announce(sent(99), self.notify)
+        report = sent(1)
+        announce(report, self.notify)
+        return report
+
+
+class RaisingMailer:
+    """As one that smtplib's users write."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def send(self, fromaddr: str, toaddrs: Sequence[str], message: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_batch_mailer_may_take_the_next_before_it_reports() -> None:
+    steps: list[str] = []
+    mailer = BatchMailer([sent(1), sent(2)], steps)
+    for attempt in attempt_all(mailer, [transmission(1), transmission(2)]):
+        steps.append(f"got {attempt.report.message_id}")
+    assert steps == ["take 1@x.org", "take 2@x.org", "got 1@x.org", "got 2@x.org"]
+
+
+def test_a_batch_mailer_that_reports_too_little_is_an_error() -> None:
+    mailer = BatchMailer([sent(1)], [])
+    attempts = attempt_all(mailer, [transmission(1), transmission(2)])
+    assert next(attempts).report == sent(1)
+    with pytest.raises(RuntimeError, match=r"no report for <2@x\.org>"):
+        next(attempts)
+
+
+def test_a_recipient_that_a_mailer_is_silent_on_is_uncertain() -> None:
+    mailer = BatchMailer([sent(1, BOB)], [])
+    [attempt] = attempt_all(mailer, [transmission(1, ANN, BOB)])
+    assert [o.status for o in attempt.report.outcomes] == [
+        Status.UNCERTAIN,
+        Status.SENT,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, Status.SENT),
+        (smtplib.SMTPDataError(450, b"Later"), Status.DEFERRED),
+        (ValueError("Never"), Status.REJECTED),
+    ],
+)
+def test_a_mailer_that_raises_is_understood(
+    error: Exception | None, status: Status
+) -> None:
+    [attempt] = attempt_all(RaisingMailer(error), [transmission(1)])
+    assert [o.status for o in attempt.report.outcomes] == [status]
+    assert attempt.report.message_id == "1@x.org"
+
+
+def test_what_a_mailer_announces_is_held_until_the_attempt_is_settled() -> None:
+    notified: list[object] = []
+    mailer = AnnouncingMailer(notified)
+    [attempt] = attempt_all(mailer, [transmission(1)])
+    assert notified == []
+    settled = DeliveryReport.alike("1@x.org", [ANN], Status.REJECTED, Reply(550))
+    told = announcements(attempt, mailer, settled)
+    assert told == [
+        Announcement(sent(99), mailer.notify),
+        Announcement(settled, mailer.notify),
+    ]
+
+
+def test_what_the_caller_announces_between_two_attempts_is_not_held() -> None:
+    notified: list[object] = []
+    for _ in attempt_all(RaisingMailer(None), [transmission(1), transmission(2)]):
+        announce(sent(3), notified.append)
+    assert len(notified) == 2
+
+
+def test_a_mailer_that_announces_nothing_is_announced_for() -> None:
+    attempt = Attempt(sent(1), ())
+    [told] = announcements(attempt, RaisingMailer(None), attempt.report)
+    assert told == Announcement(sent(1), zope.event.notify)
+    mailer = BatchMailer([], [])
+    [told] = announcements(attempt, mailer, attempt.report)
+    assert told.notify == mailer.notify
+
+
+def test_an_error_out_of_the_transmissions_is_the_callers() -> None:
+    def broken() -> Iterator[Transmission]:
+        yield transmission(1)
+        raise KeyError("no more")
+
+    for mailer in (RaisingMailer(None), BatchMailer([sent(1)], [])):
+        attempts = attempt_all(mailer, broken())
+        with pytest.raises(KeyError, match="no more"):
+            list(attempts)

@@ -1,0 +1,259 @@
+"""Events: what a report gives rise to, and when it is dispatched."""
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import transaction
+from transaction import TransactionManager
+from transaction._manager import TransactionManager as RealManager
+from transaction.interfaces import NoTransaction
+
+from postcommit.errors import RelayError
+from postcommit.event import Announcement
+from postcommit.event import MailDeferredEvent
+from postcommit.event import MailErrorEvent
+from postcommit.event import MailRejectedEvent
+from postcommit.event import MailSentEvent
+from postcommit.event import announce
+from postcommit.event import dispatch
+from postcommit.event import events_of
+from postcommit.event import hold
+from postcommit.event import own_transaction
+from postcommit.interfaces import Status
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
+
+
+OK = Reply(250, "2.0.0", "Queued")
+LATER = Reply(450, "4.2.0", "Greylisted")
+NEVER = Reply(550, "5.1.1", "No such user")
+LOST = Reply(0, "4.4.2", "Connection lost")
+
+
+def report(*outcomes: tuple[str, Status, Reply]) -> DeliveryReport:
+    made = tuple(Outcome(*outcome) for outcome in outcomes)
+    return DeliveryReport("1@x.org", tuple(o.recipient for o in made), made)
+
+
+MIXED = report(
+    ("a@x.org", Status.SENT, OK),
+    ("b@x.org", Status.REJECTED, NEVER),
+    ("c@x.org", Status.SENT, OK),
+    ("d@x.org", Status.DEFERRED, LATER),
+    ("e@x.org", Status.UNCERTAIN, LOST),
+)
+
+
+
+
+# What a report gives rise to
+
+
+def test_there_is_one_event_for_each_status_and_reply() -> None:
+    told = [(type(e), e.recipients) for e in events_of(MIXED)]
+    assert told == [
+        (MailSentEvent, ("a@x.org", "c@x.org")),
+        (MailRejectedEvent, ("b@x.org",)),
+        (MailDeferredEvent, ("d@x.org",)),
+        (MailDeferredEvent, ("e@x.org",)),
+    ]
+    assert {event.messageId for event in events_of(MIXED)} == {"1@x.org"}
+
+
+def test_an_error_event_has_the_reply_and_says_it() -> None:
+    _, rejected, deferred, uncertain = events_of(MIXED)
+    assert isinstance(rejected, MailErrorEvent)
+    assert isinstance(deferred, MailErrorEvent)
+    assert isinstance(uncertain, MailErrorEvent)
+    assert rejected.reply == NEVER
+    assert rejected.errorMessage == "550 5.1.1 No such user"
+    assert deferred.reply == LATER
+    # The relay said nothing there: the text is ours.
+    assert uncertain.reply is None
+    assert uncertain.errorMessage == "4.4.2 Connection lost"
+
+
+@pytest.mark.parametrize("failure", [Reply(535, "", "Expired"), RelayError("Away")])
+def test_a_relay_failure_defers_all_recipients(failure: Any) -> None:
+    made = DeliveryReport("1@x.org", ("a@x.org", "b@x.org"), relay_failure=failure)
+    [event] = events_of(made)
+    assert isinstance(event, MailDeferredEvent)
+    assert event.recipients == ("a@x.org", "b@x.org")
+    assert event.errorMessage == str(failure)
+    assert event.reply == (failure if isinstance(failure, Reply) else None)
+
+
+@pytest.mark.parametrize(
+    ("event", "shown"),
+    [
+        (MailSentEvent("1@x.org"), "<MailSentEvent 1@x.org to >"),
+        (
+            MailRejectedEvent("1@x.org", "550 No", recipients=("a@x.org",)),
+            "<MailRejectedEvent 1@x.org to a@x.org: 550 No>",
+        ),
+    ],
+)
+def test_an_event_shows_what_it_is_about(event: object, shown: str) -> None:
+    assert repr(event) == shown
+
+
+# Announce and hold
+
+
+def test_an_announcement_tells_log_and_subscribers_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    heard: list[Any] = []
+    announce(MIXED, heard.append)
+    assert len(heard) == 4
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("INFO", "<1@x.org> to a@x.org: sent: 250 2.0.0 Queued"),
+        ("ERROR", "<1@x.org> to b@x.org: rejected: 550 5.1.1 No such user"),
+        ("INFO", "<1@x.org> to c@x.org: sent: 250 2.0.0 Queued"),
+        ("WARNING", "<1@x.org> to d@x.org: deferred: 450 4.2.0 Greylisted"),
+        ("WARNING", "<1@x.org> to e@x.org: uncertain: 4.4.2 Connection lost"),
+    ]
+
+
+def test_a_relay_failure_has_a_line_for_each_recipient(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failure = RelayError("no connection")
+    announce(DeliveryReport("1@x.org", ("a@x.org",), relay_failure=failure), repr)
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "<1@x.org> to a@x.org: not sent: the relay failed: no connection"
+    )
+
+
+def test_an_exception_of_a_subscriber_is_the_callers() -> None:
+    def subscriber(event: object) -> None:
+        raise KeyError(event)
+
+    with pytest.raises(KeyError):
+        announce(MIXED, subscriber)
+
+
+def test_what_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[Any] = []
+    with hold() as outer:
+        announce(MIXED, heard.append)
+        with hold() as inner:
+            announce(MIXED, heard.append)
+        announce(MIXED, heard.append)
+    assert not heard
+    assert not caplog.records
+    assert outer == 2 * [Announcement(MIXED, heard.append)]
+    assert inner == [Announcement(MIXED, heard.append)]
+    announce(MIXED, heard.append)
+    assert len(heard) == 4
+
+
+# Each in a transaction of its own
+
+
+MANAGERS = [
+    pytest.param(lambda: transaction.manager, id="thread-local"),
+    pytest.param(TransactionManager, id="implicit"),
+    pytest.param(lambda: TransactionManager(explicit=True), id="explicit"),
+]
+
+
+@pytest.mark.parametrize("make", MANAGERS)
+def test_each_event_has_a_transaction_of_its_own(make: Callable[[], Any]) -> None:
+    manager = make()
+    seen: list[Any] = []
+    dispatch(Announcement(MIXED, lambda event: seen.append(manager.get())), manager)
+    assert len(set(map(id, seen))) == 4
+    assert {current.status for current in seen} == {"Committed"}
+
+
+@pytest.mark.parametrize("make", MANAGERS)
+def test_a_subscriber_that_raises_has_its_transaction_aborted_and_is_logged(
+    make: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make()
+    calls: list[str] = []
+
+    def subscriber(event: Any) -> None:
+        manager.get().addAfterCommitHook(lambda status: calls.append("committed"))
+        manager.get().addAfterAbortHook(lambda: calls.append("aborted"))
+        if isinstance(event, MailRejectedEvent):
+            raise KeyError("a mistake")
+
+    dispatch(Announcement(MIXED, subscriber), manager)
+    assert calls == ["committed", "aborted", "committed", "committed"]
+    [record] = [r for r in caplog.records if r.exc_info]
+    assert "MailRejectedEvent 1@x.org to b@x.org" in record.getMessage()
+
+
+@pytest.mark.parametrize("make", MANAGERS)
+def test_a_subscriber_whose_commit_fails_harms_nothing(
+    make: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make()
+
+    def refuse() -> None:
+        raise KeyError("no commit")
+
+    def subscriber(event: Any) -> None:
+        manager.get().addBeforeCommitHook(refuse)
+
+    dispatch(Announcement(report(("a@x.org", Status.SENT, OK)), subscriber), manager)
+    assert "no commit" in caplog.text
+    with own_transaction(manager):
+        assert manager.get().status == "Active"
+
+
+@pytest.mark.parametrize("make", MANAGERS)
+@pytest.mark.parametrize("end", ["commit", "abort"])
+def test_a_subscriber_may_end_its_transaction_itself(
+    make: Callable[[], Any], end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make()
+    made = report(("a@x.org", Status.SENT, OK))
+    dispatch(Announcement(made, lambda event: getattr(manager, end)()), manager)
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+@pytest.mark.parametrize("make", MANAGERS)
+def test_the_ended_transaction_is_put_back(make: Callable[[], Any]) -> None:
+    manager = make()
+    calls: list[Any] = []
+
+    def hook(status: bool) -> None:
+        ended = manager.get()
+        with own_transaction(manager):
+            calls.append(manager.get() is not ended)
+        calls.append(manager.get() is ended)
+
+    current = manager.begin()
+    current.addAfterCommitHook(hook)
+    current.addAfterCommitHook(lambda status: calls.append(manager.get() is current))
+    manager.commit()
+    assert calls == [True, True, True]
+    if manager.explicit:
+        with pytest.raises(NoTransaction):
+            manager.get()
+    else:
+        assert manager.get() is not current
+        manager.abort()
+
+
+def test_transaction_still_keeps_its_current_one_where_we_set_it_aside() -> None:
+    """Should this fail, `own_transaction` has to be thought over."""
+    manager = TransactionManager()
+    assert type(manager) is RealManager
+    assert manager._txn is None
+    current = manager.begin()
+    assert manager._txn is current
+    assert "self._txn" in inspect.getsource(RealManager.free)
+    assert isinstance(transaction.manager.manager, RealManager)
+    manager.abort()
+    assert manager._txn is None

@@ -1,0 +1,205 @@
+"""The contracts: every class keeps its own, and the original names stay."""
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zope.interface import Interface
+from zope.interface import implementedBy
+from zope.interface.interface import InterfaceClass
+from zope.interface.interface import Method
+from zope.interface.verify import verifyClass
+from zope.interface.verify import verifyObject
+from zope.schema import getFieldsInOrder
+from zope.schema.interfaces import IField
+
+import postcommit
+from postcommit import interfaces
+from postcommit.attempt import Transmission
+from postcommit.datamanager import DataManager
+from postcommit.datamanager import Savepoint
+from postcommit.delivery import DirectMailDelivery
+from postcommit.delivery import QueuedMailDelivery
+from postcommit.event import MailDeferredEvent
+from postcommit.event import MailErrorEvent
+from postcommit.event import MailRejectedEvent
+from postcommit.event import MailSentEvent
+from postcommit.maildir import Maildir
+from postcommit.queue.runner import QueueProcessor
+from postcommit.queue.store import Store
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
+from postcommit.smtp.mailer import SMTPMailer
+
+
+# These need an extra, and are looked at by their own tests.
+WITH_EXTRA = ("postcommit.demo", "postcommit.pyramid", "postcommit.zcml")
+
+
+def modules() -> Iterator[Any]:
+    for found in pkgutil.walk_packages(postcommit.__path__, "postcommit."):
+        if not found.name.startswith(WITH_EXTRA):
+            yield importlib.import_module(found.name)
+
+
+def implementers() -> Iterator[Any]:
+    for module in modules():
+        for _, kind in inspect.getmembers(module, inspect.isclass):
+            if kind.__module__ != module.__name__ or inspect.isabstract(kind):
+                continue
+            for contract in implementedBy(kind):
+                yield pytest.param(contract, kind, id=f"{kind.__name__}")
+
+
+SCHEMAS = [
+    contract
+    for _, contract in sorted(vars(interfaces).items())
+    if isinstance(contract, InterfaceClass) and contract is not Interface
+]
+
+
+@pytest.mark.parametrize(("contract", "kind"), list(implementers()))
+def test_each_class_keeps_its_contract(contract: Any, kind: type) -> None:
+    assert verifyClass(contract, kind)
+
+
+def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
+    queue = str(tmp_path / "queue")
+    reply = Reply(250)
+    mailer = SMTPMailer()
+    delivery = QueuedMailDelivery(queue)
+    store = Store(queue)
+    data_manager = DataManager(delivery, store.batch(), delivery.transaction_manager)
+    writer = store.maildir.newMessage()
+    writer.abort()
+    for contract, candidate in [
+        (interfaces.IReply, reply),
+        (interfaces.IOutcome, Outcome("a@x.org", interfaces.Status.SENT, reply)),
+        (interfaces.IDeliveryReport, DeliveryReport("1@x.org", ())),
+        (interfaces.ISMTPMailer, mailer),
+        (interfaces.IBatchMailer, mailer),
+        (interfaces.IMailer, mailer),
+        (interfaces.IRelayCheck, mailer),
+        (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
+        (interfaces.IQueuedMailDelivery, delivery),
+        (interfaces.IMailQueueProcessor, QueueProcessor(queue, mailer)),
+        (interfaces.IMailSentEvent, MailSentEvent("1@x.org")),
+        (interfaces.IMailErrorEvent, MailErrorEvent("1@x.org", "x")),
+        (interfaces.IMailDeferredEvent, MailDeferredEvent("1@x.org", "x")),
+        (interfaces.IMailRejectedEvent, MailRejectedEvent("1@x.org", "x")),
+        (interfaces.IMaildirFactory, Maildir),
+        (interfaces.IMaildir, store.maildir),
+        (interfaces.IMaildirMessageWriter, writer),
+        (interfaces.IBatch, store.batch()),
+        (interfaces.IBatch, DirectMailDelivery(mailer)._batch()),
+        (*implementedBy(DataManager), data_manager),
+        (*implementedBy(Savepoint), data_manager.savepoint()),
+    ]:
+        assert verifyObject(contract, candidate)
+    assert Transmission._fields[:3] == ("sender", "recipients", "message")
+
+
+ORIGINAL = {
+    "IMailDelivery": {"send": "(fromaddr, toaddrs, message)"},
+    "IDirectMailDelivery": {"mailer": None},
+    "IQueuedMailDelivery": {"queuePath": "TextLine"},
+    "IMailQueueProcessor": {
+        "queuePath": "TextLine",
+        "pollingInterval": "Int",
+        "mailer": None,
+    },
+    "IMailer": {"send": "(fromaddr, toaddrs, message)"},
+    "ISMTPMailer": {
+        "hostname": "TextLine",
+        "port": "Int",
+        "username": "TextLine",
+        "password": "Password",
+    },
+    "IMailEvent": {"messageId": None},
+    "IMailSentEvent": {"messageId": None},
+    "IMailErrorEvent": {"messageId": None, "errorMessage": None},
+    "IMaildirFactory": {"__call__": "(dirname, create=False)"},
+    "IMaildir": {"__iter__": "()", "newMessage": "()"},
+    "IMaildirMessageWriter": {
+        "write": "(data)",
+        "writelines": "(lines)",
+        "commit": "()",
+        "abort": "()",
+    },
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_the_original_names_and_signatures_stay(name: str) -> None:
+    contract = getattr(interfaces, name)
+    for member, wanted in ORIGINAL[name].items():
+        found = contract[member]
+        if isinstance(found, Method):
+            assert found.getSignatureString() == wanted
+        elif wanted is not None:
+            assert type(found).__name__ == wanted
+
+
+@pytest.mark.parametrize(
+    ("special", "general"),
+    [
+        ("IDirectMailDelivery", "IMailDelivery"),
+        ("IQueuedMailDelivery", "IMailDelivery"),
+        ("ISMTPMailer", "IMailer"),
+        ("IMailSentEvent", "IMailEvent"),
+        ("IMailErrorEvent", "IMailEvent"),
+        ("IMailDeferredEvent", "IMailErrorEvent"),
+        ("IMailRejectedEvent", "IMailErrorEvent"),
+    ],
+)
+def test_a_subscriber_chooses_by_interface(special: str, general: str) -> None:
+    assert getattr(interfaces, special).extends(getattr(interfaces, general))
+
+
+@pytest.mark.parametrize(
+    ("contract", "option", "default"),
+    [
+        (interfaces.IMailQueueProcessor, "pollingInterval", 5000),
+        (interfaces.IMailQueueProcessor, "workers", 4),
+        (interfaces.IMailQueueProcessor, "rate_limit", None),
+        (interfaces.IMailQueueProcessor, "min_backoff", 60),
+        (interfaces.IMailQueueProcessor, "max_backoff", 4000),
+        (interfaces.IMailQueueProcessor, "max_age", 432000),
+        (interfaces.ISMTPMailer, "hostname", "localhost"),
+        (interfaces.ISMTPMailer, "port", 25),
+        (interfaces.ISMTPMailer, "username", None),
+        (interfaces.ISMTPMailer, "password", None),
+        (interfaces.ISMTPMailer, "tls", "auto"),
+        (interfaces.ISMTPMailer, "cafile", None),
+        (interfaces.ISMTPMailer, "verify", True),
+        (interfaces.ISMTPMailer, "connect_timeout", 30),
+        (interfaces.ISMTPMailer, "timeout", None),
+        (interfaces.ISMTPMailer, "messages_per_connection", 100),
+        (interfaces.ISMTPMailer, "idle_timeout", 30),
+        (interfaces.ISMTPMailer, "pipelining", True),
+    ],
+)
+def test_the_defaults_are_those_of_the_schema(
+    contract: Any, option: str, default: object
+) -> None:
+    assert contract[option].default == default
+    made = SMTPMailer() if contract is interfaces.ISMTPMailer else None
+    made = made or QueueProcessor("queue", SMTPMailer())
+    assert getattr(made, option) == default
+
+
+@pytest.mark.parametrize("contract", SCHEMAS, ids=lambda contract: contract.__name__)
+def test_a_form_could_be_made_of_each_schema(contract: Any) -> None:
+    assert contract.getDoc().strip()
+    for _, field in getFieldsInOrder(contract):
+        assert IField.providedBy(field)
+        assert str(field.title)
+        assert str(field.description)
+    for name, member in contract.namesAndDescriptions():
+        assert member.getDoc(), f"{contract.__name__}.{name} says nothing"
