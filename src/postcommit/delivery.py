@@ -24,7 +24,9 @@ from postcommit.attempt import attempt_all
 from postcommit.datamanager import DataManager
 from postcommit.errors import OptionError
 from postcommit.event import Announcement
-from postcommit.event import dispatch
+from postcommit.event import dispatch_events
+from postcommit.event import events_of
+from postcommit.event import log_report
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IBatch
@@ -52,7 +54,11 @@ class _MailDelivery(ABC):
     """What both deliveries do: compose, hand on, join the transaction."""
 
     def __init__(self, transaction_manager: ITransactionManager | None) -> None:
-        self.transaction_manager = transaction_manager or transaction.manager
+        if transaction_manager is None:
+            transaction_manager = transaction.manager
+        self.transaction_manager = transaction_manager
+        # With the copies that `bind` makes we share one data manager.
+        self._owner = object()
 
     def bind(self: _Self, transaction_manager: ITransactionManager) -> _Self:
         """Return a copy that joins the transactions of another manager."""
@@ -76,7 +82,9 @@ class _MailDelivery(ABC):
         current = manager.get()
         item = self._accept(composed)
         try:
-            data_manager = DataManager.of(self, current, self._batch, manager)
+            data_manager = DataManager.of(
+                self._owner, current, self._batch, manager
+            )
         except BaseException:
             self._batch().discard([item])
             raise
@@ -160,7 +168,9 @@ class DirectMailDelivery(_MailDelivery):
             self.mailer,
             self._check,
             self.transaction_manager,
-            f"~mail:direct:{self._number:08d}",
+            # After `~mail:queued:`, so that entries do not stay in doubt for
+            # as long as the dialogue with a relay takes.
+            f"~mail:relayed:{self._number:08d}",
         )
 
 
@@ -195,6 +205,10 @@ class _Transmitting:
             # A mailer that keeps no contract; but the commit is decided.
             log.exception("%r failed", self._mailer)
             told += self._failed(items[done:], error)
+        # Now: a hook of another's that ends the transaction again would have
+        # ours forgotten, and what became of the mail with it.
+        for announcement in told:
+            log_report(announcement.report)
         return functools.partial(self._dispatch, told)
 
     def _failed(
@@ -207,7 +221,11 @@ class _Transmitting:
 
     def _dispatch(self, told: Sequence[Announcement]) -> None:
         for announcement in told:
-            dispatch(announcement, self._transaction_manager)
+            dispatch_events(
+                events_of(announcement.report),
+                announcement.notify,
+                self._transaction_manager,
+            )
 
     def discard(self, items: Sequence[Transmission]) -> None:
         """Nothing has been done."""

@@ -217,10 +217,11 @@ def own_transaction(manager: ITransactionManager) -> Iterator[None]:
     inner = getattr(manager, "manager", manager)  # the thread-local one wraps one
     ended, inner._txn = inner._txn, None
     try:
-        inner.begin()
         try:
+            inner.begin()
             yield
-            inner.commit()
+            if inner._txn is not None:  # unless the body has ended it
+                inner.commit()
         finally:
             if inner._txn is not None:  # it, or the commit, failed
                 inner.abort()
