@@ -20,6 +20,7 @@ import zope.event
 from postcommit.cli import main
 from postcommit.demo import story
 from postcommit.demo.relay import Relay
+from postcommit.demo.stage import LOGGERS
 from postcommit.demo.stage import Events
 from postcommit.demo.stage import Folder
 from postcommit.demo.stage import Log
@@ -79,7 +80,7 @@ def wait_for(condition):
 def nothing_left(tmp_path, monkeypatch):
     """Whatever the test does leaves no file, thread, socket, or subscriber."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    loggers = [logging.getLogger(name) for name in ("postcommit", "mail.log")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
 
     def state():
         return (

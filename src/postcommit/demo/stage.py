@@ -28,6 +28,10 @@ from postcommit.smtp.mailer import SMTPMailer
 
 MakeRelay = Callable[[Callable[[str], None]], Relay]
 
+# Ours, aiosmtpd's, and that of transaction: it speaks up when a commit is cut
+# off by Ctrl-C.
+LOGGERS = ("postcommit", "mail.log", "txn")
+
 _SECONDS = 5.0
 
 
@@ -137,10 +141,10 @@ def _subscribed(events: Events) -> Iterator[Events]:
 
 @contextmanager
 def _logging(timeline: Timeline) -> Iterator[Log]:
-    """Have the logs of postcommit and aiosmtpd in the timeline, nowhere else."""
+    """Have the logs of all who play in the timeline, and nowhere else."""
     handler = Log(timeline)
     with ExitStack() as stack:
-        for name in ("postcommit", "mail.log"):
+        for name in LOGGERS:
             logger = logging.getLogger(name)
             stack.callback(setattr, logger, "propagate", logger.propagate)
             stack.callback(logger.setLevel, logger.level)
