@@ -1,0 +1,182 @@
+"""A real Postfix, with a configuration, a queue and mailboxes of its own."""
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+from types import TracebackType
+
+
+PROGRAM = shutil.which("postfix", path="/usr/sbin:/usr/local/sbin")
+
+_MAIN = """\
+compatibility_level = 3.6
+queue_directory = {folder}/spool
+data_directory = {folder}/data
+command_directory = {commands}
+daemon_directory = /usr/lib/postfix/sbin
+mail_owner = postfix
+setgid_group = postdrop
+maillog_file = {folder}/log
+maillog_file_prefixes = {folder}
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+myhostname = relay.example.org
+mydestination =
+alias_maps =
+local_recipient_maps =
+smtpd_peername_lookup = no
+smtpd_relay_restrictions = reject_unauth_destination
+smtpd_recipient_restrictions = reject_unlisted_recipient, permit
+smtpd_error_sleep_time = 0
+virtual_mailbox_domains = example.org, xn--bcher-kva.example
+virtual_mailbox_base = {folder}/mail
+virtual_mailbox_maps = texthash:{folder}/mailboxes
+virtual_uid_maps = static:{uid}
+virtual_gid_maps = static:{gid}
+"""
+
+_MASTER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+cleanup   unix  n - n - 0 cleanup
+qmgr      unix  n - n 300 1 qmgr
+tlsmgr    unix  - - n 1000? 1 tlsmgr
+rewrite   unix  - - n - - trivial-rewrite
+bounce    unix  - - n - 0 bounce
+defer     unix  - - n - 0 bounce
+trace     unix  - - n - 0 bounce
+verify    unix  - - n - 1 verify
+flush     unix  n - n 1000? 0 flush
+proxymap  unix  - - n - - proxymap
+error     unix  - - n - - error
+retry     unix  - - n - - error
+discard   unix  - - n - - discard
+virtual   unix  - n n - - virtual
+anvil     unix  - - n - 1 anvil
+scache    unix  - - n - 1 scache
+postlog   unix-dgram n - n - 1 postlogd
+"""
+
+
+def why_not() -> str:
+    """Return why Postfix cannot be started here; nothing if it can."""
+    if PROGRAM is None:
+        return "Debian's package postfix is not installed"
+    return "" if os.geteuid() == 0 else "Postfix can only be started by root"
+
+
+class Postfix:
+    """A context manager; `port` is where it listens on 127.0.0.1.
+
+    `folder` must be one that every user may enter. `settings` are for its
+    ``main.cf``, beyond those above; `users` are those of example.org. With
+    `implicit_tls` it speaks TLS from the first byte.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        users: tuple[str, ...] = ("ann", "bob"),
+        *,
+        implicit_tls: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.users = users
+        self._settings = dict(settings or {})
+        self._implicit_tls = implicit_tls
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            self.port: int = reserved.getsockname()[1]
+
+    def __enter__(self) -> Postfix:
+        self._configure()
+        self._run("start")
+        self._wait_until(self._listens, "it does not listen")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Not `stop`, which lets daemons finish what they do for a while.
+        self._run("abort")
+        self._wait_until(lambda: not self._listens(), "it does not stop")
+
+    def _configure(self) -> None:
+        owner = pwd.getpwnam("postfix")
+        for name in ("etc", "spool", "data", "mail"):
+            (self.folder / name).mkdir()
+        for name in ("data", "mail"):
+            os.chown(self.folder / name, owner.pw_uid, owner.pw_gid)
+        assert PROGRAM is not None
+        main = _MAIN.format(
+            folder=self.folder,
+            commands=os.path.dirname(PROGRAM),
+            uid=owner.pw_uid,
+            gid=owner.pw_gid,
+        )
+        for name, value in self._settings.items():
+            main += f"{name} = {value}\n"
+        master = _MASTER.format(port=self.port)
+        if self._implicit_tls:
+            wrapped = "smtpd -o smtpd_tls_wrappermode=yes\n"
+            master = master.replace("smtpd\n", wrapped, 1)
+        (self.folder / "etc" / "main.cf").write_text(main)
+        (self.folder / "etc" / "master.cf").write_text(master)
+        mailboxes = "".join(f"{u}@example.org {u}/\n" for u in self.users)
+        (self.folder / "mailboxes").write_text(mailboxes)
+
+    def _run(self, command: str) -> None:
+        assert PROGRAM is not None
+        done = subprocess.run(
+            [PROGRAM, "-c", str(self.folder / "etc"), command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr + self.log
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 5).close()
+        except OSError:
+            return False
+        return True
+
+    def _wait_until(self, condition: object, failure: str) -> None:
+        assert callable(condition)
+        until = time.monotonic() + 30
+        pause = threading.Event()
+        while not condition():
+            assert time.monotonic() < until, f"{failure}\n{self.log}"
+            pause.wait(0.02)
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        path = self.folder / "log"
+        return path.read_text() if path.exists() else ""
+
+    def mailbox(self, user: str) -> list[bytes]:
+        """Return what was delivered to `user`."""
+        folder = self.folder / "mail" / user / "new"
+        if not folder.exists():
+            return []
+        return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+    def wait_for(self, user: str, count: int) -> list[Message]:
+        """Wait until `user` has so many messages, and return them."""
+        self._wait_until(
+            lambda: len(self.mailbox(user)) >= count, f"no {count} messages for {user}"
+        )
+        return [message_from_bytes(data) for data in self.mailbox(user)]
