@@ -12,13 +12,18 @@ from tests.support.smtpd import ScriptedRelay
 
 @pytest.fixture
 def start():
-    """Start relays; at the end they must not have seen a breach of the protocol."""
+    """Start relays; in the end they must not have seen a breach of the protocol.
+
+    But those with ``provoked=True``, whose own script has led to one.
+    """
     relays = []
     with contextlib.ExitStack() as stack:
 
-        def start(**options) -> ScriptedRelay:
-            relays.append(stack.enter_context(ScriptedRelay(**options)))
-            return relays[-1]
+        def start(*, provoked: bool = False, **options) -> ScriptedRelay:
+            relay = stack.enter_context(ScriptedRelay(**options))
+            if not provoked:
+                relays.append(relay)
+            return relay
 
         yield start
     assert [relay.violations for relay in relays] == [[] for _ in relays]

@@ -238,8 +238,9 @@ def test_a_refused_reset_is_a_closed_connection(relay, connect):
     ],
 )
 def test_without_pipelining_for_one_that_is_out_of_step(
-    relay, connect, caplog, stage, reply
+    start, connect, caplog, stage, reply
 ):
+    relay = start(provoked=True)
     calls = []
 
     def out_of_step(dialogue, usual):
@@ -255,14 +256,13 @@ def test_without_pipelining_for_one_that_is_out_of_step(
     assert "without pipelining" in caplog.text
     assert relay.groups[-1] == ["."]
     assert relay.groups[-2] == ["DATA"]
-    relay.violations.clear()  # what it saw, after what it had said itself
 
 
-def test_always_out_of_step(relay, connect):
+def test_always_out_of_step(start, connect):
+    relay = start(provoked=True)
     relay.reply("DATA", "250 2.0.0 Ok")
     assert send(connect(relay), batch(2)) == ["relay", "relay"]
     assert relay.connections == 2
-    relay.violations.clear()
 
 
 def test_out_of_step_at_the_end(relay, connect):

@@ -151,7 +151,8 @@ class Batch:
         if content:
             self._ended = leaving
             self._point_of_no_return = len(content)
-        session.write(content + envelope)
+        if content or envelope:
+            session.write(content + envelope)
 
     def _next(self, session: Session) -> Transfer | None:
         """Return the next message that `session` can take."""
