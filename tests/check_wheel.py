@@ -12,8 +12,13 @@ import zipfile
 from pathlib import Path
 
 
-# These want an extra.
-EXTRAS = ("postcommit.demo", "postcommit.pyramid", "postcommit.zcml")
+# These want an extra, or pytest.
+EXTRAS = (
+    "postcommit.demo",
+    "postcommit.pyramid",
+    "postcommit.testing.plugin",
+    "postcommit.zcml",
+)
 
 
 def main(dist: str) -> None:

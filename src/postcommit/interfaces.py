@@ -356,6 +356,19 @@ class ISendmailMailer(IMailer):
     )
 
 
+class IFileMailer(IMailer):
+    """Writes each message into a file, for development: nobody gets it."""
+
+    folder = TextLine(
+        title=_("Folder"),
+        description=_("Where the files are; created where it is missing."),
+        min_length=1,
+    )
+    notify = Attribute(
+        "The function that events are published with: `zope.event.notify`."
+    )
+
+
 class IDirectMailDelivery(IMailDelivery):
     """Transmits while the transaction commits; the user waits.
 

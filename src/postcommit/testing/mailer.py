@@ -1,0 +1,184 @@
+"""A mailer that transmits nothing, and remembers everything."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zope.event
+from zope.interface import implementer
+
+from postcommit.errors import RelayError
+from postcommit.event import announce
+from postcommit.interfaces import Address
+from postcommit.interfaces import Addresses
+from postcommit.interfaces import IBatchMailer
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IRelayCheck
+from postcommit.interfaces import Sendable
+from postcommit.interfaces import Status
+from postcommit.message import compose
+from postcommit.message import message_id_of
+from postcommit.message import to_crlf
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
+from postcommit.report import Stage
+from postcommit.report import judge
+from postcommit.smtp.reply import parse
+from postcommit.testing.outbox import Mail
+from postcommit.testing.outbox import Outbox
+
+
+_TAKEN = Reply(250, "2.0.0", "Taken")
+_LOST = Reply(0, "4.4.2", "Connection lost: nobody knows whether it was sent")
+
+
+@dataclass
+class _Rule:
+    """What is answered, to whom (None: everybody), and how often (None: always)."""
+
+    outcome: Reply | RelayError
+    recipient: str | None
+    times: int | None
+
+    def applies(self, recipient: str | None) -> bool:
+        return self.recipient == recipient and self.times != 0
+
+    def take(self) -> Reply | RelayError:
+        if self.times is not None:
+            self.times -= 1
+        return self.outcome
+
+
+@implementer(IBatchMailer, IRelayCheck)
+class RecordingMailer:
+    """See `IBatchMailer`; it checks, reports and announces as `SMTPMailer` does.
+
+    What it takes is in its `outbox`. It takes everything, unless it was told
+    otherwise by `refuse`, `lose` or `fail`; what was told first comes first.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox | None = None,
+        *,
+        notify: Callable[[Any], Any] = zope.event.notify,
+    ) -> None:
+        self.outbox = Outbox() if outbox is None else outbox
+        self.notify = notify
+        self._rules: list[_Rule] = []
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with {len(self.outbox)} mails>"
+
+    # The script
+
+    def refuse(self, recipient: str, reply: str, *, times: int | None = None) -> None:
+        """Answer with `reply` when `recipient` is named, so many times, or always.
+
+        `reply` is as a relay says it, like ``"450 4.2.0 Greylisted"``. Raises
+        `RelayError` where it is none.
+        """
+        self._rules.append(_Rule(_reply(reply), recipient, times))
+
+    def refuse_message(self, reply: str, *, times: int | None = None) -> None:
+        """Answer the message with `reply`, whoever its recipients are."""
+        self._rules.append(_Rule(_reply(reply), None, times))
+
+    def lose(self, *, times: int | None = None) -> None:
+        """Lose the connection between the message and the reply to it.
+
+        The recipients are uncertain; the outbox has the message.
+        """
+        self._rules.append(_Rule(_LOST, None, times))
+
+    def fail(self, reason: str = "it is down", *, times: int | None = None) -> None:
+        """Be a relay that is in trouble itself."""
+        self._rules.append(_Rule(RelayError(reason), None, times))
+
+    def recover(self) -> None:
+        """Forget what was told; take everything again."""
+        self._rules.clear()
+
+    # The mailer
+
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+    ) -> IDeliveryReport:
+        """See `IMailer`."""
+        composed = compose(fromaddr, toaddrs, message)
+        report = self._transmit(
+            composed.sender, composed.recipients, bytes(composed), composed.message_id
+        )
+        announce(report, self.notify)
+        return report
+
+    def send_batch(
+        self, messages: Iterable[tuple[str, Sequence[str], bytes]]
+    ) -> Iterator[IDeliveryReport]:
+        """See `IBatchMailer`."""
+        for sender, recipients, message in messages:
+            yield self._transmit(
+                sender, tuple(recipients), message, message_id_of(message)
+            )
+
+    def check(self) -> None:
+        """See `IRelayCheck`."""
+        with self._lock:
+            failed = self._find(None, RelayError)
+        if failed is not None:
+            raise failed
+
+    def close(self) -> None:
+        """There is no connection; for who closes an `SMTPMailer` here."""
+
+    def _transmit(
+        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
+    ) -> DeliveryReport:
+        with self._lock:
+            verdict = self._find(None, (Reply, RelayError)) or _TAKEN
+            if isinstance(verdict, RelayError):
+                return DeliveryReport(message_id, recipients, relay_failure=verdict)
+            outcomes = []
+            for recipient in recipients:
+                reply = self._find(recipient, Reply) or verdict
+                status = _status(reply, verdict)
+                if status is None:
+                    return DeliveryReport(message_id, recipients, relay_failure=reply)
+                outcomes.append(Outcome(recipient, status, reply))
+        self._record(sender, outcomes, message, message_id)
+        return DeliveryReport(message_id, recipients, tuple(outcomes))
+
+    def _find(self, recipient: str | None, kind: Any) -> Any:
+        for rule in self._rules:
+            if rule.applies(recipient) and isinstance(rule.outcome, kind):
+                return rule.take()
+        return None
+
+    def _record(
+        self, sender: str, outcomes: list[Outcome], message: bytes, message_id: str
+    ) -> None:
+        has_it = (Status.SENT, Status.UNCERTAIN)
+        taken = tuple(o.recipient for o in outcomes if o.status in has_it)
+        if taken:
+            self.outbox.add(Mail(sender, taken, message_id, to_crlf(message)))
+
+
+def _reply(text: str) -> Reply:
+    return parse(f"{text}\r\n".encode())
+
+
+def _status(reply: Reply, verdict: Reply) -> Status | None:
+    """Return the outcome of a recipient; None where the relay is in trouble."""
+    if reply is _LOST:
+        return Status.UNCERTAIN
+    return judge(Stage.END if reply is verdict else Stage.RCPT, reply.code)

@@ -1,0 +1,85 @@
+"""What was sent: the messages, parsed, each with its envelope."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from email import message_from_bytes
+from email import policy
+from email.message import EmailMessage
+from typing import overload
+
+
+@dataclass(frozen=True)
+class Mail:
+    """One message, as a relay took it.
+
+    `sender` and `recipients` are the envelope; recipients that were refused are
+    not among them. `data` is the message in bytes.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    message_id: str
+    data: bytes = field(repr=False)
+
+    @functools.cached_property
+    def message(self) -> EmailMessage:
+        """The message, parsed; lines of text end with a line feed."""
+        data = self.data.replace(b"\r\n", b"\n")
+        return message_from_bytes(data, policy=policy.default)
+
+    @property
+    def subject(self) -> str:
+        """The subject, decoded; empty where there is none."""
+        return str(self.message["Subject"] or "")
+
+    @property
+    def text(self) -> str:
+        """The plain text of the body, decoded; empty where there is none."""
+        body = self.message.get_body(("plain",))
+        return str(body.get_content()) if body is not None else ""
+
+
+class Outbox(Sequence[Mail]):
+    """The mails, in the order in which they were sent. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._mails: list[Mail] = []
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._mails!r}>"
+
+    def __len__(self) -> int:
+        return len(self._mails)
+
+    def __iter__(self) -> Iterator[Mail]:
+        return iter(self._mails.copy())
+
+    @overload
+    def __getitem__(self, index: int) -> Mail: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Mail]: ...
+
+    def __getitem__(self, index: int | slice) -> Mail | list[Mail]:
+        return self._mails[index]
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == (list(other) if isinstance(other, Sequence) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def add(self, mail: Mail) -> None:
+        """Put `mail` to the others."""
+        self._mails.append(mail)
+
+    def clear(self) -> None:
+        """Forget all mails."""
+        self._mails.clear()
+
+    def to(self, address: str) -> list[Mail]:
+        """Return the mails that have `address` among their recipients."""
+        return [mail for mail in self if address in mail.recipients]

@@ -1,0 +1,35 @@
+"""Fixtures for pytest, which finds them by the entry point of the package.
+
+pytest reads this in every run, also in those that send no mail: what the
+fixtures need is imported by them.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from zope.interface.interfaces import IComponents
+
+
+if TYPE_CHECKING:
+    from postcommit.testing.outbox import Outbox
+
+
+@pytest.fixture
+def mail_registry() -> IComponents | None:
+    """The registry whose mail `mail_outbox` collects: the global one.
+
+    To be overridden by an application that has one of its own, as those of
+    Pyramid: return ``app.registry`` there.
+    """
+    return None
+
+
+@pytest.fixture
+def mail_outbox(mail_registry: IComponents | None) -> Iterator[Outbox]:
+    """The mails that committed transactions have sent; nothing leaves."""
+    from postcommit.testing.registry import recording
+
+    with recording(mail_registry) as outbox:
+        yield outbox
