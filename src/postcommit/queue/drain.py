@@ -60,9 +60,10 @@ class Drain:
         self._pause = Pause(store.path)
         self._handoff = Handoff(pace.workers * _BATCH)
         self._bell = Bell(store.path)
-        self._stopping = threading.Event()
+        self._stopping = False
         self._over = threading.Event()
         self._tallies: list[Tally] = []
+        self._feeder: threading.Thread | None = None
         self._workers = [
             threading.Thread(target=self._work, name=f"postcommit-{n}", daemon=True)
             for n in range(pace.workers)
@@ -71,8 +72,11 @@ class Drain:
     # For other threads
 
     def stop(self) -> None:
-        """Let the attempts in flight finish, and then end. Does not wait."""
-        self._stopping.set()
+        """Let the attempts in flight finish, and then end.
+
+        Does not wait, and may be called in a signal handler.
+        """
+        self._stopping = True
         self._handoff.close()
         self._bell.ring()
 
@@ -80,16 +84,16 @@ class Drain:
         """Wait until it is over; tell whether it is."""
         return self._over.wait(timeout)
 
-    def is_worked_by(self, thread: threading.Thread) -> bool:
-        """Tell whether `thread` is one of its workers."""
-        return thread in self._workers
+    def is_run_by(self, thread: threading.Thread) -> bool:
+        """Tell whether `thread` is its feeder or one of its workers."""
+        return thread is self._feeder or thread in self._workers
 
     # The feeder
 
     def until_stopped(self) -> None:
         """Work until `stop`."""
         with self._running():
-            while not self._stopping.is_set():
+            while not self._stopping:
                 self._clean()
                 self._feed()
                 self._bell.wait(self._seconds_to_sleep())
@@ -103,6 +107,7 @@ class Drain:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
+        self._feeder = threading.current_thread()
         for worker in self._workers:
             worker.start()
         try:
@@ -119,7 +124,7 @@ class Drain:
         """Hand all that is due to the workers, unless there is trouble."""
         try:
             for path in self._scan.due():
-                if self._stopping.is_set() or self._pause.state is State.PAUSED:
+                if self._stopping or self._pause.state is State.PAUSED:
                     self._scan.look_again()
                     return
                 self._keep_pace()
@@ -133,7 +138,7 @@ class Drain:
     def _keep_pace(self) -> None:
         if self._pace.rate_limit is not None:
             now = time.monotonic()
-            self._stopping.wait(max(0.0, self._next_slot - now))
+            self._handoff.wait_closed(max(0.0, self._next_slot - now))
             self._next_slot = max(self._next_slot, now) + 1 / self._pace.rate_limit
 
     def _seconds_to_sleep(self) -> float:

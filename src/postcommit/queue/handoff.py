@@ -19,7 +19,8 @@ class Handoff:
         self._paths: deque[str] = deque()
         self._unfinished = 0
         self._closed = False
-        lock = threading.Lock()
+        # Reentrant: a signal handler that stops the queue may interrupt us.
+        lock = threading.RLock()
         self._work_there = threading.Condition(lock)
         self._room_there = threading.Condition(lock)
         self._all_done = threading.Condition(lock)
@@ -70,6 +71,11 @@ class Handoff:
         """Wait until all that was put is worked on, or this is closed."""
         with self._all_done:
             self._all_done.wait_for(lambda: self._closed or not self._unfinished)
+
+    def wait_closed(self, timeout: float) -> None:
+        """Sleep for `timeout` seconds, or until this is closed."""
+        with self._room_there:
+            self._room_there.wait_for(lambda: self._closed, timeout)
 
     def close(self) -> None:
         """Let everybody go who waits; what was not taken is forgotten."""

@@ -87,8 +87,8 @@ class QueueProcessor:
     def stop(self, timeout: float | None = None) -> bool:
         """See `IMailQueueProcessor`.
 
-        Called by one of its own workers, in a subscriber to an event, it does
-        not wait, and returns False.
+        It does not wait, and returns False, where that would be for ever: in a
+        subscriber to an event, or in a signal handler that interrupts `run`.
         """
         atexit.unregister(self.stop)
         # A forked child has no part in what its parent runs.
@@ -97,7 +97,7 @@ class QueueProcessor:
             drain.stop()
         until = None if timeout is None else time.monotonic() + timeout
         for drain in drains:
-            if drain.is_worked_by(threading.current_thread()):
+            if drain.is_run_by(threading.current_thread()):
                 return False
             left = None if until is None else max(0.0, until - time.monotonic())
             if not drain.wait(left):

@@ -45,7 +45,7 @@ class Bell:
         self._inside = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._outside = self._open()
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ring
 
     def _open(self) -> tuple[int, ...]:
         try:
