@@ -109,6 +109,23 @@ def test_overdue_before_anybody_noticed(relay, connect):
     assert relay.connections == 2
 
 
+def test_no_thread_to_be_had(relay, connect):
+    """As at the exit of the interpreter."""
+    mailer = connect(relay)
+    mailer.check()
+    mailer.close()
+    session = mailer._pool.checkout()
+    mailer._pool._sweeper = None
+    size = threading.stack_size(1 << 46)
+    try:
+        mailer._pool.checkin(session)
+    finally:
+        threading.stack_size(size)
+    assert mailer._pool._sweeper is None
+    send(mailer)
+    assert relay.connections == 2
+
+
 def test_not_kept_at_all(relay, connect):
     send(connect(relay, idle_timeout=0), 2)
     assert relay.connections == 2

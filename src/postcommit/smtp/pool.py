@@ -79,10 +79,8 @@ class Pool:
             keep = not closed and not self.is_full(session) and self._idle_timeout > 0
             if keep:
                 self._idle.append((time.monotonic(), session))
-                self._changed.notify()
                 if self._sweeper is None:
-                    self._sweeper = threading.Thread(target=self._sweep, daemon=True)
-                    self._sweeper.start()
+                    self._sweeper = self._start_sweeper()
         if not keep:
             session.quit()
 
@@ -103,6 +101,16 @@ class Pool:
             self._changed.notify()
         for session in idle:
             session.quit()
+
+    def _start_sweeper(self) -> threading.Thread | None:
+        sweeper = threading.Thread(target=self._sweep, daemon=True)
+        try:
+            sweeper.start()
+        except RuntimeError:
+            # No thread to be had, as when the interpreter exits. The message was
+            # sent all the same, and `_reuse` looks at the age as well.
+            return None
+        return sweeper
 
     def _sweep(self) -> None:
         """Close sessions whose time is over, until there are none (a thread)."""
