@@ -14,6 +14,7 @@ import enum
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from postcommit.queue.schedule import pause_after
 
@@ -30,11 +31,14 @@ class State(enum.Enum):
 class Pause:
     """The state of one queue; may be used by several threads at once.
 
-    The log hears of a trouble once, when it begins or becomes another one, and
+    `clock` returns seconds that only ever grow. The log hears of a trouble once, when it begins or becomes another one, and
     of its end.
     """
 
-    def __init__(self, queue_path: str) -> None:
+    def __init__(
+        self, queue_path: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._queue_path = queue_path
         self._lock = threading.Lock()
         self._failures = 0
@@ -49,7 +53,7 @@ class Pause:
 
     def seconds_left(self) -> float:
         """Return for how long the pause lasts; 0 where there is none."""
-        return max(0.0, self._until - time.monotonic())
+        return max(0.0, self._until - self._clock())
 
     def failed(self, reason: object) -> None:
         """Begin a pause, or a longer one.
@@ -59,7 +63,7 @@ class Pause:
         with self._lock:
             if self.state is not State.PAUSED:
                 self._failures += 1
-                self._until = time.monotonic() + pause_after(self._failures)
+                self._until = self._clock() + pause_after(self._failures)
             if self._reason != str(reason):
                 self._reason = str(reason)
                 log.error("%s: the queue pauses: %s", self._queue_path, reason)

@@ -1,0 +1,88 @@
+"""The pause of a queue."""
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from postcommit.queue import pause as module
+from postcommit.queue.pause import Pause
+from postcommit.queue.pause import State
+
+
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_new_queue_is_open() -> None:
+    pause = Pause("queue")
+    assert pause.state is State.OPEN
+    assert pause.seconds_left() == 0
+
+
+def test_after_a_failure_nothing_is_tried_then_one() -> None:
+    clock = Clock()
+    pause = Pause("queue", clock)
+    pause.failed("away")
+    assert pause.state is State.PAUSED
+    assert pause.seconds_left() == 1
+    clock.now += 0.5
+    assert pause.seconds_left() == 0.5
+    clock.now += 0.5
+    assert pause.state is State.PROBING
+    assert pause.seconds_left() == 0
+
+
+def test_each_failure_of_a_probe_doubles_the_pause_up_to_five_minutes() -> None:
+    clock = Clock()
+    pause = Pause("queue", clock)
+    pauses = []
+    for _ in range(11):
+        pause.failed("away")
+        pauses.append(pause.seconds_left())
+        clock.now += pause.seconds_left()
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+
+
+def test_what_was_in_flight_when_a_pause_began_does_not_make_it_longer() -> None:
+    clock = Clock()
+    pause = Pause("queue", clock)
+    for _ in range(16):
+        pause.failed("away")
+    assert pause.seconds_left() == 1
+
+
+def test_a_success_ends_the_pause_and_the_next_one_is_short_again() -> None:
+    clock = Clock()
+    pause = Pause("queue", clock)
+    for _ in range(5):
+        pause.failed("away")
+        clock.now += 100
+    pause.succeeded()
+    assert pause.state is State.OPEN
+    pause.failed("away")
+    assert pause.seconds_left() == 1
+
+
+def test_the_log_hears_of_each_trouble_once_and_of_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, module.__name__)
+    clock = Clock()
+    pause = Pause("queue", clock)
+    for reason in ["away", "away", "login refused", "login refused"]:
+        pause.failed(reason)
+        clock.now += 1000
+    pause.succeeded()
+    pause.succeeded()
+    assert [record.getMessage() for record in caplog.records] == [
+        "queue: the queue pauses: away",
+        "queue: the queue pauses: login refused",
+        "queue: the queue goes on",
+    ]
