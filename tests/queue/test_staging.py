@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -316,6 +317,23 @@ def test_a_folder_that_cannot_be_synced_is_told(
     (queue / "new").chmod(0o300)  # to be written, but not to be opened
     without_privileges(commit)
     assert files(queue) == [f"new/{item.name}" for item in items]
+
+
+def test_publishing_that_is_interrupted_leaves_the_rest_in_doubt(
+    queue: Path, maildir: Maildir, batch: Staging
+) -> None:
+    items = staged(maildir)
+    batch.prepare(items)
+
+    class Interrupting(list[MaildirMessageWriter]):
+        def __reversed__(self) -> Iterator[MaildirMessageWriter]:
+            yield items[2]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.publish(Interrupting(items))
+    assert in_doubt(queue) == [os.path.basename(item.path) for item in items[:2]]
+    assert (queue / "new" / items[2].name).is_file()
 
 
 # In doubt

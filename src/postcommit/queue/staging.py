@@ -73,24 +73,27 @@ class Staging:
         if not items:
             return
         left: list[str] = []
-        cause: OSError | None = None
-        # The leader comes last: as long as any is prepared, so is the leader.
-        for item in reversed(items):
-            try:
-                item.move(item.target)
-            except OSError as error:
-                left.append(os.path.basename(item.path))
-                cause = cause or error
+        causes: list[OSError] = []
         try:
-            sync(self._maildir.folder("new"))
-        except OSError as error:
-            cause = cause or error
-        self._release()
-        ring(self._maildir.path)
-        if cause is not None:
-            failure = PublishError(self._maildir.path, tuple(left), cause)
+            # The leader comes last: as long as any is prepared, so is the leader.
+            for item in reversed(items):
+                try:
+                    item.move(item.target)
+                except OSError as error:
+                    left.append(os.path.basename(item.path))
+                    causes.append(error)
+            try:
+                sync(self._maildir.folder("new"))
+            except OSError as error:
+                causes.append(error)
+        finally:
+            # Also should this be interrupted: then what is left is in doubt.
+            self._release()
+            ring(self._maildir.path)
+        if causes:
+            failure = PublishError(self._maildir.path, tuple(left), causes[0])
             log.critical("%s: %s", failure, ", ".join(left))
-            raise failure from cause
+            raise failure from causes[0]
 
     def discard(self, items: Sequence[MaildirMessageWriter]) -> None:
         for item in reversed(items):
