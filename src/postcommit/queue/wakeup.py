@@ -47,22 +47,20 @@ class Bell:
         self._closed = False
         self._lock = threading.RLock()  # a signal handler may ring
 
-    def _open(self) -> tuple[int, ...]:
+    def _open(self) -> list[int]:
         try:
             try:
                 os.mkfifo(self._path, 0o600)
             except FileExistsError:
-                pass
-            reader = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            # With a writer of our own the pipe never comes to its end, which
-            # would wake us for ever.
-            writer = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                if not stat.S_ISFIFO(os.stat(self._path).st_mode):
+                    raise
+            # Also to write: a pipe that somebody could write into never comes
+            # to its end, which would wake us for ever.
+            flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+            return [os.open(self._path, flags)]
         except OSError as error:
-            log.warning(
-                "%s: no wake-up by commits, only polling: %s", self._path, error
-            )
-            return ()
-        return reader, writer
+            log.warning("%s: commits wake nobody, only polling: %s", self._path, error)
+            return []
 
     def close(self) -> None:
         """Ringing is in vain from now on."""
@@ -83,7 +81,7 @@ class Bell:
 
     def wait(self, timeout: float) -> None:
         """Sleep until somebody rings, `timeout` seconds at most."""
-        readers = [self._inside[0], *self._outside[:1]]
+        readers = [self._inside[0], *self._outside]
         poll = select.poll()
         for reader in readers:
             poll.register(reader, select.POLLIN)

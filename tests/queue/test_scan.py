@@ -1,0 +1,170 @@
+"""What is due in a queue, and when it is worth a look."""
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from postcommit.maildir import Maildir
+from postcommit.queue.scan import Scan
+
+
+NOW = 1_700_000_000.0
+
+
+class Queue:
+    """A queue of files whose names are all that matters, and its scan."""
+
+    def __init__(self, folder: Path) -> None:
+        self.maildir = Maildir(str(folder / "queue"), create=True)
+        self.path = folder / "queue"
+        self.now = NOW
+        self.scan = Scan(self.maildir, lambda: self.now)
+
+    def new(self, name: str) -> Path:
+        path = self.path / "new" / name
+        path.touch()
+        return path
+
+    def deferred(self, name: str, due: float) -> Path:
+        path = self.path / "cur" / name
+        path.touch()
+        os.utime(path, (due, due))
+        return path
+
+    def settle(self) -> None:
+        """Make as if the folders changed long ago."""
+        for folder in ("new", "cur"):
+            os.utime(self.path / folder, (NOW - 1e6, NOW - 1e6))
+
+    def due(self) -> list[str]:
+        return [os.path.basename(path) for path in self.scan.due()]
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    return Queue(tmp_path)
+
+
+def test_new_entries_come_before_deferred_ones_each_in_order(queue: Queue) -> None:
+    for name in ("3", "1", "2"):
+        queue.new(name)
+    for name in ("6", "4", "5"):
+        queue.deferred(name, NOW)
+    assert queue.due() == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_what_is_deferred_is_due_at_its_time(queue: Queue) -> None:
+    queue.deferred("soon", NOW + 60)
+    queue.deferred("later", NOW + 4000)
+    queue.settle()
+    assert queue.due() == []
+    assert queue.scan.seconds_to_wait() == pytest.approx(60)
+    queue.now += 60
+    assert queue.scan.seconds_to_wait() <= 0
+    assert queue.due() == ["soon"]
+
+
+def test_files_that_begin_with_a_dot_are_no_entries(queue: Queue) -> None:
+    queue.new(".sending-1")
+    queue.new(".rejected-2")
+    assert queue.due() == []
+
+
+def test_an_unchanged_queue_costs_two_calls_and_yields_nothing(queue: Queue) -> None:
+    queue.new("1")
+    queue.deferred("2", NOW)
+    queue.settle()
+    assert queue.due() == ["1", "2"]
+    # Were they looked at, they would be due.
+    assert queue.due() == []
+    assert queue.scan.seconds_to_wait() == math.inf
+
+
+def test_a_change_is_seen(queue: Queue) -> None:
+    queue.settle()
+    assert queue.due() == []
+    queue.new("1")
+    assert queue.due() == ["1"]
+    queue.deferred("2", NOW)
+    assert queue.due() == ["1", "2"]
+
+
+def test_a_change_right_after_a_look_is_seen_however_coarse_the_times_are(
+    queue: Queue,
+) -> None:
+    changed = time.time()
+    for name in ("1", "2", "3"):
+        queue.new(name)
+        os.utime(queue.path / "new", (changed, changed))
+        assert name in queue.due()
+
+
+def test_what_stayed_is_looked_at_again(queue: Queue) -> None:
+    queue.new("1")
+    queue.deferred("2", NOW)
+    queue.settle()
+    assert queue.due() == ["1", "2"]
+    queue.scan.look_again()
+    assert queue.due() == ["1", "2"]
+
+
+def test_a_note_of_what_is_due_is_kept(queue: Queue) -> None:
+    queue.settle()
+    assert queue.due() == []
+    queue.scan.note_due(NOW + 30)
+    queue.scan.note_due(NOW + 90)
+    assert queue.scan.seconds_to_wait() == pytest.approx(30)
+    queue.deferred("1", NOW + 30)
+    queue.settle()
+    queue.now += 30
+    assert queue.due() == ["1"]
+
+
+def test_an_entry_that_another_one_removes_meanwhile_is_skipped(queue: Queue) -> None:
+    paths = [queue.deferred(f"{n}", NOW) for n in range(5)]
+    found = []
+    for path in queue.scan.due():
+        found.append(os.path.basename(path))
+        if len(found) == 1:
+            paths[1].unlink()
+            paths[2].unlink()
+    assert found == ["0", "3", "4"]
+
+
+def test_new_entries_get_in_while_many_deferred_ones_are_tried(queue: Queue) -> None:
+    for n in range(20):
+        queue.deferred(f"deferred {n:02d}", NOW)
+    found = []
+    for path in queue.scan.due():
+        found.append(os.path.basename(path))
+        if len(found) == 5:
+            queue.new("new")
+        if len(found) >= 5 and "new" not in found:
+            # Each takes its time at the relay.
+            until = time.monotonic() + 0.05
+            while time.monotonic() < until:
+                pass
+    assert "new" in found
+    assert found.index("new") < 15
+    assert len(found) >= 21
+
+
+def test_a_large_folder_of_what_is_not_due_is_not_looked_through_all_the_time(
+    queue: Queue,
+) -> None:
+    for n in range(3000):
+        queue.deferred(f"{n}", NOW + 10_000)
+    queue.settle()
+    assert queue.due() == []
+    queue.deferred("due", NOW)
+    queue.scan.note_due(NOW)
+    # A look at 3,000 files is followed by a rest; it is due then.
+    assert queue.due() == []
+    assert 0 < queue.scan.seconds_to_wait() < 0.1
+    until = time.monotonic() + 10
+    while queue.due() != ["due"]:
+        assert time.monotonic() < until

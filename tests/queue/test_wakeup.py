@@ -1,0 +1,115 @@
+"""The wake-up of a processor by a commit."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from postcommit.queue.wakeup import Bell
+from postcommit.queue.wakeup import ring
+
+
+HOUR = 3600.0
+
+
+def test_a_ring_from_another_process_wakes(tmp_path: Path) -> None:
+    bell = Bell(str(tmp_path))
+    code = "import sys; from postcommit.queue.wakeup import ring; ring(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]):
+        started = time.monotonic()
+        bell.wait(HOUR)
+    assert time.monotonic() - started < 60
+    bell.close()
+
+
+def test_a_ring_before_the_wait_is_not_lost_and_wakes_once(tmp_path: Path) -> None:
+    bell = Bell(str(tmp_path))
+    for _ in range(3):
+        ring(str(tmp_path))
+    bell.wait(HOUR)
+    started = time.monotonic()
+    bell.wait(0.02)
+    assert time.monotonic() - started >= 0.02
+    bell.close()
+
+
+def test_ringing_one_bell_wakes_just_that_one(tmp_path: Path) -> None:
+    one, other = Bell(str(tmp_path)), Bell(str(tmp_path))
+    one.ring()
+    one.wait(HOUR)
+    started = time.monotonic()
+    other.wait(0.02)
+    assert time.monotonic() - started >= 0.02
+    one.close()
+    other.close()
+
+
+def test_ringing_does_nothing_where_nobody_listens(tmp_path: Path) -> None:
+    ring(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    Bell(str(tmp_path)).close()
+    ring(str(tmp_path))
+    ring(str(tmp_path / "missing"))
+
+
+def test_ringing_writes_into_nothing_but_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / ".wakeup").write_bytes(b"kept")
+    ring(str(tmp_path))
+    assert (tmp_path / ".wakeup").read_bytes() == b"kept"
+
+
+def test_a_bell_can_be_rung_any_number_of_times(tmp_path: Path) -> None:
+    bell = Bell(str(tmp_path))
+    for _ in range(70_000):  # more than a pipe holds
+        bell.ring()
+    for _ in range(70_000):
+        ring(str(tmp_path))
+    bell.wait(HOUR)
+    bell.close()
+
+
+def test_a_closed_bell_is_rung_in_vain_and_leaves_no_descriptor(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    bell = Bell(str(tmp_path))
+    bell.close()
+    bell.ring()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_a_pipe_there_is_still_polling(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".wakeup").mkdir()
+    before = set(os.listdir("/proc/self/fd"))
+    bell = Bell(str(tmp_path))
+    assert "only polling" in caplog.text
+    bell.wait(0.001)
+    threading.Thread(target=bell.ring).start()
+    bell.wait(HOUR)
+    bell.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_two_listeners_one_ring(tmp_path: Path) -> None:
+    """One of them reads it; the other one may wake, but finds nothing."""
+    one, other = Bell(str(tmp_path)), Bell(str(tmp_path))
+    waiting = [
+        threading.Thread(target=bell.wait, args=(HOUR,), daemon=True)
+        for bell in (one, other)
+    ]
+    for thread in waiting:
+        thread.start()
+    for _ in range(1000):
+        ring(str(tmp_path))
+        for thread in waiting:
+            thread.join(0.001)
+        if not any(thread.is_alive() for thread in waiting):
+            break
+    assert not any(thread.is_alive() for thread in waiting)
+    one.close()
+    other.close()
