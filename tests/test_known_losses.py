@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 from transaction import TransactionManager
+from zope.component import getUtility
+from zope.component.testing import PlacelessSetup
+from zope.configuration import xmlconfig
 
 from postcommit import DirectMailDelivery
 from postcommit import MailRejectedEvent
@@ -25,6 +28,7 @@ from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit.errors import AddressError
 from postcommit.errors import QueueError
+from postcommit.interfaces import IMailer
 from tests.support import children
 from tests.support.faults import full_disk
 from tests.support.smtpd import ScriptedRelay
@@ -105,6 +109,32 @@ def test_row_10_lines_of_the_message_are_no_envelope(
     [received] = relay.messages
     assert received.recipients == (BOB,)
     assert received.data == message
+
+
+# Row 15
+
+
+def test_row_15_tls_is_as_the_zcml_file_has_it() -> None:
+    """`implicit_tls` arrived in the place of `no_tls`, and TLS was off.
+
+    ``tests/test_zcml.py`` walks every attribute of every directive.
+    """
+    modes = {"implicit_tls": "implicit", "force_tls": "starttls", "no_tls": "none"}
+    directives = "".join(
+        f'<mail:smtpMailer name="{flag}" {flag}="true" />' for flag in modes
+    )
+    setup = PlacelessSetup()
+    setup.setUp()
+    try:
+        xmlconfig.string(
+            '<configure xmlns="http://namespaces.zope.org/zope"'
+            ' xmlns:mail="http://namespaces.zope.org/mail">'
+            f'<include package="postcommit" />{directives}</configure>'
+        )
+        for flag, mode in modes.items():
+            assert getUtility(IMailer, flag).tls == mode
+    finally:
+        setup.tearDown()
 
 
 # Row 17

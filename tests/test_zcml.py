@@ -1,0 +1,439 @@
+"""The directives for Zope: every attribute to its object, errors to their line."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+from zope.component import getUtilitiesFor
+from zope.component import getUtility
+from zope.component import provideUtility
+from zope.component import queryUtility
+from zope.component.testing import PlacelessSetup
+from zope.configuration import xmlconfig
+from zope.configuration.config import ConfigurationConflictError
+from zope.configuration.exceptions import ConfigurationError
+from zope.schema import getFieldsInOrder
+from zope.schema.interfaces import IVocabularyFactory
+from zope.security.checker import ProxyFactory
+from zope.security.interfaces import ForbiddenAttribute
+from zope.security.interfaces import IPermission
+from zope.security.interfaces import Unauthorized
+from zope.security.management import endInteraction
+from zope.security.management import newInteraction
+from zope.security.management import setSecurityPolicy
+from zope.security.proxy import removeSecurityProxy
+from zope.security.simplepolicies import ParanoidSecurityPolicy
+from zope.sendmail.interfaces import IMailDelivery as IOlderMailDelivery
+from zope.sendmail.interfaces import IMailer as IOlderMailer
+
+from postcommit import zcml
+from postcommit.delivery import DirectMailDelivery
+from postcommit.delivery import QueuedMailDelivery
+from postcommit.filemailer import FileMailer
+from postcommit.interfaces import IFileMailer
+from postcommit.interfaces import IMailDelivery
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import ISendmailMailer
+from postcommit.interfaces import ISMTPMailer
+from postcommit.smtp.mailer import SMTPMailer
+from postcommit.smtp.sendmail import SendmailMailer
+from postcommit.testing import RecordingMailer
+from tests.support.smtpd import ScriptedRelay
+
+
+SITE = """\
+<configure
+    xmlns="http://namespaces.zope.org/zope"
+    xmlns:mail="http://namespaces.zope.org/mail">
+  <include package="postcommit" />
+{}
+</configure>
+"""
+
+MESSAGE = "Subject: x\n\nx\n"
+
+
+@pytest.fixture(autouse=True)
+def components() -> Iterator[None]:
+    setup = PlacelessSetup()
+    setup.setUp()
+    yield
+    for _, processor in getUtilitiesFor(IMailQueueProcessor):
+        processor.stop()
+    setup.tearDown()
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Any:
+    def configure(text: str) -> None:
+        (tmp_path / "site.zcml").write_text(SITE.format(text))
+        xmlconfig.file(str(tmp_path / "site.zcml"))
+
+    return configure
+
+
+def attributes(**values: Any) -> str:
+    return " ".join(f'{name}="{value}"' for name, value in values.items())
+
+
+# Every attribute, to its object
+
+SMTP_MAILER = {
+    "hostname": ("relay.example.org", "relay.example.org"),
+    "port": ("587", 587),
+    "username": ("me", "me"),
+    "password": ("secret", "secret"),
+    "tls": ("starttls", "starttls"),
+    "cafile": ("/etc/ca.pem", "/etc/ca.pem"),
+    "verify": ("no", False),
+    "connect_timeout": ("5", 5.0),
+    "timeout": ("10.5", 10.5),
+    "messages_per_connection": ("7", 7),
+    "idle_timeout": ("0", 0.0),
+    "pipelining": ("false", False),
+}
+
+SENDMAIL_MAILER = {
+    "command": ("/usr/lib/sendmail", "/usr/lib/sendmail"),
+    "timeout": ("10", 10.0),
+}
+
+QUEUE_PROCESSOR = {
+    "pollingInterval": ("3000", 3000),
+    "workers": ("2", 2),
+    "rate_limit": ("10", 10.0),
+    "min_backoff": ("30", 30.0),
+    "max_backoff": ("3000", 3000.0),
+    "max_age": ("86400", 86400.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("directive", "contract", "kind", "values"),
+    [
+        ("smtpMailer", ISMTPMailer, SMTPMailer, SMTP_MAILER),
+        ("sendmailMailer", ISendmailMailer, SendmailMailer, SENDMAIL_MAILER),
+        ("fileMailer", IFileMailer, FileMailer, {"folder": ("/tmp/x", "/tmp/x")}),
+    ],
+)
+def test_every_attribute_of_a_mailer(
+    configure: Any, directive: str, contract: Any, kind: type, values: Any
+) -> None:
+    assert set(values) == {name for name, _ in getFieldsInOrder(contract)}
+    words = attributes(**{name: text for name, (text, _) in values.items()})
+    configure(f'<mail:{directive} name="m" {words} />')
+    mailer = getUtility(IMailer, "m")
+    assert type(mailer) is kind
+    for name, field in getFieldsInOrder(contract):
+        assert getattr(mailer, name) == values[name][1] != field.default, name
+
+
+def test_every_attribute_of_a_processor(configure: Any, tmp_path: Path) -> None:
+    told = {name for name, _ in getFieldsInOrder(IMailQueueProcessor)}
+    assert set(QUEUE_PROCESSOR) == told - {"queuePath", "mailer"}
+    words = attributes(**{name: text for name, (text, _) in QUEUE_PROCESSOR.items()})
+    configure(f'<mail:queuedDelivery queuePath="q" mailer="smtp" {words} />')
+    processor = getUtility(IMailQueueProcessor, "Mail")
+    assert processor.queuePath == str(tmp_path / "q")
+    assert processor.mailer is getUtility(IMailer, "smtp")
+    for name, (_, value) in QUEUE_PROCESSOR.items():
+        assert getattr(processor, name) == value != IMailQueueProcessor[name].default
+
+
+@pytest.mark.parametrize(
+    ("words", "contract"),
+    [
+        ("<mail:smtpMailer name='m' />", ISMTPMailer),
+        ("<mail:sendmailMailer name='m' />", ISendmailMailer),
+    ],
+)
+def test_without_attributes_the_defaults_of_the_schema(
+    configure: Any, words: str, contract: Any
+) -> None:
+    configure(words)
+    for name, field in getFieldsInOrder(contract):
+        assert getattr(getUtility(IMailer, "m"), name) == field.default, name
+
+
+@pytest.mark.parametrize(
+    "directive",
+    [
+        zcml.ISMTPMailerDirective,
+        zcml.ISendmailMailerDirective,
+        zcml.IFileMailerDirective,
+        zcml.IQueuedDeliveryDirective,
+        zcml.IDirectDeliveryDirective,
+    ],
+)
+def test_every_attribute_is_described(directive: Any) -> None:
+    assert directive.__doc__
+    for name, field in getFieldsInOrder(directive):
+        assert field.title, name
+        assert field.description, name
+
+
+# TLS
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ("", "auto"),
+        ('implicit_tls="true"', "implicit"),
+        ('implicit_tls="yes"', "implicit"),
+        ('implicit_tls="false"', "auto"),
+        ('force_tls="true"', "starttls"),
+        ('no_tls="true"', "none"),
+        ('no_tls="false" force_tls="true"', "starttls"),
+        ('no_tls="true" implicit_tls="false" force_tls="no"', "none"),
+        ('implicit_tls="true" tls="implicit"', "implicit"),
+        ('implicit_tls="false" tls="auto"', "auto"),
+    ],
+)
+def test_the_older_attributes_for_tls(configure: Any, words: str, mode: str) -> None:
+    configure(f'<mail:smtpMailer name="m" {words} />')
+    assert getUtility(IMailer, "m").tls == mode
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'no_tls="true" force_tls="true"',
+        'implicit_tls="true" force_tls="true"',
+        'implicit_tls="true" tls="starttls"',
+        'implicit_tls="false" tls="implicit"',
+        'no_tls="yes" tls="auto"',
+    ],
+)
+def test_attributes_that_contradict_each_other(configure: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match="contradict each other") as caught:
+        configure(f'<mail:smtpMailer name="m" {words} />')
+    assert "site.zcml" in str(caught.value)
+
+
+# Deliveries
+
+
+def test_a_queued_delivery(configure: Any, tmp_path: Path) -> None:
+    with ScriptedRelay() as relay:
+        configure(
+            f'<mail:smtpMailer name="r" hostname="127.0.0.1" port="{relay.port}" />\n'
+            '<mail:queuedDelivery queuePath="./queue" mailer="r" />'
+        )
+        delivery = getUtility(IMailDelivery, "Mail")
+        assert type(delivery) is QueuedMailDelivery
+        assert delivery.queuePath == str(tmp_path / "queue")
+        with transaction.manager:
+            delivery.send("a@example.org", "b@example.org", MESSAGE)
+        relay.wait_until(lambda: relay.messages)
+        assert getUtility(IMailQueueProcessor, "Mail").stop(30)
+        getUtility(IMailer, "r").close()
+
+
+def test_without_a_thread(configure: Any, tmp_path: Path) -> None:
+    configure(
+        '<mail:queuedDelivery queuePath="./queue" mailer="smtp" name="shop"'
+        ' processorThread="false" />'
+    )
+    assert queryUtility(IMailQueueProcessor, "shop") is None
+    with transaction.manager:
+        getUtility(IMailDelivery, "shop").send("", "b@example.org", MESSAGE)
+    assert len(list((tmp_path / "queue" / "new").iterdir())) == 1
+
+
+def test_a_direct_delivery(configure: Any) -> None:
+    configure('<mail:directDelivery name="direct" mailer="smtp" />')
+    delivery = getUtility(IMailDelivery, "direct")
+    assert type(delivery) is DirectMailDelivery
+    assert delivery.mailer is getUtility(IMailer, "smtp")
+
+
+def test_a_queue_that_exists(configure: Any, tmp_path: Path) -> None:
+    QueuedMailDelivery(str(tmp_path / "queue")).send("", "b@example.org", MESSAGE)
+    transaction.abort()
+    configure('<mail:queuedDelivery queuePath="queue" mailer="smtp" />')
+    assert getUtility(IMailQueueProcessor, "Mail").stop(30)
+
+
+def test_the_vocabulary(configure: Any) -> None:
+    configure('<mail:directDelivery mailer="smtp" />')
+    vocabulary = getUtility(IVocabularyFactory, "Mail Delivery Names")(None)
+    assert [term.value for term in vocabulary] == ["Mail"]
+
+
+def test_the_interface_is_registered(configure: Any) -> None:
+    configure("")
+    name = "postcommit.interfaces.IMailDelivery"
+    assert getUtility(zcml.Interface, name) is IMailDelivery
+
+
+# Security
+
+
+@pytest.fixture
+def policy() -> Iterator[list[str]]:
+    """The permissions that everybody has."""
+    granted: list[str] = []
+
+    class Policy(ParanoidSecurityPolicy):
+        def checkPermission(self, permission: str, object: Any) -> bool:
+            return permission in granted
+
+    before = setSecurityPolicy(Policy)
+    newInteraction()
+    yield granted
+    endInteraction()
+    setSecurityPolicy(before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '<mail:directDelivery mailer="m" permission="zope.SendMail" />',
+        '<mail:queuedDelivery queuePath="queue" mailer="m"'
+        ' processorThread="no" permission="zope.SendMail" />',
+    ],
+)
+def test_with_a_permission(configure: Any, policy: list[str], words: str) -> None:
+    provideUtility(RecordingMailer(), IMailer, "m")
+    configure(words)
+    assert getUtility(IPermission, "zope.SendMail")
+    delivery = ProxyFactory(getUtility(IMailDelivery, "Mail"))
+    assert type(removeSecurityProxy(delivery)) is not type(delivery)
+    assert IMailDelivery.providedBy(delivery)
+    with pytest.raises(Unauthorized):
+        delivery.send("", "b@example.org", MESSAGE)
+    policy.append("zope.SendMail")
+    with transaction.manager:
+        assert type(delivery.send("", "b@example.org", MESSAGE)) is str
+    with pytest.raises(ForbiddenAttribute):
+        _ = delivery.bind
+
+
+def test_the_public_permission(configure: Any, policy: list[str]) -> None:
+    configure('<mail:directDelivery mailer="smtp" permission="zope.Public" />')
+    delivery = ProxyFactory(getUtility(IMailDelivery, "Mail"))
+    assert delivery.send("", "b@example.org", MESSAGE)
+    transaction.abort()
+
+
+def test_an_unknown_permission(configure: Any) -> None:
+    with pytest.raises(ConfigurationError, match="Undefined permission"):
+        configure('<mail:directDelivery mailer="smtp" permission="x.Unknown" />')
+
+
+# Errors, with file and line
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ('<mail:directDelivery mailer="none" />', "mailer 'none' is not defined"),
+        (
+            '<mail:queuedDelivery queuePath="q" mailer="none" />',
+            "mailer 'none' is not defined",
+        ),
+        (
+            '<mail:queuedDelivery queuePath="missing/q" mailer="smtp" />',
+            "there is no folder to create it in",
+        ),
+        (
+            '<mail:queuedDelivery queuePath="site.zcml" mailer="smtp" />',
+            "is no folder, so no Maildir",
+        ),
+        (
+            '<mail:queuedDelivery queuePath="q" mailer="smtp" workers="2"'
+            ' processorThread="no" />',
+            'workers: no effect with processorThread="false"',
+        ),
+        (
+            '<mail:queuedDelivery queuePath="q" mailer="smtp" max_backoff="1" />',
+            "must not be less than min_backoff",
+        ),
+        ('<mail:smtpMailer name="m" port="70000" />', "port"),
+        ('<mail:smtpMailer name="m" port="smtp" />', "port"),
+        ('<mail:smtpMailer name="m" hostname="" />', "hostname"),
+        ('<mail:smtpMailer name="m" verify="maybe" />', "verify"),
+        ('<mail:smtpMailer name="m" tls="ssl" />', "tls"),
+        ('<mail:smtpMailer name="m" username="me" />', "password"),
+        ('<mail:smtpMailer name="m" debug="1" />', "debug"),
+        ("<mail:smtpMailer />", "name"),
+        ('<mail:fileMailer name="m" />', "folder"),
+        (
+            '<mail:sendmailMailer name="m" command="sendmail -f %(from)s %(to)s" />',
+            "name the program only",
+        ),
+    ],
+)
+def test_errors_point_at_file_and_line(
+    configure: Any, words: str, reason: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=reason) as caught:
+        configure(f"\n\n{words}")
+    assert 'site.zcml", line 7.0' in str(caught.value)
+    assert list(getUtilitiesFor(IMailQueueProcessor)) == []
+
+
+def test_a_conflict(configure: Any) -> None:
+    with pytest.raises(ConfigurationConflictError) as caught:
+        configure(
+            '<mail:directDelivery mailer="smtp" />\n'
+            '<mail:queuedDelivery queuePath="q" mailer="smtp" />'
+        )
+    assert 'site.zcml", line 6.0' in str(caught.value)
+
+
+def test_a_site_overrides_what_it_includes(configure: Any, tmp_path: Path) -> None:
+    (tmp_path / "part.zcml").write_text(
+        SITE.format('<mail:queuedDelivery queuePath="q" mailer="smtp" />')
+    )
+    configure(
+        '<include file="part.zcml" />\n'
+        '<mail:smtpMailer name="smtp" hostname="relay.example.org" />\n'
+        '<mail:directDelivery mailer="smtp" />'
+    )
+    delivery = getUtility(IMailDelivery, "Mail")
+    assert type(delivery) is DirectMailDelivery
+    assert delivery.mailer.hostname == "relay.example.org"
+    assert queryUtility(IMailQueueProcessor, "Mail") is None
+    assert not (tmp_path / "q").exists()
+
+
+# zope.sendmail, installed or not
+
+
+def test_who_looks_up_by_the_older_interfaces(configure: Any) -> None:
+    configure('<mail:directDelivery mailer="smtp" />')
+    delivery = getUtility(IOlderMailDelivery, "Mail")
+    assert delivery is getUtility(IMailDelivery, "Mail")
+    assert getUtility(IOlderMailer, "smtp") is delivery.mailer
+
+
+def test_a_mailer_that_is_registered_for_the_older_interface(configure: Any) -> None:
+    mailer = RecordingMailer()
+    provideUtility(mailer, IOlderMailer, "own")
+    configure('<mail:directDelivery mailer="own" />')
+    assert getUtility(IMailDelivery, "Mail").mailer is mailer
+
+
+def test_without_zope_sendmail(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zope.sendmail.interfaces", None)
+    configure('<mail:directDelivery mailer="smtp" />')
+    assert getUtility(IMailDelivery, "Mail")
+    assert queryUtility(IOlderMailDelivery, "Mail") is None
+
+
+def test_a_site_that_includes_the_older_library_as_well(configure: Any) -> None:
+    """The older one's mailer of the same name is a conflict, and said so."""
+    with pytest.raises(ConfigurationConflictError):
+        configure(
+            '<include package="zope.sendmail" file="meta.zcml" />'
+            '<include package="zope.sendmail" />'
+        )
