@@ -316,6 +316,7 @@ def test_a_folder_that_cannot_be_synced_is_told(
 
     (queue / "new").chmod(0o300)  # to be written, but not to be opened
     without_privileges(commit)
+    (queue / "new").chmod(0o700)
     assert files(queue) == [f"new/{item.name}" for item in items]
 
 

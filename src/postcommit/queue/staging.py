@@ -92,7 +92,7 @@ class Staging:
             ring(self._maildir.path)
         if causes:
             failure = PublishError(self._maildir.path, tuple(left), causes[0])
-            log.critical("%s: %s", failure, ", ".join(left))
+            log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
             raise failure from causes[0]
 
     def discard(self, items: Sequence[MaildirMessageWriter]) -> None:
