@@ -121,7 +121,7 @@ def test_any_bytes_are_a_message_whose_text_is_kept(data: bytes) -> None:
     lines = set(re.split(rb"[\r\n]+", whole))
     for line in re.split(rb"[\r\n]+", data):
         dropped = (b"bcc", b"resent-bcc", b"from ", b">from ")
-        assert line in lines or line.lower().startswith(dropped)
+        assert not line or line in lines or line.lower().startswith(dropped)
 
 
 # What may be sent

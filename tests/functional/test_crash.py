@@ -168,6 +168,8 @@ def check_drainer(
     queue: Path, relay: ScriptedRelay, wanted: set[tuple[str, str]]
 ) -> int:
     """Drain the rest, check all; return how many were sent twice."""
+    # What the child has written is still on its way through the relay.
+    relay.wait_until(lambda: not relay.open)
     before = accepted(relay)
     window = before.keys() & waiting(queue)
     drain(queue, relay)

@@ -104,7 +104,7 @@ def test_hanging_up(start, connect, without, stage, expected, reset):
 def test_falling_silent(start, connect, without, stage, expected):
     relay = start(without=without)
     hold = relay.hold(stage)
-    mailer = connect(relay, messages_per_connection=1, timeout=0.05)
+    mailer = connect(relay, messages_per_connection=1, timeout=0.5)
     assert told(mailer.send(SENDER, [B, C], MESSAGE)) == expected
     assert hold.reached.is_set()
     hold.release()
@@ -184,7 +184,7 @@ def test_silence_after_refusals(start, connect, without):
     relay = start(without=without)
     relay.reply("RCPT", "550 5.1.1 Unknown", address=B)
     relay.hold("RCPT", address=C)
-    report = connect(relay, timeout=0.05).send(SENDER, [B, C], MESSAGE)
+    report = connect(relay, timeout=0.5).send(SENDER, [B, C], MESSAGE)
     assert told(report) == ["rejected", "deferred"]
 
 

@@ -92,7 +92,7 @@ def test_idle_for_long(relay, connect):
 
 def test_idle_until_others_are(relay, connect):
     """The one that was used last is used next, the others grow old."""
-    mailer = connect(relay, idle_timeout=0.2)
+    mailer = connect(relay, idle_timeout=1)
     sessions = [mailer._pool.checkout() for _ in range(3)]
     for session in sessions:
         mailer._pool.checkin(session)
@@ -185,7 +185,7 @@ def test_close_while_in_use(relay, connect):
 
 
 def test_close_does_not_wait_for_the_reply_to_quit(relay, connect):
-    mailer = connect(relay, timeout=0.05)
+    mailer = connect(relay, timeout=0.5)
     relay.hold("QUIT")
     send(mailer)
     mailer.close()

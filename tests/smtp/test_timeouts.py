@@ -31,10 +31,10 @@ STAGES = [
 @pytest.mark.parametrize("trickle", [b"250 " + b"x" * 10_000, b"250-x\r\n"])
 def test_a_byte_at_a_time(relay, connect, stage, expected, trickle):
     relay.trickle(stage, trickle, every=0.002)
-    mailer = connect(relay, timeout=0.2)
+    mailer = connect(relay, timeout=0.5)
     begin = time.monotonic()
     assert told(mailer.send(SENDER, B, MESSAGE)) == expected
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize(("stage", "expected"), STAGES)
@@ -47,7 +47,7 @@ def test_a_reply_of_a_megabyte(relay, connect, stage, expected, end, piece):
     begin = time.monotonic()
     report = mailer.send(SENDER, B, MESSAGE)
     assert told(report) == expected
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
 
 
 def test_a_reply_without_an_end_is_not_read_to_its_end(relay, connect):
@@ -110,4 +110,4 @@ def test_a_large_message_to_a_slow_reader(relay, connect):
 
     relay.on("DATA", read_slowly)
     big = message(1) + (b"x" * 70 + b"\r\n") * 120_000
-    assert told(connect(relay, timeout=0.3).send(SENDER, B, big)) == ["sent"]
+    assert told(connect(relay, timeout=2).send(SENDER, B, big)) == ["sent"]
