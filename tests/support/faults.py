@@ -1,4 +1,4 @@
-"""Real faults: permissions that bind, disks that are full, few descriptors."""
+"""Real faults: permissions that bind, and disks that are full."""
 from __future__ import annotations
 
 import ctypes
@@ -71,23 +71,9 @@ def full_disk(folder: Path, kilobytes: int = 64) -> Iterator[Path]:
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
     """Let no file of this process become larger than `size`."""
-    with _limit(resource.RLIMIT_FSIZE, size):
-        yield
-
-
-@contextmanager
-def few_descriptors(more: int) -> Iterator[None]:
-    """Let only so many more files be open at a time."""
-    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
-    with _limit(resource.RLIMIT_NOFILE, used + more):
-        yield
-
-
-@contextmanager
-def _limit(kind: int, soft: int) -> Iterator[None]:
-    before = resource.getrlimit(kind)
-    resource.setrlimit(kind, (soft, before[1]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(kind, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

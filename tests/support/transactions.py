@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +135,6 @@ def entries(queue: Path, folder: str = "new") -> list[Entry]:
 def accepted(queue: Path) -> list[str]:
     """Return the message ids of the entries in ``new``."""
     return [message_id_of(entry.message) for entry in entries(queue)]
-
-
-@contextmanager
-def subscribed(subscriber: Callable[[Any], object]) -> Iterator[None]:
-    """Have `subscriber` called for each event."""
-    zope.event.subscribers.append(subscriber)
-    try:
-        yield
-    finally:
-        zope.event.subscribers.remove(subscriber)
 
 
 class Hearing(list[Any]):
