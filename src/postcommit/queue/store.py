@@ -35,7 +35,6 @@ from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import preamble
-from postcommit.queue.lock import FileLock
 
 
 log = logging.getLogger(__name__)
@@ -103,33 +102,46 @@ class Store:
             remove(claim.path)
 
     def defer(self, claim: Claim, entry: Entry, due: float) -> None:
-        """Replace the entry by `entry`, and make it due then."""
+        """Replace the entry by `entry`, and make it due then.
+
+        May be called again if it raises: then the entry is as it was, in its
+        old place or in ``cur``, and still claimed.
+        """
         with explained(claim.path, "defer the entry"):
-            name = f"{claim.stem}:2,"
-            in_new = os.path.basename(os.path.dirname(claim.path)) == "new"
-            target = f"{self.maildir.folder('cur')}/{name}" if in_new else claim.path
             rewritten = self._write("", [entry.preamble(), entry.message], due)
-            # Locked before it is there, lest another one claims it half way.
-            lock = FileLock(rewritten)
-            lock.acquire()
             try:
-                # Two steps, both in place of the same entry: had it two names
-                # for a moment, a crash in between would send it twice.
+                # Two steps, but one name: had it two of them for a moment, a
+                # crash in between would leave two entries.
+                self._move_to_cur(claim)
                 os.rename(rewritten, claim.path)
-                if in_new:
-                    os.rename(claim.path, target)
-                    sync(self.maildir.folder("new"))
-                sync(self.maildir.folder("cur"))
-            finally:
-                lock.release()
+            except OSError:
+                remove(rewritten)
+                raise
+        for name in ("cur", "new"):
+            self._sync(name)
 
     def postpone(self, claim: Claim, due: float) -> None:
         """Make the entry due then, without writing: for a disk that is full."""
         with explained(claim.path, "postpone the entry"):
             os.utime(claim.path, (due, due))
-            if os.path.basename(os.path.dirname(claim.path)) == "new":
-                target = f"{self.maildir.folder('cur')}/{claim.stem}:2,"
-                os.rename(claim.path, target)
+            self._move_to_cur(claim)
+
+    def _move_to_cur(self, claim: Claim) -> None:
+        target = f"{self.maildir.folder('cur')}/{claim.stem}:2,"
+        if os.path.dirname(claim.path) != self.maildir.folder("cur"):
+            os.rename(claim.path, target)
+            claim.path = target
+
+    def _sync(self, name: str) -> None:
+        """Sync a folder where what is done cannot be done again.
+
+        The entry is not ours any more. If this fails and then the power does,
+        the entry may be found as it was.
+        """
+        try:
+            sync(self.maildir.folder(name))
+        except OSError as error:
+            log.error("%s: cannot be synced: %s", self.maildir.folder(name), error)
 
     def bury(self, claim: Claim, entry: Entry) -> None:
         """Keep `entry` as a dead letter.
@@ -155,12 +167,11 @@ class Store:
         sync(failed.folder("new"))
 
     def _failed(self) -> Maildir:
-        path = f"{self.path}/{FAILED}"
-        existed = os.path.isdir(path)
-        failed = Maildir(path, create=True)
-        if not existed:
-            # By this file, Maildir++ readers know a subfolder.
-            create_file(f"{path}/maildirfolder").close()
+        failed = Maildir(f"{self.path}/{FAILED}", create=True)
+        # By this file, Maildir++ readers know a subfolder.
+        mark = f"{failed.path}/maildirfolder"
+        if not os.path.exists(mark):
+            os.close(os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         return failed
 
     def _write(self, subfolder: str, lines: Sequence[bytes], mtime: float) -> str:
