@@ -362,8 +362,8 @@ def test_row_29_a_savepoint_rolled_back_drops_exactly_what_came_after(
     first.rollback()
     delivery.send(ANN, BOB, mail("1@example.org"))
     second = manager.savepoint()
-    for name in ("dropped@example.org", "dropped too@example.org"):
-        delivery.send(ANN, BOB, mail(name.replace(" ", "-")))
+    for _ in range(2):
+        delivery.send(ANN, BOB, mail("dropped@example.org"))
         second.rollback()
     assert len(files(queue)) == 1
     delivery.send(ANN, BOB, mail("2@example.org"))

@@ -79,7 +79,10 @@ def test_a_copy_of_the_descriptor_does_not_keep_the_lock(path: str) -> None:
 def test_a_quick_release_leaves_the_lock_to_copies(path: str) -> None:
     lock = FileLock(path)
     assert lock.acquire()
+    copy = os.dup(lock.descriptor)
     lock.release(quickly=True)
+    assert not is_free(path)
+    os.close(copy)
     assert is_free(path)
 
 
