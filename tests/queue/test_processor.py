@@ -1,0 +1,398 @@
+"""One entry: claimed, transmitted, settled, told."""
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import transaction
+
+from postcommit.errors import RelayError
+from postcommit.event import MailDeferredEvent
+from postcommit.event import MailRejectedEvent
+from postcommit.event import MailSentEvent
+from postcommit.interfaces import IMailEvent
+from postcommit.interfaces import Tally
+from postcommit.queue.entry import Entry
+from postcommit.queue.entry import parse_entry
+from postcommit.queue.processor import Processor
+from postcommit.queue.processor import Result
+from postcommit.queue.schedule import Schedule
+from postcommit.queue.store import Store
+from tests.support.faults import full_disk
+from tests.support.faults import without_privileges
+from tests.support.mailers import NEVER
+from tests.support.mailers import ScriptedBatchMailer
+from tests.support.mailers import ScriptedMailer
+
+
+ANN, BOB = "ann@x.org", "bob@x.org"
+LATER, REFUSED, LOST = "later@x.org", "never@x.org", "lost@x.org"
+
+DAY = 86400.0
+
+
+class Queue:
+    """A queue, its processor and a clock."""
+
+    def __init__(self, path: Path, mailer: ScriptedMailer) -> None:
+        self.store = Store(str(path))
+        self.path = path
+        self.mailer = mailer
+        self.now = time.time()
+        schedule = Schedule(60, 4000, 5 * DAY)
+        self.processor = Processor(self.store, mailer, schedule, lambda: self.now)
+
+    def send(self, *recipients: str, message_id: str = "1@x.org") -> str:
+        message = f"Message-Id: <{message_id}>\n\nText.\n".encode()
+        item = self.store.stage("shop@x.org", recipients, [message])
+        item.commit()
+        return item.path
+
+    def work(self) -> list[Result]:
+        maildir = self.store.maildir
+        return list(self.processor.work([*maildir.paths("new"), *maildir.paths("cur")]))
+
+    def entries(self, folder: str) -> list[Entry]:
+        found = sorted((self.path / folder).glob("*"))
+        return [parse_entry(path.read_bytes()) for path in found]
+
+    def events(self) -> list[tuple[type, tuple[str, ...]]]:
+        return [(type(e), e.recipients) for e in self.mailer.events]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=[ScriptedMailer, ScriptedBatchMailer])
+def queue(tmp_path: Path, request: pytest.FixtureRequest) -> Queue:
+    return Queue(tmp_path / "queue", request.param())
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+# The table of the design
+
+
+def test_when_every_recipient_is_sent_the_entry_is_removed(queue: Queue) -> None:
+    queue.send(ANN, BOB)
+    assert queue.work() == [Result(Tally(2, 0, 0))]
+    assert queue.entries("new") == queue.entries("cur") == []
+    assert queue.events() == [(MailSentEvent, (ANN, BOB))]
+
+
+def test_who_failed_for_now_stays_alone_until_it_is_due(queue: Queue) -> None:
+    queue.send(ANN, LATER, LOST)
+    [result] = queue.work()
+    assert result.tally == Tally(1, 2, 0)
+    [entry] = queue.entries("cur")
+    assert entry.recipients == (LATER, LOST)
+    assert entry.attempts == 1
+    assert entry.last_reply == (
+        "later@x.org: 450 4.2.0 Greylisted; lost@x.org: 4.4.2 Connection lost"
+    )
+    [path] = queue.store.maildir.paths("cur")
+    assert result.due == pytest.approx(os.stat(path).st_mtime)
+    assert 54 <= os.stat(path).st_mtime - queue.now <= 66
+    assert queue.events() == [
+        (MailSentEvent, (ANN,)),
+        (MailDeferredEvent, (LATER,)),
+        (MailDeferredEvent, (LOST,)),
+    ]
+
+
+def test_a_second_attempt_is_for_those_who_are_left(queue: Queue) -> None:
+    queue.send(ANN, LATER)
+    queue.work()
+    del queue.mailer.outcomes["later"]
+    queue.now += 3600
+    assert queue.work() == [Result(Tally(1, 0, 0))]
+    assert queue.mailer.attempts[-1].recipients == (LATER,)
+    assert queue.entries("cur") == []
+
+
+def test_each_attempt_is_counted_and_later_than_the_one_before(queue: Queue) -> None:
+    queue.send(LATER)
+    waits = []
+    for attempts in range(1, 12):
+        [result] = queue.work()
+        [entry] = queue.entries("cur")
+        assert entry.attempts == attempts
+        assert result.due is not None
+        waits.append(result.due - queue.now)
+        queue.now = result.due
+    assert waits[0] < 70
+    assert waits[-1] > 3000
+    assert max(waits) <= 4400
+
+
+def test_who_is_rejected_goes_to_the_dead_letters_and_the_rest_goes_on(
+    queue: Queue,
+) -> None:
+    queue.send(ANN, REFUSED, LATER)
+    [result] = queue.work()
+    assert result.tally == Tally(1, 1, 1)
+    [dead] = queue.entries(".Failed/new")
+    assert dead.recipients == (REFUSED,)
+    assert dead.last_reply == "550 5.1.1 No such user"
+    [left] = queue.entries("cur")
+    assert left.recipients == (LATER,)
+    assert (MailRejectedEvent, (REFUSED,)) in queue.events()
+
+
+def test_a_relay_failure_touches_nothing(queue: Queue) -> None:
+    path = queue.send(ANN)
+    before = os.stat(path)
+    queue.mailer.failure = failure = RelayError("no connection")
+    assert queue.work() == [Result(stayed=True, trouble=failure)]
+    after = os.stat(path)
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert queue.entries("new")[0].attempts == 0
+    assert queue.mailer.events == []
+    queue.mailer.failure = None
+    assert queue.work() == [Result(Tally(1, 0, 0))]
+
+
+def test_what_is_too_old_is_given_up_with_its_last_reply(queue: Queue) -> None:
+    queue.send(LATER, LOST)
+    queue.work()
+    queue.now += 5 * DAY + 1
+    assert queue.work() == [Result(Tally(0, 0, 2))]
+    assert queue.entries("cur") == []
+    [dead] = queue.entries(".Failed/new")
+    assert dead.recipients == (LATER, LOST)
+    assert dead.attempts == 2
+    assert "450 4.2.0 Greylisted" in dead.last_reply
+    assert queue.events()[-2:] == [
+        (MailRejectedEvent, (LATER,)),
+        (MailRejectedEvent, (LOST,)),
+    ]
+
+
+def test_what_is_old_but_sent_at_last_is_sent(queue: Queue) -> None:
+    queue.send(ANN)
+    queue.now += 30 * DAY
+    assert queue.work() == [Result(Tally(1, 0, 0))]
+    assert not (queue.path / ".Failed").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 10_000, b"X-Zope-From: a@x.org\n"])
+def test_what_cannot_be_read_is_a_dead_letter_and_the_queue_goes_on(
+    queue: Queue, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (queue.path / "new" / "0.host").write_bytes(data)
+    queue.send(ANN)
+    results = queue.work()
+    assert Result(Tally(1, 0, 0)) in results
+    assert queue.entries("new") == []
+    [kept] = (queue.path / ".Failed" / "new").iterdir()
+    assert kept.read_bytes().endswith(b"\n" + data)
+    assert [e for e, _ in queue.events()].count(MailRejectedEvent) == 1
+    assert "unreadable, now a dead letter" in caplog.text
+
+
+def test_the_event_of_what_cannot_be_read_has_the_id_that_is_in_it(
+    queue: Queue,
+) -> None:
+    data = b"X-Zope-From: \nX-Zope-To: \nMessage-Id: <7@x.org>\n\n"
+    (queue.path / "new" / "0.host").write_bytes(data)
+    queue.work()
+    [event] = queue.mailer.events
+    assert IMailEvent.providedBy(event)
+    assert isinstance(event, MailRejectedEvent)
+    assert event.errorMessage.startswith("unreadable: ")
+
+
+# Others at work
+
+
+def test_what_is_claimed_by_another_one_or_gone_stays(queue: Queue) -> None:
+    path = queue.send(ANN)
+    claim = queue.store.claim(path)
+    assert claim is not None
+    gone = queue.send(BOB)
+    os.unlink(gone)
+    results = list(queue.processor.work([path, gone]))
+    assert results == 2 * [Result(stayed=True)]
+    claim.release()
+    assert queue.work() == [Result(Tally(1, 0, 0))]
+
+
+def test_a_batch_is_settled_in_order_and_each_as_soon_as_it_is_reported(
+    queue: Queue,
+) -> None:
+    for number in range(5):
+        queue.send(ANN, message_id=f"{number}@x.org")
+    left = []
+    for result in queue.processor.work(queue.store.maildir.paths("new")):
+        assert result.tally.sent == 1
+        left.append(len(queue.entries("new")))
+    assert left == [4, 3, 2, 1, 0]
+    assert [m for m, _ in queue.mailer.sent] == [f"{n}@x.org" for n in range(5)]
+
+
+# Trouble
+
+
+def test_an_entry_that_cannot_be_opened_is_left_and_logged_once(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    (queue.path / "new" / "0.folder").mkdir()
+    queue.send(ANN)
+    assert queue.work() == [Result(Tally(1, 0, 0)), Result(stayed=True)]
+    for _ in range(3):
+        assert queue.work() == [Result(stayed=True)]
+    assert caplog.text.count("0.folder: left in the queue") == 1
+
+
+def test_a_file_that_is_larger_than_the_memory_is_left_and_not_claimed(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = queue.path / "new" / "0.host"
+    path.touch()
+    os.truncate(path, 1 << 43)
+    assert queue.work() == [Result(stayed=True)]
+    assert "MemoryError" in caplog.text
+    claim = queue.store.claim(str(path))
+    assert claim is not None
+    claim.release()
+
+
+def test_troubles_do_not_fill_the_memory(queue: Queue) -> None:
+    for number in range(1500):
+        (queue.path / "new" / f"{number}.folder").mkdir()
+    queue.work()
+    assert len(queue.processor._troubles) <= 1000
+
+
+def test_what_was_sent_but_cannot_be_removed_is_not_sent_again(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.send(ANN)
+    new = queue.path / "new"
+    new.chmod(0o500)
+
+    def work() -> None:
+        for _ in range(3):
+            results = queue.work()
+            assert any(isinstance(r.trouble, OSError) for r in results)
+
+    without_privileges(work)
+    new.chmod(0o700)
+    assert len(queue.mailer.attempts) == 1
+    assert queue.mailer.events == []
+    assert caplog.text.count("left in the queue") == 1
+    # When the disk is well again, it is settled, and told.
+    assert queue.work()[0] == Result(Tally(1, 0, 0))
+    assert queue.entries("new") == []
+    assert queue.events() == [(MailSentEvent, (ANN,))]
+    assert len(queue.mailer.attempts) == 1
+
+
+def test_who_ends_while_something_is_unsettled_says_that_it_is_sent_again(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = queue.send(ANN)
+    (queue.path / "new").chmod(0o500)
+    without_privileges(lambda: [None for _ in queue.work()] and None)
+    (queue.path / "new").chmod(0o700)
+    queue.processor.abandon()
+    [record] = [r for r in caplog.records if r.levelno == logging.CRITICAL]
+    assert path in record.getMessage()
+    assert "sent again" in record.getMessage()
+    claim = queue.store.claim(path)
+    assert claim is not None
+    claim.release()
+
+
+@pytest.mark.parametrize(
+    ("recipients", "settled"), [((LATER,), True), ((ANN, LATER), False)]
+)
+def test_on_a_full_disk_a_deferral_needs_no_space_unless_something_was_sent(
+    tmp_path: Path, recipients: tuple[str, ...], settled: bool
+) -> None:
+    with full_disk(tmp_path, kilobytes=96) as disk:
+        queue = Queue(disk / "queue", ScriptedMailer())
+        queue.send(*recipients)
+        filler = disk / "filler"
+        with pytest.raises(OSError, match=r"space|large"):
+            _fill(filler)
+        [result] = queue.work()
+        if settled:
+            assert result.tally == Tally(0, 1, 0)
+            assert queue.entries("cur")[0].attempts == 0
+        else:
+            assert isinstance(result.trouble, OSError)
+            filler.unlink()
+            assert queue.work()[0].tally == Tally(1, 1, 0)
+            assert queue.entries("cur")[0].recipients == (LATER,)
+        assert len(queue.mailer.attempts) == 1
+
+
+def _fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_a_mailer_against_its_contract_leaves_no_claim(tmp_path: Path) -> None:
+    class Broken(ScriptedBatchMailer):
+        def send_batch(self, messages):  # type: ignore[no-untyped-def]
+            next(iter(messages))
+            raise KeyError("a mistake")
+            yield
+
+    queue = Queue(tmp_path / "queue", Broken())
+    path = queue.send(ANN)
+    with pytest.raises(KeyError, match="a mistake"):
+        queue.work()
+    claim = queue.store.claim(path)
+    assert claim is not None
+    claim.release()
+
+
+# Events
+
+
+def test_the_entry_is_settled_before_anybody_hears_of_it(queue: Queue) -> None:
+    queue.send(ANN)
+    left: list[int] = []
+    queue.mailer.notify = lambda event: left.append(len(queue.entries("new")))  # type: ignore[method-assign]
+    queue.work()
+    assert left == [0]
+
+
+def test_each_event_has_a_transaction_and_one_that_raises_harms_nothing(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = []
+
+    def notify(event: object) -> None:
+        seen.append(transaction.get())
+        if isinstance(event, MailSentEvent):
+            raise KeyError("a mistake")
+
+    queue.mailer.notify = notify  # type: ignore[method-assign]
+    queue.send(ANN, LATER, REFUSED)
+    [result] = queue.work()
+    assert result.tally == Tally(1, 1, 1)
+    assert len(set(map(id, seen))) == 3
+    assert [t.status for t in seen] == ["Active", "Committed", "Committed"]
+    assert "a mistake" in caplog.text
+
+
+def test_a_line_for_each_recipient_is_logged(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    queue.send(ANN, REFUSED)
+    queue.work()
+    assert [r.getMessage() for r in caplog.records] == [
+        "<1@x.org> to ann@x.org: sent: 250 2.0.0 Queued",
+        f"<1@x.org> to never@x.org: rejected: {NEVER}",
+    ]
