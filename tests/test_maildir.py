@@ -22,6 +22,7 @@ from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
 from postcommit.maildir import FOLDERS
 from postcommit.maildir import MaildirMessageWriter
+from postcommit.maildir import check_path
 from postcommit.maildir import explained
 from postcommit.maildir import remove
 from postcommit.maildir import sync
@@ -377,3 +378,14 @@ def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     remove(str(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError):
         sync(str(tmp_path / "missing"))
+
+
+def test_whether_there_can_be_one(tmp_path: Path) -> None:
+    check_path(str(tmp_path / "box"))
+    assert list(tmp_path.iterdir()) == []
+    Maildir(str(tmp_path / "box"), create=True)
+    check_path(str(tmp_path / "box"))
+    with pytest.raises(NotAMaildirError):
+        check_path(str(tmp_path))
+    with pytest.raises(QueueError, match="no folder to create it in"):
+        check_path(str(tmp_path / "missing" / "box"))

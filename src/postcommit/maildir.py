@@ -86,6 +86,16 @@ def create_file(path: str) -> BinaryIO:
     return open(os.open(path, flags, 0o600), "wb")
 
 
+def check_path(path: str) -> None:
+    """Raise a `QueueError` if there can be no Maildir at `path`. Creates nothing."""
+    with explained(path, "open the Maildir"):
+        exists = _exists(path)
+    if exists:
+        Maildir(path)
+    elif not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise QueueError(path, "there is no folder to create it in")
+
+
 @provider(IMaildirFactory)
 @implementer(IMaildir)
 class Maildir:

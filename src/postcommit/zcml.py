@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -37,7 +36,7 @@ from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import TLSMode
 from postcommit.interfaces import _
-from postcommit.maildir import Maildir
+from postcommit.maildir import check_path
 from postcommit.queue.runner import QueueProcessor
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
@@ -242,7 +241,7 @@ def queuedDelivery(
     processors: list[QueueProcessor] = []
 
     def make() -> QueuedMailDelivery:
-        _check_queue(queuePath)
+        check_path(queuePath)
         processor = QueueProcessor(queuePath, _find_mailer(mailer), **options)
         if processorThread:
             handler(
@@ -260,16 +259,6 @@ def queuedDelivery(
     _context.action(
         discriminator=(IMailQueueProcessor, name), callable=start, order=_LAST
     )
-
-
-def _check_queue(path: str) -> None:
-    """Raise what the first `send` would; nothing is created here."""
-    if os.path.lexists(path):
-        Maildir(path)
-    elif not os.path.isdir(os.path.dirname(path)):
-        raise ConfigurationError(
-            f"queuePath={path!r}: there is no folder to create it in"
-        )
 
 
 def _register_delivery(

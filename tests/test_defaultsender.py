@@ -1,0 +1,79 @@
+"""A delivery for messages that do not say from whom they are."""
+from __future__ import annotations
+
+import pytest
+import transaction
+from transaction import TransactionManager
+from zope.interface.verify import verifyObject
+
+from postcommit import DirectMailDelivery
+from postcommit.defaultsender import DefaultSender
+from postcommit.errors import AddressError
+from postcommit.interfaces import IDirectMailDelivery
+from postcommit.testing import RecordingMailer
+
+
+SHOP = "The Shop <shop@example.org>"
+
+
+@pytest.fixture
+def mailer():
+    return RecordingMailer()
+
+
+@pytest.fixture
+def delivery(mailer):
+    return DefaultSender(DirectMailDelivery(mailer), SHOP)
+
+
+def send(delivery, *args):
+    with transaction.manager:
+        message_id = delivery.send(*args)
+    [mail] = delivery.mailer.outbox
+    assert mail.message_id == message_id
+    return mail
+
+
+def test_is_what_it_sends_by(delivery, mailer):
+    verifyObject(IDirectMailDelivery, delivery)
+    assert delivery.mailer is mailer
+    assert not hasattr(delivery, "_other")
+
+
+@pytest.mark.parametrize("to", [None, "b@example.org"])
+def test_a_message_without_a_sender(delivery, to):
+    text = "To: b@example.org\nBcc: c@example.org\nSubject: x\n\nFrom: nobody\n"
+    mail = send(delivery, None, to, text)
+    assert mail.sender == "shop@example.org"
+    assert mail.message["From"] == SHOP
+    expected = ("b@example.org",) if to else ("b@example.org", "c@example.org")
+    assert mail.recipients == expected
+    assert mail.message["Bcc"] is None
+    assert mail.text == "From: nobody\n"
+
+
+@pytest.mark.parametrize("name", ["From", "sender"])
+def test_a_message_with_a_sender(delivery, name):
+    mail = send(delivery, None, "b@example.org", f"{name}: a@example.org\n\nx\n")
+    assert mail.sender == "a@example.org"
+    assert mail.message.get_all(name) == ["a@example.org"]
+
+
+@pytest.mark.parametrize("sender", ["", "a@example.org"])
+def test_a_sender_of_the_envelope(delivery, sender):
+    mail = send(delivery, sender, "b@example.org", "Subject: x\n\nx\n")
+    assert mail.sender == sender
+    assert mail.message["From"] is None
+
+
+def test_another_transaction_manager(delivery, mailer):
+    manager = TransactionManager(explicit=True)
+    with manager:
+        delivery.bind(manager).send(None, "b@example.org", "Subject: x\n\nx\n")
+        assert mailer.outbox == []
+    assert mailer.outbox[0].sender == "shop@example.org"
+
+
+def test_a_sender_that_can_never_work(mailer):
+    with pytest.raises(AddressError):
+        DefaultSender(DirectMailDelivery(mailer), "The Shop")

@@ -1,0 +1,203 @@
+"""The settings of a Pyramid application, to objects; or refused by name."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zope.schema import getFieldsInOrder
+
+from postcommit import SMTPMailer
+from postcommit.defaultsender import DefaultSender
+from postcommit.errors import OptionError
+from postcommit.filemailer import FileMailer
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import ISendmailMailer
+from postcommit.interfaces import ISMTPMailer
+from postcommit.mailsettings import MailSettings
+from postcommit.smtp.sendmail import SendmailMailer
+from postcommit.testing import RecordingMailer
+
+
+def settings(**given: Any) -> MailSettings:
+    others = {"pyramid.debug_all": "true", "mailing.list": "x"}
+    whole = {**others, **{f"mail.{name}": value for name, value in given.items()}}
+    return MailSettings(whole, "mail.", [].append)
+
+
+SMTP = {
+    "hostname": ("relay.example.org", "relay.example.org"),
+    "port": ("587", 587),
+    "username": ("me", "me"),
+    "password": ("secret", "secret"),
+    "tls": ("starttls", "starttls"),
+    "cafile": ("/etc/ca.pem", "/etc/ca.pem"),
+    "verify": ("off", False),
+    "connect_timeout": ("5", 5.0),
+    "timeout": ("10.5", 10.5),
+    "messages_per_connection": ("7", 7),
+    "idle_timeout": ("0", 0.0),
+    "pipelining": ("n", False),
+}
+
+PROCESSOR = {
+    "pollingInterval": ("3000", 3000),
+    "workers": ("2", 2),
+    "rate_limit": ("10", 10.0),
+    "min_backoff": ("30", 30.0),
+    "max_backoff": ("3000", 3000.0),
+    "max_age": ("86400", 86400.0),
+}
+
+
+def test_without_settings() -> None:
+    made = settings()
+    assert list(made.mailers) == ["", "smtp"]
+    mailer = made.mailers[""]
+    assert mailer is made.mailers["smtp"]
+    for name, field in getFieldsInOrder(ISMTPMailer):
+        assert getattr(mailer, name) == field.default, name
+    assert made.queue_path is None
+    assert made.runs_processor is False
+    delivery: Any = object()
+    assert made.named(delivery) is delivery
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_every_option_of_the_relay(typed: bool) -> None:
+    assert set(SMTP) == {name for name, _ in getFieldsInOrder(ISMTPMailer)}
+    mailer = settings(**{n: pair[typed] for n, pair in SMTP.items()}).mailers[""]
+    for name, field in getFieldsInOrder(ISMTPMailer):
+        assert getattr(mailer, name) == SMTP[name][1] != field.default, name
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_every_option_of_the_processor(typed: bool, tmp_path: Path) -> None:
+    told = {name for name, _ in getFieldsInOrder(IMailQueueProcessor)}
+    assert set(PROCESSOR) == told - {"queuePath", "mailer"}
+    given: dict[str, Any] = {name: pair[typed] for name, pair in PROCESSOR.items()}
+    given["polling_interval"] = given.pop("pollingInterval")
+    queue = str(tmp_path / "queue")
+    made = settings(queue_path=queue, processor="yes", **given)
+    assert (made.queue_path, made.runs_processor) == (queue, True)
+    mailer = RecordingMailer()
+    processor = made.processor(mailer)
+    assert (processor.queuePath, processor.mailer) == (queue, mailer)
+    for name, (_, value) in PROCESSOR.items():
+        assert getattr(processor, name) == value != IMailQueueProcessor[name].default
+    assert not (tmp_path / "queue").exists()
+
+
+def test_the_names_of_pyramid_mailer() -> None:
+    made = settings(
+        host="relay.example.org",
+        port=" 465 ",
+        username="me",
+        password="secret",
+        ssl="true",
+        tls="false",
+        debug="0",
+        keyfile="",
+        certfile=None,
+        default_sender="shop@example.org",
+        sendmail_app="/usr/lib/sendmail",
+        sendmail_template="",
+        queue_path="",
+        top_level_directory="/tmp/mails",
+    )
+    mailer: Any = made.mailers[""]
+    assert type(mailer) is SMTPMailer
+    assert (mailer.hostname, mailer.port) == ("relay.example.org", 465)
+    assert (mailer.username, mailer.password) == ("me", "secret")
+    assert mailer.tls == "implicit"
+    assert set(made.mailers) == {"", "smtp", "sendmail", "file"}
+    sendmail: Any = made.mailers["sendmail"]
+    assert sendmail.command == "/usr/lib/sendmail"
+    assert sendmail.timeout == ISendmailMailer["timeout"].default
+    delivery: Any = object()
+    assert type(made.named(delivery)) is DefaultSender
+    assert made.queue_path is None
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({}, "auto"),
+        ({"tls": "true"}, "starttls"),
+        ({"tls": True}, "starttls"),
+        ({"tls": 1}, "starttls"),
+        ({"tls": "false"}, "none"),
+        ({"tls": False}, "none"),
+        ({"tls": "none"}, "none"),
+        ({"tls": "auto"}, "auto"),
+        ({"ssl": "true"}, "implicit"),
+        ({"ssl": "false"}, "auto"),
+        ({"ssl": "true", "tls": "false"}, "implicit"),
+        ({"ssl": "true", "tls": "implicit"}, "implicit"),
+        ({"ssl": "false", "tls": "true"}, "starttls"),
+        ({"ssl": "false", "tls": "false"}, "none"),
+    ],
+)
+def test_tls(given: dict[str, Any], mode: str) -> None:
+    mailer: Any = settings(**given).mailers[""]
+    assert mailer.tls == mode
+
+
+def test_the_mailer_is_chosen() -> None:
+    made = settings(mailer="sendmail", sendmail_timeout="5")
+    sendmail: Any = made.mailers[""]
+    assert type(sendmail) is SendmailMailer
+    assert sendmail is made.mailers["sendmail"]
+    assert sendmail.timeout == 5.0
+    # A file for development, on top of one for production
+    made = settings(mailer="file", folder="/tmp/mails", host="relay.example.org")
+    assert type(made.mailers[""]) is FileMailer
+    assert type(made.mailers["smtp"]) is SMTPMailer
+
+
+def test_mailers_publish_as_told() -> None:
+    events: list[Any] = []
+    made = MailSettings({"mail.folder": "/tmp/x"}, "mail.", events.append)
+    for mailer in made.mailers.values():
+        assert mailer.notify == events.append  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"hots": "x"}, "mail.hots='x': there is no such setting"),
+        ({"queuepath": "x"}, "mail.queuepath='x': there is no such setting"),
+        ({"keyfile": "key.pem"}, "mail.keyfile='key.pem': certificates of clients"),
+        ({"certfile": "x.pem"}, "mail.certfile='x.pem': certificates of clients"),
+        ({"debug": "1"}, "mail.debug='1': set the level of the logger"),
+        ({"sendmail_template": "a b"}, "mail.sendmail_template='a b': the program"),
+        ({"host": "a", "hostname": "a"}, "mail.hostname='a': mail.host is the same"),
+        ({"host": "a\nb"}, r"mail.host='a\nb': must be a str of one line"),
+        ({"port": "smtp"}, "mail.port='smtp': must be a whole number from 1 to 65535"),
+        ({"port": "0"}, "mail.port=0: must be a whole number"),
+        ({"timeout": "soon"}, "mail.timeout='soon': must be a number"),
+        ({"verify": "maybe"}, "mail.verify='maybe': must be True or False"),
+        ({"tls": "ssl"}, "mail.tls='ssl': must be one of 'auto'"),
+        ({"tls": 2}, "mail.tls=2: must be one of 'auto'"),
+        ({"ssl": "implicit"}, "mail.ssl='implicit': must be true or false"),
+        ({"ssl": "1", "tls": "1"}, "mail.ssl=True: contradicts mail.tls='1'"),
+        ({"ssl": "0", "tls": "implicit"}, "mail.ssl=False: contradicts"),
+        ({"password": 7}, "mail.password='***': must be a str"),
+        ({"username": "me"}, "mail.password='***': or a token is needed"),
+        ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
+        ({"mailer": "file"}, "mail.folder=None: is needed by mailer=file"),
+        ({"folder": "a", "top_level_directory": "a"}, "is the same"),
+        ({"sendmail_timeout": "0"}, "mail.sendmail_timeout=0.0: must be a number"),
+        ({"processor": "true"}, "mail.processor=True: needs mail.queue_path"),
+        ({"processor": "perhaps"}, "mail.processor='perhaps': must be true or false"),
+        ({"queue_path": "/none/x"}, "mail.queue_path='/none/x': there is no folder"),
+        ({"queue_path": "/dev/null"}, "mail.queue_path='/dev/null': is no folder"),
+        ({"queue_path": "q", "workers": "0"}, "mail.workers=0: must be a whole"),
+        ({"queue_path": "q", "polling_interval": "0"}, "mail.polling_interval=0: "),
+        ({"default_sender": "me"}, "mail.default_sender='me': it needs something"),
+    ],
+)
+def test_what_can_never_work(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        settings(**given)
+    assert reason in str(caught.value)
