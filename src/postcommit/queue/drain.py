@@ -62,7 +62,8 @@ class Drain:
         self._bell = Bell(store.path)
         self._stopping = False
         self._over = threading.Event()
-        self._tallies: list[Tally] = []
+        self._tally = Tally()
+        self._tally_lock = threading.Lock()
         self._feeder: threading.Thread | None = None
         self._workers = [
             threading.Thread(target=self._work, name=f"postcommit-{n}", daemon=True)
@@ -103,18 +104,20 @@ class Drain:
         with self._running():
             self._feed()
             self._handoff.join()
-        return Tally(*map(sum, zip(Tally(), *self._tallies, strict=True)))
+        return self._tally
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         self._feeder = threading.current_thread()
-        for worker in self._workers:
-            worker.start()
+        started = []
         try:
+            for worker in self._workers:
+                worker.start()
+                started.append(worker)
             yield
         finally:
             self._handoff.close()
-            for worker in self._workers:
+            for worker in started:
                 worker.join()
             self._processor.abandon()
             self._bell.close()
@@ -167,7 +170,7 @@ class Drain:
                 log.exception("%s: a worker failed", self._store.path)
                 self._note(Result(trouble=error))
             finally:
-                self._handoff.done(len(taken))
+                self._handoff.done(max(1, len(taken)))
 
     def _paths(self, first: str, taken: list[str]) -> Iterator[str]:
         """Yield `first`, and what else there is to do, as long as all is well."""
@@ -187,8 +190,12 @@ class Drain:
             return
         else:
             self._pause.succeeded()
-            self._tallies.append(result.tally)
+            self._count(result.tally)
         if result.due is not None:
             self._scan.note_due(result.due)
         if result.trouble is not None or result.due is not None:
             self._bell.ring()  # the feeder has to reckon anew when to wake
+
+    def _count(self, tally: Tally) -> None:
+        with self._tally_lock:
+            self._tally = Tally(*map(sum, zip(self._tally, tally, strict=True)))

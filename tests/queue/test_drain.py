@@ -1,0 +1,350 @@
+"""A run through a queue: feeder, workers, pause, wake-up."""
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from postcommit.errors import RelayError
+from postcommit.interfaces import Tally
+from postcommit.queue.drain import Drain
+from postcommit.queue.drain import Pace
+from postcommit.queue.processor import Processor
+from postcommit.queue.scan import Scan
+from postcommit.queue.schedule import Schedule
+from postcommit.queue.store import Store
+from postcommit.queue.wakeup import ring
+from tests.support.faults import without_privileges
+from tests.support.mailers import ScriptedBatchMailer
+from tests.support.mailers import ScriptedMailer
+
+
+HOUR = 3600.0
+
+
+class Queue:
+    """A queue that is drained by `mailer`; the clock is the real one."""
+
+    def __init__(self, path: Path, mailer: ScriptedMailer) -> None:
+        self.path = path
+        self.mailer = mailer
+        self.store = Store(str(path))
+        self.min_backoff = HOUR
+
+    def send(self, count: int = 1, recipient: str = "ann@x.org") -> None:
+        """Accept so many entries, and wake whoever drains them."""
+        present = len(list(self.store.maildir.paths("new")))
+        batch = self.store.batch()
+        items = [
+            self.store.stage("", (recipient,), [b"Message-Id: <%d@x.org>\n\n" % n])
+            for n in range(present, present + count)
+        ]
+        batch.prepare(items)
+        batch.publish(items)
+
+    def drain(
+        self,
+        workers: int = 2,
+        rate_limit: float | None = None,
+        polling: float = HOUR,
+    ) -> Drain:
+        schedule = Schedule(self.min_backoff, HOUR, 1e6)
+        processor = Processor(self.store, self.mailer, schedule)
+        scan = Scan(self.store.maildir, time.time)
+        return Drain(self.store, processor, scan, Pace(workers, rate_limit, polling))
+
+    def left(self) -> int:
+        return sum(1 for _ in self.store.maildir)
+
+
+@pytest.fixture(params=[ScriptedMailer, ScriptedBatchMailer])
+def queue(tmp_path: Path, request: pytest.FixtureRequest) -> Queue:
+    return Queue(tmp_path / "queue", request.param())
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = set(os.listdir("/proc/self/fd")), threading.active_count()
+    yield
+    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+class Running:
+    """A drain in a thread, until the end of the block."""
+
+    def __init__(self, drain: Drain) -> None:
+        self.drain = drain
+        self.thread = threading.Thread(target=drain.until_stopped)
+
+    def __enter__(self) -> Drain:
+        self.thread.start()
+        return self.drain
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.drain.stop()
+        assert self.drain.wait(10)
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until `condition` holds; fail where it never does."""
+    end = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        pause.wait(0.005)
+
+
+# Once
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_all_that_is_due_is_tried_once(queue: Queue, workers: int) -> None:
+    queue.send(200)
+    queue.send(3, "later@x.org")
+    queue.send(2, "never@x.org")
+    assert queue.drain(workers).once() == Tally(200, 3, 2)
+    assert len(set(queue.mailer.sent)) == len(queue.mailer.sent) == 200
+    assert queue.drain(workers).once() == Tally(0, 0, 0)
+
+
+def test_an_empty_queue_is_nothing_to_do(queue: Queue) -> None:
+    assert queue.drain().once() == Tally(0, 0, 0)
+
+
+def test_it_ends_early_when_the_relay_is_in_trouble(queue: Queue) -> None:
+    queue.send(500)
+    queue.mailer.failure = RelayError("no connection")
+    asked: list[object] = []
+    queue.mailer.before = asked.append
+    assert queue.drain(workers=1).once() == Tally(0, 0, 0)
+    assert len(asked) < 100
+    assert queue.left() == 500
+
+
+def test_a_stop_ends_it_early(queue: Queue) -> None:
+    queue.send(500)
+    drain = queue.drain(workers=1)
+    queue.mailer.before = lambda taken: drain.stop()
+    tally = drain.once()
+    assert 1 <= tally.sent < 100
+    assert queue.left() == 500 - tally.sent
+
+
+# Until it is stopped
+
+
+def test_a_commit_wakes_it_without_polling(queue: Queue) -> None:
+    with Running(queue.drain()):
+        for count in range(1, 6):
+            queue.send()
+            until(lambda count=count: len(queue.mailer.sent) == count)
+    assert queue.left() == 0
+
+
+def test_without_a_wake_up_it_polls(queue: Queue) -> None:
+    (queue.path / ".wakeup").mkdir()
+    with Running(queue.drain(polling=0.02)):
+        queue.send()
+        until(lambda: queue.mailer.sent)
+
+
+def test_what_is_deferred_is_tried_again_when_it_is_due(queue: Queue) -> None:
+    queue.min_backoff = 0.05
+    with Running(queue.drain()):
+        queue.send(1, "later@x.org")
+        until(lambda: len(queue.mailer.attempts) >= 3)
+
+
+def test_what_was_deferred_before_it_began_is_tried_when_it_is_due(
+    queue: Queue,
+) -> None:
+    queue.send()
+    [path] = queue.store.maildir.paths("new")
+    claim = queue.store.claim(path)
+    assert claim is not None
+    queue.store.postpone(claim, time.time() + 0.3)
+    claim.release()
+    with Running(queue.drain()):
+        until(lambda: queue.mailer.sent)
+
+
+def test_stopping_lets_the_attempt_in_flight_finish(queue: Queue) -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    def before(taken: object) -> None:
+        started.set()
+        assert finish.wait(10)
+
+    queue.mailer.before = before
+    drain = queue.drain(workers=1)
+    with Running(drain):
+        queue.send()
+        assert started.wait(10)
+        drain.stop()
+        assert not drain.wait(0.05)
+        finish.set()
+    assert len(queue.mailer.sent) == 1
+    assert queue.left() == 0
+
+
+def test_two_drains_share_a_queue(queue: Queue) -> None:
+    with Running(queue.drain()), Running(queue.drain()):
+        for _ in range(20):
+            queue.send(20)
+        until(lambda: queue.left() == 0)
+    assert len(queue.mailer.sent) == 400
+
+
+def test_what_somebody_else_had_claimed_is_taken_up_when_he_dies(queue: Queue) -> None:
+    queue.send()
+    [path] = queue.store.maildir.paths("new")
+    claim = queue.store.claim(path)
+    assert claim is not None
+    with Running(queue.drain(polling=0.02)):
+        ring(str(queue.path))
+        claim.release()
+        until(lambda: queue.mailer.sent)
+
+
+def test_a_rate_limit_spreads_the_messages(queue: Queue) -> None:
+    times: list[float] = []
+    queue.mailer.before = lambda taken: times.append(time.monotonic())
+    queue.send(6)
+    begun = time.monotonic()
+    assert queue.drain(rate_limit=50).once().sent == 6
+    # Six messages have five intervals of 20 ms between them.
+    assert times[-1] - begun >= 0.1
+
+
+# Trouble
+
+
+def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    queue.mailer.failure = RelayError("no connection")
+    queue.send(300)
+    before = {
+        path: (os.stat(path).st_ino, os.stat(path).st_mtime_ns)
+        for path in queue.store.maildir
+    }
+    asked: list[float] = []
+    queue.mailer.before = lambda taken: asked.append(time.monotonic())
+    with Running(queue.drain(workers=4)):
+        until(lambda: len(asked) > 1 and asked[-1] - asked[0] > 0.9)
+        assert before == {
+            path: (os.stat(path).st_ino, os.stat(path).st_mtime_ns)
+            for path in queue.store.maildir
+        }
+        queue.mailer.failure = None
+        until(lambda: queue.left() == 0)
+    pauses = [r.getMessage() for r in caplog.records if "the queue" in r.getMessage()]
+    assert pauses == [
+        f"{queue.path}: the queue pauses: no connection",
+        f"{queue.path}: the queue goes on",
+    ]
+    assert len(set(queue.mailer.sent)) == len(queue.mailer.sent) == 300
+
+
+def test_after_a_pause_a_single_entry_is_tried_first(queue: Queue) -> None:
+    queue.mailer.failure = RelayError("no connection")
+    queue.send(50)
+    asked: list[float] = []
+    queue.mailer.before = lambda taken: asked.append(time.monotonic())
+    with Running(queue.drain(workers=4)):
+        until(lambda: asked and time.monotonic() - asked[0] > 0.9)
+        first = len(asked)
+        until(lambda: len(asked) > first)
+        # The probe failed, so the next one is two seconds away.
+        probe = asked[-1]
+        until(lambda: time.monotonic() - probe > 0.5)
+        assert len(asked) == first + 1
+
+
+def test_a_mailer_against_its_contract_does_not_end_the_loop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(ScriptedBatchMailer):
+        broken = True
+
+        def send_batch(self, messages):  # type: ignore[no-untyped-def]
+            if self.broken:
+                raise KeyError("a mistake")
+            return super().send_batch(messages)
+
+    mailer = Broken()
+    queue = Queue(tmp_path / "queue", mailer)
+    queue.send(3)
+    assert queue.drain().once() == Tally(0, 0, 0)
+    with Running(queue.drain()):
+        until(lambda: "a mistake" in caplog.text)
+        mailer.broken = False
+        until(lambda: queue.left() == 0)
+    assert "a worker failed" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_pauses_the_queue(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.send(2)
+    os.rename(queue.path / "cur", queue.path / "away")
+    drain = queue.drain()
+    with Running(drain):
+        until(lambda: "the queue pauses" in caplog.text)
+        os.rename(queue.path / "away", queue.path / "cur")
+        until(lambda: queue.left() == 0)
+
+
+def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.rename(queue.path / "tmp", queue.path / "away")
+    (queue.path / "tmp").touch()
+    with Running(queue.drain()):
+        until(lambda: "cannot clean up" in caplog.text)
+        os.unlink(queue.path / "tmp")
+        os.rename(queue.path / "away", queue.path / "tmp")
+        queue.send()
+        until(lambda: queue.left() == 0)
+
+
+def test_leftovers_are_removed_when_it_begins(queue: Queue) -> None:
+    old = queue.path / "tmp" / "old"
+    old.touch()
+    os.utime(old, (1000.0, 1000.0))
+    with Running(queue.drain()):
+        until(lambda: not old.exists())
+
+
+def test_what_was_sent_but_cannot_be_removed_is_settled_when_it_can(
+    queue: Queue,
+) -> None:
+    queue.send()
+    (queue.path / "new").chmod(0o500)
+
+    def run() -> None:
+        with Running(queue.drain(workers=1)):
+            until(lambda: queue.mailer.attempts)
+            (queue.path / "new").chmod(0o700)
+            until(lambda: queue.left() == 0)
+
+    without_privileges(run)
+    assert len(queue.mailer.attempts) == 1
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> None:
+    drain = queue.drain(workers=3)
+    drain._workers[2].start()
+    with pytest.raises(RuntimeError, match="threads can only be started once"):
+        drain.once()
+    assert drain.wait(0)
+    drain._workers[2].join(10)
