@@ -31,8 +31,8 @@ class State(enum.Enum):
 class Pause:
     """The state of one queue; may be used by several threads at once.
 
-    `clock` returns seconds that only ever grow. The log hears of a trouble once, when it begins or becomes another one, and
-    of its end.
+    `clock` returns seconds that only ever grow. The log hears of a trouble
+    once, when it begins or becomes another one, and of its end.
     """
 
     def __init__(
