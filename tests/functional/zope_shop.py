@@ -1,0 +1,145 @@
+"""A Zope-style application: a ZODB, ZCML, a local site and its subscribers.
+
+What it knows of the mail library are the interfaces that it looks up by. These
+are zope.sendmail's: it was written for that, and has not been changed.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import transaction
+from persistent import Persistent
+from persistent.mapping import PersistentMapping
+from transaction.interfaces import TransientError
+from ZODB.DB import DB
+from zope.component import getGlobalSiteManager
+from zope.component import getUtility
+from zope.component.hooks import getSite
+from zope.component.hooks import setSite
+from zope.component.interfaces import ISite
+from zope.component.persistentregistry import PersistentComponents
+from zope.interface import implementer
+from zope.sendmail.interfaces import IMailDelivery
+
+
+SHOP, OWNER = "shop@example.org", "owner@example.org"
+
+# The ZCML of the site; the name of the mail library is in its one include.
+SITE = """\
+<configure
+    xmlns="http://namespaces.zope.org/zope"
+    xmlns:mail="http://namespaces.zope.org/mail"
+    i18n_domain="shop">
+
+  <include package="zope.component" file="meta.zcml" />
+  <include package="zope.security" file="meta.zcml" />
+  <include package="zope.sendmail" file="meta.zcml" />
+
+  <permission id="shop.SendMail" title="Send mail to customers" />
+
+  <mail:smtpMailer
+      name="relay"
+      hostname="127.0.0.1"
+      port="{port}"
+      implicit_tls="false"
+      timeout="30"
+      />
+
+  <mail:queuedDelivery
+      permission="shop.SendMail"
+      queuePath="./queue"
+      mailer="relay"
+      />
+
+  <mail:directDelivery
+      name="Direct"
+      mailer="relay"
+      />
+
+</configure>
+"""
+
+
+@implementer(ISite)
+class Shop(Persistent):
+    """The site: orders, and components of its own."""
+
+    def __init__(self) -> None:
+        self.orders = PersistentMapping()
+        self.sent = PersistentMapping()
+        self._components = PersistentComponents("shop", (getGlobalSiteManager(),))
+
+    def getSiteManager(self) -> Any:
+        return self._components
+
+    def setSiteManager(self, components: Any) -> None:
+        self._components = components
+
+
+class Publication:
+    """Runs views: each in a transaction, within the site, again after a conflict."""
+
+    def __init__(self, db: DB) -> None:
+        self.db = db
+        with db.transaction() as connection:
+            connection.root()["shop"] = Shop()
+
+    def publish(self, view: Callable[..., Any], *args: Any, attempts: int = 3) -> Any:
+        for attempt in range(1, attempts + 1):
+            connection = self.db.open()
+            setSite(connection.root()["shop"])
+            try:
+                with transaction.manager:
+                    result = view(getSite(), *args)
+                return result
+            except TransientError:
+                if attempt == attempts:
+                    raise
+            finally:
+                setSite(None)
+                connection.close()
+
+
+# Views
+
+
+def order(shop: Shop, item: str, customer: str, name: str = "Mail") -> str:
+    shop.orders[item] = customer
+    return send(customer, f"Your {item}", name)
+
+
+def send(to: str, subject: str, name: str = "Mail") -> str:
+    delivery = getUtility(IMailDelivery, name)
+    message = f"Subject: {subject}\n\nThank you.\n"
+    message_id: str = delivery.send(SHOP, [to], message.encode())
+    return message_id
+
+
+# Subscribers
+
+
+def remember(event: Any) -> None:
+    """Note in the site what was sent; for each mail to a customer, tell the owner."""
+    getSite().sent[event.messageId] = event.recipients
+    if event.recipients != (OWNER,):
+        send(OWNER, f"Mail to {', '.join(event.recipients)}", "Direct")
+
+
+def remember_in(db: DB) -> Callable[[Any], None]:
+    """Return `remember` for where there is no site: the threads of a processor.
+
+    It opens a connection of its own, which its transaction commits.
+    """
+
+    def remember_elsewhere(event: Any) -> None:
+        if getSite() is None:
+            connection = db.open()
+            transaction.get().addAfterCommitHook(lambda _: connection.close())
+            setSite(connection.root()["shop"])
+            try:
+                remember(event)
+            finally:
+                setSite(None)
+
+    return remember_elsewhere
