@@ -1,6 +1,7 @@
 """The settings of a Pyramid application, to objects; or refused by name."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from zope.schema import getFieldsInOrder
 
 from postcommit import SMTPMailer
+from postcommit import mailsettings
 from postcommit.defaultsender import DefaultSender
 from postcommit.errors import OptionError
 from postcommit.filemailer import FileMailer
@@ -201,3 +203,11 @@ def test_what_can_never_work(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(OptionError) as caught:
         settings(**given)
     assert reason in str(caught.value)
+
+
+def test_the_page_has_every_setting() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "pyramid.rst").read_text()
+    names = {*mailsettings._SMTP, *mailsettings._SENDMAIL, *mailsettings._FILE}
+    names |= {*mailsettings._PROCESSOR, "mailer", "tls", "ssl", "queue_path"}
+    names |= {"processor", "default_sender"}
+    assert set(re.findall(r"``mail\.(\w+)", page)) == names

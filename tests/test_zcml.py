@@ -1,6 +1,7 @@
 """The directives for Zope: every attribute to its object, errors to their line."""
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -437,3 +438,14 @@ def test_a_site_that_includes_the_older_library_as_well(configure: Any) -> None:
             '<include package="zope.sendmail" file="meta.zcml" />'
             '<include package="zope.sendmail" />'
         )
+
+
+def test_the_page_has_every_attribute() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "zope.rst").read_text()
+    rows = re.findall(r"   \* - ``mail:(\w+)``\n     - ((?:.*\n)+?)(?=   \*|\n)", page)
+    assert len(rows) == 5
+    for directive, text in rows:
+        schema = getattr(zcml, f"I{directive[0].upper()}{directive[1:]}Directive", None)
+        schema = schema or zcml.ISMTPMailerDirective
+        told = set(re.findall(r"``(\w+)``", text))
+        assert told == {name for name, _ in getFieldsInOrder(schema)}

@@ -4,10 +4,12 @@ With pyramid_tm, pyramid_retry and zope.sqlalchemy, as they are meant to be used
 """
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -161,9 +163,20 @@ def remember(event: IMailSentEvent) -> None:
 def serve(settings: dict[str, Any]) -> None:
     """Serve by waitress until SIGTERM; print the port."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    server: Any = waitress.create_server(
-        main({}, **settings), host="127.0.0.1", port=0
-    )
+    _serve(main({}, **settings))
+
+
+def serve_folder(folder: str) -> None:
+    """Serve ``shop.py`` with the settings of ``shop.ini``; print the port."""
+    names: dict[str, Any] = {}
+    exec((Path(folder) / "shop.py").read_text(), names)
+    parser = configparser.ConfigParser({"here": folder})
+    parser.read(Path(folder) / "shop.ini")
+    _serve(names["main"]({"here": folder}, **dict(parser["app:main"])))
+
+
+def _serve(app: Any) -> None:
+    server: Any = waitress.create_server(app, host="127.0.0.1", port=0)
     print(server.effective_port, flush=True)
     server.run()
 
