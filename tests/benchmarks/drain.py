@@ -1,7 +1,7 @@
 """Drains a queue on disk into Postfix's smtp-sink.
 
 Beside zope.sendmail, and beside smtp-source, which has no queue and is the
-limit. ``python -m tests.benchmarks.drain [--count N] [--delay MS] [--rounds N]``
+limit. ``python -m tests.benchmarks.drain --help`` has the options.
 """
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from contextlib import contextmanager
 from pathlib import Path
+
+import trustme
 
 from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import compare
@@ -69,82 +71,123 @@ def _wait_for(port: int) -> None:
                 raise
 
 
+@contextmanager
+def stunnel(folder: Path, port: int) -> Iterator[int]:
+    """Run stunnel before `port`; the certificate is ``ca.pem`` in `folder`."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    certificate = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
+    certificate.write_to_path(str(folder / "stunnel.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        listening = reserved.getsockname()[1]
+    (folder / "stunnel.conf").write_text(
+        f"foreground = yes\npid =\n[smtps]\naccept = 127.0.0.1:{listening}\n"
+        f"connect = 127.0.0.1:{port}\ncert = {folder / 'stunnel.pem'}\n"
+        "TIMEOUTclose = 0\n"
+    )
+    command = ["stunnel", str(folder / "stunnel.conf")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            _wait_for(listening)
+            yield listening
+        finally:
+            process.terminate()
+
+
 # The contestants, each in a process of its own
 
 
-def postcommit(queue: str, port: int, count: int, workers: int) -> None:
+def postcommit(options: argparse.Namespace) -> None:
     from postcommit import QueueProcessor
     from postcommit import SMTPMailer
 
-    processor = QueueProcessor(queue, SMTPMailer("127.0.0.1", port), workers=workers)
-    with measured(count):
+    [workers] = options.workers
+    tls = {"tls": "implicit", "cafile": options.cafile} if options.cafile else {}
+    mailer = SMTPMailer("127.0.0.1", options.port, **tls)
+    processor = QueueProcessor(options.queue, mailer, workers=workers)
+    with measured(options.count):
         tally = processor.flush()
-    assert tally == (count, 0, 0), tally
+    assert tally == (options.count, 0, 0), tally
 
 
-def zope(queue: str, port: int, count: int, workers: int) -> None:
+def zope(options: argparse.Namespace) -> None:
     from zope.sendmail.mailer import SMTPMailer
     from zope.sendmail.queue import QueueProcessorThread
 
+    tls = bool(options.cafile)
     thread = QueueProcessorThread()
-    thread.setMailer(SMTPMailer("127.0.0.1", port))
-    thread.setQueuePath(queue)
-    with measured(count):
+    thread.setMailer(SMTPMailer("127.0.0.1", options.port, implicit_tls=tls))
+    thread.setQueuePath(options.queue)
+    with measured(options.count):
         thread.run(forever=False)
-    assert not any((Path(queue) / "new").iterdir())
+    assert not any((Path(options.queue) / "new").iterdir())
 
 
-def source(queue: str, port: int, count: int, workers: int) -> None:
+def source(options: argparse.Namespace) -> None:
     program = shutil.which("smtp-source", path="/usr/sbin:/usr/bin") or "smtp-source"
-    many = ["-s", str(workers), "-m", str(count), "-l", "4096", "-d"]
-    with measured(count):
-        subprocess.run([program, *many, f"127.0.0.1:{port}"], check=True)
+    command = [program, "-d", "-s", "1", "-m", str(options.count)]
+    command += ["-l", str(options.size), f"127.0.0.1:{options.port}"]
+    with measured(options.count):
+        subprocess.run(command, check=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--count", type=int, default=2000)
+    made.add_argument("--size", type=int, default=4096)
+    made.add_argument("--delay", type=float, default=0.0, help="round trip in ms")
+    made.add_argument("--tls", action="store_true", help="implicit TLS, by stunnel")
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--workers", type=int, nargs="*", default=[1, 4])
+    for hidden in ("--contestant", "--queue", "--cafile"):
+        made.add_argument(hidden, help=argparse.SUPPRESS)
+    made.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    return made
+
+
+def contestants(
+    options: argparse.Namespace, queue: Path, port: int, cafile: str
+) -> list[Contestant]:
+    def contestant(name: str, kind: str, workers: int) -> Contestant:
+        def prepare() -> list[str]:
+            if kind != "source":
+                fill(queue, options.count, options.size)
+            return [
+                *(sys.executable, "-m", "tests.benchmarks.drain"),
+                *("--contestant", kind, "--queue", str(queue)),
+                *("--port", str(port), "--count", str(options.count)),
+                *("--size", str(options.size), "--workers", str(workers)),
+                *("--cafile", cafile),
+            ]
+
+        return Contestant(name, prepare)
+
+    found = [contestant("zope.sendmail", "zope", 1)]
+    found += [
+        contestant(f"postcommit, {n} workers", "postcommit", n)
+        for n in options.workers
+    ]
+    if not options.tls:  # it does not speak TLS
+        found.append(contestant("smtp-source -d, 1 session", "source", 1))
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--delay", type=float, default=0.0, help="round trip in ms")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 4])
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--queue", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser().parse_args()
     if options.contestant:
-        contestant = {"postcommit": postcommit, "zope": zope, "source": source}
-        run = contestant[options.contestant]
-        run(options.queue, options.port, options.count, options.workers[0])
+        runs = {"postcommit": postcommit, "zope": zope, "source": source}
+        runs[options.contestant](options)
         return
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir="."))
-        port = stack.enter_context(sink())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=".")))
+        port, cafile = stack.enter_context(sink()), ""
+        if options.tls:
+            port = stack.enter_context(stunnel(folder.absolute(), port))
+            cafile = str(folder / "ca.pem")
         if options.delay:
             proxy = stack.enter_context(DelayingProxy(port, options.delay / 1000))
             port = proxy.port
-        queue = Path(folder) / "queue"
-
-        def contestant_of(name: str, kind: str, workers: int) -> Contestant:
-            def prepare() -> list[str]:
-                if kind != "source":
-                    fill(queue, options.count, options.size)
-                return [
-                    *(sys.executable, "-m", "tests.benchmarks.drain"),
-                    *("--contestant", kind, "--queue", str(queue)),
-                    *("--port", str(port), "--count", str(options.count)),
-                    *("--workers", str(workers)),
-                ]
-
-            return Contestant(name, prepare)
-
-        contestants = [contestant_of("zope.sendmail", "zope", 1)]
-        contestants += [
-            contestant_of(f"postcommit, {n} workers", "postcommit", n)
-            for n in options.workers
-        ]
-        contestants.append(contestant_of("smtp-source -d, 1 session", "source", 1))
-        compare(contestants, options.rounds)
+        compare(contestants(options, folder / "queue", port, cafile), options.rounds)
 
 
 if __name__ == "__main__":
