@@ -86,6 +86,18 @@ def test_a_message_arrives_whole_whatever_its_line_ends(postfix: Postfix) -> Non
     assert message.get_payload() == body.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def test_a_relay_that_refuses_bare_line_ends_has_nothing_to_refuse(
+    start_postfix: Callable[..., Postfix],
+) -> None:
+    postfix = start_postfix({"smtpd_forbid_bare_newline": "reject"})
+    mailer = SMTPMailer("127.0.0.1", postfix.port)
+    for body in ("a\nb\n", "a\rb\r", "a\n.\r\nb", "a\r\n.\nb"):
+        report = mailer.send("shop@example.org", ANN, f"Subject: x\n\n{body}")
+        assert len(report.sent) == 1, report
+    mailer.close()
+    postfix.wait_for("ann", 4)
+
+
 def test_a_limit_on_the_size_is_respected_without_trying(
     start_postfix: Callable[..., Postfix],
 ) -> None:
