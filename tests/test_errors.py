@@ -1,17 +1,33 @@
 """The errors: one root, a built-in error each, attributes to keep."""
 from __future__ import annotations
 
+import copy
 import errno
 import inspect
+import pickle
 from typing import Any
 
 import pytest
 
 from postcommit import errors
+from postcommit.errors import AddressError
+from postcommit.errors import AddressTypeError
+from postcommit.errors import DeliveryError
+from postcommit.errors import EntryError
+from postcommit.errors import ForkedError
+from postcommit.errors import MessageError
+from postcommit.errors import MessageTypeError
+from postcommit.errors import MissingExtraError
 from postcommit.errors import NotAMaildirError
+from postcommit.errors import OptionError
 from postcommit.errors import PostcommitError
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
+from postcommit.errors import RelayError
+from postcommit.errors import shown
+from postcommit.interfaces import Status
+from postcommit.report import DeliveryReport
+from postcommit.report import Reply
 
 
 CLASSES = [
@@ -50,3 +66,63 @@ def test_a_publish_error_names_what_is_in_doubt_and_what_to_do() -> None:
     assert error.names == ("1", "2")
     assert "2 entries stay in doubt" in str(error)
     assert "postcommit recover" in str(error)
+    assert error.errno == errno.EIO
+    assert "power failure" in str(PublishError("queue/new", (), cause))
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+REPORT = DeliveryReport.alike("1@x.org", ("a@x.org",), Status.REJECTED, Reply(550))
+
+EXAMPLES = [
+    PostcommitError("anything"),
+    OptionError("port", 70000, "must be smaller"),
+    AddressError("a b@x.org", "it has a space"),
+    AddressTypeError(None, "it is no str"),
+    MessageError("it has two ids"),
+    MessageTypeError("it is a number"),
+    QueueError("queue", "is missing"),
+    QueueError("queue", "is full", FULL),
+    NotAMaildirError("queue", "is a file"),
+    PublishError("queue", ("1",), FULL),
+    ForkedError("not yours"),
+    EntryError("it is empty"),
+    MissingExtraError("cli", "click"),
+    RelayError("away", Reply(421)),
+    DeliveryError(REPORT, "a@x.org: rejected"),
+]
+
+
+def test_there_is_an_example_of_each_error() -> None:
+    assert {type(error) for error in EXAMPLES} == set(CLASSES)
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_can_be_copied_and_sent_to_another_process(error: Any) -> None:
+    for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert twin.args == error.args
+        assert twin.__dict__ == error.__dict__
+        for name in ("errno", "filename", "name"):
+            assert getattr(twin, name, None) == getattr(error, name, None)
+
+
+def test_an_error_names_an_option_an_address_and_an_extra() -> None:
+    option, address = EXAMPLES[1:3]
+    assert str(option) == "port=70000: must be smaller"
+    assert str(address) == "'a b@x.org' is not an envelope address: it has a space"
+    assert "pip install 'postcommit[cli]'" in str(MissingExtraError("cli", "click"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "None"),
+        ("a\n\x1b", r"'a\n\x1b'"),
+        ("x" * 1000, f"{'x' * 300!r}... (length 1000)"),
+        (b"x" * 1000, f"{b'x' * 300!r}... (length 1000)"),
+        (["x" * 1000], f"['{'x' * 298}..."),
+    ],
+)
+def test_a_value_is_shown_but_not_for_ever(value: object, text: str) -> None:
+    assert shown(value) == text

@@ -7,6 +7,8 @@ what its text says, so that nobody has to parse a message.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from typing import Any
+from typing import cast
 
 
 if TYPE_CHECKING:
@@ -14,8 +16,34 @@ if TYPE_CHECKING:
     from postcommit.interfaces import IReply
 
 
+# An error's text ends up in a log. Somebody who mixes arguments up may have
+# handed us a message of 25 MB where an address was expected.
+_MOST_SHOWN = 300
+
+
+def shown(value: object) -> str:
+    """Return `value` as the text of an error names it: as repr, but not for ever."""
+    if isinstance(value, str | bytes | bytearray) and len(value) > _MOST_SHOWN:
+        return f"{value[:_MOST_SHOWN]!r}... (length {len(value)})"
+    text = repr(value)
+    return text if len(text) <= 2 * _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 class PostcommitError(Exception):
     """The root of all errors that postcommit raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default the class is called with the text alone, for which none of
+        # those below is made: a copy, or the way back from another process,
+        # would fail and hide the error.
+        kind, arguments, *state = cast(tuple[Any, ...], super().__reduce__())
+        return (_restored, (kind, arguments), *state)
+
+
+def _restored(kind: type[PostcommitError], arguments: tuple[Any, ...]) -> Any:
+    error = kind.__new__(kind)
+    super(PostcommitError, error).__init__(*arguments)
+    return error
 
 
 class OptionError(PostcommitError, ValueError):
@@ -29,7 +57,7 @@ class OptionError(PostcommitError, ValueError):
         self.name = name
         self.value = value
         self.reason = reason
-        super().__init__(f"{name}={value!r}: {reason}")
+        super().__init__(f"{name}={shown(value)}: {reason}")
 
 
 class AddressError(PostcommitError, ValueError):
@@ -41,7 +69,7 @@ class AddressError(PostcommitError, ValueError):
     def __init__(self, address: object, reason: str) -> None:
         self.address = address
         self.reason = reason
-        super().__init__(f"{address!r} is not an envelope address: {reason}")
+        super().__init__(f"{shown(address)} is not an envelope address: {reason}")
 
 
 class AddressTypeError(AddressError, TypeError):
