@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from postcommit.address import domain_in_ascii
+from postcommit.address import header_addresses
 from postcommit.address import needs_smtputf8
 from postcommit.address import on_the_wire
 from postcommit.address import parse_address
@@ -38,6 +40,7 @@ from postcommit.errors import AddressTypeError
         (r'"a\"b"@example.org', r'"a\"b"@example.org'),
         ("ann@[127.0.0.1]", "ann@[127.0.0.1]"),
         ("ann@[IPv6:2001:db8::1]", "ann@[IPv6:2001:db8::1]"),
+        ("ann@[ipv6:::1]", "ann@[ipv6:::1]"),
         ("ann@bücher.example", "ann@bücher.example"),
         ("ann@under_score.example", "ann@under_score.example"),
     ],
@@ -85,6 +88,10 @@ def test_an_address_becomes_a_bare_one(given_: str | bytes, bare: str) -> None:
         ("ann@[127.0.0.1", "no domain"),
         (f"ann@{'x' * 64}.org", "no domain"),
         ("ann@bü..example", "no domain"),
+        ("ann@.bücher.example", "no domain"),
+        ("ann@bücher.example.", "no domain"),
+        ("ann@bücher.example\u3002", "no domain"),
+        ("ann\ufffd@example.org", "lost in decoding"),
         (f"{'x' * 250}@example.org", "longer than 254"),
         (b"ann\xff@example.org", "no UTF-8"),
     ],
@@ -97,6 +104,32 @@ def test_a_bad_address_is_refused_by_name(bad: str | bytes, reason: str) -> None
     assert repr(bad) in str(caught.value)
     with pytest.raises(AddressError):
         parse_recipients(["ann@example.org", bad])
+
+
+def test_an_address_that_is_a_message_by_mistake_does_not_fill_the_log() -> None:
+    for mistake in ("x" * 10**6, b"x" * 10**6, [{"x": "x" * 10**6}]):
+        with pytest.raises(AddressError) as caught:
+            parse_recipients(mistake)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 1000
+
+
+class Markup(str):
+    """As templates have it: what is put beside it gets escaped."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "escaped"
+
+    def __radd__(self, other: str) -> str:
+        return "escaped"
+
+
+def test_any_kind_of_str_becomes_a_plain_one() -> None:
+    for text in ("ann@example.org", "Ann <ann@example.org>"):
+        address = parse_address(Markup(text))
+        assert type(address) is str
+        assert address == "ann@example.org"
 
 
 @pytest.mark.parametrize("bad", [None, 3, ["ann@example.org"]])
@@ -170,13 +203,67 @@ def test_a_list_that_was_joined_is_split_again(addresses: list[str]) -> None:
     assert parse_recipients(split_addresses(joined)) == tuple(addresses)
 
 
-def test_a_list_is_split_outside_of_quotes_comments_and_brackets() -> None:
-    text = '"A, B" <a@x.org>, c@x.org (d, e),, <f,g@x.org> ,'
-    assert split_addresses(text) == [
-        '"A, B" <a@x.org>',
-        "c@x.org (d, e)",
-        "<f,g@x.org>",
-    ]
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ('"A, B" <a@x.org>, c@x.org', ['"A, B" <a@x.org>', "c@x.org"]),
+        (r'"A\", B" <a@x.org>, c@x.org', [r'"A\", B" <a@x.org>', "c@x.org"]),
+        ("a@x.org (b, c),, d@x.org ,", ["a@x.org (b, c)", "d@x.org"]),
+        ("a@x.org (b (c), d), e@x.org", ["a@x.org (b (c), d)", "e@x.org"]),
+        (r"a@x.org (b \), c), e@x.org", [r"a@x.org (b \), c)", "e@x.org"]),
+        ('a@x.org (b " c), e@x.org', ['a@x.org (b " c)', "e@x.org"]),
+        ("<f,g@x.org>, e@x.org", ["<f,g@x.org>", "e@x.org"]),
+        ('<"f>,"@x.org>, e@x.org', ['<"f>,"@x.org>', "e@x.org"]),
+        ("e@[IPv6:::1], f@x.org", ["e@[IPv6:::1]", "f@x.org"]),
+        ("[x <a@x.org>, f@x.org", ["[x <a@x.org>", "f@x.org"]),
+        ('"a, b@x.org', ['"a, b@x.org']),
+        ("(a, b@x.org\\", ["(a, b@x.org\\"]),
+        ("<a, b@x.org", ["<a, b@x.org"]),
+        (" , ", []),
+        ("", []),
+    ],
+)
+def test_a_list_is_split_outside_of_quotes_comments_and_brackets(
+    text: str, pieces: list[str]
+) -> None:
+    assert split_addresses(text) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("a@x.org (one), b@x.org", ["a@x.org", "b@x.org"]),
+        ("Ann(one)Lee <a@x.org>", ["Ann Lee <a@x.org>"]),
+        ("Friends: a@x.org, b@x.org;, c@x.org", ["a@x.org", "b@x.org", "c@x.org"]),
+        ('"My, dear: friends": a@x.org; c@x.org', ["a@x.org", "c@x.org"]),
+        ('"a:b;c" <a@x.org>, d@[IPv6:::1]', ['"a:b;c" <a@x.org>', "d@[IPv6:::1]"]),
+        ("undisclosed-recipients:;", []),
+        ("(nobody)", []),
+    ],
+)
+def test_a_fields_value_has_comments_and_groups(
+    text: str, addresses: list[str]
+) -> None:
+    assert header_addresses(text) == addresses
+
+
+@given(st.text(st.sampled_from('a@x.,;:<>()[]"\\ ')))
+def test_a_list_loses_nothing_but_commas(text: str) -> None:
+    pieces = split_addresses(text)
+    kept = [c for c in text if c not in ", "]
+    assert [c for piece in pieces for c in piece if c not in ", "] == kept
+    for address in header_addresses(text):
+        assert address.strip() == address != ""
+
+
+@pytest.mark.parametrize("unit", ["<", '"', '\\"', "(", "()", '""', "<>", "[", ":"])
+def test_the_time_to_split_grows_with_the_length_only(unit: str) -> None:
+    text = unit * (60_000 // len(unit))
+    before = time.process_time()
+    for value in (text, f'"{text}', f"({text}", f"<{text}"):
+        split_addresses(value)
+        header_addresses(value)
+    assert time.process_time() - before < 2
 
 
 @pytest.mark.parametrize(

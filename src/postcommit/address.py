@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
+from collections.abc import Iterator
 
 import idna
 
@@ -28,7 +29,7 @@ _ORDINARY = re.compile(rf"{_ATOM}@{_LABEL}(?:\.{_LABEL})*")
 
 _LOCAL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_LITERAL = re.compile(r"\[(?:IPv6:)?[0-9A-Fa-f:.]+\]")
+_LITERAL = re.compile(r"\[(?:IPv6:)?[0-9A-Fa-f:.]+\]", re.IGNORECASE)
 
 # Control characters, and what breaks a line for Unicode; and halves of
 # characters, which cannot be encoded.
@@ -37,7 +38,17 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # «Ann <ann@example.org>», with a display name that may be quoted.
 _NAMED = re.compile(r'((?:[^"<>,;\\]|"(?:[^"\\]|\\.)*")*)<([^<>]*)>')
 
-_PIECE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|\((?:[^()\\]|\\.)*\)|<[^>]*>|[^,])+')
+# What hides a comma, whole, even where its end is missing; what separates; and
+# what is between. A comment may hold another one, see `_end_of_comment`.
+_UNIT = re.compile(
+    r'"(?:[^"\\]|\\.)*"?'
+    r'|<(?:[^<>"]|"(?:[^"\\]|\\.)*"?)*>?'
+    r'|\[[^][,;<>"()]*\]|\['
+    r"|[,:;]"
+    r'|[^"<([,:;]+',
+    re.DOTALL,
+)
+_IN_COMMENT = re.compile(r"\\.|[()]|[^()\\]+|\\", re.DOTALL)
 
 
 def parse_address(value: Address) -> str:
@@ -61,6 +72,8 @@ def parse_address(value: Address) -> str:
 
 
 def _text(value: Address) -> str:
+    if type(value) is str:
+        return value
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -68,13 +81,16 @@ def _text(value: Address) -> str:
             raise AddressError(value, f"it is no UTF-8: {error}") from error
     if not isinstance(value, str):
         raise AddressTypeError(value, "it is no str and no bytes")
-    return value
+    # A template's kind of str would escape the brackets that we put around it.
+    return str.__str__(value)
 
 
 def _fault(address: str) -> str:
     """Return what is wrong with a bare address; nothing if it can work."""
     if not address:
         return "it is empty"
+    if "\N{REPLACEMENT CHARACTER}" in address:
+        return "it has a character that was lost in decoding"
     if address.lower() == "postmaster":
         return ""  # RFC 5321, 4.5.1: the one that needs no domain
     quoted = _QUOTED.match(address)
@@ -98,17 +114,16 @@ def _domain_fault(domain: str) -> str:
         good = _LITERAL.fullmatch(domain) or _DOMAIN.fullmatch(domain)
         return "" if good else "what follows the @ is no domain"
     try:
-        _a_labels(domain)
+        encoded = _a_labels(domain)
     except idna.IDNAError as error:
         return f"what follows the @ is no domain: {error}"
-    return ""
+    # The idna package lets a final dot pass.
+    return "" if _DOMAIN.fullmatch(encoded) else "what follows the @ is no domain"
 
 
 def parse_sender(value: Address) -> str:
     """As `parse_address`, but ``''`` and ``'<>'`` are the null sender, ``''``."""
-    if value in ("", b"", "<>", b"<>"):
-        return ""
-    return parse_address(value)
+    return "" if _text(value) in ("", "<>") else parse_address(value)
 
 
 def parse_recipients(value: Addresses) -> tuple[str, ...]:
@@ -128,9 +143,55 @@ def parse_recipients(value: Addresses) -> tuple[str, ...]:
 
 
 def split_addresses(text: str) -> list[str]:
-    """Split `text` at its commas, but not at those within quotes or brackets."""
-    pieces = _PIECE.findall(text) if set('"(<') & set(text) else text.split(",")
-    return [piece.strip() for piece in pieces if piece.strip()]
+    """Split `text` at its commas, but not at those in quotes, comments, brackets."""
+    pieces: list[list[str]] = [[]]
+    for unit in _units(text):
+        if unit == ",":
+            pieces.append([])
+        else:
+            pieces[-1].append(unit)
+    return _joined(pieces)
+
+
+def header_addresses(text: str) -> list[str]:
+    """Return the addresses in a header field's value (RFC 5322, 3.4).
+
+    As `split_addresses`; comments are dropped, groups are opened.
+    """
+    pieces: list[list[str]] = [[]]
+    for unit in _units(text):
+        if unit in (",", ";"):
+            pieces.append([])
+        elif unit == ":":
+            pieces[-1].clear()  # that was the name of a group
+        else:
+            pieces[-1].append(" " if unit.startswith("(") else unit)
+    return _joined(pieces)
+
+
+def _joined(pieces: list[list[str]]) -> list[str]:
+    joined = ("".join(piece).strip() for piece in pieces)
+    return [piece for piece in joined if piece]
+
+
+def _units(text: str) -> Iterator[str]:
+    """Yield `text` in parts: what hides a comma, a separator, or neither."""
+    position = 0
+    while position < len(text):
+        found = _UNIT.match(text, position)
+        end = found.end() if found else _end_of_comment(text, position)
+        yield text[position:end]
+        position = end
+
+
+def _end_of_comment(text: str, position: int) -> int:
+    """Return where the comment ends that begins at `position`."""
+    depth = 0
+    for found in _IN_COMMENT.finditer(text, position):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if not depth:
+            return found.end()
+    return len(text)
 
 
 def needs_smtputf8(address: str) -> bool:
