@@ -6,6 +6,8 @@ from email import message_from_bytes
 from email import policy
 from email.message import EmailMessage
 from email.message import Message
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
 from email.utils import parsedate_to_datetime
 
 import pytest
@@ -95,8 +97,11 @@ def test_bcc_is_removed_wherever_it_stands(field: str, name: str) -> None:
         (b"\r\nText.", b"\r\nText."),
         (b"A: b", b"A: b\n\n"),
         (b"A: b\r\nC: d", b"A: b\r\nC: d\r\n\r\n"),
-        (b"A: b\rC: d\r\rText.\r", b"A: b\nC: d\n\nText.\n"),
+        (b"A: b\rC: d\r\rText.\r", b"A: b\nC: d\n\nText.\r"),
+        (b"A: b\rC: d\r\n\nText.", b"A: b\r\nC: d\r\n\r\nText."),
         (b"From ann Mon Nov 23 12:00:00 2026\nA: b\n\nText.", b"A: b\n\nText."),
+        (b"From us at 10:30\nA: b\n\nText.", b"\nFrom us at 10:30\nA: b\n\nText."),
+        (b"From Mon Mon 10:30 on\nText.", b"\nFrom Mon Mon 10:30 on\nText."),
         (b"A: b\n folded\n\tagain\n\nText.", b"A: b\n folded\n\tagain\n\nText."),
         (b"A: \0\xff\n\n\0\xff", b"A: \0\xff\n\n\0\xff"),
     ],
@@ -120,8 +125,29 @@ def test_any_bytes_are_a_message_whose_text_is_kept(data: bytes) -> None:
     assert message_id_of(whole) == composed.message_id
     lines = set(re.split(rb"[\r\n]+", whole))
     for line in re.split(rb"[\r\n]+", data):
-        dropped = (b"bcc", b"resent-bcc", b"from ", b">from ")
+        dropped = (b"bcc", b"resent-bcc")
         assert not line or line in lines or line.lower().startswith(dropped)
+
+
+FIELDS = st.sampled_from(
+    [b"A: b", b"Bcc: c@x.org", b" folded", b"Message-Id: <1@x.org>", b"no field", b""]
+)
+ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
+
+
+@given(st.lists(st.tuples(FIELDS, ENDS)))
+def test_no_line_end_hides_a_field_that_shows_on_the_wire(
+    lines: list[tuple[bytes, bytes]],
+) -> None:
+    try:
+        composed = sent(b"".join(map(b"".join, lines)))
+    except MessageError:
+        return
+    header, blank, _ = to_crlf(bytes(composed)).partition(b"\r\n\r\n")
+    assert to_crlf(composed.header) == header + blank
+    names = [line.partition(b":")[0] for line in header.split(b"\r\n")]
+    assert b"Bcc" not in names
+    assert names.count(b"Message-Id") == names.count(b"Date") == 1
 
 
 # What may be sent
@@ -161,6 +187,18 @@ def test_eight_bit_content_is_kept() -> None:
     assert bytes(sent(message)).endswith(b"\n\xff\xfe\r\n")
 
 
+def test_an_object_without_a_boundary_is_sent_with_one_and_stays_without() -> None:
+    inner = MIMEMultipart("alternative")
+    inner.attach(MIMEText("From the start\n"))
+    outer = MIMEMultipart()
+    outer.attach(inner)
+    before = [part.items() for part in outer.walk()]
+    text = bytes(sent(outer))
+    assert text.count(b"boundary=") == 2
+    assert b"\nFrom the start\n" in text
+    assert [part.items() for part in outer.walk()] == before
+
+
 def test_an_object_that_cannot_be_made_bytes_is_an_error() -> None:
     message = Message()
     message.set_payload(object())  # type: ignore[arg-type]
@@ -174,6 +212,12 @@ def test_anything_else_is_a_type_error_that_names_it(bad: object) -> None:
         sent(bad)  # type: ignore[arg-type]
     assert isinstance(caught.value, TypeError)
     assert isinstance(caught.value, ValueError)
+
+
+def test_a_large_thing_of_another_type_does_not_fill_the_log() -> None:
+    with pytest.raises(MessageTypeError, match="bytearray") as caught:
+        sent(bytearray(10**6))  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 2000
 
 
 def test_half_a_character_is_refused() -> None:
@@ -194,12 +238,21 @@ def test_half_a_character_is_refused() -> None:
         "Message-Id: <>",
         "Message-Id:",
         "Message-Id: <a\x01@x>",
+        "Message-Id: \x0b<a@x>",
+        "Message-Id: <a\x9b@x>",
+        "Message-Id: <a\u202e@x>",
         "Message-Id: <a@x>\nmessage-id: <b@x>",
     ],
 )
 def test_a_malformed_message_id_is_refused(header: str) -> None:
     with pytest.raises(ValueError, match="Message-Id"):
         sent(f"{header}\n\n")
+
+
+def test_a_message_id_that_is_no_utf_8_is_refused() -> None:
+    with pytest.raises(MessageError, match=r"malformed Message-Id .*xff"):
+        sent(b"Message-Id: <a\xff@x>\n\n")
+    assert message_id_of(b"Message-Id: <a\xff@x>\n\n") == ""
 
 
 def test_a_folded_message_id_is_understood() -> None:
@@ -235,6 +288,8 @@ def test_all_of_to_cc_and_bcc_are_recipients_also_in_groups() -> None:
         "Cc: undisclosed-recipients:;\n"
         "To: =?utf-8?q?d=C3=B6?=\n <dave@x.org>\n"
         "bcc: ann@x.org, eve@[IPv6:::1]\n"
+        'Cc: "The, rest": fay@x.org (the (very) last);\n'
+        "Resent-To: gus@x.org\n"
         "\n"
     )
     assert compose("a@x.org", None, header).recipients == (
@@ -242,8 +297,39 @@ def test_all_of_to_cc_and_bcc_are_recipients_also_in_groups() -> None:
         "bob@x.org",
         "carol@x.org",
         "dave@x.org",
+        "fay@x.org",
         "eve@[IPv6:::1]",
     )
+
+
+def test_a_name_in_another_encoding_does_no_harm_but_an_address_is_refused() -> None:
+    name = b"From: J\xf6rg <joerg@x.org>\nTo: =?x?b?_?= <b@x.org>\n\n"
+    composed = compose(None, None, name)
+    assert (composed.sender, *composed.recipients) == ("joerg@x.org", "b@x.org")
+    assert composed.header.endswith(name)
+    with pytest.raises(AddressError, match="lost in decoding"):
+        compose(None, "b@x.org", b"From: j\xf6rg@x.org\n\n")
+
+
+def test_what_the_older_message_class_encodes_as_a_whole_is_understood() -> None:
+    message = Message()
+    message["From"] = "Jörg <joerg@x.org>"
+    message["To"] = "Bö, the first <b@x.org>, " + ", ".join(
+        f"Cö <c{number}@x.org>" for number in range(9)
+    )
+    message.set_payload("x")
+    with pytest.raises(AddressError):
+        compose(None, None, message)  # an unquoted comma
+    message.replace_header("To", '"Bö, the first" <b@x.org>, Cö <c@x.org>')
+    composed = compose(None, None, message)
+    assert composed.sender == "joerg@x.org"
+    assert composed.recipients == ("b@x.org", "c@x.org")
+
+
+@pytest.mark.parametrize("odd", ["=?x?b?YUB4?=", "=?utf-8?b?a?=", "=?utf-8?q?a=0A@x?="])
+def test_an_address_that_cannot_be_decoded_is_refused(odd: str) -> None:
+    with pytest.raises(AddressError):
+        compose("a@x.org", None, f"To: {odd}\n\n")
 
 
 @pytest.mark.parametrize(

@@ -5,26 +5,30 @@ regular expressions, and changed by lines; the body is never copied or changed.
 """
 from __future__ import annotations
 
+import copy
 import re
 import secrets
 import time
 from dataclasses import dataclass
 from email.errors import MessageError as EmailError
 from email.generator import BytesGenerator
+from email.header import decode_header
+from email.header import make_header
 from email.message import Message
 from email.utils import formatdate
 from io import BytesIO
 from typing import Any
 
 from postcommit.address import domain_in_ascii
+from postcommit.address import header_addresses
 from postcommit.address import needs_smtputf8
 from postcommit.address import parse_address
 from postcommit.address import parse_recipients
 from postcommit.address import parse_sender
-from postcommit.address import split_addresses
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
+from postcommit.errors import shown
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import Sendable
@@ -34,19 +38,30 @@ from postcommit.interfaces import Sendable
 # this host would need DNS, which may take long.
 _NO_DOMAIN = "localhost.localdomain"
 
-# The rest of a field: its value, and the lines that are folded.
+# Each of the three ends a line: what is not CRLF becomes so on the wire, and
+# then no field may come to light that was none before.
+_LINE_END = re.compile(rb"\r\n?|\n")
+
+# No field's name is longer than a line may be (RFC 5322, 2.1.1).
+_NAME = rb"[!-9;-~]{1,998}[ \t]*:"
+_FOLDED = rb"[^\r\n]*(?:(?:\r\n?|\n)[ \t][^\r\n]*)*(?:\r\n?|\n|\Z)"
+_HEADER = re.compile(rb"(?:" + _NAME + _FOLDED + rb")*")
+
+# The line before a message in a mailbox file, no part of the message.
+_UNIX_FROM = re.compile(
+    rb">?From \S* +(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[^\r\n]* \d\d?:\d\d[^\r\n]*"
+    rb"(?:\r\n?|\n)(?=" + _NAME + rb")"
+)
+
+# In a header whose line ends are LF or CRLF: the rest of a field, that is its
+# value, with the lines that are folded.
 _VALUE = rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)"
-_HEADER = re.compile(rb"(?:[!-9;-~]+" + _VALUE.replace(b"(", b"(?:", 1) + rb")*")
 _MESSAGE_ID = re.compile(rb"^Message-Id" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _DATE = re.compile(rb"^Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _BCC = re.compile(rb"^(?:Resent-)?Bcc" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
-_UNIX_FROM = re.compile(rb">?From [^\n]*\n")
 
-_GOOD_ID = re.compile(r"<([^<>\s\x00-\x1f\x7f]+)>")
-
-_COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|\((?:[^()\\]|\\.)*\)')
-_GROUP = re.compile(r'\A[^"<\[@:]*:')
+_GOOD_ID = re.compile(r"<([^<>\s]+)>")
 
 
 @dataclass(frozen=True)
@@ -106,22 +121,28 @@ def _bytes(message: Sendable) -> bytes:
     if isinstance(message, Message):
         return _flattened(message)
     raise MessageTypeError(
-        f"cannot send {message!r} of type {type(message).__name__};"
+        f"cannot send {shown(message)} of type {type(message).__name__};"
         " pass bytes, str or email.message.Message"
     )
 
 
 def _flattened(message: Message) -> bytes:
     """Return a `Message` as bytes; it is not changed itself."""
-    policy: Any = message.policy
-    if any(map(_needs_utf8, message.values())):
-        policy = policy.clone(utf8=True)
     written = BytesIO()
     try:
+        if any(map(_lacks_boundary, message.walk())):
+            message = copy.deepcopy(message)  # the generator would set it there
+        policy: Any = message.policy
+        if any(map(_needs_utf8, message.values())):
+            policy = policy.clone(utf8=True)
         BytesGenerator(written, mangle_from_=False, policy=policy).flatten(message)
     except (EmailError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise MessageError(f"the message cannot be made bytes: {error}") from error
     return written.getvalue()
+
+
+def _lacks_boundary(part: Message) -> bool:
+    return part.get_content_maintype() == "multipart" and part.get_boundary() is None
 
 
 def _needs_utf8(value: Any) -> bool:
@@ -136,17 +157,17 @@ def _split(data: bytes) -> tuple[bytes, memoryview, bytes]:
     What does not begin with a header is all body; a body that follows the
     header without a blank line is one all the same.
     """
-    if b"\r" in data[:1000] and b"\n" not in data:
-        data = data.replace(b"\r", b"\n")  # as on very old systems
     unix_from = _UNIX_FROM.match(data)
-    start = unix_from.end() if unix_from else 0  # belongs to a mailbox's format
+    start = unix_from.end() if unix_from else 0
     found = _HEADER.match(data, start)
     end = found.end() if found else start
-    header = data[start:end]
-    blank = _BLANK_LINE.match(data, end)
+    blank = _LINE_END.match(data, end)
     body = memoryview(data)[blank.end() if blank else end :]
     first = data.find(b"\n", start)
-    end_of_line = b"\r\n" if data[first - 1 : first] == b"\r" else b"\n"
+    end_of_line = b"\r\n" if data[start : first + 1].endswith(b"\r\n") else b"\n"
+    header = data[start:end]
+    if header.count(b"\r") != header.count(b"\r\n"):
+        header = _LINE_END.sub(end_of_line, header)
     if header and not header.endswith(b"\n"):
         header += end_of_line
     return header, body, end_of_line
@@ -169,10 +190,7 @@ def message_id_of(data: bytes) -> str:
     """Return the id of a message, without brackets; ``''`` if it has none."""
     blank = _BLANK_LINE.search(data)
     found = _MESSAGE_ID.search(data, 0, blank.end() if blank else len(data))
-    if found is None:
-        return ""
-    good = _GOOD_ID.fullmatch(found[1].decode("utf-8", "replace").strip())
-    return good[1] if good else ""
+    return _id_in(found[1]) if found else ""
 
 
 def _message_id(header: bytes) -> str:
@@ -182,11 +200,20 @@ def _message_id(header: bytes) -> str:
         return ""
     if len(values) > 1:
         raise MessageError(f"the header has {len(values)} Message-Id fields, not one")
-    value = values[0].decode("utf-8", "backslashreplace").strip()
-    good = _GOOD_ID.fullmatch(value)
-    if good is None:
-        raise MessageError(f"malformed Message-Id {value!r}: it must be like <a@b>")
-    return good[1]
+    found = _id_in(values[0])
+    if not found:
+        value = shown(values[0].decode("utf-8", "backslashreplace").strip())
+        raise MessageError(f"malformed Message-Id {value}: it must be like <a@b>")
+    return found
+
+
+def _id_in(value: bytes) -> str:
+    """Return the id that a field's `value` is, ``''`` for anything else."""
+    try:
+        good = _GOOD_ID.fullmatch(value.strip(b" \t\r\n").decode())
+    except UnicodeDecodeError:
+        return ""
+    return good[1] if good and good[1].isprintable() else ""
 
 
 def _new_message_id(sender: str, header: bytes) -> str:
@@ -230,11 +257,22 @@ def _mailboxes(header: bytes, name: bytes) -> list[str]:
     field = re.compile(rb"^" + name + _VALUE, re.IGNORECASE | re.MULTILINE)
     found = []
     for value in field.findall(header):
-        text = value.decode("utf-8", "surrogateescape")
-        text = re.sub(r"\r?\n", "", text)
-        text = _COMMENT.sub(lambda match: match[1] or " ", text)
-        for piece in split_addresses(text):
-            mailbox = _GROUP.sub("", piece, count=1).strip().rstrip(";").strip()
-            if mailbox:
-                found.append(mailbox)
+        # A name that is no UTF-8 does no harm, as only the address is used.
+        text = re.sub(r"\r?\n", "", value.decode("utf-8", "replace"))
+        for mailbox in header_addresses(text):
+            found += header_addresses(_decoded(mailbox))
     return found
+
+
+def _decoded(mailbox: str) -> str:
+    """Undo what `Message` does to all of a field that is not ASCII.
+
+    An encoded word may only be part of a name (RFC 2047, 5), so where there is
+    an address outside of it, it is left alone.
+    """
+    if "@" in mailbox or "=?" not in mailbox:
+        return mailbox
+    try:
+        return str(make_header(decode_header(mailbox)))
+    except (EmailError, LookupError, ValueError):
+        return mailbox
