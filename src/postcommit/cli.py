@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NoReturn
 
+from postcommit import commands
 from postcommit.errors import MissingExtraError
 from postcommit.errors import PostcommitError
 
@@ -52,6 +53,18 @@ def _demo(options: Options) -> int:
 
 COMMANDS = (
     Command("demo", "play a small shop that sends mail; takes a few seconds", _demo),
+    Command(
+        "status",
+        "tell what is in a queue",
+        commands.status,
+        commands.queue_argument,
+    ),
+    Command(
+        "recover",
+        "send or drop what a crash has left in doubt",
+        commands.recover,
+        commands.recover_arguments,
+    ),
 )
 
 
@@ -110,9 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     release = f"%(prog)s {version('postcommit')}"
     parser.add_argument("--version", action="version", version=release)
     _add_debug(parser, default=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = commands.add_parser(
+        sub = subparsers.add_parser(
             command.name, help=command.summary, description=command.summary
         )
         sub.set_defaults(run=command.run)
