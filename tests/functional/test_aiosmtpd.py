@@ -1,6 +1,7 @@
 """From one process through another to aiosmtpd."""
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,9 @@ class Mailbox:
 
 @pytest.fixture
 def server() -> Iterator[Controller]:
-    controller = Controller(Mailbox(), hostname="127.0.0.1", port=0)
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    controller = Controller(Mailbox(), hostname="127.0.0.1", port=port)
     controller.start()
     yield controller
     controller.stop()
@@ -65,9 +68,7 @@ def test_what_is_committed_in_one_process_is_delivered_by_another(
     queue = str(tmp_path / "queue")
     done = run(SENDER, queue)
     assert "DoomedTransaction" in done.stderr
-    assert server.server is not None
-    port = server.server.sockets[0].getsockname()[1]
-    told = run(PROCESSOR, queue, str(port))
+    told = run(PROCESSOR, queue, str(server.port))
     assert told.stdout == "2 0 0\n", told.stderr
     [envelope] = server.handler.envelopes
     assert envelope.mail_from == "shop@example.org"
