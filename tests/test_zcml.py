@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -449,3 +450,38 @@ def test_the_page_has_every_attribute() -> None:
         schema = schema or zcml.ISMTPMailerDirective
         told = set(re.findall(r"``(\w+)``", text))
         assert told == {name for name, _ in getFieldsInOrder(schema)}
+
+
+WITHOUT_SECURITY = """
+import sys
+sys.modules["zope.security"] = None
+
+from zope.component import getUtility
+from zope.configuration import xmlconfig
+from zope.configuration.exceptions import ConfigurationError
+from postcommit.interfaces import IMailDelivery
+
+protected, site = sys.argv[1:]
+try:
+    xmlconfig.file(protected)
+except ConfigurationError as error:
+    print(error)
+xmlconfig.file(site)
+print(getUtility(IMailDelivery, "Mail"))
+"""
+
+
+def test_without_zope_security(tmp_path: Path) -> None:
+    for name, words in (("protected", 'permission="zope.SendMail"'), ("site", "")):
+        text = SITE.format(f'<mail:directDelivery mailer="smtp" {words} />')
+        (tmp_path / f"{name}.zcml").write_text(text)
+    paths = [str(tmp_path / f"{name}.zcml") for name in ("protected", "site")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SECURITY, *paths],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "zope.security is not available" in done.stdout
+    assert "DirectMailDelivery" in done.stdout
