@@ -1,6 +1,7 @@
 """Options against their schema."""
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,17 @@ def test_a_bad_value_is_refused_by_name(
     assert caught.value.__cause__ is not None
 
 
-def test_a_password_is_not_repeated() -> None:
+@pytest.mark.parametrize("password", [b"hushhush", "hush\nhush", 4711])
+def test_a_password_is_not_repeated(password: object) -> None:
     with pytest.raises(OptionError) as caught:
-        checked(ISMTPMailer, "password", "sec\nret")
-    shown = f"{caught.value} {caught.value.value}"
-    assert "sec" not in shown
-    assert "***" in shown
+        checked(ISMTPMailer, "password", password)
+    error = caught.value
+    told = traceback.TracebackException.from_exception(error).format()
+    for shown in (str(error), repr(error), str(error.value), *told):
+        assert "hush" not in shown
+        assert "4711" not in shown
+    assert "***" in str(error)
+    assert error.__cause__ is error.__context__ is None
 
 
 def test_a_mailer_needs_send_and_nothing_else() -> None:

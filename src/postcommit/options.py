@@ -33,17 +33,22 @@ def checked(schema: type[Interface], name: str, value: Any) -> Any:
     """Return `value` as option `name` of `schema` has it.
 
     A path becomes a str and an int a float where the field wants it. Raises
-    `OptionError` for a value that the field refuses; a password is not
-    repeated there.
+    `OptionError` for a value that the field refuses; a password is repeated
+    neither there nor in its traceback.
     """
     field = cast(Any, schema)[name]
     try:
         value = _converted(field, value)
         field.validate(value)
+        return value
     except (ValidationError, TypeError, OverflowError) as error:
-        shown = "***" if isinstance(field, Password) else value
-        raise OptionError(name, shown, f"must be {_expectation(field)}") from error
-    return value
+        cause = error
+    reason = f"must be {_expectation(field)}"
+    if isinstance(field, Password):
+        # The cause has the value among its arguments. Here it is no context
+        # either, which a tool that collects errors might look into.
+        raise OptionError(name, "***", reason)
+    raise OptionError(name, value, reason) from cause
 
 
 def _converted(field: IField, value: Any) -> Any:
