@@ -5,6 +5,7 @@ from typing import Any
 
 from zope.component import getUtilitiesFor
 from zope.interface import provider
+from zope.interface.interfaces import IComponentLookup
 from zope.schema.interfaces import IVocabularyFactory
 from zope.schema.vocabulary import SimpleVocabulary
 
@@ -15,9 +16,12 @@ from postcommit.interfaces import IMailDelivery
 def MailDeliveryNames(context: Any = None) -> SimpleVocabulary:
     """Return the names of the `IMailDelivery` utilities, sorted.
 
-    To be registered as the utility "Mail Delivery Names". `context` is where
-    the look-up begins.
+    To be registered as the utility "Mail Delivery Names". The look-up begins
+    at the site that `context` is in, or at the current one for a context, such
+    as that of a form, which is in none.
     """
+    if IComponentLookup(context, None) is None:
+        context = None
     names = {name for name, _ in getUtilitiesFor(IMailDelivery, context)}
     vocabulary: SimpleVocabulary = SimpleVocabulary.fromValues(sorted(names))
     return vocabulary
