@@ -102,6 +102,21 @@ def test_a_batch_mailer_that_reports_too_little_is_an_error() -> None:
         next(attempts)
 
 
+def test_a_batch_mailer_that_reports_too_much_is_an_error() -> None:
+    @implementer(IBatchMailer)
+    class Chatty(BatchMailer):
+        def send_batch(
+            self, messages: Iterable[tuple[str, Sequence[str], bytes]]
+        ) -> Iterator[IDeliveryReport]:
+            yield from super().send_batch(messages)
+            yield sent(2)
+
+    attempts = attempt_all(Chatty([sent(1)], []), [transmission(1)])
+    assert next(attempts).report == sent(1)
+    with pytest.raises(RuntimeError, match="a report too many"):
+        next(attempts)
+
+
 def test_a_recipient_that_a_mailer_is_silent_on_is_uncertain() -> None:
     mailer = BatchMailer([sent(1, BOB)], [])
     [attempt] = attempt_all(mailer, [transmission(1, ANN, BOB)])

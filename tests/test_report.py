@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from postcommit.errors import DeliveryError
 from postcommit.errors import RelayError
+from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import Status
 from postcommit.report import DeliveryReport
 from postcommit.report import Outcome
@@ -29,7 +30,7 @@ LATER = Reply(450, "4.2.0", "Greylisted")
 NEVER = Reply(550, "5.1.1", "No such user")
 
 
-def statuses(report: DeliveryReport) -> dict[str, Status]:
+def statuses(report: IDeliveryReport) -> dict[str, Status]:
     return {outcome.recipient: outcome.status for outcome in report.outcomes}
 
 
@@ -44,10 +45,22 @@ def statuses(report: DeliveryReport) -> dict[str, Status]:
         (LATER, "450 4.2.0 Greylisted"),
         (Reply(0, "4.4.2", "Connection lost"), "4.4.2 Connection lost"),
         (Reply(550, "", "two\nlines\r\n\tand more"), "550 two lines and more"),
+        (Reply(550, "", "a\x1b[2Jb\0c\x9bd\u202ee\ud800"), "550 a�[2Jb�c�d�e�"),
+        (Reply(550, "", "a\u2028b\x85c"), "550 a b c"),
+        (Reply(550, "", "\x1b" * 70_000), f"550 {'�' * 1996}..."),
+        (Reply(550, "", "x " * 70_000), f"550 {'x ' * 998}..."),
     ],
 )
 def test_a_reply_is_one_line(reply: Reply, line: str) -> None:
     assert str(reply) == line
+
+
+@given(st.text(st.characters()))
+def test_no_text_of_a_relay_disturbs_the_log(text: str) -> None:
+    line = str(Reply(550, "5.1.1", text))
+    assert line.isprintable()
+    assert line.encode()
+    assert line.startswith("550 5.1.1")
 
 
 @pytest.mark.parametrize(
@@ -160,10 +173,25 @@ def test_a_mapping_has_the_refused_recipients() -> None:
     assert report.rejected[0].reply.text == "N\ufffd such user"
 
 
-def test_a_refusal_can_be_the_relays_trouble() -> None:
-    report = from_result({BOB: (421, "Going down")}, "1@x.org", BOTH)
-    assert report.outcomes == ()
-    assert str(report.relay_failure) == "421 Going down"
+@pytest.mark.parametrize("code", [421, 530, 535])
+def test_who_was_sent_is_not_sent_again_for_what_is_said_of_another(code: int) -> None:
+    report = from_result({BOB: (code, "Not now")}, "1@x.org", BOTH)
+    assert report.relay_failure is None
+    assert statuses(report) == {ANN: Status.SENT, BOB: Status.DEFERRED}
+
+
+@pytest.mark.parametrize("odd", ["No", None, (550,), ("550", "No"), (1, 2, 3), {}])
+def test_a_refusal_in_another_form_is_one_all_the_same(odd: object) -> None:
+    for report in (
+        from_result({BOB: odd}, "1@x.org", (BOB,)),
+        from_exception(
+            smtplib.SMTPRecipientsRefused({BOB: odd}),  # type: ignore[dict-item]
+            "1@x.org",
+            (BOB,),
+        ),
+    ):
+        assert statuses(report) == {BOB: Status.DEFERRED}
+        assert str(report.outcomes[0].reply)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +202,14 @@ def test_a_refusal_can_be_the_relays_trouble() -> None:
         (smtplib.SMTPDataError(452, "Full"), Status.DEFERRED),
         (smtplib.SMTPDataError(554, "Spam"), Status.REJECTED),
         (smtplib.SMTPDataError(250, "What?"), Status.DEFERRED),
+        (smtplib.SMTPDataError(450, None), Status.DEFERRED),  # type: ignore[arg-type]
+        (smtplib.SMTPDataError("?", b""), Status.DEFERRED),  # type: ignore[arg-type]
+        (smtplib.SMTPResponseException(552, "Full"), Status.REJECTED),
         (smtplib.SMTPServerDisconnected("Lost"), Status.UNCERTAIN),
         (smtplib.SMTPNotSupportedError("SMTPUTF8"), Status.REJECTED),
         (smtplib.SMTPException("Anything"), Status.DEFERRED),
+        (smtplib.SMTPRecipientsRefused({}), Status.DEFERRED),
+        (smtplib.SMTPRecipientsRefused("all"), Status.DEFERRED),  # type: ignore[arg-type]
         (ValueError("An address"), Status.REJECTED),
         (TypeError("A mistake"), Status.DEFERRED),
         (KeyError("A mistake"), Status.DEFERRED),
@@ -193,6 +226,29 @@ def test_recipients_that_were_refused_have_their_own_replies() -> None:
     error = smtplib.SMTPRecipientsRefused({ANN: (450, b"Later"), BOB: (550, b"No")})
     report = from_exception(error, "1@x.org", BOTH)
     assert statuses(report) == {ANN: Status.DEFERRED, BOB: Status.REJECTED}
+
+
+def test_who_is_not_mentioned_in_a_refusal_was_not_sent_either() -> None:
+    """A mailer that encodes domains, and smtplib's when the relay hangs up."""
+    umlaut = "ann@bücher.example"
+    error = smtplib.SMTPRecipientsRefused({"ann@xn--bcher-kva.example": (550, b"No")})
+    report = from_exception(error, "1@x.org", (umlaut,))
+    assert statuses(report) == {umlaut: Status.DEFERRED}
+    assert "550" in str(report.outcomes[0].reply)
+    error = smtplib.SMTPRecipientsRefused({ANN: (250, b"Ok"), BOB: (550, b"No")})
+    report = from_exception(error, "1@x.org", BOTH)
+    assert statuses(report) == {ANN: Status.DEFERRED, BOB: Status.REJECTED}
+    error = smtplib.SMTPRecipientsRefused({BOB: (421, b"Going down")})
+    report = from_exception(error, "1@x.org", BOTH)
+    assert str(report.relay_failure) == "421 Going down"
+    assert report.outcomes == ()
+
+
+def test_a_mailer_may_raise_the_failure_of_another_ones_report() -> None:
+    """One refused recipient does not pause the queue."""
+    with pytest.raises(DeliveryError) as caught:
+        mixed().raise_for_failure()
+    assert from_exception(caught.value, "1@x.org", BOTH) == mixed()
 
 
 @pytest.mark.parametrize(
@@ -224,6 +280,43 @@ def test_a_network_error_is_the_relays_failure(error: OSError) -> None:
     assert isinstance(report.relay_failure, RelayError)
     assert report.relay_failure.__cause__ is error
     assert type(error).__name__ in str(report.relay_failure)
+
+
+def test_the_text_of_a_network_error_is_one_line() -> None:
+    report = from_exception(OSError("a\nb\x1b"), "1@x.org", BOTH)
+    assert str(report.relay_failure) == "OSError: a b�"
+
+
+def test_a_relay_error_keeps_its_reply() -> None:
+    error = RelayError("Away", Reply(421))
+    assert from_exception(error, "1@x.org", BOTH).relay_failure is error
+
+
+EVERY_ERROR = [
+    smtplib.SMTPRecipientsRefused({ANN: (450, b"Later")}),
+    smtplib.SMTPServerDisconnected("Lost"),
+    smtplib.SMTPResponseException(550, "No"),
+    smtplib.SMTPSenderRefused(550, b"No", ANN),
+    smtplib.SMTPDataError(550, "No"),
+    smtplib.SMTPConnectError(550, "No"),
+    smtplib.SMTPHeloError(550, "No"),
+    smtplib.SMTPAuthenticationError(535, "No"),
+    smtplib.SMTPNotSupportedError("No"),
+    smtplib.SMTPException("No"),
+]
+
+
+def test_no_exception_of_smtplib_says_that_anything_was_sent() -> None:
+    known = {
+        kind
+        for kind in vars(smtplib).values()
+        if isinstance(kind, type) and issubclass(kind, smtplib.SMTPException)
+    }
+    assert {type(error) for error in EVERY_ERROR} == known
+    for error in EVERY_ERROR:
+        report = from_exception(error, "1@x.org", BOTH)
+        assert not report.sent
+        assert bool(report.relay_failure) != bool(report.outcomes)
 
 
 @given(

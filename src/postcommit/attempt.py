@@ -47,8 +47,8 @@ def attempt_all(
     """Yield an attempt for each of `transmissions`, in order.
 
     The next one may be taken before the attempt of the one before is yielded.
-    Raises what `transmissions` raises, and RuntimeError for a mailer that does
-    not report on all of them.
+    Raises what `transmissions` raises, and RuntimeError for a mailer that has
+    not one report for each of them.
     """
     taken: deque[Transmission] = deque()
     reports = _reports(mailer, _noting(transmissions, taken))
@@ -58,6 +58,8 @@ def attempt_all(
             report = next(reports, None)
         if report is None:
             break
+        if not taken:
+            raise RuntimeError(f"{mailer!r} gave a report too many: {report!r}")
         transmission = taken.popleft()
         told = accounting_for(report, transmission.recipients)
         yield Attempt(told, tuple(held))

@@ -21,6 +21,24 @@ from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 
 
+# Of the 64 kB that a reply may have, this is what a log line gets.
+_MOST_SHOWN = 2000
+
+_INSTEAD = "\N{REPLACEMENT CHARACTER}"
+
+
+def one_line(text: str) -> str:
+    """Return `text` fit for a log, whoever it is from.
+
+    Without line breaks, and without what could act on the terminal that shows
+    it, or cannot be encoded. What was too long ends in three dots.
+    """
+    line = " ".join(text[: 2 * _MOST_SHOWN].split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else _INSTEAD for c in line)
+    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
+
+
 @implementer(IReply)
 @dataclass(frozen=True)
 class Reply:
@@ -32,8 +50,8 @@ class Reply:
 
     def __str__(self) -> str:
         """Everything on one line: ``450 4.2.0 Greylisted``."""
-        words = [str(self.code) if self.code else "", self.enhanced, *self.text.split()]
-        return " ".join(word for word in words if word)
+        words = [str(self.code) if self.code else "", self.enhanced, self.text]
+        return one_line(" ".join(word for word in words if word))
 
 
 @implementer(IOutcome)
@@ -164,12 +182,9 @@ def judge(stage: Stage, code: int) -> Status | None:
 # Mailers written elsewhere: results and exceptions as smtplib has them
 
 
-_Refusals = Mapping[str, tuple[int, bytes | str]]
-
-
 def from_result(
     result: object, message_id: str, recipients: tuple[str, ...]
-) -> DeliveryReport:
+) -> IDeliveryReport:
     """Return the report for what a mailer's ``send()`` returned.
 
     That is a report, a mapping of the refused recipients, as
@@ -177,17 +192,25 @@ def from_result(
     all was sent.
     """
     if IDeliveryReport.providedBy(result):
-        return result  # type: ignore[return-value]
+        return result
     refused = result if isinstance(result, Mapping) else {}
-    return _from_refusals(refused, message_id, recipients)
+    outcomes = []
+    for recipient in recipients:
+        reply = _reply(refused.get(recipient, (250, "")))
+        # Others may have been sent: whatever the reply, it is not about them.
+        status = judge(Stage.RCPT, reply.code) or Status.DEFERRED
+        outcomes.append(Outcome(recipient, status, reply))
+    return DeliveryReport(message_id, recipients, tuple(outcomes))
 
 
 def from_exception(
     error: Exception, message_id: str, recipients: tuple[str, ...]
-) -> DeliveryReport:
+) -> IDeliveryReport:
     """Return the report for an exception out of a mailer's ``send()``."""
+    if isinstance(error, DeliveryError):
+        return error.report
     if isinstance(error, smtplib.SMTPRecipientsRefused):
-        return _from_refusals(error.recipients, message_id, recipients)
+        return _from_refusals(error, message_id, recipients)
     if isinstance(error, smtplib.SMTPServerDisconnected):
         # Raised in each phase alike: it may be that the relay has the message.
         reply = Reply(0, "4.4.2", f"Connection lost: {error}")
@@ -195,13 +218,19 @@ def from_exception(
     if isinstance(error, smtplib.SMTPResponseException):
         return _from_response(error, message_id, recipients)
     if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
-        failure = RelayError(f"{type(error).__name__}: {error}")
-        failure.__cause__ = error
-        return DeliveryReport(message_id, recipients, relay_failure=failure)
+        return DeliveryReport(message_id, recipients, relay_failure=_failure(error))
     final = isinstance(error, ValueError | smtplib.SMTPNotSupportedError)
     status = Status.REJECTED if final else Status.DEFERRED
     reply = Reply(0, "5.6.0" if final else "4.3.0", f"{type(error).__name__}: {error}")
     return DeliveryReport.alike(message_id, recipients, status, reply)
+
+
+def _failure(error: OSError) -> RelayError:
+    if isinstance(error, RelayError):
+        return error
+    failure = RelayError(one_line(f"{type(error).__name__}: {error}"))
+    failure.__cause__ = error
+    return failure
 
 
 def _from_response(
@@ -213,7 +242,7 @@ def _from_response(
         smtplib.SMTPHeloError,
     )
     stage = Stage.SESSION if isinstance(error, session) else Stage.END
-    reply = _reply(error.smtp_code, error.smtp_error)
+    reply = _reply((error.smtp_code, error.smtp_error))
     status = None if stage is Stage.SESSION else judge(stage, reply.code)
     if status is None:
         return DeliveryReport(message_id, recipients, relay_failure=reply)
@@ -223,19 +252,30 @@ def _from_response(
 
 
 def _from_refusals(
-    refused: _Refusals, message_id: str, recipients: tuple[str, ...]
+    error: smtplib.SMTPRecipientsRefused, message_id: str, recipients: tuple[str, ...]
 ) -> DeliveryReport:
+    """Nobody got the message, also who is not mentioned.
+
+    That is so if a mailer has encoded an address, or if the relay hung up.
+    """
+    refused = error.recipients if isinstance(error.recipients, Mapping) else {}
     outcomes = []
     for recipient in recipients:
-        reply = _reply(*refused[recipient]) if recipient in refused else Reply(250)
+        reply = _reply(refused.get(recipient, f"Not sent: {error}"))
         status = judge(Stage.RCPT, reply.code)
         if status is None:
             return DeliveryReport(message_id, recipients, relay_failure=reply)
+        if status is Status.SENT:
+            status = Status.DEFERRED
         outcomes.append(Outcome(recipient, status, reply))
     return DeliveryReport(message_id, recipients, tuple(outcomes))
 
 
-def _reply(code: int, text: bytes | str) -> Reply:
+def _reply(said: object) -> Reply:
+    """Return what smtplib has as a code and a text; anything else is text."""
+    code, text = 0, said
+    if isinstance(said, tuple) and len(said) == 2 and isinstance(said[0], int):
+        code, text = said
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    return Reply(code, "", text)
+    return Reply(code, "", str(text))
