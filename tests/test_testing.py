@@ -26,6 +26,7 @@ from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IMailDeferredEvent
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
 from postcommit.interfaces import IRelayCheck
@@ -287,6 +288,28 @@ def test_deliveries_and_mailers_are_replaced_for_a_while(tmp_path):
     assert sorted(map(repr, registry.registeredUtilities())) == before
     assert registry.getUtility(IMailDelivery, "shop") is queued
     assert not (tmp_path / "queue").exists()
+
+
+def test_a_processor_does_nothing_for_a_while(tmp_path):
+    """What is in its queue are no mails of the test."""
+    path = str(tmp_path / "queue")
+    with transaction.manager:
+        QueuedMailDelivery(path).send(SENDER, B, MESSAGE)
+    registry = Components("application")
+    mailer = RecordingMailer()
+    processor = QueueProcessor(path, mailer, workers=1)
+    registry.registerUtility(processor, IMailQueueProcessor)
+    with recording(registry) as outbox:
+        idle = registry.getUtility(IMailQueueProcessor)
+        verifyObject(IMailQueueProcessor, idle)
+        assert (idle.queuePath, idle.workers) == (path, 1)
+        idle.start()
+        idle.run()
+        assert idle.flush() == (0, 0, 0)
+        assert idle.stop()
+    assert mailer.outbox == outbox == []
+    assert registry.getUtility(IMailQueueProcessor) is processor
+    assert processor.flush() == (1, 0, 0)
 
 
 def test_all_is_put_back_after_an_error():

@@ -14,6 +14,7 @@ from tests.functional.postfix import Postfix
 from tests.functional.zope_shop import OWNER
 from tests.functional.zope_shop import Publication
 from tests.functional.zope_shop import Shop
+from tests.support import children
 from tests.support.smtpd import ScriptedRelay
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
@@ -203,6 +204,15 @@ def test_a_refusal_is_told_to_the_site(
     [event] = told
     assert event.recipients == (ANN,)
     assert seen(site)["orders"] == {"teapot": ANN}
+
+
+def test_a_forked_child_leaves_its_mail_to_the_parent(
+    relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    children.call(zope_shop.send_from_a_child, str(tmp_path), relay.port)
+    [message] = relay.messages
+    assert b"Subject: From a child" in message.data
+    assert files_of(tmp_path) == []
 
 
 def test_the_outbox(site: Publication, relay: ScriptedRelay) -> None:

@@ -1,11 +1,14 @@
 """A Zope-style application: a ZODB, ZCML, a local site and its subscribers.
 
 What it knows of the mail library are the interfaces that it looks up by. These
-are zope.sendmail's: it was written for that, and has not been changed.
+are zope.sendmail's: it was written for that, and has not been changed. Only the
+test of a fork wants to stop a processor.
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import transaction
@@ -19,8 +22,11 @@ from zope.component.hooks import getSite
 from zope.component.hooks import setSite
 from zope.component.interfaces import ISite
 from zope.component.persistentregistry import PersistentComponents
+from zope.configuration import xmlconfig
 from zope.interface import implementer
 from zope.sendmail.interfaces import IMailDelivery
+
+from postcommit.interfaces import IMailQueueProcessor
 
 
 SHOP, OWNER = "shop@example.org", "owner@example.org"
@@ -143,3 +149,23 @@ def remember_in(db: DB) -> Callable[[Any], None]:
                 setSite(None)
 
     return remember_elsewhere
+
+
+# Forks
+
+
+def send_from_a_child(folder: str, port: int) -> None:
+    """Fork when the site is configured; the parent sends what the child commits."""
+    path = Path(folder) / "site.zcml"
+    path.write_text(SITE.replace("zope.sendmail", "postcommit").format(port=port))
+    xmlconfig.file(str(path))
+    processor = getUtility(IMailQueueProcessor, "Mail")
+    child = os.fork()
+    if not child:
+        with transaction.manager:
+            send("ann@example.org", "From a child")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert processor.stop(30)
+    processor.flush()

@@ -1,4 +1,4 @@
-"""Deliveries and mailers of a registry, replaced by ones that only record."""
+"""The mail utilities of a registry, replaced by ones that only record."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,11 +8,14 @@ from typing import Any
 
 import zope.event
 from zope.component import getGlobalSiteManager
+from zope.interface import implementer
 from zope.interface.interfaces import IComponents
 
 from postcommit.delivery import DirectMailDelivery
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import Tally
 from postcommit.testing.mailer import RecordingMailer
 from postcommit.testing.outbox import Outbox
 
@@ -30,17 +33,25 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
 
     Each utility of the registry, the global one by default, that is a delivery
     or a mailer is replaced: mail arrives in the outbox when its transaction
-    commits. If there is no delivery, there is one named "Mail" and one without
-    a name. Events go to the registry's ``notify``, or to `zope.event.notify`.
+    commits. A processor is replaced by one that does nothing. If there is no
+    delivery, there is one named "Mail" and one without a name. Events go to the
+    registry's ``notify``, or to `zope.event.notify`.
     """
     components: Any = getGlobalSiteManager() if registry is None else registry
     mailer = RecordingMailer(notify=getattr(components, "notify", zope.event.notify))
     delivery = DirectMailDelivery(mailer)
     with ExitStack() as replaced:
-        are_deliveries = [
-            _replace(components, old, delivery, mailer, replaced)
-            for old in list(components.registeredUtilities())
-        ]
+        are_deliveries = []
+        for old in list(components.registeredUtilities()):
+            # Asked for what it is, not what it is registered for: there may be
+            # older interfaces.
+            are_deliveries.append(IMailDelivery.providedBy(old.component))
+            if are_deliveries[-1]:
+                _replace(components, old, delivery, replaced)
+            elif IMailer.providedBy(old.component):
+                _replace(components, old, mailer, replaced)
+            elif IMailQueueProcessor.providedBy(old.component):
+                _replace(components, old, _Idle(old.component), replaced)
         for name in () if any(are_deliveries) else _NAMES:
             components.registerUtility(delivery, IMailDelivery, name, event=False)
             replaced.callback(
@@ -49,31 +60,40 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
         yield mailer.outbox
 
 
-def _replace(
-    components: Any,
-    old: Any,
-    delivery: DirectMailDelivery,
-    mailer: RecordingMailer,
-    replaced: ExitStack,
-) -> bool:
-    """Replace what `old` registers, for a while; tell if it is a delivery.
+def _replace(components: Any, old: Any, new: Any, replaced: ExitStack) -> None:
+    """Have `new` registered in the place of `old`, for a while."""
+    components.registerUtility(new, old.provided, old.name, event=False)
+    replaced.callback(
+        components.registerUtility,
+        old.component,
+        old.provided,
+        old.name,
+        old.info,
+        event=False,
+    )
 
-    It is asked for what it is, not what it is registered for: there may be
-    older interfaces.
-    """
-    is_delivery = IMailDelivery.providedBy(old.component)
-    if is_delivery or IMailer.providedBy(old.component):
-        new = delivery if is_delivery else mailer
-        components.registerUtility(new, old.provided, old.name, event=False)
-        replaced.callback(
-            components.registerUtility,
-            old.component,
-            old.provided,
-            old.name,
-            old.info,
-            event=False,
-        )
-    return is_delivery
+
+@implementer(IMailQueueProcessor)
+class _Idle:
+    """A processor that sends nothing; what it stands for has the options."""
+
+    def __init__(self, processor: IMailQueueProcessor) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def run(self) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def stop(self, timeout: float | None = None) -> bool:
+        return True
+
+    def flush(self) -> Tally:
+        return Tally()
 
 
 def setUp(test: Any = None, *, registry: IComponents | None = None) -> Outbox:
