@@ -502,7 +502,7 @@ class IMailErrorEvent(IMailEvent):
 
 
 class IMailDeferredEvent(IMailErrorEvent):
-    """The attempt failed for now. A queue tries again by itself."""
+    """The attempt failed for now. A queue tries again, a direct delivery does not."""
 
 
 class IMailRejectedEvent(IMailErrorEvent):
