@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,22 @@ def test_errors_point_at_file_and_line(
         configure(f"\n\n{words}")
     assert 'site.zcml", line 7.0' in str(caught.value)
     assert list(getUtilitiesFor(IMailQueueProcessor)) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '<mail:smtpMailer name="m" username="me" password="sesame" port="0" />',
+        '<mail:smtpMailer name="m" username="me" password="sesa&#10;me" />',
+        '<mail:smtpMailer name="m" username="me" password="sesame" />' * 2,
+    ],
+)
+def test_no_error_tells_a_password(configure: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configure(words)
+    told = "".join(traceback.format_exception(caught.value))
+    assert 'site.zcml", line 5.' in told
+    assert "sesa" not in told
 
 
 def test_a_conflict(configure: Any) -> None:

@@ -22,6 +22,8 @@ from zope.interface import Interface
 from zope.interface.interface import InterfaceClass
 from zope.schema import Bool as SchemaBool
 from zope.schema import Field
+from zope.schema import Password
+from zope.schema import Text
 from zope.schema import TextLine
 from zope.schema import getFieldsInOrder
 
@@ -65,6 +67,9 @@ def _attribute(field: Field) -> Any:
     if isinstance(field, SchemaBool):
         # The field of zope.schema takes all but "true" for false.
         return Bool(required=needed, default=field.default, **words)
+    if isinstance(field, Password):
+        # What a field refuses it repeats; the mailer checks without doing so.
+        return Text(required=needed, **words)
     made = copy.copy(field)
     made.required = needed
     return made
@@ -208,7 +213,17 @@ def fileMailer(_context: Any, name: str, **options: Any) -> None:
 
 def _register_mailer(_context: Any, name: str, mailer: IMailer) -> None:
     for contract in _with_older(IMailer):
-        _register(_context, contract, name, lambda: mailer)
+        _register(_context, contract, name, lambda: mailer, info=_Place(_context.info))
+
+
+class _Place:
+    """Where a directive stands, without its text: that may have a password."""
+
+    def __init__(self, info: Any) -> None:
+        self._text = repr(info)
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 # Deliveries
@@ -300,11 +315,14 @@ def _with_older(contract: Any) -> list[Any]:
 
 
 def _register(
-    _context: Any, contract: Any, name: str, make: Callable[[], Any]
+    _context: Any, contract: Any, name: str, make: Callable[[], Any], info: Any = None
 ) -> None:
     """Register what `make` returns, unless another directive prevails."""
+    info = info or _context.info
 
     def register() -> None:
-        handler("registerUtility", make(), contract, name, _context.info)
+        handler("registerUtility", make(), contract, name, info)
 
-    _context.action(discriminator=("utility", contract, name), callable=register)
+    _context.action(
+        discriminator=("utility", contract, name), callable=register, info=info
+    )
