@@ -85,15 +85,17 @@ def nothing_left(tmp_path, monkeypatch):
     def state():
         return (
             os.listdir(tmp_path),
-            set(threading.enumerate()),
-            len(os.listdir("/proc/self/fd")),
             list(zope.event.subscribers),
             [(log.level, log.propagate, log.handlers[:]) for log in loggers],
         )
 
     before = state()
+    threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     yield
     wait_for(lambda: state() == before)
+    # What other tests have left may well end meanwhile.
+    wait_for(lambda: threads >= set(threading.enumerate()))
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= files)
 
 
 # The story

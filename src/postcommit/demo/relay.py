@@ -5,6 +5,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass
 from email import message_from_bytes
 from email import policy
@@ -68,22 +69,32 @@ class Relay:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._call(self._close())
+        self._call(self._close)
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join()
 
     def up(self) -> None:
         """Listen; on the same port as before, if there was one."""
-        self._call(self._listen())
+        self._call(self._listen)
         self._tell(f"listens on {self.host}:{self.port}")
 
     def down(self) -> None:
         """Refuse connections, and drop those that there are."""
-        self._call(self._close())
+        self._call(self._close)
         self._tell("goes away")
 
-    def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(_SECONDS)
+    def _call(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have the loop's thread do `work`, and wait for it.
+
+        The coroutine is made there: made here, Ctrl-C could leave it unawaited.
+        """
+        done: Future[asyncio.Future[None]] = Future()
+
+        def begin() -> None:
+            asyncio.ensure_future(work()).add_done_callback(done.set_result)
+
+        self._loop.call_soon_threadsafe(begin)
+        done.result(_SECONDS).result()
 
     def _run(self) -> None:
         asyncio.run(self._live())
