@@ -9,9 +9,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
-from zope.schema import Bool
-from zope.schema import Float
-from zope.schema import Int
 from zope.schema import getFieldsInOrder
 
 from postcommit.defaultsender import DefaultSender
@@ -28,12 +25,11 @@ from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import TLSMode
 from postcommit.maildir import check_path
 from postcommit.queue.runner import QueueProcessor
+from postcommit.settings import from_text
+from postcommit.settings import truth
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 
-
-_TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})
-_FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
 
 _MAILERS = ("smtp", "sendmail", "file")
 
@@ -140,11 +136,11 @@ class MailSettings:
         """
         ssl = self._truth("ssl")
         tls = self._take("tls")
-        truth = _truth(tls)
+        meant = truth(tls)
         mode = tls
-        if truth is True:
+        if meant is True:
             mode = TLSMode.STARTTLS.value
-        elif truth is False:
+        elif meant is False:
             mode = None if ssl else TLSMode.NONE.value
         implicit = TLSMode.IMPLICIT.value
         if mode is not None and ssl is not None and ssl != (mode == implicit):
@@ -158,10 +154,10 @@ class MailSettings:
 
     def _truth(self, name: str) -> bool | None:
         value = self._take(name)
-        truth = _truth(value)
-        if value is not None and truth is None:
+        meant = truth(value)
+        if value is not None and meant is None:
             raise self._error(name, value, "must be true or false")
-        return truth
+        return meant
 
     def _options(self, contract: Any, names: Mapping[str, str]) -> dict[str, Any]:
         """Take what is there of `names`; return it as options of `contract`."""
@@ -171,7 +167,7 @@ class MailSettings:
                 if option in options:
                     reason = f"{self._prefix}{self._setting(names, option)} is the same"
                     raise self._error(name, self._left[name], reason)
-                options[option] = _typed(contract[option], self._take(name))
+                options[option] = from_text(contract[option], self._take(name))
         return options
 
     def _setting(self, names: Mapping[str, str], option: str) -> str:
@@ -198,7 +194,7 @@ class MailSettings:
         for name, value in self._left.items():
             if name not in _REFUSED:
                 raise self._error(name, value, "there is no such setting")
-            if _truth(value) is not False:
+            if truth(value) is not False:
                 raise self._error(name, value, _REFUSED[name])
 
     def _check(self) -> None:
@@ -222,28 +218,3 @@ class MailSettings:
     def _error(self, name: str, value: object, reason: str) -> OptionError:
         shown = "***" if "password" in name else value
         return OptionError(f"{self._prefix}{name}", shown, reason)
-
-
-def _truth(value: Any) -> bool | None:
-    """Return what is meant by `value`, None where it is no truth value."""
-    if isinstance(value, bool | int):
-        value = str(int(value))
-    word = value.lower() if isinstance(value, str) else ""
-    return True if word in _TRUE else False if word in _FALSE else None
-
-
-def _typed(field: Any, value: Any) -> Any:
-    """Return `value` as `field` wants it, or as it is, to be refused by name."""
-    if not isinstance(value, str):
-        return value
-    if isinstance(field, Bool):
-        truth = _truth(value)
-        return value if truth is None else truth
-    try:
-        if isinstance(field, Int):
-            return int(value)
-        if isinstance(field, Float):
-            return float(value)
-    except ValueError:
-        pass  # the field says better what is wrong with it
-    return value
