@@ -106,7 +106,7 @@ def sorted_out(given: Mapping[str, Any], *schemas: Any) -> tuple[dict[str, Any],
         owner = _owner(name, schemas)
         if owner is None:
             known = [other for schema in schemas for other in fields_of(schema)]
-            raise unknown(name, value, known)
+            raise unknown(name, known)
         attribute = _field(schemas[owner], name).__name__
         if attribute in found[owner]:
             raise OptionError(name, value, "is given twice, by two names")
@@ -115,12 +115,14 @@ def sorted_out(given: Mapping[str, Any], *schemas: Any) -> tuple[dict[str, Any],
     return found
 
 
-def unknown(name: str, value: object, known: Iterable[str]) -> OptionError:
-    """Return the error for an option `name` that is none of those `known`."""
+def unknown(name: str, known: Iterable[str]) -> OptionError:
+    """Return the error for an option `name` that is none of those `known`.
+
+    It may be a misspelt password, so the value is not shown.
+    """
     near = difflib.get_close_matches(setting_name(name), list(known), 1)
     hint = f"; do you mean {near[0]}?" if near else ""
-    shown = "***" if "pass" in name.lower() else value
-    return OptionError(name, shown, f"there is no such option{hint}")
+    return OptionError(name, "***", f"there is no such option{hint}")
 
 
 def _field(schema: Any, name: str) -> Any:
