@@ -221,6 +221,18 @@ def test_an_entry_is_claimed_once_until_it_is_released(path: str) -> None:
     assert descriptors() == before
 
 
+def test_what_is_added_to_a_claimed_file_is_read_too(path: str) -> None:
+    claim = Claim.take(path)
+    assert claim is not None
+    before = claim.read_bytes()
+    with open(path, "ab") as file:
+        file.write(2 * before)
+    assert claim.read_bytes() == 3 * before
+    os.truncate(path, 10)
+    assert claim.read_bytes() == before[:10]
+    claim.release()
+
+
 def test_what_is_gone_cannot_be_claimed(path: str) -> None:
     os.unlink(path)
     assert Claim.take(path) is None
@@ -231,14 +243,14 @@ def test_a_file_that_was_settled_while_we_opened_it_is_not_claimed(
     path: str, settled: str
 ) -> None:
     lock = FileLock(path)
-    assert _is_still(lock.descriptor, path)
+    assert _is_still(os.fstat(lock.descriptor), path)
     # Its holder settles the entry now, and lets go of the lock.
     if settled != "replaced":
         os.rename(path, f"{path}:2,")
     else:
         os.rename(shutil.copy(path, f"{path}.new"), path)
     assert lock.acquire()
-    assert not _is_still(lock.descriptor, path)
+    assert not _is_still(os.fstat(lock.descriptor), path)
     lock.release()
 
 

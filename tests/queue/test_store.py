@@ -182,6 +182,15 @@ def test_a_claim_of_an_older_library_is_respected_for_three_hours(store: Store) 
     again.release()
 
 
+def test_another_link_to_an_entry_is_no_claim(store: Store) -> None:
+    claim = accept(store)
+    claim.release()
+    os.link(claim.path, f"{store.path}/backup")
+    again = store.claim(claim.path)
+    assert again is not None
+    again.release()
+
+
 def test_a_name_that_does_not_tell_the_time_leaves_the_mtime(store: Store) -> None:
     path = f"{store.path}/new/message"
     Path(path).write_bytes(ENTRY.preamble() + MESSAGE)

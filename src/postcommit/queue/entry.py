@@ -175,11 +175,14 @@ def accepted_at(name: str) -> float | None:
 class Claim:
     """An entry that is being worked on, by this thread and no other.
 
-    `path` is where it is. No claim outlives the process that took it.
+    `path` is where it is, `links` how many names it has. No claim outlives the
+    process that took it.
     """
 
-    def __init__(self, path: str, lock: FileLock) -> None:
+    def __init__(self, path: str, lock: FileLock, status: os.stat_result) -> None:
         self.path = path
+        self.links = status.st_nlink
+        self._size = status.st_size
         self._lock = lock
 
     @classmethod
@@ -192,13 +195,15 @@ class Claim:
             lock = FileLock(path)
         except FileNotFoundError:
             return None
-        kept = False
+        claim = None
         try:
-            kept = lock.acquire() and _is_still(lock.descriptor, path)
+            if lock.acquire():
+                status = os.fstat(lock.descriptor)
+                claim = cls(path, lock, status) if _is_still(status, path) else None
         finally:
-            if not kept:
+            if claim is None:
                 lock.release()
-        return cls(path, lock) if kept else None
+        return claim
 
     @property
     def stem(self) -> str:
@@ -211,9 +216,12 @@ class Claim:
 
     def read_bytes(self) -> bytes:
         """Read the file as it is."""
-        with open(self._lock.descriptor, "rb", buffering=0, closefd=False) as file:
-            file.seek(0)
-            return file.readall()
+        # One byte more: that it is missing tells that this is all, in one call.
+        data = piece = os.pread(self._lock.descriptor, self._size + 1, 0)
+        while piece and len(data) != self._size:
+            piece = os.pread(self._lock.descriptor, self._size + 1, len(data))
+            data += piece
+        return data
 
     def release(self, *, removed: bool = False) -> None:
         """Let others claim what is left of the entry. May be called again.
@@ -228,13 +236,12 @@ def stem(path: str) -> str:
     return os.path.basename(path).partition(":2,")[0]
 
 
-def _is_still(descriptor: int, path: str) -> bool:
-    """Tell whether the file that we have locked is the one at `path`.
+def _is_still(locked: os.stat_result, path: str) -> bool:
+    """Tell whether the file that we have `locked` is the one at `path`.
 
     Between our opening and locking it, its holder may have settled the entry:
     then ours was removed, or replaced by another file.
     """
-    locked = os.fstat(descriptor)
     if not stat.S_ISREG(locked.st_mode):
         raise QueueError(path, "is no regular file; remove it from the queue")
     try:

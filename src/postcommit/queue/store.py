@@ -44,8 +44,8 @@ FAILED = ".Failed"
 # As the Maildir format has it: who needs longer to write a message is dead.
 LEFTOVER_AGE = 36 * 3600.0
 
-# A processor of an older library claims NAME by a file .sending-NAME, for so
-# many seconds.
+# A processor of an older library claims NAME by a link .sending-NAME to it,
+# for so many seconds.
 _FOREIGN_CLAIM_AGE = 3 * 3600.0
 
 
@@ -80,14 +80,12 @@ class Store:
 
     def claim(self, path: str) -> Claim | None:
         """Claim the entry at `path`; None if somebody has it, or it is gone."""
-        folder, name = os.path.split(path)
-        try:
-            foreign = os.stat(f"{folder}/.sending-{name}").st_mtime
-        except FileNotFoundError:
-            return Claim.take(path)
-        if time.time() - foreign < _FOREIGN_CLAIM_AGE:
+        claim = Claim.take(path)
+        # Theirs is a second name of the file, so most need no closer look.
+        if claim is not None and claim.links > 1 and _is_foreign(path):
+            claim.release()
             return None
-        return Claim.take(path)
+        return claim
 
     # Settle
 
@@ -208,6 +206,13 @@ class Store:
                 if not staging.is_prepared(path) and _age(path) > LEFTOVER_AGE:
                     log.warning("%s: removed, it was never complete", path)
                     remove(path)
+
+
+def _is_foreign(path: str) -> bool:
+    """Tell whether an older library has claimed the entry at `path`."""
+    folder, name = os.path.split(path)
+    sending = f"{folder}/.sending-{name}"
+    return os.path.exists(sending) and _age(sending) < _FOREIGN_CLAIM_AGE
 
 
 def _age(path: str) -> float:
