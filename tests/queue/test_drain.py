@@ -102,6 +102,13 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         pause.wait(0.005)
 
 
+def await_sign_of_life(queue: Queue) -> None:
+    """Make the last sign of life an old one, and wait for the next."""
+    pipe = queue.path / ".wakeup"
+    os.utime(pipe, (1000, 1000))
+    until(lambda: os.stat(pipe).st_atime > 1000)
+
+
 # Once
 
 
@@ -225,6 +232,32 @@ def test_a_rate_limit_spreads_the_messages(queue: Queue) -> None:
 
 
 # Trouble
+
+
+@pytest.mark.parametrize("rate_limit", [None, 0.001])
+def test_it_gives_signs_of_life_also_while_it_waits_for_workers(
+    queue: Queue, rate_limit: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("postcommit.queue.drain.BEAT_SECONDS", 0.001)
+    monkeypatch.setattr("postcommit.queue.wakeup._LEAST_SECONDS", 0.0)
+    reached, released = threading.Event(), threading.Event()
+
+    def before(taken: object) -> None:
+        reached.set()
+        released.wait(60)
+
+    queue.mailer.before = before
+    queue.send(200)
+    with Running(queue.drain(1, rate_limit)) as drain:
+        assert reached.wait(60)
+        for _ in range(3):
+            await_sign_of_life(queue)
+        released.set()
+        if rate_limit is None:
+            until(lambda: not queue.left())
+        else:
+            await_sign_of_life(queue)
+            drain.stop()
 
 
 def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(

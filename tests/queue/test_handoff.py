@@ -91,4 +91,15 @@ def test_closing_lets_everybody_go_and_forgets_what_was_not_taken() -> None:
 
 
 def test_a_wait_for_the_end_has_an_end() -> None:
-    Handoff(1).wait_closed(0.001)
+    assert not Handoff(1).wait_closed(0.001)
+
+
+def test_waiting_for_a_while_only() -> None:
+    handoff = Handoff(1)
+    assert handoff.join(0.001)
+    assert handoff.put("a", 0.001)
+    assert not handoff.put("b", 0.001)
+    assert not handoff.join(0.001)
+    handoff.close()
+    assert handoff.put("b", 0.001)
+    assert handoff.join(0.001)

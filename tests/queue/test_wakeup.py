@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from postcommit.queue import wakeup
 from postcommit.queue.wakeup import Bell
+from postcommit.queue.wakeup import heartbeat
 from postcommit.queue.wakeup import ring
+from tests.support.faults import without_privileges
 
 
 HOUR = 3600.0
@@ -113,3 +116,75 @@ def test_two_listeners_one_ring(tmp_path: Path) -> None:
     assert not any(thread.is_alive() for thread in waiting)
     one.close()
     other.close()
+
+
+# Signs of life
+
+
+def test_a_living_processor_can_be_told_from_a_dead_one(tmp_path: Path) -> None:
+    assert heartbeat(str(tmp_path)) is None
+    bell = Bell(str(tmp_path))
+    assert abs((heartbeat(str(tmp_path)) or 0) - time.time()) < 5
+    bell.close()
+    assert heartbeat(str(tmp_path)) is None
+
+
+def test_what_is_no_pipe_tells_of_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".wakeup").touch()
+    assert heartbeat(str(tmp_path)) is None
+
+
+def test_a_pipe_that_may_not_be_opened_does_not_tell(tmp_path: Path) -> None:
+    Bell(str(tmp_path)).close()
+    (tmp_path / ".wakeup").chmod(0)
+
+    def look() -> None:
+        with pytest.raises(PermissionError):
+            heartbeat(str(tmp_path))
+
+    without_privileges(look)
+
+
+def test_only_the_processor_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / ".wakeup"
+    bell = Bell(str(tmp_path))
+    os.utime(pipe, (1000, 1000))
+    ring(str(tmp_path))
+    bell.beat()  # a second has not passed since the last one
+    assert heartbeat(str(tmp_path)) == 1000
+    monkeypatch.setattr(wakeup, "_LEAST_SECONDS", 0.0)
+    bell.beat()
+    assert (heartbeat(str(tmp_path)) or 0) > 1000
+    bell.close()
+
+
+def test_who_sleeps_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeup, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(wakeup, "_LEAST_SECONDS", 0.0)
+    bell = Bell(str(tmp_path))
+    os.utime(tmp_path / ".wakeup", (1000, 1000))
+    waiting = threading.Thread(target=bell.wait, args=(HOUR,))
+    waiting.start()
+    until = time.monotonic() + 60
+    while heartbeat(str(tmp_path)) == 1000:
+        assert time.monotonic() < until
+    bell.ring()
+    waiting.join(60)
+    bell.close()
+
+
+def test_a_sign_of_life_that_fails_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bell = Bell(str(tmp_path))
+    [pipe] = bell._outside
+    os.close(pipe)
+    bell._last_beat = -HOUR
+    bell.beat()
+    assert "no sign of life" in caplog.text
+    bell._outside.clear()
+    bell.close()

@@ -7,10 +7,12 @@ there, and the mailer transmits them one behind the other.
 """
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from postcommit.queue.processor import Processor
 from postcommit.queue.processor import Result
 from postcommit.queue.scan import Scan
 from postcommit.queue.store import Store
+from postcommit.queue.wakeup import BEAT_SECONDS
 from postcommit.queue.wakeup import Bell
 
 
@@ -103,7 +106,7 @@ class Drain:
         """Try once all that is due; end early if the relay is in trouble."""
         with self._running():
             self._feed()
-            self._handoff.join()
+            self._patiently(self._handoff.join)
         return self._tally
 
     @contextmanager
@@ -127,13 +130,14 @@ class Drain:
         """Hand all that is due to the workers, unless there is trouble."""
         try:
             for path in self._scan.due():
+                self._bell.beat()
                 if self._stopping or self._pause.state is State.PAUSED:
                     self._scan.look_again()
                     return
                 self._keep_pace()
-                self._handoff.put(path)
+                self._patiently(functools.partial(self._handoff.put, path))
                 if self._pause.state is State.PROBING:
-                    self._handoff.join()
+                    self._patiently(self._handoff.join)
         except OSError as error:
             self._pause.failed(error)
             self._scan.look_again()
@@ -141,8 +145,16 @@ class Drain:
     def _keep_pace(self) -> None:
         if self._pace.rate_limit is not None:
             now = time.monotonic()
-            self._handoff.wait_closed(max(0.0, self._next_slot - now))
+            while (left := self._next_slot - time.monotonic()) > 0:
+                if self._handoff.wait_closed(min(left, BEAT_SECONDS)):
+                    return
+                self._bell.beat()
             self._next_slot = max(self._next_slot, now) + 1 / self._pace.rate_limit
+
+    def _patiently(self, wait: Callable[[float], bool]) -> None:
+        """Wait for as long as it takes, and give signs of life meanwhile."""
+        while not wait(BEAT_SECONDS):
+            self._bell.beat()
 
     def _seconds_to_sleep(self) -> float:
         if self._pause.state is State.PAUSED:

@@ -25,17 +25,22 @@ class Handoff:
         self._room_there = threading.Condition(lock)
         self._all_done = threading.Condition(lock)
 
-    def put(self, path: str) -> None:
-        """Add `path`, when there is room. Once closed, it is forgotten."""
+    def put(self, path: str, timeout: float | None = None) -> bool:
+        """Add `path`, when there is room. Once closed, it is forgotten.
+
+        Returns False where there was no room for `timeout` seconds.
+        """
         with self._room_there:
-            if len(self._paths) >= self._capacity:
-                self._room_there.wait_for(
-                    lambda: self._closed or len(self._paths) <= self._capacity // 2
-                )
+            if len(self._paths) >= self._capacity and not self._room_there.wait_for(
+                lambda: self._closed or len(self._paths) <= self._capacity // 2,
+                timeout,
+            ):
+                return False
             if not self._closed:
                 self._paths.append(path)
                 self._unfinished += 1
                 self._work_there.notify()
+            return True
 
     def take(self) -> str | None:
         """Wait for a path, and take it; None when closed."""
@@ -67,15 +72,20 @@ class Handoff:
             if not self._unfinished:
                 self._all_done.notify_all()
 
-    def join(self) -> None:
-        """Wait until all that was put is worked on, or this is closed."""
-        with self._all_done:
-            self._all_done.wait_for(lambda: self._closed or not self._unfinished)
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put is worked on, or this is closed.
 
-    def wait_closed(self, timeout: float) -> None:
-        """Sleep for `timeout` seconds, or until this is closed."""
+        Returns False where neither came true for `timeout` seconds.
+        """
+        with self._all_done:
+            return self._all_done.wait_for(
+                lambda: self._closed or not self._unfinished, timeout
+            )
+
+    def wait_closed(self, timeout: float) -> bool:
+        """Sleep for `timeout` seconds, or until this is closed; tell if it is."""
         with self._room_there:
-            self._room_there.wait_for(lambda: self._closed, timeout)
+            return self._room_there.wait_for(lambda: self._closed, timeout)
 
     def close(self) -> None:
         """Let everybody go who waits; what was not taken is forgotten."""

@@ -3,19 +3,32 @@
 A named pipe in the queue's folder: whoever accepts an entry writes a byte into
 it, and a processor sleeps until there is one. Where nobody reads, or where the
 file system has no pipes, nothing happens: the polling interval is the fallback.
+
+The same pipe tells whether a processor lives: then somebody has it open to read,
+and its access time is the last sign of life. (Not its time of modification: that
+is of those who ring.)
 """
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import os
 import select
 import stat
 import threading
+import time
 
 
 log = logging.getLogger(__name__)
 
 _NAME = ".wakeup"
+
+# A processor gives a sign of life so often, in seconds, as long as it does not
+# hang.
+BEAT_SECONDS = 10.0
+
+_LEAST_SECONDS = 1.0
 
 
 def ring(queue_path: str) -> None:
@@ -34,6 +47,25 @@ def ring(queue_path: str) -> None:
         os.close(pipe)
 
 
+def heartbeat(queue_path: str) -> float | None:
+    """Return when a living processor of the queue gave its last sign of life.
+
+    In seconds since the epoch; None where no processor lives. Raises OSError
+    where that cannot be found out.
+    """
+    path = f"{queue_path}/{_NAME}"
+    try:
+        found = os.stat(path)
+        if not stat.S_ISFIFO(found.st_mode):
+            return None
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO):
+            return None
+        raise
+    return found.st_atime
+
+
 class Bell:
     """The sleeping side, to be used by one thread.
 
@@ -46,6 +78,8 @@ class Bell:
         self._outside = self._open()
         self._closed = False
         self._lock = threading.RLock()  # a signal handler may ring
+        self._last_beat = -math.inf
+        self.beat()
 
     def _open(self) -> list[int]:
         try:
@@ -79,13 +113,30 @@ class Bell:
             except BlockingIOError:
                 pass  # full: it was rung often enough
 
+    def beat(self) -> None:
+        """Give a sign of life; each second is often enough."""
+        now = time.monotonic()
+        if now - self._last_beat >= _LEAST_SECONDS:
+            self._last_beat = now
+            for pipe in self._outside:
+                try:
+                    os.utime(pipe)
+                except OSError as error:
+                    log.warning("%s: no sign of life: %s", self._path, error)
+
     def wait(self, timeout: float) -> None:
         """Sleep until somebody rings, `timeout` seconds at most."""
-        readers = [self._inside[0], *self._outside]
+        deadline = time.monotonic() + max(0.0, timeout)
         poll = select.poll()
-        for reader in readers:
+        for reader in (self._inside[0], *self._outside):
             poll.register(reader, select.POLLIN)
-        for reader, _ in poll.poll(max(0.0, timeout) * 1000):
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            rung = poll.poll(min(left, BEAT_SECONDS) * 1000)
+            self.beat()
+            if rung or not left:
+                break
+        for reader, _ in rung:
             try:
                 os.read(reader, 65536)
             except BlockingIOError:
