@@ -14,11 +14,11 @@ SOURCE = ROOT / "src" / "postcommit"
 ROW = re.compile(r"^   \* - (\d+)\n     - ``([\w/]+)``", re.MULTILINE)
 FACES = {"zcml", "pyramid", "cli", "testing"}
 
-MODULES = sorted(
-    str(path.relative_to(SOURCE).with_suffix(""))
-    for path in SOURCE.rglob("*.py")
-    if path.name != "__init__.py"
+FILES = sorted(
+    str(path.relative_to(SOURCE).with_suffix("")) for path in SOURCE.rglob("*.py")
 )
+MODULES = [name for name in FILES if not name.endswith("__init__")]
+PACKAGES = [name for name in FILES if name.endswith("__init__")]
 
 
 def layers() -> dict[str, int]:
@@ -26,55 +26,81 @@ def layers() -> dict[str, int]:
     return {module: int(layer) for layer, module in ROW.findall(text)}
 
 
-def imported(module: str) -> Iterator[str]:
-    """Yield the modules of ours that `module` imports, wherever in its code.
+def imported(module: str) -> list[str]:
+    """Return the modules of ours that `module` imports, wherever in its code.
 
     Imports for type checkers only do not count.
     """
-    tree = ast.parse((SOURCE / f"{module}.py").read_text())
-    for node in walk(tree):
+    return imports_of((SOURCE / f"{module}.py").read_text())
+
+
+def imports_of(code: str) -> list[str]:
+    names: list[str] = []
+    for node in walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            found = module_of(name)
-            if found is not None:
-                yield found
+            assert not node.level, "relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and "import_module" in ast.dump(node.func):
+            names += [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
+    found = (module_of(name) for name in names)
+    return [module for module in found if module is not None]
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
     yield node
     for child in ast.iter_child_nodes(node):
-        checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
-        if not checking:
+        if isinstance(child, ast.If) and is_type_checking(child.test):
+            for other in child.orelse:
+                yield from walk(other)
+        else:
             yield from walk(child)
 
 
+def is_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
 def module_of(name: str) -> str | None:
-    """Return the module that the dotted `name` is, or is in."""
+    """Return the module of ours that the dotted `name` is, or is in.
+
+    For a name that a package hands out, it is the package's ``__init__``.
+    """
     parts = name.split(".")
     if parts[0] != "postcommit":
         return None
     while len(parts) > 1:
         module = "/".join(parts[1:])
-        if module in MODULES:
-            return module
+        for found in (module, f"{module}/__init__"):
+            if found in FILES:
+                return found
         parts.pop()
-    return None
+    return "__init__"
 
 
 def test_each_module_has_a_row_and_each_row_a_module() -> None:
     assert sorted(layers()) == MODULES
 
 
+# Through the names that a package hands out on first use, any layer could reach
+# any other one.
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_name_a_module(module: str) -> None:
+    wrong = [other for other in imported(module) if other in PACKAGES]
+    assert not wrong, f"{module} imports from {wrong}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_nothing_of_ours(package: str) -> None:
+    assert imported(package) == []
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_to_a_lower_layer(module: str) -> None:
     layer = layers()
-    wrong = [m for m in imported(module) if m != module and layer[m] >= layer[module]]
+    known = [other for other in imported(module) if other not in (module, *PACKAGES)]
+    wrong = [other for other in known if layer[other] >= layer[module]]
     assert not wrong, f"{module} ({layer[module]}) imports {wrong}"
 
 
@@ -86,12 +112,39 @@ def test_queue_and_smtp_do_not_meet_and_nobody_imports_a_face(module: str) -> No
         assert other.partition("/")[0] not in FACES - {package}
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", FILES)
 def test_modules_and_functions_stay_small(module: str) -> None:
     text = (SOURCE / f"{module}.py").read_text()
     assert text.count("\n") < (700 if module == "interfaces" else 350)
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
-            length = node.end_lineno - node.lineno
+            length = node.end_lineno - node.lineno + 1
             assert length < 45, f"{module}.{node.name}: {length} lines"
+
+
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        ("import postcommit.queue.store", ["queue/store"]),
+        ("import postcommit.queue.store as store, os", ["queue/store"]),
+        ("from postcommit.queue import store", ["queue/store"]),
+        ("from postcommit.queue.store import Store", ["queue/store"]),
+        ("from postcommit import errors, zcml", ["errors", "zcml"]),
+        ("import postcommit", ["__init__"]),
+        ("from postcommit import SMTPMailer", ["__init__"]),
+        ("from postcommit.testing import Mail", ["testing/__init__"]),
+        ("def f():\n    from postcommit.zcml import x", ["zcml"]),
+        ("async def f():\n    import postcommit.cli", ["cli"]),
+        ("import_module('postcommit.zcml')", ["zcml"]),
+        ("importlib.import_module('postcommit.zcml')", ["zcml"]),
+        ("import os\nimport_module('os')\nimport_module(name)", []),
+        ("if TYPE_CHECKING:\n    import postcommit.cli", []),
+        ("if typing.TYPE_CHECKING:\n    import postcommit.cli", []),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    import postcommit.cli", ["cli"]),
+        ("if not TYPE_CHECKING:\n    import postcommit.cli", ["cli"]),
+        ("import postcommitted", []),
+    ],
+)
+def test_this_reads_imports_in_any_form(code: str, modules: list[str]) -> None:
+    assert imports_of(code) == modules

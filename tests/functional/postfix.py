@@ -99,7 +99,11 @@ class Postfix:
     def __enter__(self) -> Postfix:
         self._configure()
         self._run("start")
-        self._wait_until(self._listens, "it does not listen")
+        try:
+            self._wait_until(self._listens, "it does not listen")
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -108,9 +112,16 @@ class Postfix:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Not `stop`, which lets daemons finish what they do for a while.
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop it, if it runs, and wait until none of its processes is left."""
+        if not self.processes():
+            return
+        # Postfix's own `stop` lets daemons finish what they do for a while.
         self._run("abort")
-        self._wait_until(lambda: not self._listens(), "it does not stop")
+        # The daemons end when they see that their master is gone.
+        self._wait_until(lambda: not self.processes(), "it does not stop")
 
     def _configure(self) -> None:
         owner = pwd.getpwnam("postfix")
@@ -160,6 +171,18 @@ class Postfix:
         while not condition():
             assert time.monotonic() < until, f"{failure}\n{self.log}"
             pause.wait(0.02)
+
+    def processes(self) -> list[int]:
+        """Return the ids of its processes: their working folder is its queue."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                folder = (process / "cwd").readlink()
+            except OSError:  # it has just ended
+                continue
+            if folder.is_relative_to(self.folder):
+                found.append(int(process.name))
+        return found
 
     @property
     def log(self) -> str:

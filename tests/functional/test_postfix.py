@@ -53,6 +53,15 @@ def test_a_mail_sent_in_one_process_is_delivered_by_another(
     assert {m.get_payload() for m in delivered} == {"It is yours.\n"}
 
 
+def test_it_leaves_no_process_behind(postfix: Postfix) -> None:
+    mailer = SMTPMailer("127.0.0.1", postfix.port)
+    assert mailer.send("shop@example.org", ANN, "Subject: x\n\n").sent
+    assert len(postfix.processes()) > 2
+    postfix.stop()
+    assert postfix.processes() == []
+    mailer.close()
+
+
 def test_unknown_recipients_among_known_ones(postfix: Postfix) -> None:
     mailer = SMTPMailer("127.0.0.1", postfix.port)
     report = mailer.send("shop@example.org", [ANN, NOBODY, BOB], "Subject: x\n\nx\n")

@@ -1,0 +1,71 @@
+"""Nothing is skipped in CI."""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SKIPPED = {
+    "call": "import pytest\ndef test_it(): pytest.skip('because')",
+    "mark": "import pytest\n@pytest.mark.skip(reason='because')\ndef test_it(): pass",
+    "fixture": (
+        "import pytest\n"
+        "@pytest.fixture\n"
+        "def it(): pytest.skip('because')\n"
+        "def test_it(it): pass"
+    ),
+    "module": "import pytest\npytest.skip('because', allow_module_level=True)",
+}
+
+
+def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    options = ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(folder)],
+        env={**environment, **variables},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    for name, code in SKIPPED.items():
+        (tmp_path / f"test_{name}.py").write_text(f"{code}\n")
+    passing = "import pytest\ndef test_it(): pass\n"
+    expected = "@pytest.mark.xfail\ndef test_that(): assert not 'ready'\n"
+    (tmp_path / "test_good.py").write_text(passing + expected)
+    return tmp_path
+
+
+def test_what_is_skipped_fails_in_ci_with_its_reason(suite: Path) -> None:
+    done = run(suite, CI="true")
+    assert done.returncode != 0
+    for name in SKIPPED:
+        line = rf"skipped in CI: .*test_{name}.py.*because"
+        assert re.search(line, done.stdout), name
+    assert " skipped" not in done.stdout.splitlines()[-1]
+
+
+def test_what_is_expected_to_fail_does_not(suite: Path) -> None:
+    for name in SKIPPED:
+        (suite / f"test_{name}.py").unlink()
+    done = run(suite, CI="true")
+    assert done.returncode == 0
+    assert "1 passed, 1 xfailed" in done.stdout
+
+
+def test_elsewhere_it_is_skipped(suite: Path) -> None:
+    done = run(suite)
+    assert done.returncode == 0
+    assert "4 skipped" in done.stdout

@@ -1,0 +1,78 @@
+"""Packaging and CI say the same thing wherever they say it."""
+from __future__ import annotations
+
+import configparser
+import importlib.metadata
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import postcommit
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def read(name: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string((ROOT / name).read_text())
+    return parser
+
+
+SETUP = read("setup.cfg")
+TOX = read("tox.ini")
+
+
+def minors(text: str, pattern: str) -> list[int]:
+    return sorted(int(minor) for minor in re.findall(pattern, text))
+
+
+def test_the_tests_run_on_each_python_that_is_promised() -> None:
+    promised = minors(SETUP["metadata"]["classifiers"], r"Python :: 3\.(\d+)\b")
+    tested = minors(TOX["tox"]["envlist"], r"\bpy3(\d+)\b")
+    assert promised == tested
+    assert SETUP["options"]["python_requires"] == f">= 3.{promised[0]}"
+    [looked_for] = re.findall(r"for minor in ([\d ]+);", ci())
+    assert minors(looked_for, r"\d+") == tested
+
+
+def test_the_branches_are_counted_on_one_python() -> None:
+    commands = TOX["testenv"]["commands"]
+    [counted] = set(re.findall(r"^(py\d+): coverage ", commands, re.MULTILINE))
+    assert counted in TOX["tox"]["envlist"]
+
+
+def test_what_is_installed_is_this_version() -> None:
+    version = SETUP["metadata"]["version"]
+    assert importlib.metadata.version("postcommit") == version
+    released = version.partition(".dev")[0]
+    changes = (ROOT / "CHANGES.rst").read_text()
+    newest = re.findall(r"^(\d+\.\d+\.\d+) \(.*\)\n-+$", changes, re.MULTILINE)[0]
+    assert newest == released
+
+
+def test_type_checkers_are_told_of_the_types() -> None:
+    assert (Path(postcommit.__file__).parent / "py.typed").exists()
+
+
+def test_what_an_extra_of_the_application_wants_is_tested() -> None:
+    extras = {
+        name: set(wanted.split("\n")) - {""}
+        for name, wanted in SETUP["options.extras_require"].items()
+    }
+    for name, wanted in extras.items():
+        if name != "docs":
+            assert wanted <= extras["test"], name
+
+
+def ci() -> str:
+    return (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_script_of_ci_is_sound() -> None:
+    path = ROOT / ".ci" / "run"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert "set -euo pipefail" in ci()
+    assert os.stat(path).st_mode & stat.S_IXUSR
