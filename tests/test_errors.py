@@ -15,6 +15,7 @@ from postcommit.errors import AddressTypeError
 from postcommit.errors import DeliveryError
 from postcommit.errors import EntryError
 from postcommit.errors import ForkedError
+from postcommit.errors import ItemError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
 from postcommit.errors import MissingExtraError
@@ -86,6 +87,7 @@ EXAMPLES = [
     PublishError("queue", ("1",), FULL),
     ForkedError("not yours"),
     EntryError("it is empty"),
+    ItemError("12ab", "is ambiguous"),
     MissingExtraError("cli", "click"),
     RelayError("away", Reply(421)),
     DeliveryError(REPORT, "a@x.org: rejected"),

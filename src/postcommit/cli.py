@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
 
-from postcommit import commands
 from postcommit.errors import MissingExtraError
 from postcommit.errors import PostcommitError
 
@@ -41,6 +41,20 @@ class Command:
     arguments: Callable[[argparse.ArgumentParser], None] = _no_arguments
 
 
+def _command(name: str, summary: str) -> Command:
+    """Return the command that the module of its name implements."""
+    module = f"postcommit.commands.{name.replace('-', '_')}"
+
+    def run(options: Options) -> int:
+        status: int = import_module(module).run(options)
+        return status
+
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        import_module(module).arguments(parser)
+
+    return Command(name, summary, run, arguments)
+
+
 def _demo(options: Options) -> int:
     try:
         from postcommit.demo.story import tell
@@ -53,18 +67,8 @@ def _demo(options: Options) -> int:
 
 COMMANDS = (
     Command("demo", "play a small shop that sends mail; takes a few seconds", _demo),
-    Command(
-        "status",
-        "tell what is in a queue",
-        commands.status,
-        commands.queue_argument,
-    ),
-    Command(
-        "recover",
-        "send or drop what a crash has left in doubt",
-        commands.recover,
-        commands.recover_arguments,
-    ),
+    _command("status", "tell how a queue is, and whether it needs somebody"),
+    _command("recover", "send or drop what a crash has left in doubt"),
 )
 
 

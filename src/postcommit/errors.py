@@ -141,6 +141,18 @@ class EntryError(PostcommitError, ValueError):
         super().__init__(reason)
 
 
+class ItemError(PostcommitError, LookupError):
+    """No entry, or more than one, is meant by an id.
+
+    `id` is what was given, `reason` what is wrong with it.
+    """
+
+    def __init__(self, id: str, reason: str) -> None:
+        self.id = id
+        self.reason = reason
+        super().__init__(f"{shown(id)} {reason}")
+
+
 class MissingExtraError(PostcommitError, ImportError):
     """A part of postcommit needs what only an extra installs.
 

@@ -1,42 +1,42 @@
-"""A queue in an operator's hands: what is in it, and what is in doubt."""
+"""A queue in an operator's hands: how it is, and what may be done to its entries.
+
+=============  ======================================================
+what is done   how
+=============  ======================================================
+retry          a dead letter is renamed into ``new/``; what is deferred
+               becomes due now
+delete         removed, once it is claimed
+recover        prepared files of a dead transaction are renamed into
+               ``new/``, or removed, under their leader's lock
+=============  ======================================================
+
+What somebody works on is never touched.
+"""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import contextmanager
 
+from postcommit.errors import EntryError
+from postcommit.errors import QueueError
 from postcommit.maildir import Maildir
 from postcommit.maildir import explained
 from postcommit.maildir import remove
 from postcommit.maildir import sync
-from postcommit.queue.entry import accepted_at
-from postcommit.queue.staging import original_name
-from postcommit.queue.store import FAILED
+from postcommit.queue.entry import Claim
+from postcommit.queue.item import Details
+from postcommit.queue.item import Item
+from postcommit.queue.item import State
+from postcommit.queue.item import details
+from postcommit.queue.item import find
+from postcommit.queue.item import items
+from postcommit.queue.lock import FileLock
+from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import ring
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many entries are in which state."""
-
-    waiting: int
-    deferred: int
-    failed: int
-    in_doubt: int
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """A prepared file whose transaction is dead.
-
-    `name` is the one that its entry would have; `accepted` is when it was
-    sent, in seconds since the epoch, None if the name does not tell.
-    """
-
-    path: str
-    name: str
-    accepted: float | None
 
 
 class Admin:
@@ -47,43 +47,136 @@ class Admin:
 
     def __init__(self, path: str) -> None:
         Maildir(path)  # which is not created here
-        self._store = Store(path)
+        self.store = Store(path)
         self.path = path
 
-    def counts(self) -> Counts:
-        """Count the entries; those that are claimed count where they are."""
-        maildir = self._store.maildir
-        dead = (f"{self.path}/{FAILED}/{name}" for name in ("new", "cur"))
-        return Counts(
-            waiting=_count(maildir.folder("new")),
-            deferred=_count(maildir.folder("cur")),
-            failed=sum(map(_count, dead)),
-            in_doubt=sum(1 for _ in self.in_doubt()),
-        )
+    # Looking
 
-    def in_doubt(self) -> Iterator[Doubt]:
-        """Yield what a crash has left between vote and finish."""
-        for path in self._store.in_doubt():
-            name = original_name(path)
-            yield Doubt(path, name, accepted_at(name))
+    def items(self, *states: State) -> Iterator[Item]:
+        """Iterate over the items in these `states`; see `postcommit.queue.item`."""
+        return items(self.store, states)
 
-    def send(self, doubt: Doubt) -> None:
-        """Accept the entry: its transaction did commit."""
-        new = self._store.maildir.folder("new")
+    def find(self, ids: Sequence[str]) -> list[Item]:
+        """Return the items that `ids` mean. Raises `ItemError`."""
+        return find(self.store, ids)
+
+    def details(self, of: Item) -> Details | None:
+        """Read what the file says; None if it is gone."""
+        return details(of)
+
+    # Changing
+
+    @contextmanager
+    def changes(self) -> Iterator[None]:
+        """Make what the body has changed durable, and wake a processor."""
+        try:
+            yield
+        finally:
+            with explained(self.path, "make the changes durable"):
+                maildir = self.store.maildir
+                for name in ("new", "cur", "tmp"):
+                    sync(maildir.folder(name))
+                # By the folder's time a processor knows that something in it
+                # has become due.
+                os.utime(maildir.folder("cur"))
+            ring(self.path)
+
+    def retry(self, chosen: Item) -> bool:
+        """Have it tried at the next look; False if it is gone, or worked on.
+
+        Raises `EntryError` for a dead letter that is no entry, `QueueError` for
+        what is in doubt or cannot be moved.
+        """
+        if chosen.state is State.IN_DOUBT:
+            raise QueueError(chosen.path, "is in doubt; use 'postcommit recover'")
+        if chosen.state is State.WAITING:
+            return os.path.exists(chosen.path)  # it is due already
+        claim = self._claim(chosen)
+        if claim is None:
+            return False
+        try:
+            if chosen.state is State.DEFERRED:
+                with explained(chosen.path, "make the entry due"):
+                    os.utime(chosen.path)
+            else:
+                self._revive(chosen)
+        finally:
+            claim.release()
+        return True
+
+    def _revive(self, dead: Item) -> None:
+        read = details(dead)
+        if read is None or read.problem:
+            problem = "it is gone" if read is None else read.problem
+            raise EntryError(f"{dead.id} cannot be sent: {problem}")
+        places = [f"{self.store.maildir.folder('new')}/{dead.name}"]
+        places.append(f"{self.store.maildir.folder('cur')}/{dead.name}:2,")
+        if any(map(os.path.lexists, places)):
+            raise QueueError(dead.path, "an entry of this name is in the queue already")
+        with explained(dead.path, "move the dead letter into the queue"):
+            os.rename(dead.path, places[0])
+
+    def delete(self, chosen: Item) -> bool:
+        """Remove it; False if it is gone, or worked on.
+
+        Raises `QueueError` for what is in doubt or cannot be removed.
+        """
+        if chosen.state is State.IN_DOUBT:
+            reason = "is in doubt; use 'postcommit recover --drop'"
+            raise QueueError(chosen.path, reason)
+        claim = self._claim(chosen)
+        if claim is None:
+            return False
+        try:
+            self.store.finish(claim)
+        finally:
+            claim.release(removed=True)
+        return True
+
+    def _claim(self, chosen: Item) -> Claim | None:
+        with explained(chosen.path, "claim the entry"):
+            return self.store.claim(chosen.path)
+
+    # What is in doubt
+
+    def recover(self, chosen: Iterable[Item], *, send: bool) -> Iterator[Item]:
+        """Accept these entries in doubt, or remove them; yield each when done.
+
+        Those that somebody else recovers just now are left to him.
+        """
+        settle = self._send if send else self._drop
+        transactions: dict[str, list[Item]] = {}
+        for one in chosen:
+            if one.state is not State.IN_DOUBT:
+                raise QueueError(one.path, "is not in doubt")
+            transactions.setdefault(leader_of(one.path), []).append(one)
+        for leader, members in transactions.items():
+            with _held(leader) as is_ours:
+                # The leader last: as long as any is prepared, so is the leader.
+                members.sort(key=lambda one: one.path == leader)
+                for one in members if is_ours else ():
+                    settle(one)
+                    yield one
+
+    def _send(self, doubt: Item) -> None:
+        target = f"{self.store.maildir.folder('new')}/{doubt.name}"
         with explained(doubt.path, "accept the entry"):
-            os.rename(doubt.path, f"{new}/{doubt.name}")
-            sync(new)
-        ring(self.path)
+            os.rename(doubt.path, target)
 
-    def drop(self, doubt: Doubt) -> None:
-        """Remove the entry: its transaction did not commit."""
+    def _drop(self, doubt: Item) -> None:
         with explained(doubt.path, "remove the entry"):
             remove(doubt.path)
 
 
-def _count(folder: str) -> int:
+@contextmanager
+def _held(leader: str) -> Iterator[bool]:
+    """Hold the lock of a transaction's leader; False if somebody else does."""
     try:
-        with os.scandir(folder) as found:
-            return sum(1 for entry in found if not entry.name.startswith("."))
+        lock = FileLock(leader)
     except FileNotFoundError:
-        return 0  # there are no dead letters yet
+        yield True  # it went last: there is nothing left to lock, and nobody alive
+        return
+    try:
+        yield lock.acquire()
+    finally:
+        lock.release()

@@ -157,10 +157,8 @@ def is_in_doubt(path: str) -> bool:
 
     False also where it was published or discarded meanwhile.
     """
-    folder, name = os.path.split(path)
-    leader = name.partition(_PREPARED)[2]
     try:
-        lock = FileLock(f"{folder}/{leader}{_PREPARED}{leader}")
+        lock = FileLock(leader_of(path))
     except FileNotFoundError:
         # The leader goes last, so nothing of a living transaction is left.
         return os.path.exists(path)
@@ -168,6 +166,13 @@ def is_in_doubt(path: str) -> bool:
         return lock.acquire(shared=True) and os.path.exists(path)
     finally:
         lock.release()
+
+
+def leader_of(path: str) -> str:
+    """Return the path of the file whose lock tells of the prepared file `path`."""
+    folder, name = os.path.split(path)
+    leader = name.partition(_PREPARED)[2]
+    return f"{folder}/{leader}{_PREPARED}{leader}"
 
 
 def original_name(path: str) -> str:

@@ -46,7 +46,7 @@ LEFTOVER_AGE = 36 * 3600.0
 
 # A processor of an older library claims NAME by a link .sending-NAME to it,
 # for so many seconds.
-_FOREIGN_CLAIM_AGE = 3 * 3600.0
+FOREIGN_CLAIM_AGE = 3 * 3600.0
 
 
 class Store:
@@ -212,7 +212,7 @@ def _is_foreign(path: str) -> bool:
     """Tell whether an older library has claimed the entry at `path`."""
     folder, name = os.path.split(path)
     sending = f"{folder}/.sending-{name}"
-    return os.path.exists(sending) and _age(sending) < _FOREIGN_CLAIM_AGE
+    return os.path.exists(sending) and _age(sending) < FOREIGN_CLAIM_AGE
 
 
 def _age(path: str) -> float:

@@ -1,0 +1,1 @@
+"""The commands of ``postcommit``: for each a module with `arguments` and `run`."""

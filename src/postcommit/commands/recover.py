@@ -1,0 +1,61 @@
+"""``postcommit recover``: what a crash has left in doubt is sent, or dropped."""
+from __future__ import annotations
+
+import argparse
+
+from postcommit.commands import arguments as args
+from postcommit.commands.output import moment
+from postcommit.commands.output import printable
+from postcommit.errors import ItemError
+from postcommit.queue.admin import Admin
+from postcommit.queue.item import Item
+from postcommit.queue.item import State
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument(
+        "--send", action="store_true", help="the transactions did commit: send them"
+    )
+    choice.add_argument(
+        "--drop", action="store_true", help="they did not commit: remove them"
+    )
+    args.queue(parser)
+    parser.add_argument(
+        "ids",
+        metavar="ID",
+        nargs="*",
+        default=[args.ALL],
+        help="an id, or the beginning of one; - reads them from standard input;"
+        " without any, or with ALL: all that is in doubt",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Send or drop what is in doubt, and say so for each."""
+    admin = Admin(options.queue)
+    ids = args.given_ids(options)
+    if ids is None:
+        items = list(admin.items(State.IN_DOUBT))
+    else:
+        items = admin.find(ids)
+        for item in items:
+            if item.state is not State.IN_DOUBT:
+                raise ItemError(item.id, f"is not in doubt but {item.state.value}")
+    done = "accepted" if options.send else "removed"
+    count = 0
+    with admin.changes():
+        for item in admin.recover(items, send=options.send):
+            print(f"{done}  {_shown(item)}")
+            count += 1
+    if count < len(items):
+        print(f"{len(items) - count} left to somebody who recovers them just now")
+        return 1
+    return 0
+
+
+def _shown(item: Item) -> str:
+    shown = f"{item.id}  {printable(item.name)}"
+    if item.accepted is not None:
+        shown += f"  sent {moment(item.accepted)}"
+    return shown

@@ -1,0 +1,216 @@
+"""``postcommit status``: what is in a queue, and does it need somebody?"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from datetime import timezone
+from typing import Any
+
+from postcommit.commands import arguments as args
+from postcommit.commands.output import coloured
+from postcommit.commands.output import duration
+from postcommit.commands.output import moment
+from postcommit.commands.output import print_json
+from postcommit.commands.output import printable
+from postcommit.queue.admin import Admin
+from postcommit.queue.item import State
+from postcommit.queue.survey import Reason
+from postcommit.queue.survey import Survey
+from postcommit.queue.survey import survey
+
+
+# A processor gives a sign of life every ten seconds. One that has given none for
+# so long hangs.
+HANGS_AFTER = 120.0
+
+# So many of those in doubt are named one by one.
+_MOST_SHOWN = 10
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    args.queue(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    told = "print metrics in the text format of Prometheus"
+    form.add_argument("--prometheus", action="store_true", help=told)
+    parser.add_argument(
+        "--warn-age",
+        metavar="AGE",
+        type=args.seconds,
+        default=900.0,
+        help="exit with 1 if an entry is due for longer than this: 90 (seconds),"
+        " 15m, 2h, 3d (default: 15m)",
+    )
+    parser.add_argument(
+        "--warn-failed",
+        metavar="N",
+        type=int,
+        default=None,
+        help="exit with 1 if there are more dead letters than N (default: any number"
+        " is fine)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print how the queue is; 1 if it needs attention."""
+    admin = Admin(options.queue)
+    now = time.time()
+    seen = survey(admin.store, now)
+    complaints = list(_complaints(seen, now, options))
+    if options.json:
+        print_json(_as_json(options.queue, seen, now, complaints))
+    elif options.prometheus:
+        _print_metrics(options.queue, seen, now, complaints)
+    else:
+        _print(seen, now)
+        _print_doubts(admin)
+        for complaint in complaints:
+            print(f"{coloured('attention', 'red', sys.stdout)}: {complaint}")
+    return 1 if complaints else 0
+
+
+def _complaints(
+    seen: Survey, now: float, options: argparse.Namespace
+) -> Iterator[str]:
+    """Yield what somebody should look after, and how."""
+    if seen.in_doubt:
+        yield f"{seen.in_doubt} in doubt; 'postcommit recover' sends or drops them"
+    if seen.heartbeat is not None and now - seen.heartbeat > HANGS_AFTER:
+        silent = duration(now - seen.heartbeat)
+        yield f"the processor hangs, no sign of life for {silent}; restart it"
+    if seen.oldest_due is not None and now - seen.oldest_due > options.warn_age:
+        late = duration(now - seen.oldest_due)
+        if seen.heartbeat is None:
+            hint = "no processor lives; 'postcommit run' or 'postcommit flush'"
+        else:
+            hint = "the processor's log tells why; 'postcommit test-relay'"
+        yield f"an entry is due for {late}: {hint}"
+    if options.warn_failed is not None and seen.failed > options.warn_failed:
+        yield f"{seen.failed} dead letters; 'postcommit list --failed'"
+
+
+def _print(seen: Survey, now: float) -> None:
+    about = "about " if seen.is_partial else ""
+    late = ""
+    if seen.oldest_due is not None:
+        late = f", the oldest for {duration(max(0.0, now - seen.oldest_due))}"
+    rows = [
+        (seen.waiting, "waiting, never tried", None),
+        (seen.deferred, "deferred", seen.deferred_reason),
+        (seen.failed, "dead letters", seen.failed_reason),
+        (seen.in_doubt, "in doubt", None),
+    ]
+    for count, told, reason in rows:
+        print(f"{count:>8}  {told}{_shown(reason)}")
+    print(f"{seen.due:>8}  due now{about and ', ' + about.strip()}{late}")
+    print(f"processor {_life(seen, now)}")
+
+
+def _shown(reason: Reason | None) -> str:
+    if reason is None:
+        return ""
+    share = f"{reason.count} of {reason.looked_at}"
+    return f"; most often ({share}): {printable(reason.reply)}"
+
+
+def _life(seen: Survey, now: float) -> str:
+    if seen.heartbeat is None:
+        return "not running"
+    return f"alive, last sign {duration(max(0.0, now - seen.heartbeat))} ago"
+
+
+def _print_doubts(admin: Admin) -> None:
+    for number, item in enumerate(admin.items(State.IN_DOUBT)):
+        if number == _MOST_SHOWN:
+            print("          and more")
+            break
+        sent = f"  sent {moment(item.accepted)}" if item.accepted is not None else ""
+        print(f"          {item.id}  {printable(item.name)}{sent}")
+
+
+def _as_json(
+    queue: str, seen: Survey, now: float, complaints: list[str]
+) -> dict[str, Any]:
+    return {
+        "queue": queue,
+        "waiting": seen.waiting,
+        "deferred": seen.deferred,
+        "failed": seen.failed,
+        "in_doubt": seen.in_doubt,
+        "due": seen.due,
+        "due_is_partial": seen.is_partial,
+        "oldest_due": _time(seen.oldest_due),
+        "oldest_due_seconds": _seconds(seen.oldest_due, now),
+        "deferred_reason": _reason(seen.deferred_reason),
+        "failed_reason": _reason(seen.failed_reason),
+        "processor_alive": seen.heartbeat is not None,
+        "heartbeat_seconds": _seconds(seen.heartbeat, now),
+        "attention": complaints,
+    }
+
+
+def _time(then: float | None) -> str | None:
+    if then is None:
+        return None
+    return datetime.fromtimestamp(then, timezone.utc).isoformat()
+
+
+def _seconds(then: float | None, now: float) -> float | None:
+    return None if then is None else round(max(0.0, now - then), 3)
+
+
+def _reason(reason: Reason | None) -> dict[str, Any] | None:
+    if reason is None:
+        return None
+    return {
+        "reply": reason.reply,
+        "count": reason.count,
+        "looked_at": reason.looked_at,
+    }
+
+
+def _print_metrics(
+    queue: str, seen: Survey, now: float, complaints: list[str]
+) -> None:
+    """Print gauges; what is not known is left out, as is usual there."""
+    escaped = queue.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    label = f'queue="{escaped}"'
+    states = {
+        "waiting": seen.waiting,
+        "deferred": seen.deferred,
+        "failed": seen.failed,
+        "in_doubt": seen.in_doubt,
+    }
+    _print_help("entries", "Entries of the queue in each state.")
+    for state, count in states.items():
+        print(f'postcommit_queue_entries{{{label},state="{state}"}} {count}')
+    for name, told, value in (
+        ("due", "Entries that are due now.", seen.due),
+        (
+            "oldest_due_seconds",
+            "For how long the oldest entry is due.",
+            _seconds(seen.oldest_due, now) or 0,
+        ),
+        (
+            "processor_alive",
+            "Whether a processor of the queue is running.",
+            int(seen.heartbeat is not None),
+        ),
+        (
+            "heartbeat_seconds",
+            "How long ago a living processor gave a sign of life.",
+            _seconds(seen.heartbeat, now),
+        ),
+        ("attention", "How many things need somebody's attention.", len(complaints)),
+    ):
+        if value is not None:
+            _print_help(name, told)
+            print(f"postcommit_queue_{name}{{{label}}} {value}")
+
+
+def _print_help(name: str, told: str) -> None:
+    print(f"# HELP postcommit_queue_{name} {told}")
+    print(f"# TYPE postcommit_queue_{name} gauge")

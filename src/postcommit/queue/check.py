@@ -1,0 +1,160 @@
+"""Is a queue sound? What is wrong with it, and what to do about each."""
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from postcommit.maildir import FOLDERS
+from postcommit.maildir import explained
+from postcommit.queue.item import Details
+from postcommit.queue.item import State
+from postcommit.queue.item import details
+from postcommit.queue.item import foreign_claims
+from postcommit.queue.item import items
+from postcommit.queue.staging import is_prepared
+from postcommit.queue.store import FAILED
+from postcommit.queue.store import LEFTOVER_AGE
+from postcommit.queue.store import Store
+
+
+# What an entry may be ahead of the clock, in seconds, before somebody asks why.
+_AHEAD = 86400.0
+
+# Below these, a disk is about to be full: bytes, and files.
+_LEAST_FREE = 64 << 20
+_LEAST_FILES = 1000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something is wrong with `path`; `advice` is what to do."""
+
+    path: str
+    problem: str
+    advice: str
+
+
+def check(store: Store, now: float) -> Iterator[Finding]:
+    """Yield what is wrong; `now` is in seconds since the epoch. Changes nothing.
+
+    Reads the beginning of every file.
+    """
+    with explained(store.path, "check the queue"):
+        yield from _folders(store)
+        yield from _disk(store)
+        yield from _foreign(store, now)
+        yield from _tmp(store, now)
+        yield from _doubts(store)
+        top = os.stat(store.path)
+        names: dict[State, set[int]] = {}
+        for item in items(store, [State.WAITING, State.DEFERRED, State.FAILED]):
+            names.setdefault(item.state, set()).add(hash(item.name))
+            read = details(item)
+            if read is not None:
+                yield from _entry(read, now, top)
+        yield from _twice(store, names)
+
+
+def _folders(store: Store) -> Iterator[Finding]:
+    top = os.stat(store.path)
+    for name in ("", *FOLDERS, FAILED, *(f"{FAILED}/{folder}" for folder in FOLDERS)):
+        path = os.path.join(store.path, name).rstrip("/")
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            if name != FAILED and os.path.exists(f"{store.path}/{FAILED}"):
+                yield Finding(path, "is missing", "create it, with mode 0700")
+            continue
+        if not stat.S_ISDIR(found.st_mode) and name:
+            yield Finding(path, "is no folder", "put the folder itself there")
+        yield from _rights(path, found, top)
+        if found.st_dev != top.st_dev and name:
+            problem = "is on another file system, so nothing can be renamed to it"
+            yield Finding(path, problem, "move it onto that of the queue")
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            problem = "may not be read and written by this user"
+            yield Finding(path, problem, "run as the user that owns the queue")
+
+
+def _rights(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[Finding]:
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        problem = f"has mode {mode:04o}, so others can read the mail"
+        yield Finding(path, problem, f"chmod go= '{path}'")
+    if found.st_uid != top.st_uid:
+        problem = f"belongs to user {found.st_uid}, the queue to {top.st_uid}"
+        yield Finding(path, problem, f"chown {top.st_uid} '{path}'")
+
+
+def _disk(store: Store) -> Iterator[Finding]:
+    disk = os.statvfs(store.path)
+    advice = "make room before the next commit fails"
+    free = disk.f_bavail * disk.f_frsize
+    if free < _LEAST_FREE:
+        problem = f"is on a disk with {free >> 20} MiB left"
+        yield Finding(store.path, problem, advice)
+    if disk.f_files and disk.f_favail < _LEAST_FILES:  # some have no number of files
+        problem = f"is on a disk with room for {disk.f_favail} more files"
+        yield Finding(store.path, problem, advice)
+
+
+def _foreign(store: Store, now: float) -> Iterator[Finding]:
+    for path, age in foreign_claims(store, now):
+        problem = f"another library has claimed this entry {age:.0f} s ago"
+        advice = "stop its processor; if it is stopped, remove this file"
+        yield Finding(path, problem, advice)
+
+
+def _tmp(store: Store, now: float) -> Iterator[Finding]:
+    for subfolder in ("", FAILED):
+        folder = os.path.join(store.path, subfolder, "tmp")
+        if not os.path.isdir(folder):
+            continue
+        for entry in os.scandir(folder):
+            try:
+                age = now - entry.stat(follow_symlinks=False).st_mtime
+            except FileNotFoundError:
+                continue
+            if age > LEFTOVER_AGE and not is_prepared(entry.path):
+                problem = "was half written more than 36 hours ago"
+                yield Finding(entry.path, problem, "none: a processor removes it")
+
+
+def _doubts(store: Store) -> Iterator[Finding]:
+    for item in items(store, [State.IN_DOUBT]):
+        problem = "is in doubt: its process died between vote and finish"
+        advice = f"'postcommit recover', --send or --drop, {item.id}"
+        yield Finding(item.path, problem, advice)
+
+
+def _entry(read: Details, now: float, top: os.stat_result) -> Iterator[Finding]:
+    item = read.item
+    try:
+        yield from _rights(item.path, os.lstat(item.path), top)
+    except FileNotFoundError:
+        return  # it was sent meanwhile
+    if read.problem:
+        advice = f"'postcommit show --raw {item.id}', then repair or delete it"
+        yield Finding(item.path, f"is no entry: {read.problem}", advice)
+    accepted = item.accepted
+    if accepted is None:
+        problem = "has a name that does not tell when it was accepted"
+        yield Finding(item.path, problem, "none: its file's time is taken instead")
+    elif accepted > now + _AHEAD:
+        problem = "was accepted in the future"
+        yield Finding(item.path, problem, "set the clock of this machine")
+    if item.state is State.DEFERRED and read.changed > now + _AHEAD:
+        problem = "is due more than a day from now"
+        yield Finding(item.path, problem, f"'postcommit retry {item.id}'")
+
+
+def _twice(store: Store, names: dict[State, set[int]]) -> Iterator[Finding]:
+    both = names.get(State.WAITING, set()) & names.get(State.DEFERRED, set())
+    if both:
+        for item in items(store, [State.DEFERRED]):
+            twin = f"{store.maildir.folder('new')}/{item.name}"
+            if hash(item.name) in both and os.path.exists(twin):
+                problem = f"is also there as {twin}: it would be sent twice"
+                yield Finding(item.path, problem, "delete one of them")

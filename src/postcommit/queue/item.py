@@ -1,0 +1,253 @@
+"""What an operator sees of a queue: an item for each entry, in whichever state.
+
+An item has an id: twelve hexadecimal digits, made of the name of its file, so that
+an entry keeps its id while it is deferred again and again. Like those of git, an id
+may be shortened; the file's whole name will do as well.
+"""
+from __future__ import annotations
+
+import enum
+import hashlib
+import io
+import os
+import re
+import stat
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from functools import cached_property
+
+from postcommit.errors import EntryError
+from postcommit.errors import ItemError
+from postcommit.maildir import explained
+from postcommit.queue.entry import UNREADABLE
+from postcommit.queue.entry import Entry
+from postcommit.queue.entry import accepted_at
+from postcommit.queue.entry import parse_entry
+from postcommit.queue.entry import stem
+from postcommit.queue.staging import original_name
+from postcommit.queue.store import FAILED
+from postcommit.queue.store import Store
+
+
+# What an older library has put aside, beside the entries.
+REJECTED = ".rejected-"
+
+_SENDING = ".sending-"
+
+# An envelope, the history and most headers fit in; more is read where not.
+_HEAD = 1 << 16
+
+_DIGITS = 12
+_FEWEST_DIGITS = 4
+_ABBREVIATION = re.compile(rf"[0-9a-f]{{{_FEWEST_DIGITS},{_DIGITS}}}")
+
+
+class State(enum.Enum):
+    """Where an entry is."""
+
+    WAITING = "waiting"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+    IN_DOUBT = "in doubt"
+
+
+@dataclass(frozen=True)
+class Item:
+    """The file of an entry. `path` is where it was when we looked."""
+
+    path: str
+    state: State
+
+    @cached_property
+    def name(self) -> str:
+        """The name that the entry has, or had, or would have in ``new``."""
+        if self.state is State.IN_DOUBT:
+            return original_name(self.path)
+        return stem(self.path).removeprefix(REJECTED)
+
+    @cached_property
+    def id(self) -> str:
+        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:_DIGITS]
+
+    @property
+    def accepted(self) -> float | None:
+        """When it was accepted, in seconds since the epoch, if the name tells."""
+        return accepted_at(self.name)
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the file of an item says, without all of its message.
+
+    `changed` is its time of modification, in seconds since the epoch. `problem`
+    is why it is no entry; then sender and recipients are unknown. `head` is how
+    the message begins.
+    """
+
+    item: Item
+    size: int
+    changed: float
+    sender: str = ""
+    recipients: tuple[str, ...] = ()
+    attempts: int = 0
+    last_reply: str = ""
+    problem: str = ""
+    head: bytes = field(default=b"", repr=False)
+
+    @property
+    def due(self) -> float | None:
+        """When it is tried next; None where it never is by itself."""
+        if self.item.state is State.WAITING:
+            return self.item.accepted or self.changed
+        return self.changed if self.item.state is State.DEFERRED else None
+
+
+def items(store: Store, states: Iterable[State]) -> Iterator[Item]:
+    """Iterate over the items in these `states`, in the order that State has.
+
+    Reads no file, and holds only a few thousand names at a time.
+    """
+    wanted = set(states)
+    for state in State:
+        if state in wanted:
+            yield from (Item(path, state) for path in _paths(store, state))
+
+
+def _paths(store: Store, state: State) -> Iterator[str]:
+    if state is State.WAITING:
+        yield from store.maildir.paths("new")
+    elif state is State.DEFERRED:
+        yield from store.maildir.paths("cur")
+    elif state is State.IN_DOUBT:
+        yield from store.in_doubt()
+    else:
+        for folder in ("new", "cur"):
+            yield from _beginning_with(f"{store.path}/{FAILED}/{folder}", "")
+            yield from _beginning_with(store.maildir.folder(folder), REJECTED)
+
+
+def foreign_claims(store: Store, now: float) -> Iterator[tuple[str, float]]:
+    """Yield the claims of other libraries' processors, and their age in seconds."""
+    for name in ("new", "cur"):
+        for path in _beginning_with(store.maildir.folder(name), _SENDING):
+            try:
+                yield path, max(0.0, now - os.stat(path).st_mtime)
+            except FileNotFoundError:
+                continue  # it was sent meanwhile
+
+
+def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
+    """Yield the files with this `prefix`; without one, those that are not hidden."""
+    try:
+        with os.scandir(folder) as found:
+            for entry in found:
+                hidden = entry.name.startswith(".")
+                if entry.name.startswith(prefix) and hidden == bool(prefix):
+                    yield entry.path
+    except FileNotFoundError:
+        return  # there are no dead letters yet
+
+
+def details(item: Item) -> Details | None:
+    """Read the beginning of the file of `item`; None if it is gone.
+
+    Raises `QueueError` where it cannot be read.
+    """
+    # Never through a symbolic link, and without waiting for a pipe.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with explained(item.path, "read the entry"):
+        try:
+            descriptor = os.open(item.path, flags)
+        except FileNotFoundError:
+            return None
+        with open(descriptor, "rb", buffering=0) as file:
+            return _details(item, file, os.fstat(descriptor))
+
+
+def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
+    if not stat.S_ISREG(found.st_mode):
+        return Details(item, 0, found.st_mtime, problem="is no regular file")
+    head = file.read(_HEAD) or b""
+    try:
+        entry = _parse(head, file)
+    except EntryError as error:
+        problem = _problem(head, error)
+        return Details(item, found.st_size, found.st_mtime, problem=problem)
+    return Details(
+        item,
+        found.st_size,
+        found.st_mtime,
+        entry.sender,
+        entry.recipients,
+        entry.attempts,
+        entry.last_reply,
+        head=entry.message,
+    )
+
+
+def _parse(head: bytes, file: io.FileIO) -> Entry:
+    try:
+        return parse_entry(head)
+    except EntryError:
+        rest = file.readall()
+        if not rest:
+            raise
+        return parse_entry(head + rest)
+
+
+def _problem(head: bytes, error: EntryError) -> str:
+    """Say why a file is no entry; one that was set aside says so itself."""
+    if head.startswith(UNREADABLE):
+        return head[len(UNREADABLE) :].split(b"\n")[0].decode("utf-8", "replace")
+    return error.reason
+
+
+# Looking up
+
+
+def find(store: Store, ids: Sequence[str]) -> list[Item]:
+    """Return the item that each of `ids` means, in their order, none twice.
+
+    Raises `ItemError` for one that can be none, that nothing has, or that
+    several have.
+    """
+    wanted = dict.fromkeys(ids)
+    for given in wanted:
+        _check(given)
+    found: dict[str, list[Item]] = {given: [] for given in wanted}
+    lengths = {len(given) for given in wanted}
+    for item in items(store, State):
+        for key in _keys(item, lengths):
+            if key in found and item not in found[key]:
+                found[key].append(item)
+    return list(dict.fromkeys(_only(found[given], given) for given in wanted))
+
+
+def _check(given: str) -> None:
+    if not given or "/" in given or "\0" in given or ".." in given:
+        raise ItemError(given, "is no id; 'postcommit list' shows them")
+    if len(given) < _FEWEST_DIGITS:
+        raise ItemError(given, f"is too short, give {_FEWEST_DIGITS} digits at least")
+
+
+def _keys(item: Item, lengths: set[int]) -> Iterator[str]:
+    """Yield by what `item` may be looked up."""
+    yield item.name
+    yield os.path.basename(item.path)
+    for length in lengths:
+        if length <= _DIGITS:
+            yield item.id[:length]
+
+
+def _only(found: list[Item], given: str) -> Item:
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        hint = "" if _ABBREVIATION.fullmatch(given) else " or name"
+        raise ItemError(given, f"no entry has this id{hint}; it may have been sent")
+    told = ", ".join(f"{item.id} ({item.state.value})" for item in found[:5])
+    more = "" if len(found) <= 5 else f" and {len(found) - 5} more"
+    raise ItemError(given, f"is ambiguous: {told}{more}; give more of it")
