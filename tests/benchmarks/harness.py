@@ -1,12 +1,18 @@
-"""Runs contestants in turn, and compares medians.
+"""Runs contestants in turn, and collects what they tell.
 
-A contestant is a command that does a piece of work in a process of its own and
-prints one line of JSON: how much it did, and the seconds of wall and processor
-time that this took. They run interleaved, A B C A B C, because the speed of a
-shared machine drifts.
+A *contestant* is a command that does a piece of work in a process of its own and
+prints one line of JSON: its figures, each with a unit. They run interleaved, A B C
+A B C, because the speed of a shared machine drifts.
+
+A *program* is a module here with ``parser()`` and ``run(options)``, which returns
+a list of `Result`; `program` makes a command line of both. ``--json FILE`` appends
+the results to a file, one a line. ``tests.benchmarks.__main__`` runs all programs,
+and ``tests.benchmarks.report`` makes the page of their results.
 """
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import resource
 import statistics
@@ -15,9 +21,48 @@ import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
+from pathlib import Path
+
+
+# What a contestant is: the package, one to be compared with, or the limit.
+OURS, PEER, LIMIT = "ours", "peer", "limit"
+
+# The figures that `measured` tells, with their units.
+RATE, CPU, PEAK = "rate", "processor time", "peak memory"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure of one contestant: a value for each round.
+
+    `run` is what was measured ("drain"), `case` how it was varied
+    (``{"size": 4096}``); results of one run and case are compared with each
+    other. Where a figure is a distribution ("latency"), `values` are the samples of
+    all rounds, or evenly spaced quantiles of them.
+    """
+
+    run: str
+    subject: str
+    figure: str
+    unit: str
+    values: Sequence[float]
+    kind: str = OURS
+    case: dict[str, float | str] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def line(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def parse(cls, line: str) -> Result:
+        return cls(**json.loads(line))
 
 
 @dataclass
@@ -26,46 +71,123 @@ class Contestant:
 
     name: str
     prepare: Callable[[], list[str]]
-    rates: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    peaks: list[float] = field(default_factory=list)
+    kind: str = OURS
+    case: dict[str, float | str] = field(default_factory=dict)
 
-    def run(self) -> None:
+    def run(self) -> dict[str, tuple[str, float]]:
+        """Figure to unit and value, as `tell` printed them."""
         command = self.prepare()
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"{self.name}: {command} ended with {done.returncode}")
         told = json.loads(done.stdout.splitlines()[-1])
-        self.rates.append(told["count"] / told["seconds"])
-        self.cpu.append(1000 * told["cpu"] / told["count"])
-        self.peaks.append(told["peak"])
+        return {figure: (unit, value) for figure, (unit, value) in told.items()}
+
+
+# In a contestant
+
+
+def tell(**figures: tuple[str, float]) -> None:
+    """Print figures, each a unit and a value; an underscore stands for a space."""
+    print(json.dumps({name.replace("_", " "): f for name, f in figures.items()}))
 
 
 @contextmanager
-def measured(count: int) -> Iterator[None]:
-    """In a contestant: measure the body, which does `count`, and tell."""
-    cpu, wall = time.process_time(), time.perf_counter()
+def measured(count: int, *, by_child: bool = False) -> Iterator[None]:
+    """Measure the body, which handles `count` messages, and tell.
+
+    With `by_child` the body waits for a process that does the work: its
+    processor time counts, and its memory is not known.
+    """
+    cpu, wall = processor_time(), time.perf_counter()
     yield
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"count": count, "seconds": wall, "cpu": cpu, "peak": peak}))
+    wall, cpu = time.perf_counter() - wall, processor_time() - cpu
+    figures = {"rate": ("1/s", count / wall)}
+    figures["processor_time"] = ("ms", 1000 * cpu / count)
+    if not by_child:
+        figures["peak_memory"] = ("MiB", peak_memory())
+    tell(**figures)
+
+
+def processor_time() -> float:
+    """Seconds that this process took, and its children that have ended."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    used = [resource.getrusage(who) for who in whose]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def peak_memory() -> float:
+    """The most memory this process ever held, in MiB.
+
+    Not ``ru_maxrss``: that begins with the memory of the process that started
+    this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    [kibibytes] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(kibibytes.split()[1]) / 1024
+
+
+# In a program
+
+
+def interleave(
+    run: str, contestants: Sequence[Contestant], rounds: int
+) -> list[Result]:
+    """Run all of them in turn, `rounds` times; a result for each of their figures."""
+    told: list[dict[str, tuple[str, list[float]]]] = [{} for _ in contestants]
+    for number in range(1, rounds + 1):
+        for contestant, figures in zip(contestants, told, strict=True):
+            for figure, (unit, value) in contestant.run().items():
+                figures.setdefault(figure, (unit, []))[1].append(value)
+        print(f"{run}: round {number} of {rounds}", file=sys.stderr)
+    return [
+        Result(run, one.name, figure, unit, values, one.kind, one.case)
+        for one, figures in zip(contestants, told, strict=True)
+        for figure, (unit, values) in figures.items()
+    ]
+
+
+def common_options(description: str | None, rounds: int = 5) -> argparse.ArgumentParser:
+    """A parser with what every program takes.
+
+    ``quick`` asks for one round of the least work that shows that it runs.
+    """
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--quick", action="store_true", help="little work, one round")
+    made.add_argument("--folder", default=".", help="where queues are made")
+    made.add_argument("--json", metavar="FILE", help="append the results to FILE")
+    made.add_argument("--contestant", help=argparse.SUPPRESS)
+    return made
+
+
+def program(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], list[Result]],
+) -> None:
+    """The command line of a program: run it, print tables, write ``--json``."""
+    options = parser.parse_args()
+    results = run(options)
+    print_tables(results)
+    if options.json:
+        with open(options.json, "a") as file:
+            file.writelines(result.line() + "\n" for result in results)
+
+
+def print_tables(results: Sequence[Result]) -> None:
+    """A table for each run and case: contestants by figures, medians."""
+    tables: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        case = [f"{name} {value}" for name, value in result.case.items()]
+        subjects = tables.setdefault(", ".join([result.run, *case]), {})
+        subjects.setdefault(result.subject, []).append(result)
+    for title, subjects in tables.items():
+        print(f"\n{title}")
+        for subject, figures in subjects.items():
+            cells = [f"{one.figure} {one.median:.4g} {one.unit}" for one in figures]
+            print(f"  {subject:34}", "  ".join(f"{cell:26}" for cell in cells))
 
 
 def compare(contestants: list[Contestant], rounds: int) -> None:
-    """Run all of them in turn, `rounds` times, and print a table."""
-    for number in range(1, rounds + 1):
-        for contestant in contestants:
-            contestant.run()
-        print(f"round {number} of {rounds}", file=sys.stderr)
-    first = statistics.median(contestants[0].rates)
-    row = "{:34} {:>9} {:>7} {:>9} {:>9}"
-    print(row.format("", "per s", "ratio", "ms cpu", "MiB peak"))
-    for contestant in contestants:
-        rate = statistics.median(contestant.rates)
-        print(
-            row.format(
-                contestant.name,
-                f"{rate:.0f}",
-                f"{rate / first:.2f}",
-                f"{statistics.median(contestant.cpu):.3f}",
-                f"{statistics.median(contestant.peaks):.1f}",
-            )
-        )
+    """Interleave them and print a table."""
+    print_tables(interleave("", contestants, rounds))
