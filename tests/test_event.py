@@ -212,6 +212,33 @@ def test_a_subscriber_whose_commit_fails_harms_nothing(
 
 
 @pytest.mark.parametrize("make", MANAGERS)
+def test_a_transaction_that_cannot_begin_is_put_away(
+    make: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing:
+        def newTransaction(self, txn: object) -> None:
+            raise KeyError("no beginning")
+
+        def ignored(self, txn: object) -> None:
+            pass
+
+        beforeCompletion = afterCompletion = ignored
+
+    manager = make()
+    synchronizer = Refusing()
+    manager.registerSynch(synchronizer)
+    seen: list[Any] = []
+    dispatch(
+        Announcement(report(("a@x.org", Status.SENT, OK)), seen.append), manager
+    )
+    assert seen == []
+    assert "no beginning" in caplog.text
+    manager.unregisterSynch(synchronizer)
+    with own_transaction(manager):
+        assert manager.get().status == "Active"
+
+
+@pytest.mark.parametrize("make", MANAGERS)
 @pytest.mark.parametrize("end", ["commit", "abort"])
 def test_a_subscriber_may_end_its_transaction_itself(
     make: Callable[[], Any], end: str, caplog: pytest.LogCaptureFixture

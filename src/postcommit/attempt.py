@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import zope.event
@@ -33,8 +32,7 @@ class Transmission(NamedTuple):
     message_id: str
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What came of a transmission, and what the mailer wanted to announce."""
 
     report: IDeliveryReport

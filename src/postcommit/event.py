@@ -11,10 +11,8 @@ import logging
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+from typing import NamedTuple
 
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
@@ -144,8 +142,7 @@ def log_report(report: IDeliveryReport) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Announcement:
+class Announcement(NamedTuple):
     """A report, and the function to publish its events with."""
 
     report: IDeliveryReport
@@ -159,14 +156,15 @@ class _Held(threading.local):
 _held = _Held()
 
 
-@contextmanager
-def hold() -> Iterator[list[Announcement]]:
+class hold:
     """Keep back what this thread announces; the list has it."""
-    outer, _held.announcements = _held.announcements, []
-    try:
-        yield _held.announcements
-    finally:
-        _held.announcements = outer
+
+    def __enter__(self) -> list[Announcement]:
+        self._outer, _held.announcements = _held.announcements, []
+        return _held.announcements
+
+    def __exit__(self, *exc_info: object) -> None:
+        _held.announcements = self._outer
 
 
 def announce(report: IDeliveryReport, notify: Notify) -> None:
@@ -204,9 +202,8 @@ def dispatch_events(
             log.exception("A subscriber failed, its transaction was aborted: %r", event)
 
 
-@contextmanager
-def own_transaction(manager: ITransactionManager) -> Iterator[None]:
-    """Run the body in a new transaction of `manager`.
+class own_transaction:
+    """Runs its body in a new transaction of `manager`.
 
     A transaction that has just been committed is still its manager's current
     one while the after-commit hooks run, and no new one can begin. It is set
@@ -214,16 +211,32 @@ def own_transaction(manager: ITransactionManager) -> Iterator[None]:
     expects. The attribute is private; ``tests/test_event.py`` would notice a
     change of it.
     """
-    inner = getattr(manager, "manager", manager)  # the thread-local one wraps one
-    ended, inner._txn = inner._txn, None
-    try:
+
+    def __init__(self, manager: ITransactionManager) -> None:
+        # The thread-local one wraps one.
+        self._manager: Any = getattr(manager, "manager", manager)
+
+    def __enter__(self) -> None:
+        manager = self._manager
+        self._ended, manager._txn = manager._txn, None
         try:
-            inner.begin()
-            yield
-            if inner._txn is not None:  # unless the body has ended it
-                inner.commit()
+            manager.begin()
+        except BaseException:
+            self._put_back()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        manager = self._manager
+        try:
+            if kind is None and manager._txn is not None:  # the body may have ended it
+                manager.commit()
         finally:
-            if inner._txn is not None:  # it, or the commit, failed
-                inner.abort()
-    finally:
-        inner._txn = ended
+            self._put_back()
+
+    def _put_back(self) -> None:
+        manager = self._manager
+        try:
+            if manager._txn is not None:  # the body, or the commit, failed
+                manager.abort()
+        finally:
+            manager._txn = self._ended

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import BinaryIO
 
 from zope.interface import implementer
@@ -51,16 +51,25 @@ def unique_name(seconds: float | None = None) -> str:
     )
 
 
-@contextmanager
-def explained(path: str, doing: str) -> Iterator[None]:
-    """Turn an OSError of the body into a `QueueError` that names `path`."""
-    try:
-        yield
-    except QueueError:
-        raise
-    except OSError as error:
-        reason = f"cannot {doing}: {error.strerror or error}"
-        raise QueueError(path, reason, error) from error
+class explained:
+    """Turns an OSError of its body into a `QueueError` that names `path`."""
+
+    def __init__(self, path: str, doing: str) -> None:
+        self._path = path
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, QueueError):
+            reason = f"cannot {self._doing}: {error.strerror or error}"
+            raise QueueError(self._path, reason, error) from error
 
 
 def sync(path: str) -> None:
