@@ -38,6 +38,9 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # «Ann <ann@example.org>», with a display name that may be quoted.
 _NAMED = re.compile(r'((?:[^"<>,;\\]|"(?:[^"\\]|\\.)*")*)<([^<>]*)>')
 
+# What can hide a comma.
+_HIDING = re.compile(r'["<(\[]')
+
 # What hides a comma, whole, even where its end is missing; what separates; and
 # what is between. A comment may hold another one, see `_end_of_comment`.
 _UNIT = re.compile(
@@ -144,6 +147,8 @@ def parse_recipients(value: Addresses) -> tuple[str, ...]:
 
 def split_addresses(text: str) -> list[str]:
     """Split `text` at its commas, but not at those in quotes, comments, brackets."""
+    if not _HIDING.search(text):
+        return [piece for part in text.split(",") if (piece := part.strip())]
     pieces: list[list[str]] = [[]]
     for unit in _units(text):
         if unit == ",":

@@ -38,7 +38,10 @@ ATTEMPTS = b"X-Zope-Attempts: "
 REPLY = b"X-Zope-Reply: "
 UNREADABLE = b"X-Zope-Unreadable: "
 
-_HISTORY = re.compile(ATTEMPTS + rb"(\d{1,9})\r?\n" + REPLY.rstrip() + rb"(.*)\n")
+_PREAMBLE = re.compile(
+    FROM.rstrip() + rb"(.*)\n" + TO.rstrip() + rb"(.*)\n"
+    rb"(?:" + ATTEMPTS + rb"(\d{1,9})\r?\n" + REPLY.rstrip() + rb"(.*)\n)?"
+)
 
 # One field among the header lines of the message, with its folded lines.
 _ACTUALLY = re.compile(
@@ -48,7 +51,7 @@ _ACTUALLY = re.compile(
 _BLANK_LINE = re.compile(rb"^\r?$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Entry:
     """What the file of an entry says."""
 
@@ -93,32 +96,28 @@ def parse_entry(data: bytes) -> Entry:
         raise EntryError("the file is empty")
     if not data.startswith(FROM.rstrip()):
         return _parse_foreign(data)
-    sender, position = _line(data, FROM, 0)
-    recipients, position = _line(data, TO, position)
-    attempts, last_reply, position = _history(data, position)
-    message = data[position:]
+    found = _PREAMBLE.match(data)
+    if found is None:
+        title = TO if b"\n" in data else FROM
+        raise EntryError(f"there is no whole line {title.decode().strip()}")
+    message = data[found.end() :]
     if not message:
         raise EntryError("there is no message after the envelope")
-    return _entry(sender, recipients, message, attempts, last_reply)
+    sender, recipients, attempts, last_reply = found.groups()
+    return _entry(
+        _text(FROM, sender),
+        _text(TO, recipients),
+        message,
+        int(attempts or 0),
+        (last_reply or b"").decode("utf-8", "replace").strip(),
+    )
 
 
-def _history(data: bytes, position: int) -> tuple[int, str, int]:
-    """Return attempts, last reply, and where the message begins."""
-    found = _HISTORY.match(data, position)
-    if found is None:
-        return 0, "", position
-    return int(found[1]), found[2].decode("utf-8", "replace").strip(), found.end()
-
-
-def _line(data: bytes, name: bytes, position: int) -> tuple[str, int]:
-    """Return the value of the line at `position`, and where the next begins."""
-    title = name.decode().strip()
-    end = data.find(b"\n", position)
-    if end < 0 or not data.startswith(name.rstrip(), position):
-        raise EntryError(f"there is no whole line {title}")
+def _text(name: bytes, value: bytes) -> str:
     try:
-        return data[position + len(name) : end].decode().strip(), end + 1
+        return value.decode().strip()
     except UnicodeDecodeError as error:
+        title = name.decode().strip()
         raise EntryError(f"{title} is no UTF-8: {error}") from error
 
 
@@ -140,8 +139,9 @@ def _entry(
 def _parse_foreign(data: bytes) -> Entry:
     """Read an entry of repoze.sendmail: the envelope is among the header fields."""
     if data.startswith(UNREADABLE):
-        reason, _ = _line(data, UNREADABLE, 0)
-        raise EntryError(f"it was set aside before: {reason}")
+        reason = data[len(UNREADABLE) :].partition(b"\n")[0]
+        said = reason.decode("utf-8", "replace").strip()
+        raise EntryError(f"it was set aside before: {said}")
     blank = _BLANK_LINE.search(data)
     end = blank.start() if blank else len(data)
     header, rest = data[:end], data[end:]
