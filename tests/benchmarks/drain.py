@@ -1,194 +1,168 @@
 """Drains a queue on disk into Postfix's smtp-sink.
 
-Beside zope.sendmail, and beside smtp-source, which has no queue and is the
-limit. ``python -m tests.benchmarks.drain --help`` has the options.
+Beside zope.sendmail and repoze.sendmail, beside a loop with smtplib, and beside two
+limits: smtp-source, which reads no file, and the least that Python can do. With a
+round trip or TLS too: ``python -m tests.benchmarks.drain --help``.
 """
 from __future__ import annotations
 
 import argparse
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import trustme
-
+from tests.benchmarks.harness import LIMIT
+from tests.benchmarks.harness import OURS
+from tests.benchmarks.harness import PEER
 from tests.benchmarks.harness import Contestant
-from tests.benchmarks.harness import compare
-from tests.benchmarks.harness import measured
-from tests.support.proxy import DelayingProxy
+from tests.benchmarks.harness import Result
+from tests.benchmarks.harness import common_options
+from tests.benchmarks.harness import interleave
+from tests.benchmarks.harness import program
+from tests.benchmarks.relays import Way
+from tests.benchmarks.relays import sink
+from tests.benchmarks.relays import way
 
+
+__all__ = ["fill", "sink"]
+
+KIB = 1024
 
 _LINE = b"All work and no play makes a dull message, but a long one. 0123456789\r\n"
 
+_ENVELOPES = {
+    "zope": "X-Zope-From: {0}\nX-Zope-To: {1}\n",
+    "repoze": "X-Actually-From: {0}\nX-Actually-To: {1}\n",
+}
 
-def fill(queue: Path, count: int, size: int) -> None:
+
+def fill(queue: Path, count: int, size: int, envelope: str = "zope") -> None:
     """Write `count` entries into a new queue, without syncs."""
     shutil.rmtree(queue, ignore_errors=True)
     for name in ("tmp", "new", "cur"):
         (queue / name).mkdir(parents=True)
     body = (_LINE * (size // len(_LINE) + 1))[:size]
+    lines = _ENVELOPES[envelope].format("sender@example.org", "recipient@example.org")
     now = int(time.time())
     for n in range(count):
         head = (
-            "X-Zope-From: sender@example.org\nX-Zope-To: recipient@example.org\n"
-            f"Message-Id: <{n}@x.org>\r\nDate: Mon, 23 Nov 2026 12:00:00 +0000\r\n"
+            f"{lines}Message-Id: <{n}@x.org>\r\n"
+            "Date: Mon, 23 Nov 2026 12:00:00 +0000\r\n"
             f"Subject: number {n}\r\n\r\n"
         )
         name = f"{now}.M{n:06d}P1Q{n}.bench"
         (queue / "new" / name).write_bytes(head.encode() + body)
 
 
-@contextmanager
-def sink() -> Iterator[int]:
-    """Run smtp-sink on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    program = shutil.which("smtp-sink", path="/usr/sbin:/usr/bin") or "smtp-sink"
-    command = [program, "-u", "nobody", f"127.0.0.1:{port}", "1000"]
-    with subprocess.Popen(command) as process:
-        try:
-            _wait_for(port)
-            yield port
-        finally:
-            process.terminate()
+@dataclass(frozen=True)
+class Setting:
+    """One comparison: messages of `size` bytes on a way that is `tls` and `delay`.
+
+    `count` is how many messages each worker of ours gets, `few` how many those
+    get that wait for each reply.
+    """
+
+    size: int
+    tls: str
+    delay: float
+    count: int
+    few: int
+
+    def case(self) -> dict[str, float | str]:
+        found: dict[str, float | str] = {"size": self.size}
+        if self.tls != "none":
+            found["tls"] = self.tls
+        if self.delay:
+            found["round trip"] = self.delay
+        return found
 
 
-def _wait_for(port: int) -> None:
-    until = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except ConnectionRefusedError:
-            if time.monotonic() > until:
-                raise
-
-
-@contextmanager
-def stunnel(folder: Path, port: int) -> Iterator[int]:
-    """Run stunnel before `port`; the certificate is ``ca.pem`` in `folder`."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    certificate = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
-    certificate.write_to_path(str(folder / "stunnel.pem"))
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        listening = reserved.getsockname()[1]
-    (folder / "stunnel.conf").write_text(
-        f"foreground = yes\npid =\n[smtps]\naccept = 127.0.0.1:{listening}\n"
-        f"connect = 127.0.0.1:{port}\ncert = {folder / 'stunnel.pem'}\n"
-        "TIMEOUTclose = 0\n"
-    )
-    command = ["stunnel", str(folder / "stunnel.conf")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            _wait_for(listening)
-            yield listening
-        finally:
-            process.terminate()
-
-
-# The contestants, each in a process of its own
-
-
-def postcommit(options: argparse.Namespace) -> None:
-    from postcommit import QueueProcessor
-    from postcommit import SMTPMailer
-
-    [workers] = options.workers
-    tls = {"tls": "implicit", "cafile": options.cafile} if options.cafile else {}
-    mailer = SMTPMailer("127.0.0.1", options.port, **tls)
-    processor = QueueProcessor(options.queue, mailer, workers=workers)
-    with measured(options.count):
-        tally = processor.flush()
-    assert tally == (options.count, 0, 0), tally
-
-
-def zope(options: argparse.Namespace) -> None:
-    from zope.sendmail.mailer import SMTPMailer
-    from zope.sendmail.queue import QueueProcessorThread
-
-    tls = bool(options.cafile)
-    thread = QueueProcessorThread()
-    thread.setMailer(SMTPMailer("127.0.0.1", options.port, implicit_tls=tls))
-    thread.setQueuePath(options.queue)
-    with measured(options.count):
-        thread.run(forever=False)
-    assert not any((Path(options.queue) / "new").iterdir())
-
-
-def source(options: argparse.Namespace) -> None:
-    program = shutil.which("smtp-source", path="/usr/sbin:/usr/bin") or "smtp-source"
-    command = [program, "-d", "-s", "1", "-m", str(options.count)]
-    command += ["-l", str(options.size), f"127.0.0.1:{options.port}"]
-    with measured(options.count):
-        subprocess.run(command, check=True)
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--count", type=int, default=2000)
-    made.add_argument("--size", type=int, default=4096)
-    made.add_argument("--delay", type=float, default=0.0, help="round trip in ms")
-    made.add_argument("--tls", action="store_true", help="implicit TLS, by stunnel")
-    made.add_argument("--rounds", type=int, default=5)
-    made.add_argument("--workers", type=int, nargs="*", default=[1, 4])
-    for hidden in ("--contestant", "--queue", "--cafile"):
-        made.add_argument(hidden, help=argparse.SUPPRESS)
-    made.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    return made
+def setting(options: argparse.Namespace, size: int, tls: str, delay: float) -> Setting:
+    """How much work is enough: about a second or two for each contestant."""
+    if options.quick:
+        count, few = 8, 2
+    elif delay:
+        count, few = 60, max(10, int(1000 / delay))
+    else:
+        count = max(60, min(2000, 60_000_000 // size))
+        few = count // (5 if tls != "none" else 1)
+    return Setting(size, tls, delay, options.count or count, options.count or few)
 
 
 def contestants(
-    options: argparse.Namespace, queue: Path, port: int, cafile: str
+    options: argparse.Namespace, setting: Setting, queue: Path, way: Way
 ) -> list[Contestant]:
-    def contestant(name: str, kind: str, workers: int) -> Contestant:
+    def contestant(
+        name: str, kind: str, what: str, workers: int = 1, count: int = setting.few
+    ) -> Contestant:
         def prepare() -> list[str]:
-            if kind != "source":
-                fill(queue, options.count, options.size)
+            fill(
+                queue,
+                0 if kind == "source" else count,
+                setting.size,
+                "repoze" if kind == "repoze" else "zope",
+            )
             return [
-                *(sys.executable, "-m", "tests.benchmarks.drain"),
-                *("--contestant", kind, "--queue", str(queue)),
-                *("--port", str(port), "--count", str(options.count)),
-                *("--size", str(options.size), "--workers", str(workers)),
-                *("--cafile", cafile),
+                *(sys.executable, "-m", "tests.benchmarks.drainers", kind),
+                *("--queue", str(queue), "--port", str(way.port)),
+                *("--count", str(count), "--size", str(setting.size)),
+                *("--workers", str(workers), "--tls", way.tls),
+                *("--cafile", way.cafile),
             ]
 
-        return Contestant(name, prepare)
+        return Contestant(name, prepare, what, setting.case() | {"workers": workers})
 
-    found = [contestant("zope.sendmail", "zope", 1)]
-    found += [
-        contestant(f"postcommit, {n} workers", "postcommit", n)
-        for n in options.workers
+    # With a round trip, a worker more has to bring more.
+    times = options.workers if setting.delay else [1] * len(options.workers)
+    many = [setting.count * n for n in times]
+    found = [
+        contestant("postcommit", "postcommit", OURS, workers, count)
+        for workers, count in zip(options.workers, many, strict=True)
     ]
-    if not options.tls:  # it does not speak TLS
-        found.append(contestant("smtp-source -d, 1 session", "source", 1))
+    found.append(contestant("zope.sendmail", "zope", PEER))
+    found.append(contestant("repoze.sendmail", "repoze", PEER))
+    found.append(contestant("smtplib, one connection", "library", PEER))
+    for workers, count in zip(options.workers, many, strict=True):
+        if workers == 1 or setting.delay:
+            found.append(contestant("raw sockets", "raw", LIMIT, workers, count))
+        if setting.tls == "none":
+            count = count if not setting.delay else setting.few * workers
+            found.append(contestant("smtp-source -d", "source", LIMIT, workers, count))
     return found
 
 
-def main() -> None:
-    options = parser().parse_args()
-    if options.contestant:
-        runs = {"postcommit": postcommit, "zope": zope, "source": source}
-        runs[options.contestant](options)
-        return
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=".")))
-        port, cafile = stack.enter_context(sink()), ""
-        if options.tls:
-            port = stack.enter_context(stunnel(folder.absolute(), port))
-            cafile = str(folder / "ca.pem")
-        if options.delay:
-            proxy = stack.enter_context(DelayingProxy(port, options.delay / 1000))
-            port = proxy.port
-        compare(contestants(options, folder / "queue", port, cafile), options.rounds)
+def parser() -> argparse.ArgumentParser:
+    made = common_options(__doc__)
+    made.add_argument("--run", default="drain", help="the name of the results")
+    made.add_argument("--count", type=int, help="messages; default: enough")
+    made.add_argument("--size", type=int, nargs="+", default=[4 * KIB])
+    made.add_argument("--delay", type=float, nargs="+", default=[0], help="in ms")
+    tls = ["none", "starttls", "implicit"]
+    made.add_argument("--tls", nargs="+", default=["none"], choices=tls)
+    made.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16])
+    return made
+
+
+def run(options: argparse.Namespace) -> list[Result]:
+    """Each combination of size, TLS and round trip, one after another."""
+    results: list[Result] = []
+    rounds = 1 if options.quick else options.rounds
+    for size in options.size:
+        for tls in options.tls:
+            for delay in options.delay:
+                with (
+                    tempfile.TemporaryDirectory(dir=options.folder) as folder,
+                    way(Path(folder), tls=tls, delay=delay) as there,
+                ):
+                    found = setting(options, size, tls, delay)
+                    queue = Path(folder) / "queue"
+                    racing = contestants(options, found, queue, there)
+                    results += interleave(options.run, racing, rounds)
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    program(parser(), run)

@@ -17,7 +17,7 @@ import transaction
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
-from tests.benchmarks.drain import sink
+from tests.benchmarks.relays import sink
 
 
 _MESSAGE = b"Message-Id: <1@x.org>\r\nDate: x\r\nSubject: x\r\n\r\nx\r\n"
