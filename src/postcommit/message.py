@@ -175,10 +175,10 @@ def _split(data: bytes) -> tuple[bytes, memoryview, bytes]:
 
 def to_crlf(data: bytes) -> bytes:
     """Return `data` with CRLF for each bare LF and bare CR (RFC 5321, 2.3.8)."""
-    ends = data.count(b"\r\n")
-    if data.count(b"\n") == ends and data.count(b"\r") == ends:
-        return data
-    if ends or b"\r" in data:
+    if b"\r" in data:
+        ends = data.count(b"\r\n")
+        if data.count(b"\n") == ends and data.count(b"\r") == ends:
+            return data
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return data.replace(b"\n", b"\r\n")
 

@@ -35,6 +35,7 @@ _NO_ADDRESS = Reply(0, "5.1.3", "A control character in an address")
 class _Command(NamedTuple):
     stage: Stage
     line: str
+    expected: int = 0  # the code of the reply that raises no question
     recipient: int = 0  # its index
 
 
@@ -42,9 +43,10 @@ class Transfer:
     """One message: what is to be said, and what came of it.
 
     It is prepared for a relay's extensions, and anew for another connection.
-    `heard` is whether the relay has replied to a command of it; `retried` and
-    `is_first` are for whoever has the connection: whether this is the message's
-    second one, and whether the message is the connection's first one.
+    `is_done` is whether there is a report, `heard` whether the relay has replied
+    to a command of it; `retried` and `is_first` are for whoever has the connection:
+    whether this is the message's second one, and whether the message is the
+    connection's first one.
     """
 
     def __init__(
@@ -59,11 +61,12 @@ class Transfer:
         self._reset()
         addresses = "".join((sender, *self.recipients))
         self._is_plain = addresses.isascii()
-        if _UNSPEAKABLE.search(addresses):
+        if not addresses.isprintable() and _UNSPEAKABLE.search(addresses):
             self._settle(Status.REJECTED, _NO_ADDRESS)
 
     def _reset(self) -> None:
         self.heard = False
+        self.is_done = False
         self._commands: list[_Command] = []
         self._written = 0
         self._answered = 0
@@ -83,7 +86,8 @@ class Transfer:
         re-encoded; all recipients if the sender needs SMTPUTF8 in vain, or else
         those that do.
         """
-        self._reset()
+        if self._commands:
+            self._reset()
         message = self._fitting(extensions)
         sender = self._spelled(self.sender, extensions)
         if message is None or isinstance(sender, Reply):
@@ -100,12 +104,12 @@ class Transfer:
             parameters += " SMTPUTF8"
         self._commands = [
             *([_Command(Stage.SESSION, "RSET\r\n")] if reset else []),
-            _Command(Stage.MAIL, f"MAIL FROM:<{sender}>{parameters}\r\n"),
+            _Command(Stage.MAIL, f"MAIL FROM:<{sender}>{parameters}\r\n", 250),
             *[
-                _Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n", index)
+                _Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n", 250, index)
                 for index, address in recipients.items()
             ],
-            _Command(Stage.DATA, "DATA\r\n"),
+            _Command(Stage.DATA, "DATA\r\n", 354),
         ]
         self._data = stuffed(message)
 
@@ -151,7 +155,7 @@ class Transfer:
 
     def next_group(self, size: int) -> bytes:
         """Return the next commands, at most `size`; none where they are no use."""
-        if self._is_settled:
+        if self.is_done:
             return b""
         group = self._commands[self._written : self._written + size]
         self._written += len(group)
@@ -181,8 +185,15 @@ class Transfer:
         Raises `RelayError` where it is not about this message: the relay is in
         trouble, and has `reply`, or it is out of step, and has none.
         """
-        stage, _, index = self._commands[self._answered]
+        stage, _, expected, index = self._commands[self._answered]
         self._answered += 1
+        if reply.code == expected:
+            self.heard = True
+            if stage is Stage.RCPT:
+                self._accept(index)
+            elif stage is Stage.DATA:
+                self._go_ahead = True
+            return
         status = judge(stage, reply.code)
         if status is None:
             raise RelayError(str(reply), reply)
@@ -190,11 +201,13 @@ class Transfer:
             return
         self._check_step(stage, reply)
         self.heard = True
-        if reply.code == 354:
-            self._go_ahead = True
-        elif status is not Status.SENT:
+        if status is not Status.SENT:
             self._refuse(stage, index, status, reply)
-        elif stage is Stage.RCPT and index not in self._outcomes:
+        elif stage is Stage.RCPT:
+            self._accept(index)
+
+    def _accept(self, index: int) -> None:
+        if index not in self._outcomes:
             self._accepted.append(index)
 
     def _check_step(self, stage: Stage, reply: Reply) -> None:
@@ -251,10 +264,12 @@ class Transfer:
     def fail(self, failure: RelayError) -> None:
         """The relay is in trouble."""
         self._failure = failure
+        self.is_done = True
 
     def _account(self, index: int, status: Status, reply: Reply) -> None:
-        outcome = Outcome(self.recipients[index], status, reply)
-        self._outcomes.setdefault(index, outcome)
+        if index not in self._outcomes:
+            self._outcomes[index] = Outcome(self.recipients[index], status, reply)
+            self.is_done = len(self._outcomes) == len(self.recipients)
 
     def _settle(self, status: Status, reply: Reply) -> None:
         """Account for all recipients that are not."""
@@ -262,18 +277,9 @@ class Transfer:
             self._account(index, status, reply)
 
     @property
-    def _is_settled(self) -> bool:
-        return len(self._outcomes) == len(self.recipients)
-
-    @property
     def relay_failure(self) -> RelayError | None:
         """Why the relay is in trouble, if it is."""
         return self._failure
-
-    @property
-    def is_done(self) -> bool:
-        """Whether there is a report."""
-        return self._is_settled or self._failure is not None
 
     def report(self) -> DeliveryReport:
         """Return the account."""
