@@ -29,7 +29,11 @@ OK = (Status.SENT, Reply(250))
 
 
 def transmission(number: int, *recipients: str) -> Transmission:
-    return Transmission("me@x.org", recipients or (ANN,), b"A: b\n", f"{number}@x.org")
+    return Transmission("me@x.org", recipients or (ANN,), message(number))
+
+
+def message(number: int) -> bytes:
+    return b"Message-Id: <%d@x.org>\n\n" % number
 
 
 def sent(number: int, *recipients: str) -> DeliveryReport:

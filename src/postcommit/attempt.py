@@ -14,29 +14,34 @@ from typing import NamedTuple
 
 import zope.event
 
-from postcommit import report
 from postcommit.event import Announcement
 from postcommit.event import hold
 from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
+from postcommit.message import message_id_of
 from postcommit.report import accounting_for
+from postcommit.report import from_exception
+from postcommit.report import from_result
 
 
 class Transmission(NamedTuple):
-    """What a mailer is to transmit."""
+    """What a mailer is to transmit, as `IBatchMailer.send_batch` takes it."""
 
     sender: str
     recipients: tuple[str, ...]
     message: bytes
-    message_id: str
+
+    @property
+    def message_id(self) -> str:
+        return message_id_of(self.message)
 
 
 class Attempt(NamedTuple):
     """What came of a transmission, and what the mailer wanted to announce."""
 
     report: IDeliveryReport
-    announcements: tuple[Announcement, ...]
+    announcements: tuple[Announcement, ...] = ()
 
 
 def attempt_all(
@@ -48,19 +53,18 @@ def attempt_all(
     Raises what `transmissions` raises, and RuntimeError for a mailer that has
     not one report for each of them.
     """
+    if not IBatchMailer.providedBy(mailer):
+        for transmission in transmissions:
+            # Not around the yield: what the caller announces is not ours to hold.
+            with hold() as held:
+                report = _single(mailer, transmission)
+            yield Attempt(accounting_for(report, transmission.recipients), tuple(held))
+        return
     taken: deque[Transmission] = deque()
-    reports = _reports(mailer, _noting(transmissions, taken))
-    while True:
-        # Not around the yield: what the caller announces is not ours to hold.
-        with hold() as held:
-            report = next(reports, None)
-        if report is None:
-            break
+    for report in mailer.send_batch(_noting(transmissions, taken)):
         if not taken:
             raise RuntimeError(f"{mailer!r} gave a report too many: {report!r}")
-        transmission = taken.popleft()
-        told = accounting_for(report, transmission.recipients)
-        yield Attempt(told, tuple(held))
+        yield Attempt(accounting_for(report, taken.popleft().recipients))
     if taken:
         raise RuntimeError(f"{mailer!r} gave no report for <{taken[0].message_id}>")
 
@@ -92,18 +96,10 @@ def announcements(
     return [*others, Announcement(settled, notify)]
 
 
-def _reports(
-    mailer: IMailer, transmissions: Iterable[Transmission]
-) -> Iterator[IDeliveryReport]:
-    if IBatchMailer.providedBy(mailer):
-        return iter(mailer.send_batch(t[:3] for t in transmissions))
-    return (_single(mailer, transmission) for transmission in transmissions)
-
-
 def _single(mailer: IMailer, transmission: Transmission) -> IDeliveryReport:
-    sender, recipients, message, message_id = transmission
+    message_id, recipients = transmission.message_id, transmission.recipients
     try:
-        result = mailer.send(sender, recipients, message)
+        result = mailer.send(*transmission)
     except Exception as error:  # whatever a mailer raises is an outcome
-        return report.from_exception(error, message_id, recipients)
-    return report.from_result(result, message_id, recipients)
+        return from_exception(error, message_id, recipients)
+    return from_result(result, message_id, recipients)

@@ -156,12 +156,7 @@ class DirectMailDelivery(_MailDelivery):
         self._number = next(_numbers)
 
     def _accept(self, composed: Composed) -> Transmission:
-        return Transmission(
-            composed.sender,
-            composed.recipients,
-            bytes(composed),
-            composed.message_id,
-        )
+        return Transmission(composed.sender, composed.recipients, bytes(composed))
 
     def _batch(self) -> IBatch:
         return _Transmitting(

@@ -176,10 +176,7 @@ class Processor:
             claim.release()
             raise
         self._troubles.pop(path, None)
-        message_id = message_id_of(entry.message)
-        transmission = Transmission(
-            entry.sender, entry.recipients, entry.message, message_id
-        )
+        transmission = Transmission(entry.sender, entry.recipients, entry.message)
         return _Job(claim, entry, transmission)
 
     def _bury_unreadable(self, claim: Claim, error: EntryError) -> None:
