@@ -18,13 +18,12 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections import Counter
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-from dataclasses import dataclass
 from dataclasses import replace
+from typing import NamedTuple
 
 import transaction
 import zope.event
@@ -62,8 +61,7 @@ _FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What came of one entry, for whoever schedules the work.
 
     `due` is when it is tried again; `stayed`, that it is where it was, though
@@ -77,21 +75,19 @@ class Result:
     trouble: object = None
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     """A claimed entry, and what was transmitted of it."""
 
     claim: Claim
     entry: Entry
-    transmission: Transmission
 
 
-@dataclass(frozen=True)
-class _Settlement:
+class _Settlement(NamedTuple):
     """What is to be done to an entry, once an attempt is over."""
 
     job: _Job
     report: IDeliveryReport
+    tally: Tally
     due: float | None
     announcements: list[Announcement]
 
@@ -161,7 +157,8 @@ class Processor:
                 results.append(Result(stayed=True))
                 continue
             jobs.append(job)
-            yield job.transmission
+            entry = job.entry
+            yield Transmission(entry.sender, entry.recipients, entry.message)
 
     def _take(self, path: str) -> _Job | None:
         claim = self._store.claim(path)
@@ -176,8 +173,7 @@ class Processor:
             claim.release()
             raise
         self._troubles.pop(path, None)
-        transmission = Transmission(entry.sender, entry.recipients, entry.message)
-        return _Job(claim, entry, transmission)
+        return _Job(claim, entry)
 
     def _bury_unreadable(self, claim: Claim, error: EntryError) -> None:
         try:
@@ -205,15 +201,16 @@ class Processor:
         if report.relay_failure is not None:
             job.claim.release()
             return Result(stayed=True, trouble=report.relay_failure)
-        due = None
-        if any(o.status in _FOR_NOW for o in report.outcomes):
+        tally, due = _tally(report), None
+        if tally.deferred:
             now, accepted = self._clock(), self._store.accepted(job.claim)
             if self._schedule.is_too_old(accepted, now):
                 report = given_up(report)
+                tally = _tally(report)
             else:
                 due = self._schedule.next_attempt(accepted, now)
         told = announcements(attempt, self._mailer, report)
-        return self._settle(_Settlement(job, report, due, told))
+        return self._settle(_Settlement(job, report, tally, due, told))
 
     def _settle(self, settlement: _Settlement) -> Result:
         job, report = settlement.job, settlement.report
@@ -228,16 +225,13 @@ class Processor:
         job.claim.release(removed=settlement.due is None)
         for announcement in settlement.announcements:
             dispatch(announcement, transaction.manager)
-        count = Counter(outcome.status for outcome in report.outcomes)
-        failed_for_now = sum(count[status] for status in _FOR_NOW)
-        tally = Tally(count[Status.SENT], failed_for_now, count[Status.REJECTED])
-        return Result(tally, settlement.due)
+        return Result(settlement.tally, settlement.due)
 
     def _write(self, settlement: _Settlement) -> None:
         """Do to the entry what the report says."""
         job, report, due = settlement.job, settlement.report, settlement.due
-        rejected = tuple(o.recipient for o in report.rejected)
-        if rejected:
+        if settlement.tally.rejected:
+            rejected = tuple(o.recipient for o in report.rejected)
             reply = _replies(report, (Status.REJECTED,))
             self._store.bury(job.claim, _tried(job.entry, rejected, reply))
         if due is None:
@@ -251,6 +245,12 @@ class Processor:
             if error.errno not in _FULL or left != job.entry.recipients:
                 raise
             self._store.postpone(job.claim, due)
+
+
+def _tally(report: IDeliveryReport) -> Tally:
+    statuses = [outcome.status for outcome in report.outcomes]
+    sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
+    return Tally(sent, len(statuses) - sent - rejected, rejected)
 
 
 def _tried(entry: Entry, recipients: tuple[str, ...], reply: str) -> Entry:
