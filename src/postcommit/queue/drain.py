@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from postcommit.interfaces import Tally
+from postcommit.queue.handoff import REVIEW_SECONDS
 from postcommit.queue.handoff import Handoff
 from postcommit.queue.pause import Pause
 from postcommit.queue.pause import State
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 # What a worker hands to its mailer at a time, at most.
 _BATCH = 50
 
+# What is found is handed over after so long, also where finding more takes time.
+_PORTION_SECONDS = 0.01
 
 # How often it is looked for what was half written and given up long ago.
 _CLEANING_SECONDS = 3600.0
@@ -61,7 +64,7 @@ class Drain:
         self._next_slot = time.monotonic()
         self._next_cleaning = time.monotonic()
         self._pause = Pause(store.path)
-        self._handoff = Handoff(pace.workers * _BATCH)
+        self._handoff = Handoff(pace.workers * _BATCH, pace.workers)
         self._bell = Bell(store.path)
         self._stopping = False
         self._over = threading.Event()
@@ -100,6 +103,7 @@ class Drain:
             while not self._stopping:
                 self._clean()
                 self._feed()
+                self._patiently(self._handoff.distribute)
                 self._bell.wait(self._seconds_to_sleep())
 
     def once(self) -> Tally:
@@ -129,18 +133,31 @@ class Drain:
     def _feed(self) -> None:
         """Hand all that is due to the workers, unless there is trouble."""
         try:
-            for path in self._scan.due():
+            due = self._scan.due()
+            while paths := self._portion(due):
                 self._bell.beat()
                 if self._stopping or self._pause.state is State.PAUSED:
                     self._scan.look_again()
                     return
                 self._keep_pace()
-                self._patiently(functools.partial(self._handoff.put, path))
+                self._patiently(functools.partial(self._handoff.put, paths))
+                self._handoff.review()
                 if self._pause.state is State.PROBING:
                     self._patiently(self._handoff.join)
         except OSError as error:
             self._pause.failed(error)
             self._scan.look_again()
+
+    def _portion(self, due: Iterator[str]) -> list[str]:
+        """Return the next few of what is `due`, without looking for long."""
+        one_by_one = self._pace.rate_limit or self._pause.state is State.PROBING
+        until = time.monotonic() + _PORTION_SECONDS
+        paths: list[str] = []
+        for path in due:
+            paths.append(path)
+            if one_by_one or len(paths) == _BATCH or time.monotonic() > until:
+                break
+        return paths
 
     def _keep_pace(self) -> None:
         if self._pace.rate_limit is not None:
@@ -152,9 +169,13 @@ class Drain:
             self._next_slot = max(self._next_slot, now) + 1 / self._pace.rate_limit
 
     def _patiently(self, wait: Callable[[float], bool]) -> None:
-        """Wait for as long as it takes, and give signs of life meanwhile."""
-        while not wait(BEAT_SECONDS):
+        """Wait for as long as it takes; see to the workers, give signs of life."""
+        while not wait(self._seconds_to_review()):
+            self._handoff.review()
             self._bell.beat()
+
+    def _seconds_to_review(self) -> float:
+        return REVIEW_SECONDS if self._handoff.needs_review else BEAT_SECONDS
 
     def _seconds_to_sleep(self) -> float:
         if self._pause.state is State.PAUSED:
@@ -172,21 +193,22 @@ class Drain:
     # The workers
 
     def _work(self) -> None:
-        while (path := self._handoff.take()) is not None:
+        while self._handoff.begin():
             taken: list[str] = []
             try:
-                for result in self._processor.work(self._paths(path, taken)):
+                for result in self._processor.work(self._paths(taken)):
                     self._note(result)
             except Exception as error:
                 # A mailer that keeps no contract must not end the loop.
                 log.exception("%s: a worker failed", self._store.path)
                 self._note(Result(trouble=error))
+                taken.extend(self._handoff.take())
             finally:
-                self._handoff.done(max(1, len(taken)))
+                self._handoff.done(len(taken))
 
-    def _paths(self, first: str, taken: list[str]) -> Iterator[str]:
-        """Yield `first`, and what else there is to do, as long as all is well."""
-        for path in itertools.chain([first], self._handoff.take_more(_BATCH - 1)):
+    def _paths(self, taken: list[str]) -> Iterator[str]:
+        """Yield what there is to do, as long as all is well."""
+        for path in itertools.islice(self._handoff.take(), _BATCH):
             taken.append(path)
             if self._pause.state is State.PAUSED:
                 self._scan.look_again()
@@ -209,5 +231,9 @@ class Drain:
             self._bell.ring()  # the feeder has to reckon anew when to wake
 
     def _count(self, tally: Tally) -> None:
+        sent, deferred, rejected = tally
         with self._tally_lock:
-            self._tally = Tally(*map(sum, zip(self._tally, tally, strict=True)))
+            was = self._tally
+            self._tally = Tally(
+                was.sent + sent, was.deferred + deferred, was.rejected + rejected
+            )

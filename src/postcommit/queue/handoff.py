@@ -2,8 +2,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
+from operator import sub
+
+
+# For how long it is looked at how the workers get on.
+REVIEW_SECONDS = 0.02
+
+# Where they take so many paths a second, it is not the relay that they wait for;
+# and where this process uses so much of a processor, more of them do not help.
+_QUICK = 1000
+_BUSY = 0.8
 
 
 class Handoff:
@@ -12,84 +25,156 @@ class Handoff:
     The feeder waits when it is `capacity` ahead, and goes on when half of that
     is left: woken for each single path, the two would mostly wait for each
     other.
+
+    One worker begins. If it does not get on quickly, because it waits for the
+    relay, all `workers` are called; and fewer of them where they only contend for
+    the interpreter's lock, which costs more than it brings.
+
+    `called` is how many may work now. What may wait takes a time-out, in seconds, and tells whether what it waited
+    for came true; for ever is None. It comes true when this is closed, too.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        workers: int,
+        clock: Callable[[], float] = time.monotonic,
+        processor_clock: Callable[[], float] = time.process_time,
+    ) -> None:
         self._capacity = capacity
+        self._workers = workers
+        self._clock = clock
+        self._processor_clock = processor_clock
         self._paths: deque[str] = deque()
         self._unfinished = 0
+        self._busy = 0
+        self.called = 1
         self._closed = False
+        self._put = 0  # paths, in all
+        self._reviewed = self._progress()
+        # With so many left, the feeder wants to be woken.
+        self._waits_for = -1
         # Reentrant: a signal handler that stops the queue may interrupt us.
         lock = threading.RLock()
         self._work_there = threading.Condition(lock)
-        self._room_there = threading.Condition(lock)
-        self._all_done = threading.Condition(lock)
+        self._feeder = threading.Condition(lock)
 
-    def put(self, path: str, timeout: float | None = None) -> bool:
-        """Add `path`, when there is room. Once closed, it is forgotten.
+    # The feeder
 
-        Returns False where there was no room for `timeout` seconds.
-        """
-        with self._room_there:
-            if len(self._paths) >= self._capacity and not self._room_there.wait_for(
-                lambda: self._closed or len(self._paths) <= self._capacity // 2,
-                timeout,
+    def put(self, paths: Sequence[str], timeout: float | None = None) -> bool:
+        """Add `paths`, when there is room. Once closed, they are forgotten."""
+        half = self._capacity // 2
+        with self._feeder:
+            if len(self._paths) >= self._capacity and not self._wait_for_left(
+                half, lambda: len(self._paths) <= half, timeout
             ):
                 return False
-            if not self._closed:
-                self._paths.append(path)
-                self._unfinished += 1
-                self._work_there.notify()
+            if self._closed:
+                return True
+            if not self._unfinished:
+                self._reviewed = self._progress()
+            self._paths.extend(paths)
+            self._put += len(paths)
+            self._unfinished += len(paths)
+            self._work_there.notify(min(len(paths), self.called - self._busy))
             return True
 
-    def take(self) -> str | None:
-        """Wait for a path, and take it; None when closed."""
-        with self._work_there:
-            self._work_there.wait_for(lambda: self._closed or self._paths)
-            return self._take()
-
-    def take_more(self, most: int) -> Iterator[str]:
-        """Take up to `most` paths, as long as there are any without waiting."""
-        for _ in range(most):
-            with self._work_there:
-                path = self._take()
-            if path is None:
-                return
-            yield path
-
-    def _take(self) -> str | None:
-        if self._closed or not self._paths:
-            return None
-        path = self._paths.popleft()
-        if len(self._paths) <= self._capacity // 2:
-            self._room_there.notify()
-        return path
-
-    def done(self, count: int) -> None:
-        """Tell that so many of the paths that were taken are worked on."""
-        with self._all_done:
-            self._unfinished -= count
-            if not self._unfinished:
-                self._all_done.notify_all()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until all that was put is worked on, or this is closed.
-
-        Returns False where neither came true for `timeout` seconds.
-        """
-        with self._all_done:
-            return self._all_done.wait_for(
-                lambda: self._closed or not self._unfinished, timeout
+    def distribute(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put is taken, or all workers are called."""
+        with self._feeder:
+            return self._wait_for_left(
+                0,
+                lambda: not self._paths or self.called == self._workers,
+                timeout,
             )
 
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put is worked on."""
+        with self._feeder:
+            return self._wait_for_left(-1, lambda: not self._unfinished, timeout)
+
     def wait_closed(self, timeout: float) -> bool:
-        """Sleep for `timeout` seconds, or until this is closed; tell if it is."""
-        with self._room_there:
-            return self._room_there.wait_for(lambda: self._closed, timeout)
+        """Sleep, unless this is closed."""
+        with self._feeder:
+            return self._wait_for_left(-1, lambda: False, timeout)
+
+    def _wait_for_left(
+        self, left: int, is_true: Callable[[], bool], timeout: float | None
+    ) -> bool:
+        self._waits_for = left
+        try:
+            return self._feeder.wait_for(lambda: self._closed or is_true(), timeout)
+        finally:
+            self._waits_for = -1
+
+    def review(self) -> None:
+        """See how the workers get on, and whether there should be more or less."""
+        with self._work_there:
+            progress = self._progress()
+            seconds, busy, taken = map(sub, progress, self._reviewed)
+            if seconds < REVIEW_SECONDS:
+                return
+            self._reviewed = progress
+            if taken >= _QUICK * seconds:
+                if busy > _BUSY * seconds:
+                    self.called = max(1, self.called - 1)
+            elif self._paths:
+                self.called = self._workers
+                self._work_there.notify_all()
+
+    def _progress(self) -> tuple[float, float, float]:
+        """Return the time, that of the processor, and the number of paths taken."""
+        taken = self._put - len(self._paths)
+        return self._clock(), self._processor_clock(), taken
+
+    @property
+    def needs_review(self) -> bool:
+        """Whether there is work, and a choice of who does it."""
+        return self._workers > 1 and bool(self._paths)
+
+    # The workers
+
+    def begin(self) -> bool:
+        """Wait until there is work, and it is one's turn; False when closed.
+
+        Others may be faster, and nothing be left to take. Then comes `done`.
+        """
+        with self._work_there:
+            self._work_there.wait_for(self._is_it_time)
+            self._busy += not self._closed
+            return not self._closed
+
+    def _is_it_time(self) -> bool:
+        return self._closed or (bool(self._paths) and self._busy < self.called)
+
+    def take(self) -> Iterator[str]:
+        """Take paths, as long as there are any."""
+        # Without the lock: each method of a deque is one step.
+        try:
+            while True:
+                path = self._paths.popleft()
+                if len(self._paths) <= self._waits_for:
+                    with self._feeder:
+                        self._feeder.notify()
+                yield path
+        except IndexError:
+            pass
+
+    def done(self, count: int) -> None:
+        """Tell that one ends what one did `begin`, and took so many paths."""
+        with self._feeder:
+            self._busy -= 1
+            self._unfinished -= count
+            if not self._unfinished:
+                self.called = 1
+                self._feeder.notify()
+
+    # Both
 
     def close(self) -> None:
         """Let everybody go who waits; what was not taken is forgotten."""
-        with self._work_there:
+        with self._feeder:
             self._closed = True
-            for condition in (self._work_there, self._room_there, self._all_done):
-                condition.notify_all()
+            self._paths.clear()
+            self._work_there.notify_all()
+            self._feeder.notify_all()
