@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import transaction
+import zope.event
 from transaction import TransactionManager
 from transaction._manager import TransactionManager as RealManager
 from transaction.interfaces import NoTransaction
@@ -209,6 +210,32 @@ def test_a_subscriber_whose_commit_fails_harms_nothing(
     assert "no commit" in caplog.text
     with own_transaction(manager):
         assert manager.get().status == "Active"
+
+
+def test_where_nobody_has_subscribed_there_is_no_transaction() -> None:
+    begun: list[object] = []
+
+    class Synchronizer:
+        newTransaction = staticmethod(begun.append)
+
+        def ignored(self, txn: object) -> None:
+            pass
+
+        beforeCompletion = afterCompletion = ignored
+
+    manager = TransactionManager()
+    synchronizer = Synchronizer()
+    manager.registerSynch(synchronizer)
+    told = Announcement(report(("a@x.org", Status.SENT, OK)), zope.event.notify)
+    dispatch(told, manager)
+    assert begun == []
+    seen: list[object] = []
+    zope.event.subscribers.append(seen.append)
+    try:
+        dispatch(told, manager)
+    finally:
+        zope.event.subscribers.remove(seen.append)
+    assert len(seen) == len(begun) == 1
 
 
 @pytest.mark.parametrize("make", MANAGERS)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 from typing import NamedTuple
 
+import zope.event
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
@@ -93,6 +94,9 @@ def events_of(report: IDeliveryReport) -> list[IMailEvent]:
                 reply=failure if IReply.providedBy(failure) else None,
             )
         ]
+    if len(report.outcomes) == 1:
+        [only] = report.outcomes
+        return [_event(report.message_id, only.status, only.reply, (only.recipient,))]
     groups: dict[tuple[Status, IReply], list[str]] = {}
     for outcome in report.outcomes:
         key = (outcome.status, outcome.reply)
@@ -182,8 +186,11 @@ def announce(report: IDeliveryReport, notify: Notify) -> None:
 
 def dispatch(announcement: Announcement, manager: ITransactionManager) -> None:
     """Tell log and subscribers, as `dispatch_events` does."""
-    log_report(announcement.report)
-    dispatch_events(events_of(announcement.report), announcement.notify, manager)
+    report, notify = announcement
+    log_report(report)
+    # Where nobody has subscribed, no transaction is needed to tell nobody.
+    if notify is not zope.event.notify or zope.event.subscribers:
+        dispatch_events(events_of(report), notify, manager)
 
 
 def dispatch_events(

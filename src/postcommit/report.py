@@ -121,8 +121,8 @@ def accounting_for(
 
     Of whom a mailer, against its contract, says nothing, nobody knows.
     """
-    told = tuple(outcome.recipient for outcome in report.outcomes)
-    if report.relay_failure is not None or told == recipients:
+    told = [outcome.recipient for outcome in report.outcomes]
+    if report.relay_failure is not None or told == list(recipients):
         return report
     known = {outcome.recipient: outcome for outcome in report.outcomes}
     silence = Reply(0, "4.3.0", "The mailer did not report on this recipient")

@@ -31,7 +31,8 @@ __all__ = ["fill", "sink"]
 
 KIB = 1024
 
-_LINE = b"All work and no play makes a dull message, but a long one. 0123456789\r\n"
+# The line ends are those that the email package writes.
+_LINE = b"All work and no play makes a dull message, but a long one. 0123456789\n"
 
 _ENVELOPES = {
     "zope": "X-Zope-From: {0}\nX-Zope-To: {1}\n",
@@ -49,9 +50,9 @@ def fill(queue: Path, count: int, size: int, envelope: str = "zope") -> None:
     now = int(time.time())
     for n in range(count):
         head = (
-            f"{lines}Message-Id: <{n}@x.org>\r\n"
-            "Date: Mon, 23 Nov 2026 12:00:00 +0000\r\n"
-            f"Subject: number {n}\r\n\r\n"
+            f"{lines}Message-Id: <{n}@x.org>\n"
+            "Date: Mon, 23 Nov 2026 12:00:00 +0000\n"
+            f"Subject: number {n}\n\n"
         )
         name = f"{now}.M{n:06d}P1Q{n}.bench"
         (queue / "new" / name).write_bytes(head.encode() + body)

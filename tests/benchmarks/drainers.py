@@ -102,7 +102,8 @@ def _pour(files: list[str], options: argparse.Namespace) -> None:
             envelope = b"MAIL FROM:<%s>\r\nRCPT TO:<%s>\r\nDATA\r\n"
             connection.sock.sendall(before + envelope % (fromaddr, toaddr))
             _expect(replies, expected)
-            before, expected = message + b"\r\n.\r\n", b"2223"
+            content = message.replace(b"\n", b"\r\n")
+            before, expected = content + b"\r\n.\r\n", b"2223"
         connection.sock.sendall(before)
         _expect(replies, b"2")
     for path in files:

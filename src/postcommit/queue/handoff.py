@@ -30,8 +30,9 @@ class Handoff:
     relay, all `workers` are called; and fewer of them where they only contend for
     the interpreter's lock, which costs more than it brings.
 
-    `called` is how many may work now. What may wait takes a time-out, in seconds, and tells whether what it waited
-    for came true; for ever is None. It comes true when this is closed, too.
+    `called` is how many may work now. What may wait takes a time-out, in seconds,
+    and tells whether what it waited for came true; for ever is None. It comes true
+    when this is closed, too.
     """
 
     def __init__(

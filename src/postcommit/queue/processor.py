@@ -213,7 +213,7 @@ class Processor:
         return self._settle(_Settlement(job, report, tally, due, told))
 
     def _settle(self, settlement: _Settlement) -> Result:
-        job, report = settlement.job, settlement.report
+        job = settlement.job
         try:
             self._write(settlement)
         except Exception as error:
