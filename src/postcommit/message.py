@@ -59,7 +59,7 @@ _VALUE = rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)"
 _MESSAGE_ID = re.compile(rb"^Message-Id" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _DATE = re.compile(rb"^Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _BCC = re.compile(rb"^(?:Resent-)?Bcc" + _VALUE, re.IGNORECASE | re.MULTILINE)
-_BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
+_END_OF_HEADER = re.compile(rb"\n\r?\n")
 
 _GOOD_ID = re.compile(r"<([^<>\s]+)>")
 
@@ -188,8 +188,10 @@ def to_crlf(data: bytes) -> bytes:
 
 def message_id_of(data: bytes) -> str:
     """Return the id of a message, without brackets; ``''`` if it has none."""
-    blank = _BLANK_LINE.search(data)
-    found = _MESSAGE_ID.search(data, 0, blank.end() if blank else len(data))
+    if data.startswith((b"\n", b"\r\n")):
+        return ""  # there is no header
+    end = _END_OF_HEADER.search(data)
+    found = _MESSAGE_ID.search(data, 0, end.end() if end else len(data))
     return _id_in(found[1]) if found else ""
 
 

@@ -105,7 +105,7 @@ def test_whatever_is_no_entry_is_an_entry_error(data: bytes) -> None:
         (b"X-Zope-From: a@x.org\nX-Zope-To: b@x.org", "no whole line X-Zope-To:"),
         (b"X-Zope-From: a@x.org\nX-Zope-To: b@x.org\n", "no message"),
         (b"X-Zope-From: \xff\nX-Zope-To: b@x.org\nx", "no UTF-8"),
-        (b"X-Zope-From: a@x.org\nX-Zope-To: \nx", "no recipients"),
+        (b"X-Zope-From: a@x.org\nX-Zope-To: \nx", "it is empty"),
         (b"X-Zope-From: a\nX-Zope-To: b@x.org\nx", "damaged"),
         (b"X-Zope-From: a@x.org\nX-Zope-To: b b@x.org\nx", "damaged"),
         (b"X-Zope-Unreadable: it is broken\nanything", "before: it is broken"),

@@ -14,6 +14,7 @@ none of its own lines can be taken for ours.
 """
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -49,6 +50,10 @@ _ACTUALLY = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BLANK_LINE = re.compile(rb"^\r?$", re.MULTILINE)
+
+
+# Most entries of a queue have the same one.
+_parse_sender = functools.lru_cache(256)(parse_sender)
 
 
 @dataclass(slots=True)
@@ -124,13 +129,10 @@ def _text(name: bytes, value: bytes) -> str:
 def _entry(
     sender: str, recipients: str, message: bytes, attempts: int = 0, reply: str = ""
 ) -> Entry:
+    listed = split_addresses(recipients) if "," in recipients else recipients
     try:
         return Entry(
-            parse_sender(sender),
-            parse_recipients(split_addresses(recipients)),
-            message,
-            attempts,
-            reply,
+            _parse_sender(sender), parse_recipients(listed), message, attempts, reply
         )
     except AddressError as error:
         raise EntryError(f"the envelope is damaged: {error}") from error
