@@ -8,8 +8,11 @@ the lock is released by name, not left to close().
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 
+
+log = logging.getLogger(__name__)
 
 _open: set[FileLock] = set()
 
@@ -52,10 +55,15 @@ class FileLock:
             return  # called again, or our copy in a child
         descriptor, self.descriptor = self.descriptor, -1
         try:
-            if not quickly:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-        finally:
-            os.close(descriptor)
+            try:
+                if not quickly:
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            # What the lock was for is done, and must not look as if it had
+            # failed. At the latest, the lock goes with this process.
+            log.error("A lock cannot be given up: %s", error)
 
 
 def _close_copies() -> None:
