@@ -177,14 +177,16 @@ def test_who_sleeps_gives_signs_of_life(
     bell.close()
 
 
-def test_a_sign_of_life_that_fails_is_logged(
+def test_signs_of_life_that_fail_and_a_close_are_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bell = Bell(str(tmp_path))
     [pipe] = bell._outside
     os.close(pipe)
-    bell._last_beat = -HOUR
-    bell.beat()
-    assert "no sign of life" in caplog.text
-    bell._outside.clear()
+    for _ in range(3):
+        bell._last_beat = -HOUR
+        bell.beat()
+    assert caplog.text.count("no sign of life") == 1
     bell.close()
+    bell.ring()
+    assert caplog.text.count("cannot be closed") == 1

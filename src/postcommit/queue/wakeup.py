@@ -36,15 +36,15 @@ def ring(queue_path: str) -> None:
     try:
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
         pipe = os.open(f"{queue_path}/{_NAME}", flags)
+        try:
+            if stat.S_ISFIFO(os.fstat(pipe).st_mode):
+                os.write(pipe, b"!")
+        finally:
+            os.close(pipe)
     except OSError:
-        return  # no pipe, or nobody listens
-    try:
-        if stat.S_ISFIFO(os.fstat(pipe).st_mode):
-            os.write(pipe, b"!")
-    except OSError:
-        pass  # full, so it wakes anyway; or the reader has just gone
-    finally:
-        os.close(pipe)
+        # No pipe, or nobody listens, or the reader has just gone; or it is
+        # full, so it wakes anyway.
+        return
 
 
 def heartbeat(queue_path: str) -> float | None:
@@ -79,6 +79,7 @@ class Bell:
         self._closed = False
         self._lock = threading.RLock()  # a signal handler may ring
         self._last_beat = -math.inf
+        self._trouble = ""
         self.beat()
 
     def _open(self) -> list[int]:
@@ -101,7 +102,10 @@ class Bell:
         with self._lock:
             self._closed = True
             for descriptor in (*self._inside, *self._outside):
-                os.close(descriptor)
+                try:
+                    os.close(descriptor)
+                except OSError as error:
+                    log.warning("%s: cannot be closed: %s", self._path, error)
 
     def ring(self) -> None:
         """Wake the thread that waits, or will."""
@@ -121,8 +125,11 @@ class Bell:
             for pipe in self._outside:
                 try:
                     os.utime(pipe)
+                    self._trouble = ""
                 except OSError as error:
-                    log.warning("%s: no sign of life: %s", self._path, error)
+                    if self._trouble != str(error):
+                        self._trouble = str(error)
+                        log.warning("%s: no sign of life: %s", self._path, error)
 
     def wait(self, timeout: float) -> None:
         """Sleep until somebody rings, `timeout` seconds at most."""
