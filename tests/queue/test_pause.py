@@ -86,3 +86,17 @@ def test_the_log_hears_of_each_trouble_once_and_of_its_end(
         "queue: the queue pauses: login refused",
         "queue: the queue goes on",
     ]
+
+
+def test_two_troubles_by_turns_are_each_told_once_and_do_not_fill_the_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pause = Pause("queue", Clock())
+    for _ in range(5):
+        pause.failed("the disk is full")
+        pause.failed("no permission")
+    assert caplog.text.count("the disk is full") == 1
+    assert caplog.text.count("no permission") == 1
+    for number in range(2000):
+        pause.failed(number)
+    assert len(pause._told) <= 1000

@@ -29,6 +29,7 @@ class FileLock:
         # link, which could lead anywhere.
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self.descriptor = os.open(path, flags)
+        self._is_held = False
         _open.add(self)
 
     def acquire(self, *, shared: bool = False) -> bool:
@@ -42,6 +43,7 @@ class FileLock:
             fcntl.flock(self.descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        self._is_held = True
         return True
 
     def release(self, *, quickly: bool = False) -> None:
@@ -56,7 +58,7 @@ class FileLock:
         descriptor, self.descriptor = self.descriptor, -1
         try:
             try:
-                if not quickly:
+                if self._is_held and not quickly:
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
             finally:
                 os.close(descriptor)

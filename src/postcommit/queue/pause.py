@@ -22,6 +22,10 @@ from postcommit.queue.schedule import pause_after
 log = logging.getLogger(__name__)
 
 
+# So many reasons of one pause are remembered, to be logged only once.
+_MOST_REASONS = 1000
+
+
 class State(enum.Enum):
     OPEN = "open"
     PAUSED = "paused"
@@ -31,8 +35,8 @@ class State(enum.Enum):
 class Pause:
     """The state of one queue; may be used by several threads at once.
 
-    `clock` returns seconds that only ever grow. The log hears of a trouble
-    once, when it begins or becomes another one, and of its end.
+    `clock` returns seconds that only ever grow. The log hears once of each
+    trouble, however several take turns, and of their end.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Pause:
         self._lock = threading.Lock()
         self._failures = 0
         self._until = 0.0
-        self._reason = ""
+        self._told: set[str] = set()
 
     @property
     def state(self) -> State:
@@ -64,8 +68,10 @@ class Pause:
             if self.state is not State.PAUSED:
                 self._failures += 1
                 self._until = self._clock() + pause_after(self._failures)
-            if self._reason != str(reason):
-                self._reason = str(reason)
+            if str(reason) not in self._told:
+                if len(self._told) >= _MOST_REASONS:
+                    self._told.clear()
+                self._told.add(str(reason))
                 log.error("%s: the queue pauses: %s", self._queue_path, reason)
 
     def succeeded(self) -> None:
@@ -73,4 +79,5 @@ class Pause:
         with self._lock:
             if self._failures:
                 log.info("%s: the queue goes on", self._queue_path)
-            self._failures, self._until, self._reason = 0, 0.0, ""
+            self._failures, self._until = 0, 0.0
+            self._told.clear()
