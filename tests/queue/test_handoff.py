@@ -22,6 +22,10 @@ def is_over(thread: threading.Thread) -> bool:
     return not thread.is_alive()
 
 
+# For so long, in seconds, it is looked at how the workers get on.
+PERIOD = 0.04
+
+
 class Crew:
     """Workers that begin, take one path each, and keep it until `end`."""
 
@@ -122,8 +126,8 @@ class Course:
         """Return how many workers may work now."""
         self.handoff.put(["path"] * (taken + 1))
         assert len(list(itertools.islice(self.handoff.take(), taken))) == taken
-        self.processor_clock.advance(busy * 2 * REVIEW_SECONDS)
-        self.clock.advance(2 * REVIEW_SECONDS)
+        self.processor_clock.advance(busy * PERIOD)
+        self.clock.advance(PERIOD)
         self.handoff.review()
         return self.handoff.called
 
@@ -131,6 +135,18 @@ class Course:
 def test_a_worker_that_gets_on_quickly_is_left_alone() -> None:
     course = Course(workers=3)
     assert course.go_on(taken=45, busy=0.5) == 1
+
+
+def test_it_takes_a_while_to_tell_unless_nothing_happens_at_all() -> None:
+    course = Course(workers=3)
+    course.handoff.put(["path"] * 10)
+    course.clock.advance(REVIEW_SECONDS)
+    course.processor_clock.advance(REVIEW_SECONDS)
+    course.handoff.review()
+    assert course.handoff.called == 1  # it is busy with something
+    course.clock.advance(2 * REVIEW_SECONDS)
+    course.handoff.review()
+    assert course.handoff.called == 3
 
 
 def test_a_break_before_is_no_slowness() -> None:

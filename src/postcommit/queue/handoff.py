@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from operator import sub
 
 
-# For how long it is looked at how the workers get on.
-REVIEW_SECONDS = 0.02
+# How often it is looked at how the workers get on, and over how long a time.
+REVIEW_SECONDS = 0.005
+_PERIOD = 0.02
 
 # Where they take so many paths a second, it is not the relay that they wait for;
-# and where this process uses so much of a processor, more of them do not help.
+# where this process uses so much of a processor, more of them do not help; and
+# where it uses so little, they wait for certain.
 _QUICK = 1000
 _BUSY = 0.8
+_IDLE = 0.5
 
 
 class Handoff:
@@ -113,10 +116,12 @@ class Handoff:
         with self._work_there:
             progress = self._progress()
             seconds, busy, taken = map(sub, progress, self._reviewed)
-            if seconds < REVIEW_SECONDS:
+            is_quick = taken >= _QUICK * seconds
+            is_idle = busy < _IDLE * seconds and not is_quick
+            if seconds < (REVIEW_SECONDS if is_idle else _PERIOD):
                 return
             self._reviewed = progress
-            if taken >= _QUICK * seconds:
+            if is_quick:
                 if busy > _BUSY * seconds:
                     self.called = max(1, self.called - 1)
             elif self._paths:

@@ -285,7 +285,8 @@ class Transfer:
         """Return the account."""
         failure = self._failure
         if failure is None:
-            outcomes = tuple(self._outcomes[i] for i in range(len(self.recipients)))
+            order = range(len(self.recipients))
+            outcomes = tuple(map(self._outcomes.__getitem__, order))
             return DeliveryReport(self.message_id, self.recipients, outcomes)
         said = failure.reply if isinstance(failure.reply, Reply) else failure
         return DeliveryReport(self.message_id, self.recipients, relay_failure=said)
