@@ -50,14 +50,16 @@ class Batch:
     def __init__(self, sort_key: str = "~mail:test") -> None:
         self.sort_key = sort_key
         self.done: list[str] = []
+        self.alone: list[bool] = []
         self.refusal: Exception | None = None
         self.failure: Exception | None = None
 
     def _note(self, what: str, items: Sequence[Item]) -> None:
         self.done.append(" ".join([what, *(item.name for item in items)]))
 
-    def prepare(self, items: Sequence[Item]) -> None:
+    def prepare(self, items: Sequence[Item], *, alone: bool = False) -> None:
         self._note("prepare", items)
+        self.alone.append(alone)
         if self.refusal:
             raise self.refusal
 
@@ -124,6 +126,21 @@ def test_a_commit_prepares_then_publishes_all_items(sender: Sender) -> None:
     assert sender.done == []
     sender.manager.commit()
     assert sender.done == ["prepare a b", "publish a b", "afterwards"]
+
+
+def test_a_batch_learns_whether_it_is_alone(sender: Sender) -> None:
+    sender.send("a")
+    sender.manager.commit()
+    sender.manager.begin()
+    sender.send("b")
+    sender.manager.get().join(Partner(AFTER))
+    sender.manager.commit()
+    assert sender.batch.alone == [True, False]
+
+
+def test_of_a_transaction_that_does_not_tell_nobody_is_alone(sender: Sender) -> None:
+    sender.data_manager.tpc_vote(object())
+    assert sender.batch.alone == [False]
 
 
 def test_an_abort_discards_all_items(sender: Sender) -> None:

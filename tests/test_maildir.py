@@ -7,6 +7,7 @@ import re
 import socket
 import stat
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -316,17 +317,46 @@ def test_a_full_disk_fails_the_write_and_the_abort_cleans_up(
     assert files(Path(maildir.path)) == []
 
 
-def test_a_full_disk_may_show_when_the_file_is_closed(maildir: Maildir) -> None:
-    with small_files(1000):
-        writer = maildir.newMessage()
-        writer.write(b"x" * 2000)  # into the buffer
-        with pytest.raises(QueueError, match=writer.name):
-            writer.commit()
-        writer.abort()
-        writer = maildir.newMessage()
-        writer.write(b"x" * 2000)
-        writer.abort()
+# A message written at once
+
+
+def test_what_is_added_is_complete_and_closed(maildir: Maildir) -> None:
+    pieces = [b"a", memoryview(b"b" * 100_000), b"c"]
+    message = maildir.add(pieces)
+    assert files(Path(maildir.path)) == [f"tmp/{message.name}"]
+    assert Path(message.path).read_bytes() == b"".join(pieces)
+    assert mode(message.path) == 0o600
+    assert message.checksum == zlib.crc32(b"".join(pieces))
+    assert message.path not in [
+        os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+    ]
+    message.commit()
+    assert list(maildir) == [message.target]
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+def test_what_cannot_be_added_leaves_nothing(maildir: Maildir, size: int) -> None:
+    with small_files(100), pytest.raises(QueueError, match="cannot write") as caught:
+        maildir.add([b"x" * size])
+    assert caught.value.errno == errno.EFBIG
     assert files(Path(maildir.path)) == []
+
+
+def test_what_is_interrupted_leaves_nothing(maildir: Maildir) -> None:
+    def lines() -> Iterator[bytes]:
+        yield b"begun"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        maildir.add(lines())
+    assert files(Path(maildir.path)) == []
+
+
+def test_a_message_cannot_be_added_where_there_is_no_folder(maildir: Maildir) -> None:
+    os.rmdir(maildir.folder("tmp"))
+    with pytest.raises(QueueError, match="cannot write") as caught:
+        maildir.add([b"x"])
+    assert caught.value.errno == errno.ENOENT
 
 
 def test_a_folder_without_permission_takes_no_message(maildir: Maildir) -> None:

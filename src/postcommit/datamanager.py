@@ -117,7 +117,7 @@ class DataManager:
     def tpc_vote(self, transaction: ITransaction) -> None:
         if not self._is_no_copy:
             raise ForkedError("the transaction is that of the parent process")
-        self._batch.prepare(self._items)
+        self._batch.prepare(self._items, alone=_is_alone(transaction))
         self._phase = Phase.PREPARED
 
     def tpc_finish(self, transaction: ITransaction) -> None:
@@ -159,6 +159,14 @@ class Savepoint:
 
     def rollback(self) -> None:
         self._data_manager._rollback(self._count)
+
+
+def _is_alone(transaction: ITransaction) -> bool:
+    """Tell whether one resource is all that takes part in the commit.
+
+    Only a private attribute tells; without it, we take it that there are more.
+    """
+    return len(getattr(transaction, "_resources", ())) == 1
 
 
 def _call(committed: bool, afterwards: Callable[[], None]) -> None:

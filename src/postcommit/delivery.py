@@ -185,7 +185,7 @@ class _Transmitting:
         self._transaction_manager = transaction_manager
         self.sort_key = sort_key
 
-    def prepare(self, items: Sequence[Transmission]) -> None:
+    def prepare(self, items: Sequence[Transmission], *, alone: bool = False) -> None:
         if items and self._check is not None:
             self._check()
 

@@ -121,7 +121,7 @@ class PublishError(QueueError):
         if names:
             reason = f"{len(names)} entries stay in doubt, use 'postcommit recover'"
         else:
-            reason = "a power failure now would leave the entries in doubt"
+            reason = "all are in the queue, but a power failure now may undo that"
         super().__init__(path, f"{reason}: {cause}", cause)
 
 

@@ -569,11 +569,15 @@ class IBatch(Interface):
         "A str: where among the resources it commits; see `IDataManager.sortKey`."
     )
 
-    def prepare(items: Sequence[Any]) -> None:
-        """Do all that can fail; raise to refuse the commit."""
+    def prepare(items: Sequence[Any], *, alone: bool = False) -> None:
+        """Do all that can fail; raise to refuse the commit.
+
+        `alone`: no other resource takes part, so nobody's commit depends on
+        this vote.
+        """
 
     def publish(items: Sequence[Any]) -> Callable[[], None] | None:
-        """Let the decided commit take effect.
+        """Let the decided commit take effect; when alone, decide it.
 
         May return a function to be called when the commit is over.
         """

@@ -7,6 +7,7 @@ and its name is on the disk when `commit` returns.
 """
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shutil
@@ -14,8 +15,10 @@ import socket
 import stat
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO
 
@@ -34,6 +37,11 @@ FOLDERS = ("tmp", "new", "cur")
 # How many names are read, and sorted, at a time: a folder of a million
 # messages costs no more memory than one of a few thousand.
 _CHUNK = 2000
+
+# Pieces up to so many bytes in all are written in one call.
+_ONE_WRITE = 1 << 16
+
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
 _counter = itertools.count(1)
 
@@ -91,8 +99,7 @@ def remove(path: str) -> None:
 
 def create_file(path: str) -> BinaryIO:
     """Create the file `path`, readable by its owner only, to write to it."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-    return open(os.open(path, flags, 0o600), "wb")
+    return open(os.open(path, _CREATE, 0o600), "wb")
 
 
 def check_path(path: str) -> None:
@@ -152,33 +159,37 @@ class Maildir:
     def newMessage(self) -> MaildirMessageWriter:
         return MaildirMessageWriter(self, unique_name())
 
+    def add(self, lines: Iterable[bytes | memoryview]) -> MaildirMessage:
+        """Write a whole message, to be committed or aborted.
 
-@implementer(IMaildirMessageWriter)
-class MaildirMessageWriter:
-    """See `IMaildirMessageWriter`.
+        Raises `QueueError` where it cannot be written; then nothing is left.
+        """
+        message = MaildirMessage(self, unique_name())
+        with explained(message.path, "write"):
+            descriptor = os.open(message.path, _CREATE, 0o600)
+            try:
+                message.checksum = _write(descriptor, lines)
+            except BaseException:
+                message.abort()
+                raise
+            finally:
+                os.close(descriptor)
+        return message
 
-    `name` is the file's name, `path` where it is, `target` where it belongs.
+
+class MaildirMessage:
+    """A message that is complete, but no part of the Maildir yet.
+
+    `name` is the file's name, `path` where it is, `target` where it belongs,
+    `checksum` the CRC-32 of what was written.
     """
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
         self.path = f"{maildir.folder('tmp')}/{name}"
         self.target = f"{maildir.folder('new')}/{name}"
+        self.checksum = 0
         self._aborted = False
-        with explained(self.path, "create the file"):
-            self._file = create_file(self.path)
-
-    def write(self, data: bytes | memoryview | str) -> None:
-        with explained(self.path, "write"):
-            self._file.write(data.encode() if isinstance(data, str) else data)
-
-    def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def close(self) -> None:
-        with explained(self.path, "write"):
-            self._file.close()
 
     def move(self, path: str) -> None:
         """Rename the file to `path`; at `target` it is committed."""
@@ -190,7 +201,6 @@ class MaildirMessageWriter:
             raise ValueError(f"{self.path}: was aborted, cannot be committed")
         if self.path == self.target:
             return
-        self.close()
         with explained(self.path, "move the message into the Maildir"):
             sync(self.path)
             self.move(self.target)
@@ -200,12 +210,54 @@ class MaildirMessageWriter:
         if self._aborted or self.path == self.target:
             return
         self._aborted = True
-        try:
-            self._file.close()
-        except OSError:
-            pass  # what could not be written is not wanted any more
         with explained(self.path, "remove the file"):
             remove(self.path)
+
+
+@implementer(IMaildirMessageWriter)
+class MaildirMessageWriter(MaildirMessage):
+    """See `IMaildirMessageWriter`; not buffered, each call is a system call."""
+
+    def __init__(self, maildir: Maildir, name: str) -> None:
+        super().__init__(maildir, name)
+        with explained(self.path, "create the file"):
+            self._file = io.FileIO(os.open(self.path, _CREATE, 0o600), "wb")
+
+    def write(self, data: bytes | memoryview | str) -> None:
+        self.writelines((data,))
+
+    def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
+        encoded = (line.encode() if isinstance(line, str) else line for line in lines)
+        with explained(self.path, "write"):
+            self.checksum = _write(self._file.fileno(), encoded, self.checksum)
+
+    def close(self) -> None:
+        with explained(self.path, "write"):
+            self._file.close()
+
+    def commit(self) -> None:
+        self.close()
+        super().commit()
+
+    def abort(self) -> None:
+        with suppress(OSError):  # what could not be written is not wanted any more
+            self._file.close()
+        super().abort()
+
+
+def _write(
+    descriptor: int, lines: Iterable[bytes | memoryview], checksum: int = 0
+) -> int:
+    """Write all of `lines`, in few calls, and return the checksum with them."""
+    pieces = list(lines)
+    if sum(map(len, pieces)) <= _ONE_WRITE:
+        pieces = [b"".join(pieces)]
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    return checksum
 
 
 def _exists(path: str) -> bool:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +24,17 @@ from postcommit import QueuedMailDelivery
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
-from postcommit.maildir import MaildirMessageWriter
+from postcommit.maildir import MaildirMessage
 from postcommit.queue.lock import FileLock
 from postcommit.queue.staging import Staging
+from postcommit.queue.staging import _is_complete
 from postcommit.queue.staging import is_in_doubt
 from postcommit.queue.staging import is_prepared
 from postcommit.queue.staging import original_name
-from postcommit.queue.staging import stage
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import Bell
 from tests.support import children
-from tests.support.faults import small_files
+from tests.support.faults import begin_no_threads
 from tests.support.faults import without_privileges
 from tests.support.strace import needs_strace
 from tests.support.strace import trace
@@ -59,41 +60,17 @@ def batch(maildir: Maildir) -> Staging:
     return Staging(maildir)
 
 
-def staged(maildir: Maildir, count: int = 3) -> list[MaildirMessageWriter]:
-    return [stage(maildir, [b"message ", b"%d" % n]) for n in range(count)]
+def staged(maildir: Maildir, count: int = 3) -> list[MaildirMessage]:
+    return [maildir.add([b"message ", b"%d" % n]) for n in range(count)]
+
+
+def prepared(item: MaildirMessage, leader: MaildirMessage) -> str:
+    checksums = [f"{zlib.crc32(Path(i.path).read_bytes()):08x}" for i in (item, leader)]
+    return f"{item.name},C={checksums[0]}:prepared={leader.name},C={checksums[1]}"
 
 
 def in_doubt(queue: Path) -> list[str]:
     return sorted(os.path.basename(path) for path in Store(str(queue)).in_doubt())
-
-
-# Stage
-
-
-def test_an_entry_is_staged_complete_and_closed(queue: Path, maildir: Maildir) -> None:
-    item = stage(maildir, [b"a", b"b"])
-    assert files(queue) == [f"tmp/{item.name}"]
-    assert Path(item.path).read_bytes() == b"ab"
-    assert item.path not in [
-        os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-    ]
-
-
-def test_what_cannot_be_written_leaves_nothing(queue: Path, maildir: Maildir) -> None:
-    with small_files(100), pytest.raises(QueueError) as caught:
-        stage(maildir, [b"x" * 1000])
-    assert caught.value.errno == errno.EFBIG
-    assert files(queue) == []
-
-
-def test_an_interrupt_leaves_nothing(queue: Path, maildir: Maildir) -> None:
-    def lines():
-        yield b"begun"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stage(maildir, lines())
-    assert files(queue) == []
 
 
 # Prepare, publish, discard
@@ -117,8 +94,7 @@ def test_prepared_files_name_their_leader(
 ) -> None:
     items = staged(maildir)
     batch.prepare(items)
-    leader = items[0].name
-    assert files(queue) == [f"tmp/{i.name}:prepared={leader}" for i in items]
+    assert files(queue) == [f"tmp/{prepared(i, items[0])}" for i in items]
     for item in items:
         assert is_prepared(item.path)
         assert original_name(item.path) == item.name
@@ -193,7 +169,7 @@ def test_no_descriptor_is_left_open(
 # What can fail fails in the vote
 
 
-def refused(batch: Staging, items: list[MaildirMessageWriter]) -> QueueError:
+def refused(batch: Staging, items: list[MaildirMessage]) -> QueueError:
     with pytest.raises(QueueError) as caught:
         batch.prepare(items)
     batch.discard(items)
@@ -264,11 +240,11 @@ def test_what_cannot_be_published_stays_in_doubt(
 ) -> None:
     items = staged(maildir)
     batch.prepare(items)
+    left = prepared(items[1], items[0])
     (queue / "new" / items[1].name).mkdir()
     with pytest.raises(PublishError, match="1 entries stay in doubt") as caught:
         batch.publish(items)
     batch.discard([items[0], items[2]])
-    left = f"{items[1].name}:prepared={items[0].name}"
     assert caught.value.names == (left,)
     assert caught.value.path == str(queue)
     assert left in caplog.text
@@ -286,7 +262,7 @@ def test_a_leader_that_cannot_be_published_is_in_doubt(
     (queue / "new" / items[0].name).mkdir()
     with pytest.raises(PublishError):
         batch.publish(items)
-    assert in_doubt(queue) == [f"{items[0].name}:prepared={items[0].name}"]
+    assert in_doubt(queue) == [prepared(items[0], items[0])]
 
 
 def test_a_folder_that_vanishes_after_the_vote_leaves_all_in_doubt(
@@ -326,8 +302,8 @@ def test_publishing_that_is_interrupted_leaves_the_rest_in_doubt(
     items = staged(maildir)
     batch.prepare(items)
 
-    class Interrupting(list[MaildirMessageWriter]):
-        def __reversed__(self) -> Iterator[MaildirMessageWriter]:
+    class Interrupting(list[MaildirMessage]):
+        def __reversed__(self) -> Iterator[MaildirMessage]:
             yield items[2]
             raise KeyboardInterrupt
 
@@ -375,7 +351,7 @@ def test_those_who_look_do_not_hide_it_from_each_other(
     looker.release()
 
 
-def _commit(queue: str, count: int, sort_key: str, act: str) -> None:
+def _commit(queue: str, count: int, sort_key: str | None, act: str) -> None:
     manager = explicit()
     manager.begin()
     delivery = QueuedMailDelivery(queue, transaction_manager=manager)
@@ -390,7 +366,8 @@ def _commit(queue: str, count: int, sort_key: str, act: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     acts = {"wait": wait, "die": die, "go on": lambda: None}
-    manager.get().join(Partner(sort_key, tpc_vote=acts[act]))
+    if sort_key is not None:
+        manager.get().join(Partner(sort_key, tpc_vote=acts[act]))
     manager.commit()
     print("committed", flush=True)
 
@@ -416,22 +393,110 @@ def test_in_doubt_begins_with_the_death_of_the_process(queue: Path) -> None:
         assert len(in_doubt(queue)) == 3
 
 
+def power_failure(item: MaildirMessage) -> None:
+    """Leave what a power failure during the vote may: the name, but not all data."""
+    path = Path(item.path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def test_what_is_prepared_but_incomplete_is_not_in_doubt(
+    queue: Path, maildir: Maildir, batch: Staging, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = staged(maildir)
+    batch.prepare(items)
+    whole = os.path.basename(items[1].path)
+    power_failure(items[0])
+    power_failure(items[2])
+    os.utime(items[0].path, (1, 1))
+    store = Store(str(queue))
+    store.remove_leftovers()
+    assert len(files(queue)) == 3, "the transaction is alive"
+    batch._release()  # as its death does
+    assert in_doubt(queue) == [whole]
+    store.remove_leftovers()
+    assert caplog.messages == [f"{items[0].path}: removed, it was never complete"]
+    assert [f"tmp/{os.path.basename(i.path)}" for i in items[1:]] == files(queue)
+    assert in_doubt(queue) == [whole], "though the leader is gone"
+
+
+def test_what_is_published_at_this_moment_is_not_in_doubt(
+    queue: Path, maildir: Maildir
+) -> None:
+    assert not _is_complete(f"{queue}/tmp/gone")
+
+
 def test_leftovers_go_after_36_hours_and_prepared_files_never(
     queue: Path, maildir: Maildir, batch: Staging
 ) -> None:
     items = staged(maildir, 4)
-    prepared, (young, old) = items[:2], items[2:]
-    batch.prepare(prepared)
-    for item, hours in [(prepared[0], 100), (young, 35.9), (old, 36.1)]:
+    voted, (young, old) = items[:2], items[2:]
+    batch.prepare(voted)
+    for item, hours in [(voted[0], 100), (young, 35.9), (old, 36.1)]:
         moment = time.time() - hours * 3600
         os.utime(item.path, (moment, moment))
     Store(str(queue)).remove_leftovers()
-    left = [young.path, *(item.path for item in prepared)]
+    left = [young.path, *(item.path for item in voted)]
     assert files(queue) == sorted(f"tmp/{os.path.basename(path)}" for path in left)
-    batch.discard(prepared)
+    batch.discard(voted)
+
+
+# Alone
+
+
+def test_alone_a_single_entry_is_never_in_doubt(
+    queue: Path, maildir: Maildir, batch: Staging
+) -> None:
+    items = staged(maildir, 1)
+    batch.prepare(items, alone=True)
+    assert files(queue) == [f"tmp/{items[0].name}"]
+    batch.publish(items)
+    assert files(queue) == [f"new/{items[0].name}"]
+
+
+def test_alone_what_cannot_be_published_is_aborted(
+    queue: Path, maildir: Maildir, batch: Staging
+) -> None:
+    items = staged(maildir, 1)
+    batch.prepare(items, alone=True)
+    (queue / "new").rmdir()
+    with pytest.raises(QueueError, match="cannot accept the entry") as caught:
+        batch.publish(items)
+    assert caught.value.errno == errno.ENOENT
+    assert not isinstance(caught.value, PublishError)
+    assert files(queue) == []
+
+
+def test_alone_a_folder_that_cannot_be_synced_is_told(
+    queue: Path, maildir: Maildir, batch: Staging
+) -> None:
+    items = staged(maildir, 1)
+
+    def commit() -> None:
+        batch.prepare(items, alone=True)
+        with pytest.raises(PublishError, match="power failure"):
+            batch.publish(items)
+
+    (queue / "new").chmod(0o300)  # to be written, but not to be opened
+    without_privileges(commit)
+    (queue / "new").chmod(0o700)
+    assert files(queue) == [f"new/{items[0].name}"]
+
+
+def test_alone_or_not_the_transaction_tells(queue: Path) -> None:
+    assert children.call(_commit, str(queue), 1, None, "").split() == ["committed"]
+    children.call(_commit, str(queue), 1, AFTER, "die", status=-signal.SIGKILL)
+    [doubted, accepted] = files(queue)
+    assert accepted.startswith("new/")
+    assert [doubted] == [f"tmp/{name}" for name in in_doubt(queue)]
 
 
 # Durable, with few descriptors, threads or not
+
+
+def steps(calls: list[str]) -> list[str]:
+    """Name the file NAME, and the prepared one NAME:prepared."""
+    named = [re.sub(r"(\d+\.M\d+P\d+Q\d+)\.[^ :,]+", "NAME", call) for call in calls]
+    return [re.sub(r",C=\w+:prepared=NAME,C=\w+", ":prepared", call) for call in named]
 
 
 @needs_strace
@@ -440,13 +505,12 @@ def test_a_commit_syncs_each_step_before_the_next(queue: Path, tmp_path: Path) -
     calls = trace(
         _commit, str(queue), 1, AFTER, "go on", below=queue, scratch=tmp_path
     )
-    name = os.listdir(queue / "new")[0]
-    assert calls == [
-        f"write tmp/{name}",
-        f"fsync tmp/{name}",
-        f"rename tmp/{name} tmp/{name}:prepared={name}",
+    assert steps(calls) == [
+        "write tmp/NAME",
+        "rename tmp/NAME tmp/NAME:prepared",
+        "fsync tmp/NAME:prepared",
         "fsync tmp",
-        f"rename tmp/{name}:prepared={name} new/{name}",
+        "rename tmp/NAME:prepared new/NAME",
         "fsync new",
         "print committed",
     ]
@@ -460,19 +524,42 @@ def test_a_commit_of_many_syncs_all_files_and_each_folder_once(
     calls = trace(
         _commit, str(queue), 20, AFTER, "go on", below=queue, scratch=tmp_path
     )
-    steps = [re.sub(r"\d+\.M\S+", "NAME", call) for call in calls]
-    assert steps == [
+    assert steps(calls) == [
         *["write tmp/NAME"] * 20,
-        *["fsync tmp/NAME"] * 20,
-        *["rename tmp/NAME tmp/NAME"] * 20,
+        *["rename tmp/NAME tmp/NAME:prepared"] * 20,
+        *["fsync tmp/NAME:prepared"] * 20,
         "fsync tmp",
-        *["rename tmp/NAME new/NAME"] * 20,
+        *["rename tmp/NAME:prepared new/NAME"] * 20,
         "fsync new",
         "print committed",
     ]
     assert len({call for call in calls if call.startswith("fsync tmp/")}) == 20
     leader = calls[0].removeprefix("write tmp/")
     assert calls[-3].endswith(f"new/{leader}"), "the leader is not the last"
+
+
+@needs_strace
+def test_a_single_entry_alone_is_decided_by_one_rename(
+    queue: Path, tmp_path: Path
+) -> None:
+    Store(str(queue))
+    calls = trace(_commit, str(queue), 1, None, "", below=queue, scratch=tmp_path)
+    assert steps(calls) == [
+        "write tmp/NAME",
+        "fsync tmp/NAME",
+        "rename tmp/NAME new/NAME",
+        "fsync new",
+        "print committed",
+    ]
+
+
+@needs_strace
+def test_several_entries_alone_are_prepared(queue: Path, tmp_path: Path) -> None:
+    # For they are several renames.
+    Store(str(queue))
+    calls = trace(_commit, str(queue), 2, None, "", below=queue, scratch=tmp_path)
+    assert steps(calls).count("rename tmp/NAME tmp/NAME:prepared") == 2
+    assert steps(calls).count("fsync tmp") == 1
 
 
 def _create(path: str) -> None:
@@ -515,6 +602,18 @@ def _commit_at_exit(queue: str) -> None:
 
 def test_an_exit_handler_may_commit_though_no_thread_can_begin(queue: Path) -> None:
     assert "committed" in children.call(_commit_at_exit, str(queue))
+    assert len(files(queue)) == 3
+
+
+def _commit_without_threads(queue: str) -> None:
+    begin_no_threads()
+    with pytest.raises(RuntimeError):
+        threading.Thread(target=print).start()
+    _commit(queue, 3, AFTER, "go on")
+
+
+def test_without_a_thread_files_are_synced_one_by_one(queue: Path) -> None:
+    assert "committed" in children.call(_commit_without_threads, str(queue))
     assert len(files(queue)) == 3
 
 

@@ -47,6 +47,16 @@ def _drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
+def begin_no_threads() -> None:
+    """Let this process begin no more threads, for good."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if os.geteuid() == 0:
+        # The limit does not bind root; but to whom files are open is told by
+        # the effective user, which stays.
+        os.setresuid(65534, -1, -1)
+        _drop_capabilities()
+
+
 @contextmanager
 def full_disk(folder: Path, kilobytes: int = 64) -> Iterator[Path]:
     """Yield a new folder into which no more than so much can be written.

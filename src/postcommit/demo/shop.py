@@ -30,7 +30,7 @@ class OrderBook:
         self.orders: list[str] = []
         self._sold_out = sold_out
 
-    def prepare(self, items: Sequence[str]) -> None:
+    def prepare(self, items: Sequence[str], *, alone: bool = False) -> None:
         for item in items:
             if item in self._sold_out:
                 raise SoldOut(f"the {item} is sold out")

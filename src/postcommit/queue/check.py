@@ -13,7 +13,7 @@ from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import foreign_claims
 from postcommit.queue.item import items
-from postcommit.queue.staging import is_prepared
+from postcommit.queue.staging import is_incomplete
 from postcommit.queue.store import FAILED
 from postcommit.queue.store import LEFTOVER_AGE
 from postcommit.queue.store import Store
@@ -117,7 +117,7 @@ def _tmp(store: Store, now: float) -> Iterator[Finding]:
                 age = now - entry.stat(follow_symlinks=False).st_mtime
             except FileNotFoundError:
                 continue
-            if age > LEFTOVER_AGE and not is_prepared(entry.path):
+            if age > LEFTOVER_AGE and is_incomplete(entry.path):
                 problem = "was half written more than 36 hours ago"
                 yield Finding(entry.path, problem, "none: a processor removes it")
 

@@ -1,11 +1,13 @@
 """The entries of one transaction, on their way into the queue.
 
-====================  ==========================================================
-in ``tmp/``           what it is
-====================  ==========================================================
-``NAME``              being written, or complete, and the transaction is running
-``NAME:prepared=...`` complete and durable; the transaction has voted
-====================  ==========================================================
+=============================  =================================================
+in ``tmp/``                    what it is
+=============================  =================================================
+``NAME``                       being written, or complete, and the transaction
+                               is running
+``NAME,C=...:prepared=LEADER`` the transaction votes, or has voted: then it is
+                               complete and durable
+=============================  =================================================
 
 A prepared file is left over if the process dies between the vote and the
 finish, and nobody here can know what the other resources did: it is *in
@@ -13,15 +15,25 @@ doubt*, never sent or removed by itself. One of the prepared files, the
 *leader*, is kept open and locked until the last of them is published, and each
 names its leader; so whoever finds one can tell whether its transaction is
 alive, at the cost of one open file for each transaction.
+
+A file gets that name before it is synced, for then one commit of the file
+system's journal covers both; the sync of ``tmp`` that follows finds little to do.
+So a power failure during the vote may leave a prepared name on a file that is
+not all there. Its checksum, ``C=``, tells: such a file is no more than one that
+was never complete.
+
+Where no other resource takes part, and there is a single entry, nobody can
+come to doubt: what decides is one rename, from ``NAME`` into ``new``.
 """
 from __future__ import annotations
 
 import errno
 import logging
 import os
-from collections.abc import Iterable
+import threading
+import zlib
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from zope.interface import implementer
 
@@ -29,7 +41,7 @@ from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
 from postcommit.maildir import Maildir
-from postcommit.maildir import MaildirMessageWriter
+from postcommit.maildir import MaildirMessage
 from postcommit.maildir import explained
 from postcommit.maildir import sync
 from postcommit.queue.lock import FileLock
@@ -38,15 +50,18 @@ from postcommit.queue.wakeup import ring
 
 log = logging.getLogger(__name__)
 
+_CHECKSUM = ",C="
 _PREPARED = ":prepared="
 
 # File syncs that run side by side; the kernel merges them.
 _SYNC_THREADS = 16
 
+_BLOCK = 1 << 16
+
 
 @implementer(IBatch)
 class Staging:
-    """See `IBatch`; the items are closed writers of files in ``tmp``."""
+    """See `IBatch`; the items are messages in ``tmp``."""
 
     def __init__(self, maildir: Maildir) -> None:
         self._maildir = maildir
@@ -55,33 +70,39 @@ class Staging:
         # publish; before «~sqlalchemy:», which commits in its vote.
         self.sort_key = f"~mail:queued:{maildir.path}"
 
-    def prepare(self, items: Sequence[MaildirMessageWriter]) -> None:
+    def prepare(
+        self, items: Sequence[MaildirMessage], *, alone: bool = False
+    ) -> None:
         if not items:
             return
-        leader = items[0].name
         with explained(self._maildir.path, "make the entries durable"):
-            self._leader = FileLock(items[0].path)
-            if not self._leader.acquire():
-                raise QueueError(items[0].path, "is locked by another process")
-            _sync_all([item.path for item in items])
-            for item in items:
-                item.move(f"{item.path}{_PREPARED}{leader}")
-            sync(self._maildir.folder("tmp"))
-            _check_writable(self._maildir.folder("new"))
+            if alone and len(items) == 1:
+                sync(items[0].path)
+            else:
+                self._mark(items)
+                _sync_all([item.path for item in items])
+                sync(self._maildir.folder("tmp"))
+                _check_writable(self._maildir.folder("new"))
 
-    def publish(self, items: Sequence[MaildirMessageWriter]) -> None:
+    def _mark(self, items: Sequence[MaildirMessage]) -> None:
+        """Give the items their prepared names."""
+        self._leader = FileLock(items[0].path)
+        if not self._leader.acquire():
+            raise QueueError(items[0].path, "is locked by another process")
+        leader = f"{_PREPARED}{_with_checksum(items[0].name, items[0])}"
+        for item in items:
+            item.move(f"{_with_checksum(item.path, item)}{leader}")
+
+    def publish(self, items: Sequence[MaildirMessage]) -> None:
         if not items:
             return
         left: list[str] = []
         causes: list[OSError] = []
         try:
-            # The leader comes last: as long as any is prepared, so is the leader.
-            for item in reversed(items):
-                try:
-                    item.move(item.target)
-                except OSError as error:
-                    left.append(os.path.basename(item.path))
-                    causes.append(error)
+            if self._leader is None:
+                self._decide(items[0])
+            else:
+                self._move(items, left, causes)
             try:
                 sync(self._maildir.folder("new"))
             except OSError as error:
@@ -95,7 +116,31 @@ class Staging:
             log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
             raise failure from causes[0]
 
-    def discard(self, items: Sequence[MaildirMessageWriter]) -> None:
+    def _decide(self, item: MaildirMessage) -> None:
+        """Accept the only entry of a transaction; if that fails, it is aborted."""
+        with explained(self._maildir.path, "accept the entry"):
+            try:
+                item.move(item.target)
+            except OSError:
+                self.discard([item])
+                raise
+
+    def _move(
+        self,
+        items: Sequence[MaildirMessage],
+        left: list[str],
+        causes: list[OSError],
+    ) -> None:
+        """Accept the items; add to `left` what could not be, and why to `causes`."""
+        # The leader comes last: as long as any is prepared, so is the leader.
+        for item in reversed(items):
+            try:
+                item.move(item.target)
+            except OSError as error:
+                left.append(os.path.basename(item.path))
+                causes.append(error)
+
+    def discard(self, items: Sequence[MaildirMessage]) -> None:
         for item in reversed(items):
             try:
                 item.abort()
@@ -109,54 +154,64 @@ class Staging:
             self._leader = None
 
 
-def stage(
-    maildir: Maildir, lines: Iterable[bytes | memoryview]
-) -> MaildirMessageWriter:
-    """Write an entry to ``tmp`` and close it.
-
-    Raises `QueueError` where it cannot be written; then nothing is left.
-    """
-    writer = maildir.newMessage()
-    try:
-        writer.writelines(lines)
-        writer.close()
-    except BaseException:
-        writer.abort()
-        raise
-    return writer
-
-
 def _sync_all(paths: Sequence[str]) -> None:
-    if len(paths) == 1:
-        sync(paths[0])
-        return
-    with ThreadPoolExecutor(min(_SYNC_THREADS, len(paths))) as pool:
-        try:
-            results = pool.map(sync, paths)
-        except RuntimeError:
-            # No more threads, as in an exit handler of the interpreter.
-            results = map(sync, paths)
-        for _ in results:
-            pass  # reading the results raises what a sync raised
+    """Sync the files side by side; raise OSError if one cannot be."""
+    left = deque(paths)
+    errors: list[OSError] = []
+
+    def work() -> None:
+        while left and not errors:
+            try:
+                sync(left.popleft())
+            except IndexError:
+                return  # another thread took the last one
+            except OSError as error:
+                errors.append(error)
+
+    helpers = []
+    try:
+        for _ in range(min(_SYNC_THREADS, len(paths)) - 1):
+            helper = threading.Thread(target=work)
+            helper.start()
+            helpers.append(helper)
+    except RuntimeError:
+        pass  # no more threads, as in an exit handler of the interpreter
+    work()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]
 
 
 def _check_writable(folder: str) -> None:
     """Raise OSError if `folder` has vanished, or nothing can be moved there."""
-    os.stat(folder)
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        os.stat(folder)
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
 
 
+# What is found in ``tmp``
+
+
 def is_prepared(path: str) -> bool:
-    """Tell whether the file in ``tmp`` is a prepared one."""
+    """Tell whether the file in ``tmp`` has the name of a prepared one."""
     return _PREPARED in os.path.basename(path)
 
 
 def is_in_doubt(path: str) -> bool:
-    """Tell whether the transaction of the prepared file `path` is dead.
+    """Tell whether the prepared file `path` is complete, and its transaction dead.
 
     False also where it was published or discarded meanwhile.
     """
+    return _is_dead(path) and _is_complete(path)
+
+
+def is_incomplete(path: str) -> bool:
+    """Tell whether the file in ``tmp``, if nobody writes it, never was complete."""
+    return not is_prepared(path) or (_is_dead(path) and not _is_complete(path))
+
+
+def _is_dead(path: str) -> bool:
     try:
         lock = FileLock(leader_of(path))
     except FileNotFoundError:
@@ -168,6 +223,18 @@ def is_in_doubt(path: str) -> bool:
         lock.release()
 
 
+def _is_complete(path: str) -> bool:
+    wanted = _original(path)[1]
+    try:
+        with open(path, "rb") as file:
+            found = 0
+            while block := file.read(_BLOCK):
+                found = zlib.crc32(block, found)
+    except FileNotFoundError:
+        return False
+    return not wanted or wanted == f"{found:08x}"
+
+
 def leader_of(path: str) -> str:
     """Return the path of the file whose lock tells of the prepared file `path`."""
     folder, name = os.path.split(path)
@@ -177,4 +244,15 @@ def leader_of(path: str) -> str:
 
 def original_name(path: str) -> str:
     """Return the name that the prepared file `path` has when it is published."""
-    return os.path.basename(path).partition(_PREPARED)[0]
+    return _original(path)[0]
+
+
+def _original(path: str) -> tuple[str, str]:
+    """Return the original name of the prepared file `path`, and its checksum."""
+    stem = os.path.basename(path).partition(_PREPARED)[0]
+    name, _, checksum = stem.partition(_CHECKSUM)
+    return name, checksum
+
+
+def _with_checksum(name: str, item: MaildirMessage) -> str:
+    return f"{name}{_CHECKSUM}{item.checksum:08x}"

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from postcommit.interfaces import IBatch
 from postcommit.maildir import Maildir
-from postcommit.maildir import MaildirMessageWriter
+from postcommit.maildir import MaildirMessage
 from postcommit.maildir import create_file
 from postcommit.maildir import explained
 from postcommit.maildir import remove
@@ -67,14 +67,14 @@ class Store:
         sender: str,
         recipients: tuple[str, ...],
         message: Sequence[bytes | memoryview],
-    ) -> MaildirMessageWriter:
+    ) -> MaildirMessage:
         """Write an entry to ``tmp``, an item for the `batch`.
 
         `message` is in pieces, which are not copied. Raises `QueueError` where
         it cannot be written; then nothing is left behind.
         """
         lines = [preamble(sender, recipients, bytes(message[0][:16])), *message]
-        return staging.stage(self.maildir, lines)
+        return self.maildir.add(lines)
 
     # Claim
 
@@ -203,7 +203,7 @@ class Store:
             except FileNotFoundError:
                 continue
             for path in (f"{folder}/{name}" for name in names):
-                if not staging.is_prepared(path) and _age(path) > LEFTOVER_AGE:
+                if _age(path) > LEFTOVER_AGE and staging.is_incomplete(path):
                     log.warning("%s: removed, it was never complete", path)
                     remove(path)
 
