@@ -11,18 +11,12 @@ from zope.interface import implementer
 
 from postcommit.errors import QueueError
 from postcommit.errors import RelayError
-from postcommit.event import announce
-from postcommit.interfaces import Address
-from postcommit.interfaces import Addresses
-from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IFileMailer
-from postcommit.interfaces import Sendable
 from postcommit.interfaces import Status
 from postcommit.maildir import create_file
 from postcommit.maildir import explained
 from postcommit.maildir import unique_name
-from postcommit.message import Composed
-from postcommit.message import compose
+from postcommit.mailer import BaseMailer
 from postcommit.message import to_crlf
 from postcommit.options import checked
 from postcommit.report import DeliveryReport
@@ -33,12 +27,13 @@ _check = functools.partial(checked, IFileMailer)
 
 
 @implementer(IFileMailer)
-class FileMailer:
+class FileMailer(BaseMailer):
     """See `IFileMailer`.
 
     The files end in ``.eml``, and sort by time. The envelope stands above the
     header, as the last relay on the way writes it: ``Return-Path`` has the
-    sender, a ``Delivered-To`` for each recipient follows.
+    sender, a ``Delivered-To`` for each recipient follows. A file that cannot be
+    written is the relay's failure.
     """
 
     def __init__(
@@ -50,39 +45,25 @@ class FileMailer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.folder}>"
 
-    def send(
-        self,
-        fromaddr: Address | None,
-        toaddrs: Addresses | None,
-        message: Sendable,
-    ) -> IDeliveryReport:
-        """See `IMailer`. A file that cannot be written is the relay's failure."""
-        composed = compose(fromaddr, toaddrs, message)
-        report = self._transmit(composed)
-        announce(report, self.notify)
-        return report
-
-    def _transmit(self, composed: Composed) -> DeliveryReport:
+    def _transmit(
+        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
+    ) -> DeliveryReport:
         path = os.path.join(self.folder, f"{unique_name()}.eml")
         try:
             with explained(path, "write the message"):
                 os.makedirs(self.folder, exist_ok=True)
-                _write(path, _envelope(composed) + to_crlf(bytes(composed)))
+                _write(path, _envelope(sender, recipients) + to_crlf(message))
         except QueueError as error:
             failure = RelayError(str(error))
             failure.__cause__ = error
-            return DeliveryReport(
-                composed.message_id, composed.recipients, relay_failure=failure
-            )
+            return DeliveryReport(message_id, recipients, relay_failure=failure)
         reply = Reply(0, "2.0.0", f"Written to {path}")
-        return DeliveryReport.alike(
-            composed.message_id, composed.recipients, Status.SENT, reply
-        )
+        return DeliveryReport.alike(message_id, recipients, Status.SENT, reply)
 
 
-def _envelope(composed: Composed) -> bytes:
-    lines = [f"Return-Path: <{composed.sender}>\r\n"]
-    lines += [f"Delivered-To: {recipient}\r\n" for recipient in composed.recipients]
+def _envelope(sender: str, recipients: tuple[str, ...]) -> bytes:
+    lines = [f"Return-Path: <{sender}>\r\n"]
+    lines += [f"Delivered-To: {recipient}\r\n" for recipient in recipients]
     return "".join(lines).encode()
 
 

@@ -11,16 +11,13 @@ from typing import Any
 import zope.event
 from zope.interface import implementer
 
-from postcommit.event import announce
-from postcommit.interfaces import Address
-from postcommit.interfaces import Addresses
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import ISMTPMailer
-from postcommit.interfaces import Sendable
 from postcommit.interfaces import TLSMode
-from postcommit.message import compose
+from postcommit.mailer import BaseMailer
 from postcommit.message import message_id_of
 from postcommit.options import checked
+from postcommit.report import DeliveryReport
 from postcommit.smtp.batch import Batch
 from postcommit.smtp.policy import TLS
 from postcommit.smtp.policy import Credentials
@@ -35,7 +32,7 @@ _check = functools.partial(checked, ISMTPMailer)
 
 
 @implementer(ISMTPMailer)
-class SMTPMailer:
+class SMTPMailer(BaseMailer):
     """See `ISMTPMailer`.
 
     `token` is for OAuth, in place of a password: a function without arguments
@@ -99,19 +96,12 @@ class SMTPMailer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.hostname}:{self.port}>"
 
-    def send(
-        self,
-        fromaddr: Address | None,
-        toaddrs: Addresses | None,
-        message: Sendable,
-    ) -> IDeliveryReport:
-        """See `IMailer`."""
-        composed = compose(fromaddr, toaddrs, message)
-        transfer = Transfer(
-            composed.sender, composed.recipients, bytes(composed), composed.message_id
+    def _transmit(
+        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
+    ) -> DeliveryReport:
+        [report] = Batch(
+            self._pool, [Transfer(sender, recipients, message, message_id)]
         )
-        [report] = Batch(self._pool, [transfer])
-        announce(report, self.notify)
         return report
 
     def send_batch(

@@ -15,15 +15,9 @@ from zope.interface import implementer
 
 from postcommit.address import on_the_wire
 from postcommit.errors import RelayError
-from postcommit.event import announce
-from postcommit.interfaces import Address
-from postcommit.interfaces import Addresses
-from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import ISendmailMailer
-from postcommit.interfaces import Sendable
 from postcommit.interfaces import Status
-from postcommit.message import Composed
-from postcommit.message import compose
+from postcommit.mailer import BaseMailer
 from postcommit.message import to_crlf
 from postcommit.options import checked
 from postcommit.report import DeliveryReport
@@ -42,7 +36,7 @@ _MOST_OF_STDERR = 2000
 
 
 @implementer(ISendmailMailer)
-class SendmailMailer:
+class SendmailMailer(BaseMailer):
     """See `ISendmailMailer`.
 
     The program takes the message for all recipients, or for none: they share
@@ -65,40 +59,27 @@ class SendmailMailer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.command}>"
 
-    def send(
-        self,
-        fromaddr: Address | None,
-        toaddrs: Addresses | None,
-        message: Sendable,
-    ) -> IDeliveryReport:
-        """See `IMailer`."""
-        composed = compose(fromaddr, toaddrs, message)
-        report = self._transmit(composed)
-        announce(report, self.notify)
-        return report
-
-    def _transmit(self, composed: Composed) -> DeliveryReport:
+    def _transmit(
+        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
+    ) -> DeliveryReport:
         # Line ends are those of a local file; dots need no care, because of -i.
-        data = to_crlf(bytes(composed)).replace(b"\r\n", b"\n")
-        recipients = composed.recipients
+        data = to_crlf(message).replace(b"\r\n", b"\n")
         try:
-            status, reply = self._run(self._arguments(composed), data)
+            status, reply = self._run(self._arguments(sender, recipients), data)
         except OSError as error:
             if error.errno == errno.E2BIG:
                 return DeliveryReport.alike(
-                    composed.message_id, recipients, Status.REJECTED, _TOO_MANY
+                    message_id, recipients, Status.REJECTED, _TOO_MANY
                 )
             failure = RelayError(f"{self.command} cannot be run: {error}")
             failure.__cause__ = error
-            return DeliveryReport(
-                composed.message_id, recipients, relay_failure=failure
-            )
-        return DeliveryReport.alike(composed.message_id, recipients, status, reply)
+            return DeliveryReport(message_id, recipients, relay_failure=failure)
+        return DeliveryReport.alike(message_id, recipients, status, reply)
 
-    def _arguments(self, composed: Composed) -> list[bytes]:
-        sender = on_the_wire(composed.sender) if composed.sender else "<>"
-        recipients = map(on_the_wire, composed.recipients)
-        arguments = [self.command, "-i", "-f", sender, "--", *recipients]
+    def _arguments(self, sender: str, recipients: tuple[str, ...]) -> list[bytes]:
+        path = on_the_wire(sender) if sender else "<>"
+        addresses = map(on_the_wire, recipients)
+        arguments = [self.command, "-i", "-f", path, "--", *addresses]
         return [argument.encode() for argument in arguments]
 
     def _run(self, arguments: list[bytes], data: bytes) -> tuple[Status, Reply]:

@@ -13,15 +13,11 @@ import zope.event
 from zope.interface import implementer
 
 from postcommit.errors import RelayError
-from postcommit.event import announce
-from postcommit.interfaces import Address
-from postcommit.interfaces import Addresses
 from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IRelayCheck
-from postcommit.interfaces import Sendable
 from postcommit.interfaces import Status
-from postcommit.message import compose
+from postcommit.mailer import BaseMailer
 from postcommit.message import message_id_of
 from postcommit.message import to_crlf
 from postcommit.report import DeliveryReport
@@ -56,7 +52,7 @@ class _Rule:
 
 
 @implementer(IBatchMailer, IRelayCheck)
-class RecordingMailer:
+class RecordingMailer(BaseMailer):
     """See `IBatchMailer`; it checks, reports and announces as `SMTPMailer` does.
 
     What it takes is in its `outbox`. It takes everything, unless it was told
@@ -107,20 +103,6 @@ class RecordingMailer:
         self._rules.clear()
 
     # The mailer
-
-    def send(
-        self,
-        fromaddr: Address | None,
-        toaddrs: Addresses | None,
-        message: Sendable,
-    ) -> IDeliveryReport:
-        """See `IMailer`."""
-        composed = compose(fromaddr, toaddrs, message)
-        report = self._transmit(
-            composed.sender, composed.recipients, bytes(composed), composed.message_id
-        )
-        announce(report, self.notify)
-        return report
 
     def send_batch(
         self, messages: Iterable[tuple[str, Sequence[str], bytes]]
