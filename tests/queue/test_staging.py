@@ -189,6 +189,19 @@ def test_a_file_that_vanished_is_refused(
     assert files(queue) == []
 
 
+@pytest.mark.parametrize("count", [2, 40])
+def test_a_file_that_cannot_be_synced_is_refused(
+    queue: Path, maildir: Maildir, batch: Staging, count: int
+) -> None:
+    items = staged(maildir, count)
+    for item in items[1:]:
+        os.chmod(item.path, 0o200)  # so it cannot be opened to be synced
+    errors: list[QueueError] = []
+    without_privileges(lambda: errors.append(refused(batch, items)))
+    assert [error.errno for error in errors] == [errno.EACCES]
+    assert files(queue) == []
+
+
 def test_a_folder_that_vanished_is_refused(
     queue: Path, maildir: Maildir, batch: Staging
 ) -> None:

@@ -32,7 +32,6 @@ import logging
 import os
 import threading
 import zlib
-from collections import deque
 from collections.abc import Sequence
 
 from zope.interface import implementer
@@ -156,17 +155,15 @@ class Staging:
 
 def _sync_all(paths: Sequence[str]) -> None:
     """Sync the files side by side; raise OSError if one cannot be."""
-    left = deque(paths)
+    left = iter(list(paths))  # each thread takes the next one
     errors: list[OSError] = []
 
     def work() -> None:
-        while left and not errors:
-            try:
-                sync(left.popleft())
-            except IndexError:
-                return  # another thread took the last one
-            except OSError as error:
-                errors.append(error)
+        try:
+            for path in left:
+                sync(path)
+        except OSError as error:
+            errors.append(error)
 
     helpers = []
     try:
