@@ -1,129 +1,75 @@
-"""Accepts mail into a queue on disk, durably.
+"""Puts mail into a queue on disk, durably.
 
-Beside a minimal loop in Python (open, write, fsync, rename, fsync the folder),
-which is the limit for one message at a time, and beside zope.sendmail, which
-does not sync. ``python -m tests.benchmarks.enqueue [--count N] [--folder DIR]``
+Beside the least that is durable, in Python (open, write, fsync, rename, fsync the
+folder), which is the limit, and beside zope.sendmail and repoze.sendmail, which do
+not sync. ``python -m tests.benchmarks.enqueue --help``.
 """
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
-import threading
-from collections.abc import Callable
-from pathlib import Path
 
-import transaction
-
+from tests.benchmarks.harness import LIMIT
+from tests.benchmarks.harness import OURS
+from tests.benchmarks.harness import PEER
 from tests.benchmarks.harness import Contestant
-from tests.benchmarks.harness import compare
-from tests.benchmarks.harness import measured
+from tests.benchmarks.harness import Result
+from tests.benchmarks.harness import common_options
+from tests.benchmarks.harness import interleave
+from tests.benchmarks.harness import program
+from tests.benchmarks.machine import file_system
 
 
-MESSAGE = (
-    b"From: sender@example.org\r\nTo: recipient@example.org\r\nSubject: x\r\n"
-    b"Message-Id: <1@example.org>\r\nDate: Mon, 23 Nov 2026 12:00:00 +0000\r\n\r\n"
-) + b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n" * 60
-
-
-def sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def minimal(folder: Path, count: int) -> None:
-    for name in ("tmp", "new"):
-        (folder / name).mkdir()
-    new = str(folder / "new")
-    with measured(count):
-        for n in range(count):
-            path = f"{folder}/tmp/{n}"
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            os.write(descriptor, MESSAGE)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            os.rename(path, f"{new}/{n}")
-            sync(new)
-
-
-def postcommit(folder: Path, count: int) -> None:
-    _postcommit(folder, count, 1)
-
-
-def eight_threads(folder: Path, count: int) -> None:
-    _postcommit(folder, count, 8)
-
-
-def _postcommit(folder: Path, count: int, threads: int) -> None:
-    from postcommit import QueuedMailDelivery
-
-    delivery = QueuedMailDelivery(str(folder / "queue"))
-
-    def work() -> None:
-        for _ in range(count // threads):
-            delivery.send("sender@example.org", "recipient@example.org", MESSAGE)
-            transaction.commit()
-
-    delivery.send("sender@example.org", "recipient@example.org", MESSAGE)
-    transaction.commit()
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    with measured(count):
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-
-
-def one_transaction(folder: Path, count: int) -> None:
-    from postcommit import QueuedMailDelivery
-
-    delivery = QueuedMailDelivery(str(folder / "queue"))
-    with measured(count):
-        for _ in range(count):
-            delivery.send("sender@example.org", "recipient@example.org", MESSAGE)
-        transaction.commit()
-
-
-def zope(folder: Path, count: int) -> None:
-    from zope.sendmail.delivery import QueuedMailDelivery
-
-    delivery = QueuedMailDelivery(str(folder / "queue"))
-    with measured(count):
-        for _ in range(count):
-            delivery.send("sender@example.org", ["recipient@example.org"], MESSAGE)
-            transaction.commit()
-
-
-CONTESTANTS: dict[str, Callable[[Path, int], None]] = {
-    "minimal loop": minimal,
-    "postcommit": postcommit,
-    "postcommit, 8 threads": eight_threads,
-    "postcommit, one transaction": one_transaction,
-    "zope.sendmail, no sync": zope,
+NAMES = {
+    "postcommit": ("postcommit", OURS),
+    "zope": ("zope.sendmail", PEER),
+    "repoze": ("repoze.sendmail", PEER),
+    "minimal": ("minimal loop", LIMIT),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default=".", help="on the disk to measure")
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.contestant:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            CONTESTANTS[options.contestant](Path(folder), options.count)
-        return
-    command = [sys.executable, "-m", "tests.benchmarks.enqueue"]
-    command += ["--count", str(options.count), "--folder", options.folder]
+def parser() -> argparse.ArgumentParser:
+    made = common_options(__doc__)
+    made.add_argument("--count", type=int, default=1600, help="messages")
+    made.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    made.add_argument("--batch", type=int, default=400, help="in one transaction")
+    made.add_argument(
+        "--folders",
+        nargs="+",
+        default=[".", "/dev/shm"],
+        help="one on each file system to measure",
+    )
+    return made
 
-    def contestant(name: str) -> Contestant:
-        return Contestant(name, lambda: [*command, "--contestant", name])
 
-    compare([contestant(name) for name in CONTESTANTS], options.rounds)
+def run(options: argparse.Namespace) -> list[Result]:
+    """Each file system by itself; threads and batches interleaved."""
+    count = 2 * max(options.threads) if options.quick else options.count
+    batch = count if options.quick else options.batch
+    shapes = [(threads, 1) for threads in options.threads] + [(1, batch)]
+    results: list[Result] = []
+    for folder in options.folders:
+        contestants = [
+            _contestant(kind, folder, count, threads, size)
+            for threads, size in shapes
+            for kind in NAMES
+        ]
+        rounds = 1 if options.quick else options.rounds
+        results += interleave("enqueue", contestants, rounds)
+    return results
+
+
+def _contestant(
+    kind: str, folder: str, count: int, threads: int, batch: int
+) -> Contestant:
+    command = [sys.executable, "-m", "tests.benchmarks.enqueuers", kind]
+    command += ["--folder", folder, "--count", str(count)]
+    command += ["--threads", str(threads), "--batch", str(batch)]
+    name, what = NAMES[kind]
+    case: dict[str, float | str] = {"file system": file_system(folder)}
+    case |= {"in a transaction": batch, "threads": threads}
+    return Contestant(name, lambda: command, what, case)
 
 
 if __name__ == "__main__":
-    main()
+    program(parser(), run)

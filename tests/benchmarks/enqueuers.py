@@ -1,0 +1,126 @@
+"""The contestants that put mail into a queue, each in a process of its own.
+
+``python -m tests.benchmarks.enqueuers KIND OPTIONS``, see
+``tests.benchmarks.enqueue``.
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import transaction
+
+from tests.benchmarks.harness import measured
+
+
+MESSAGE = (
+    b"From: sender@example.org\nTo: recipient@example.org\nSubject: x\n"
+    b"Message-Id: <1@example.org>\nDate: Mon, 23 Nov 2026 12:00:00 +0000\n\n"
+) + b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\n" * 62
+
+# Puts so many messages into the queue, in one transaction.
+Transact = Callable[[int], None]
+
+
+def postcommit(queue: str) -> Transact:
+    from postcommit import QueuedMailDelivery
+
+    delivery = QueuedMailDelivery(queue)
+
+    def transact(batch: int) -> None:
+        for _ in range(batch):
+            delivery.send("sender@example.org", "recipient@example.org", MESSAGE)
+        transaction.commit()
+
+    return transact
+
+
+def zope(queue: str) -> Transact:
+    from zope.sendmail.delivery import QueuedMailDelivery
+
+    delivery = QueuedMailDelivery(queue)
+
+    def transact(batch: int) -> None:
+        for _ in range(batch):
+            delivery.send("sender@example.org", ["recipient@example.org"], MESSAGE)
+        transaction.commit()
+
+    return transact
+
+
+def repoze(queue: str) -> Transact:
+    from email import message_from_bytes
+
+    from repoze.sendmail.delivery import QueuedMailDelivery
+
+    delivery = QueuedMailDelivery(queue)
+
+    def transact(batch: int) -> None:
+        for _ in range(batch):
+            message = message_from_bytes(MESSAGE)
+            delivery.send("sender@example.org", ["recipient@example.org"], message)
+        transaction.commit()
+
+    return transact
+
+
+def minimal(queue: str) -> Transact:
+    """The least that is durable: one folder sync for each transaction."""
+    for name in ("tmp", "new"):
+        os.makedirs(f"{queue}/{name}", exist_ok=True)
+    numbers = itertools.count()
+
+    def transact(batch: int) -> None:
+        names = [str(next(numbers)) for _ in range(batch)]
+        for name in names:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            descriptor = os.open(f"{queue}/tmp/{name}", flags, 0o600)
+            os.write(descriptor, MESSAGE)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        for name in names:
+            os.rename(f"{queue}/tmp/{name}", f"{queue}/new/{name}")
+        descriptor = os.open(f"{queue}/new", os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    return transact
+
+
+KINDS = {one.__name__: one for one in (postcommit, zope, repoze, minimal)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        queue = str(Path(folder) / "queue")
+        transact = KINDS[options.kind](queue)
+        transact(1)
+
+        def work() -> None:
+            for _ in range(options.count // options.threads // options.batch):
+                transact(options.batch)
+
+        threads = [threading.Thread(target=work) for _ in range(options.threads)]
+        with measured(options.count):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        accepted = len(os.listdir(f"{queue}/new"))
+        assert accepted == options.count + 1, accepted
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""On what was measured: the machine, its programs and packages; no names of hosts."""
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.benchmarks.relays import SBIN
+
+
+PACKAGES = (
+    "postcommit",
+    "zope.sendmail",
+    "repoze.sendmail",
+    "pyramid_mailer",
+    "transaction",
+    "zope.interface",
+)
+
+
+def describe(folder: str = ".") -> dict[str, str]:
+    """What the page says of the machine; `folder` is where the queues were."""
+    found = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "memory": _memory(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "file system": file_system(folder),
+        "Python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["Postfix"] = _printed(["postconf", "-h", "mail_version"], r"(\S+)")
+    found["stunnel"] = _printed(["stunnel", "-version"], r"stunnel (\S+)")
+    return found
+
+
+def file_system(folder: str) -> str:
+    """The type of the file system that `folder` is on."""
+    at = Path(folder).resolve()
+    mounts = {
+        point: kind
+        for _, point, kind, *_ in map(
+            str.split, Path("/proc/self/mounts").read_text().splitlines()
+        )
+    }
+    for parent in (at, *at.parents):
+        if str(parent) in mounts:
+            return mounts[str(parent)]
+    return "unknown"
+
+
+def _processor() -> str:
+    text = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _memory() -> str:
+    text = Path("/proc/meminfo").read_text()
+    found = re.search(r"^MemTotal:\s*(\d+) kB", text, re.MULTILINE)
+    return f"{int(found[1]) / 1024 / 1024:.0f} GiB" if found else "unknown"
+
+
+def _printed(command: list[str], pattern: str) -> str:
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{SBIN}"}
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+    except FileNotFoundError:
+        return "not installed"
+    found = re.search(pattern, done.stdout)
+    return found[1] if found else "unknown"
