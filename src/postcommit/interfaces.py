@@ -419,7 +419,10 @@ class IMailQueueProcessor(Interface):
     )
     workers = Int(
         title=_("Workers"),
-        description=_("Threads that transmit, each with a connection."),
+        description=_(
+            "Threads that transmit, each with a connection, at most. Fewer work"
+            " where the relay is quick."
+        ),
         default=4,
         min=1,
     )
