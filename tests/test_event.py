@@ -212,7 +212,11 @@ def test_a_subscriber_whose_commit_fails_harms_nothing(
         assert manager.get().status == "Active"
 
 
-def test_where_nobody_has_subscribed_there_is_no_transaction() -> None:
+def test_where_nobody_has_subscribed_there_is_no_transaction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subscribers: list[Any] = []
+    monkeypatch.setattr(zope.event, "subscribers", subscribers)
     begun: list[object] = []
 
     class Synchronizer:
@@ -230,11 +234,8 @@ def test_where_nobody_has_subscribed_there_is_no_transaction() -> None:
     dispatch(told, manager)
     assert begun == []
     seen: list[object] = []
-    zope.event.subscribers.append(seen.append)
-    try:
-        dispatch(told, manager)
-    finally:
-        zope.event.subscribers.remove(seen.append)
+    subscribers.append(seen.append)
+    dispatch(told, manager)
     assert len(seen) == len(begun) == 1
 
 
