@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from importlib.metadata import version
 
 import pytest
@@ -89,8 +91,30 @@ def test_an_error_of_ours_is_told_as_it_is(monkeypatch, capsys):
 def test_an_error_of_the_system_is_told_as_it_is(monkeypatch, capsys):
     command(monkeypatch, failing(PermissionError(13, "Permission denied", "q")))
     assert main(["work"]) == 2
-    told = "postcommit: [Errno 13] Permission denied: 'q'\n"
+    told = "postcommit: [Errno 13] Permission denied: 'q'; run as the user that owns"
+    assert capsys.readouterr().err == f"{told} the queue\n"
+
+
+def test_an_error_of_the_system_without_advice(monkeypatch, capsys):
+    command(monkeypatch, failing(OSError(5, "Input/output error", "q")))
+    assert main(["work"]) == 2
+    told = "postcommit: [Errno 5] Input/output error: 'q'\n"
     assert capsys.readouterr().err == told
+
+
+def test_what_does_not_fit_the_encoding_is_escaped(monkeypatch, tmp_path):
+    command(monkeypatch, lambda options: print("t\u00e9 \u2026"))
+    with open(tmp_path / "out", "w", encoding="latin-1") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        main(["work"])
+    assert (tmp_path / "out").read_bytes() == b"t\xe9 \\u2026\n"
+
+
+def test_the_output_may_be_any_stream(monkeypatch):
+    command(monkeypatch, lambda options: print("done"))
+    with redirect_stdout(io.StringIO()) as out:
+        main(["work"])
+    assert out.getvalue() == "done\n"
 
 
 def test_an_error_that_nobody_expects_is_told_with_its_type(monkeypatch, capsys):

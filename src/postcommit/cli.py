@@ -6,6 +6,8 @@ so that one does not pay, or fail, for another's.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 import traceback
@@ -21,6 +23,23 @@ from postcommit.errors import PostcommitError
 
 
 Options = argparse.Namespace
+
+_SHOWS_THE_WAY = """\
+Begin with 'postcommit status QUEUE': it tells whether something needs you, and by
+which command. 'postcommit COMMAND --help' tells all about one.
+
+exit status: 0 done; 1 something is left to do, and was told; 2 nothing could be
+done, and one line on stderr says why; 130 interrupted
+"""
+
+# What to do about an error of the system, if we do not know better.
+_HINTS = {
+    errno.ENOENT: "is the path right?",
+    errno.EACCES: "run as the user that owns the queue",
+    errno.EPERM: "run as the user that owns the queue",
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room on the disk",
+}
 
 
 def _no_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +87,12 @@ def _demo(options: Options) -> int:
 COMMANDS = (
     Command("demo", "play a small shop that sends mail; takes a few seconds", _demo),
     _command("status", "tell how a queue is, and whether it needs somebody"),
+    _command("list", "list the entries of a queue: who, since when, when next, why"),
+    _command("show", "show all about one entry"),
+    _command("retry", "have deferred entries or dead letters tried again now"),
+    _command("delete", "remove entries for good"),
     _command("recover", "send or drop what a crash has left in doubt"),
+    _command("check", "tell what is wrong with a queue, and what to do"),
 )
 
 
@@ -78,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: it did what it should; 1: it did not, and has told so; 2: it could not
     start or go on, and one line on stderr says why; 130: interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What somebody has written into a mail may not fit the terminal's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(argv)
     try:
         return _run(options)
@@ -107,6 +134,8 @@ def _run(options: Options) -> int:
 def _told(error: Exception) -> str:
     """Return what to tell of `error`, in one line."""
     said = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _HINTS:
+        return f"{said}; {_HINTS[error.errno]}"
     if isinstance(error, PostcommitError | OSError):
         return said
     return f"{type(error).__name__}: {said}; --debug shows where"
@@ -123,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="postcommit",
         description="Mail that leaves when, and only when, the transaction commits.",
+        epilog=_SHOWS_THE_WAY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     release = f"%(prog)s {version('postcommit')}"
     parser.add_argument("--version", action="version", version=release)

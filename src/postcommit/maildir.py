@@ -126,7 +126,8 @@ class Maildir:
                 _create(self.path)
         with explained(self.path, "open the Maildir"):
             if not stat.S_ISDIR(os.stat(self.path).st_mode):
-                raise NotAMaildirError(self.path, "is no folder, so no Maildir")
+                reason = "is no folder, so no Maildir; name another"
+                raise NotAMaildirError(self.path, reason)
             present = os.listdir(self.path)
         missing = [name for name in FOLDERS if name not in present]
         if missing:

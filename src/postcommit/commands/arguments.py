@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ from postcommit.settings import option
 ALL = "ALL"
 STDIN = "-"
 
+# What 'list' has above its first column.
+ID_TITLE = "ID"
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -38,11 +43,6 @@ Parser = argparse.ArgumentParser
 def queue(parser: Parser) -> None:
     """Have `parser` take the folder of a queue."""
     parser.add_argument("queue", metavar="QUEUE", help="folder of the queue")
-
-
-def as_json(parser: Parser, told: str) -> None:
-    """Have `parser` take ``--json``; `told` is what it prints then."""
-    parser.add_argument("--json", action="store_true", help=told)
 
 
 def seconds(text: str) -> float:
@@ -95,27 +95,30 @@ def _like(address: str, wanted: str) -> bool:
 
 
 _STATES = {
-    "waiting": (State.WAITING,),
-    "deferred": (State.DEFERRED,),
-    "failed": (State.FAILED,),
+    "waiting": State.WAITING,
+    "deferred": State.DEFERRED,
+    "failed": State.FAILED,
+    "in-doubt": State.IN_DOUBT,
+}
+_STATES_TOLD = {
+    "waiting": "those that were never tried",
+    "deferred": "those that are tried again",
+    "failed": "dead letters",
+    "in-doubt": "what a crash has left between vote and finish",
 }
 
 
-def choice(parser: Parser, *, default: str) -> None:
+def choice(parser: Parser, *states: str, default: str) -> None:
     """Have `parser` take which entries; without, `default` says which."""
-    group = parser.add_argument_group("which entries")
-    states = group.add_mutually_exclusive_group()
-    for name, told in (
-        ("waiting", "those that were never tried"),
-        ("deferred", "those that are tried again"),
-        ("failed", "dead letters"),
-    ):
-        states.add_argument(
+    group = parser.add_argument_group("which entries", f"By default {default}.")
+    exclusive = group.add_mutually_exclusive_group()
+    for name in states:
+        exclusive.add_argument(
             f"--{name}",
             dest="state",
             action="store_const",
             const=name,
-            help=f"{told}; by default {default}" if name == "failed" else told,
+            help=f"only {_STATES_TOLD[name]}",
         )
     told = "only for this recipient: an address, @domain, or a pattern with *"
     group.add_argument("--to", metavar="ADDRESS", help=told)
@@ -128,7 +131,7 @@ def choice(parser: Parser, *, default: str) -> None:
 
 def chosen(options: argparse.Namespace, *default: State) -> Wanted:
     """Return what the arguments of `choice` say."""
-    states = _STATES.get(options.state, default)
+    states = (_STATES[options.state],) if options.state else default
     return Wanted(states, options.to, options.sender, options.older, options.newer)
 
 
@@ -144,34 +147,74 @@ def matching(admin: Admin, wanted: Wanted) -> Iterator[Item]:
         yield item
 
 
-def ids(parser: Parser, nargs: str = "+") -> None:
-    """Have `parser` take ids."""
+def ids(parser: Parser, nargs: str, every: str) -> None:
+    """Have `parser` take ids; `every` is what ``ALL`` means."""
     parser.add_argument(
         "ids",
         metavar="ID",
         nargs=nargs,
-        help="an id, or the beginning of one; - reads them from standard input;"
-        f" {ALL} means every entry, as far as the options below choose it",
+        default=[ALL],
+        help="an id, or the beginning of one; - reads them from standard input, as"
+        f" 'postcommit list' prints them; {ALL} means {every}",
     )
 
 
 def given_ids(options: argparse.Namespace) -> list[str] | None:
     """Return the ids, those of standard input too; None for all of them.
 
-    Raises `ItemError` where ids and ``ALL`` are mixed up.
+    Raises `ItemError` where ids and ``ALL`` are mixed up, or there is none.
     """
     found: list[str] = []
     for given in options.ids:
         if given == STDIN:
-            # What 'list' prints has the id in front.
-            found += [line.split()[0] for line in sys.stdin if line.strip()]
+            found += _ids_in(sys.stdin)
         else:
             found.append(given)
+    if not found:
+        raise ItemError(STDIN, "there is no id on standard input, so nothing to do")
     if ALL not in found:
         return found
     if len(found) > 1:
         raise ItemError(ALL, "means every entry, give no other id with it")
     return None
+
+
+def _ids_in(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the ids in what ``list`` prints, as a table or as JSON."""
+    for line in lines:
+        word = line.partition(" ")[0].strip()
+        if line.startswith("{"):
+            yield _id_in(line)
+        elif word not in ("", ID_TITLE):
+            yield word
+
+
+def _id_in(line: str) -> str:
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError) as error:
+        reason = "is no line of JSON with an id, as 'postcommit list --json' prints it"
+        raise ItemError(line.strip(), reason) from error
+
+
+def selected(
+    admin: Admin, options: argparse.Namespace, *default: State
+) -> Iterator[Item]:
+    """Yield what the arguments of `ids` and `choice` mean, nothing in doubt.
+
+    Raises `ItemError`, before it yields anything, for an id that means nothing.
+    """
+    given = given_ids(options)
+    if given is None:
+        return matching(admin, chosen(options, *default))
+    if any((options.state, options.to, options.sender, options.older, options.newer)):
+        reason = f"give ids, or {ALL} and which entries, but not both"
+        raise ItemError(given[0], reason)
+    found = admin.find(given)
+    for item in found:
+        if item.state is State.IN_DOUBT:
+            raise ItemError(item.id, "is in doubt; use 'postcommit recover'")
+    return iter(found)
 
 
 # Options of the schemas

@@ -4,11 +4,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from datetime import timezone
 from typing import Any
 from typing import TextIO
 
@@ -50,6 +50,13 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
+def timestamp(seconds: float | None) -> str | None:
+    """Return a time since the epoch for programs: ISO 8601, UTC."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+
+
 def size(count: int) -> str:
     """Return so many bytes as «734», «12K» or «1.5M»."""
     if count < 1000:
@@ -61,8 +68,8 @@ def size(count: int) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON."""
-    print(json.dumps(value, ensure_ascii=True, allow_nan=False))
+    """Print one line of JSON, at once."""
+    print(json.dumps(value, ensure_ascii=True, allow_nan=False), flush=True)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -96,11 +103,12 @@ class Table:
     def __init__(self, columns: Sequence[Column], stream: TextIO) -> None:
         self._columns = columns
         self._stream = stream
-        self._fits = is_terminal(stream)
         self._widths = [column.width for column in columns]
         self._is_begun = False
-        if self._fits:
-            self._fit(shutil.get_terminal_size().columns)
+        self._room = 0
+        if is_terminal(stream):
+            self._room = shutil.get_terminal_size().columns
+            self._fit(self._room)
 
     def _fit(self, room: int) -> None:
         flexible = [n for n, column in enumerate(self._columns) if column.cut]
@@ -120,24 +128,21 @@ class Table:
             print(coloured(titles, "bold", self._stream), file=self._stream)
         line = self._line(cells)
         shown = coloured(line, colour, self._stream) if colour else line
-        print(shown, file=self._stream)
+        # At once: the next one may be long in coming.
+        print(shown, file=self._stream, flush=True)
 
     def _line(self, cells: Sequence[str]) -> str:
         parts = []
         for column, width, cell in zip(self._columns, self._widths, cells, strict=True):
             text = printable(cell)
-            if self._fits and column.cut and len(text) > width:
+            if self._room and column.cut and len(text) > width:
                 text = text[: width - 1] + "…"
             parts.append(text.rjust(width) if column.right else text.ljust(width))
-        return "  ".join(parts).rstrip()
+        line = "  ".join(parts).rstrip()
+        return line[: self._room] if self._room else line
 
 
 def addresses(recipients: Iterable[str]) -> str:
     """Return the first of the `recipients`, and how many there are besides."""
     first, *others = recipients or ("",)
     return f"{first} +{len(others)}" if others else first
-
-
-def since(then: float | None) -> str:
-    """Return how long ago `then` is, in seconds since the epoch; «-» for None."""
-    return "-" if then is None else duration(time.time() - then)

@@ -21,14 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--drop", action="store_true", help="they did not commit: remove them"
     )
     args.queue(parser)
-    parser.add_argument(
-        "ids",
-        metavar="ID",
-        nargs="*",
-        default=[args.ALL],
-        help="an id, or the beginning of one; - reads them from standard input;"
-        " without any, or with ALL: all that is in doubt",
-    )
+    args.ids(parser, "*", "all that is in doubt, and so does no id")
 
 
 def run(options: argparse.Namespace) -> int:

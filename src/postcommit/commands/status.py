@@ -5,8 +5,6 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
-from datetime import timezone
 from typing import Any
 
 from postcommit.commands import arguments as args
@@ -15,6 +13,7 @@ from postcommit.commands.output import duration
 from postcommit.commands.output import moment
 from postcommit.commands.output import print_json
 from postcommit.commands.output import printable
+from postcommit.commands.output import timestamp
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import State
 from postcommit.queue.survey import Reason
@@ -78,6 +77,8 @@ def _complaints(
     """Yield what somebody should look after, and how."""
     if seen.in_doubt:
         yield f"{seen.in_doubt} in doubt; 'postcommit recover' sends or drops them"
+    if seen.foreign_claims:
+        yield "another library's processor drains this queue; stop one of the two"
     if seen.heartbeat is not None and now - seen.heartbeat > HANGS_AFTER:
         silent = duration(now - seen.heartbeat)
         yield f"the processor hangs, no sign of life for {silent}; restart it"
@@ -93,7 +94,6 @@ def _complaints(
 
 
 def _print(seen: Survey, now: float) -> None:
-    about = "about " if seen.is_partial else ""
     late = ""
     if seen.oldest_due is not None:
         late = f", the oldest for {duration(max(0.0, now - seen.oldest_due))}"
@@ -105,7 +105,9 @@ def _print(seen: Survey, now: float) -> None:
     ]
     for count, told, reason in rows:
         print(f"{count:>8}  {told}{_shown(reason)}")
-    print(f"{seen.due:>8}  due now{about and ', ' + about.strip()}{late}")
+    if seen.looked_at < seen.deferred:
+        late += f"; {seen.looked_at} of the deferred were asked, there may be more"
+    print(f"{seen.due:>8}  due now{late}")
     print(f"processor {_life(seen, now)}")
 
 
@@ -141,21 +143,16 @@ def _as_json(
         "failed": seen.failed,
         "in_doubt": seen.in_doubt,
         "due": seen.due,
-        "due_is_partial": seen.is_partial,
-        "oldest_due": _time(seen.oldest_due),
+        "due_looked_at": seen.looked_at,
+        "oldest_due": timestamp(seen.oldest_due),
         "oldest_due_seconds": _seconds(seen.oldest_due, now),
         "deferred_reason": _reason(seen.deferred_reason),
         "failed_reason": _reason(seen.failed_reason),
+        "foreign_claims": seen.foreign_claims,
         "processor_alive": seen.heartbeat is not None,
         "heartbeat_seconds": _seconds(seen.heartbeat, now),
         "attention": complaints,
     }
-
-
-def _time(then: float | None) -> str | None:
-    if then is None:
-        return None
-    return datetime.fromtimestamp(then, timezone.utc).isoformat()
 
 
 def _seconds(then: float | None, now: float) -> float | None:

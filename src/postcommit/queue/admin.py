@@ -15,6 +15,7 @@ What somebody works on is never touched.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import find
 from postcommit.queue.item import items
+from postcommit.queue.item import young_claims
 from postcommit.queue.lock import FileLock
 from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
@@ -68,7 +70,16 @@ class Admin:
 
     @contextmanager
     def changes(self) -> Iterator[None]:
-        """Make what the body has changed durable, and wake a processor."""
+        """Make what the body has changed durable, and wake a processor.
+
+        Raises `QueueError`, before anything is changed, where another library's
+        processor drains the queue: it does not know our locks.
+        """
+        claim = next(young_claims(self.store, time.time()), None)
+        if claim is not None:
+            reason = "another library's processor drains this queue: stop it first;"
+            reason += " if it is stopped, remove this file"
+            raise QueueError(claim, reason)
         try:
             yield
         finally:
@@ -84,8 +95,8 @@ class Admin:
     def retry(self, chosen: Item) -> bool:
         """Have it tried at the next look; False if it is gone, or worked on.
 
-        Raises `EntryError` for a dead letter that is no entry, `QueueError` for
-        what is in doubt or cannot be moved.
+        Raises `EntryError` for a dead letter that is no entry, or that is in the
+        queue already; `QueueError` for what is in doubt or cannot be moved.
         """
         if chosen.state is State.IN_DOUBT:
             raise QueueError(chosen.path, "is in doubt; use 'postcommit recover'")
@@ -112,7 +123,7 @@ class Admin:
         places = [f"{self.store.maildir.folder('new')}/{dead.name}"]
         places.append(f"{self.store.maildir.folder('cur')}/{dead.name}:2,")
         if any(map(os.path.lexists, places)):
-            raise QueueError(dead.path, "an entry of this name is in the queue already")
+            raise EntryError(f"{dead.id} is in the queue already, under this name")
         with explained(dead.path, "move the dead letter into the queue"):
             os.rename(dead.path, places[0])
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from postcommit.maildir import FOLDERS
 from postcommit.maildir import explained
 from postcommit.queue.item import Details
+from postcommit.queue.item import Item
 from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import foreign_claims
@@ -29,7 +31,10 @@ _LEAST_FILES = 1000
 
 @dataclass(frozen=True)
 class Finding:
-    """Something is wrong with `path`; `advice` is what to do."""
+    """Something is wrong with `path`; `advice` is what to do.
+
+    What stands between apostrophes in it can be given to a shell.
+    """
 
     path: str
     problem: str
@@ -53,7 +58,7 @@ def check(store: Store, now: float) -> Iterator[Finding]:
             names.setdefault(item.state, set()).add(hash(item.name))
             read = details(item)
             if read is not None:
-                yield from _entry(read, now, top)
+                yield from _entry(store, read, now, top)
         yield from _twice(store, names)
 
 
@@ -82,10 +87,10 @@ def _rights(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[F
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
         problem = f"has mode {mode:04o}, so others can read the mail"
-        yield Finding(path, problem, f"chmod go= '{path}'")
+        yield Finding(path, problem, f"'chmod go= {shlex.quote(path)}'")
     if found.st_uid != top.st_uid:
         problem = f"belongs to user {found.st_uid}, the queue to {top.st_uid}"
-        yield Finding(path, problem, f"chown {top.st_uid} '{path}'")
+        yield Finding(path, problem, f"'chown {top.st_uid} {shlex.quote(path)}'")
 
 
 def _disk(store: Store) -> Iterator[Finding]:
@@ -125,18 +130,24 @@ def _tmp(store: Store, now: float) -> Iterator[Finding]:
 def _doubts(store: Store) -> Iterator[Finding]:
     for item in items(store, [State.IN_DOUBT]):
         problem = "is in doubt: its process died between vote and finish"
-        advice = f"'postcommit recover', --send or --drop, {item.id}"
+        advice = f"{_command(store, 'recover --send', item)}, or --drop"
         yield Finding(item.path, problem, advice)
 
 
-def _entry(read: Details, now: float, top: os.stat_result) -> Iterator[Finding]:
+def _command(store: Store, name: str, item: Item) -> str:
+    return f"'postcommit {name} {shlex.quote(store.path)} {item.id}'"
+
+
+def _entry(
+    store: Store, read: Details, now: float, top: os.stat_result
+) -> Iterator[Finding]:
     item = read.item
     try:
         yield from _rights(item.path, os.lstat(item.path), top)
     except FileNotFoundError:
         return  # it was sent meanwhile
     if read.problem:
-        advice = f"'postcommit show --raw {item.id}', then repair or delete it"
+        advice = f"{_command(store, 'show --raw', item)}, then repair or delete it"
         yield Finding(item.path, f"is no entry: {read.problem}", advice)
     accepted = item.accepted
     if accepted is None:
@@ -147,7 +158,7 @@ def _entry(read: Details, now: float, top: os.stat_result) -> Iterator[Finding]:
         yield Finding(item.path, problem, "set the clock of this machine")
     if item.state is State.DEFERRED and read.changed > now + _AHEAD:
         problem = "is due more than a day from now"
-        yield Finding(item.path, problem, f"'postcommit retry {item.id}'")
+        yield Finding(item.path, problem, _command(store, "retry", item))
 
 
 def _twice(store: Store, names: dict[State, set[int]]) -> Iterator[Finding]:

@@ -21,7 +21,6 @@ from functools import cached_property
 
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
-from postcommit.maildir import explained
 from postcommit.queue.entry import UNREADABLE
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
@@ -29,13 +28,15 @@ from postcommit.queue.entry import parse_entry
 from postcommit.queue.entry import stem
 from postcommit.queue.staging import original_name
 from postcommit.queue.store import FAILED
+from postcommit.queue.store import FOREIGN_CLAIM_AGE
 from postcommit.queue.store import Store
 
 
 # What an older library has put aside, beside the entries.
 REJECTED = ".rejected-"
 
-_SENDING = ".sending-"
+# By what an older library's processor claims the entry of the same name.
+SENDING = ".sending-"
 
 # An envelope, the history and most headers fit in; more is read where not.
 _HEAD = 1 << 16
@@ -132,11 +133,18 @@ def _paths(store: Store, state: State) -> Iterator[str]:
 def foreign_claims(store: Store, now: float) -> Iterator[tuple[str, float]]:
     """Yield the claims of other libraries' processors, and their age in seconds."""
     for name in ("new", "cur"):
-        for path in _beginning_with(store.maildir.folder(name), _SENDING):
+        for path in _beginning_with(store.maildir.folder(name), SENDING):
             try:
                 yield path, max(0.0, now - os.stat(path).st_mtime)
             except FileNotFoundError:
                 continue  # it was sent meanwhile
+
+
+def young_claims(store: Store, now: float) -> Iterator[str]:
+    """Yield the claims that are respected: whose processor may well be alive."""
+    for path, age in foreign_claims(store, now):
+        if age < FOREIGN_CLAIM_AGE:
+            yield path
 
 
 def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
@@ -154,17 +162,23 @@ def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
 def details(item: Item) -> Details | None:
     """Read the beginning of the file of `item`; None if it is gone.
 
-    Raises `QueueError` where it cannot be read.
+    That it cannot be read is its `problem`.
     """
+    try:
+        with open_file(item) as file:
+            return _details(item, file, os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        return Details(item, 0, item.accepted or 0.0, problem=problem)
+
+
+def open_file(item: Item) -> io.FileIO:
+    """Open the file of `item` to read it. Raises OSError."""
     # Never through a symbolic link, and without waiting for a pipe.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    with explained(item.path, "read the entry"):
-        try:
-            descriptor = os.open(item.path, flags)
-        except FileNotFoundError:
-            return None
-        with open(descriptor, "rb", buffering=0) as file:
-            return _details(item, file, os.fstat(descriptor))
+    return io.FileIO(os.open(item.path, flags), "rb")
 
 
 def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:

@@ -1,6 +1,7 @@
 """How a queue is, in a few numbers; within seconds, whatever its size."""
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -9,18 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from postcommit.maildir import explained
 from postcommit.queue.entry import accepted_at
+from postcommit.queue.item import REJECTED
+from postcommit.queue.item import SENDING
 from postcommit.queue.item import Item
 from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import items
+from postcommit.queue.item import young_claims
+from postcommit.queue.store import FAILED
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import heartbeat
 
 
 # When a deferred entry is due, only its file tells. No more time than this, in
-# seconds, goes into looking.
-_MOST_SECONDS = 3.0
+# seconds, goes into asking the files.
+_MOST_SECONDS = 1.5
 
 # So many files are read to find the most common reply.
 _SAMPLE = 300
@@ -43,9 +49,11 @@ class Survey:
     """How a queue is; times are in seconds since the epoch.
 
     `due` is how many entries are due now, `oldest_due` since when the first of
-    them is. Where `is_partial`, not every deferred entry was looked at for these
-    two. `deferred_reason` and `failed_reason` are the most common last replies.
-    `heartbeat` is the last sign of life of a living processor.
+    them is. For these two, `looked_at` of the deferred entries were asked, in no
+    order: in a large queue not all. `deferred_reason` and `failed_reason` are
+    the most common last replies. `foreign_claims` are those of another library's
+    processor that are so young that it lives. `heartbeat` is the last sign of
+    life of a living processor.
     """
 
     waiting: int
@@ -54,10 +62,41 @@ class Survey:
     in_doubt: int
     due: int
     oldest_due: float | None
-    is_partial: bool
+    looked_at: int
     deferred_reason: Reason | None
     failed_reason: Reason | None
+    foreign_claims: int
     heartbeat: float | None
+
+
+def survey(store: Store, now: float, most_seconds: float = _MOST_SECONDS) -> Survey:
+    """Look at the whole queue; `now` is in seconds since the epoch.
+
+    Counts names, and opens a few hundred files. Deferred entries are asked when
+    they are due for `most_seconds`, and then no more. Raises `QueueError`.
+    """
+    with explained(store.path, "look through the queue"):
+        hidden: Counter[str] = Counter()
+        due = _new(store.maildir.folder("new"), hidden)
+        waiting = due.count
+        deferred, looked_at = _deferred(store, hidden, now, due, most_seconds)
+        failed = hidden[REJECTED]
+        for name in ("new", "cur"):
+            failed += sum(1 for _ in _names(f"{store.path}/{FAILED}/{name}", hidden))
+        dead = items(store, [State.FAILED]) if failed else iter(())
+        return Survey(
+            waiting,
+            deferred,
+            failed,
+            sum(1 for _ in items(store, [State.IN_DOUBT])),
+            due.count,
+            due.oldest,
+            looked_at,
+            _reason(_unsorted(store.maildir.folder("cur"))),
+            _reason(dead),
+            sum(1 for _ in young_claims(store, now)) if hidden[SENDING] else 0,
+            heartbeat(store.path),
+        )
 
 
 @dataclass
@@ -65,70 +104,68 @@ class _Due:
     count: int = 0
     oldest: float | None = None
 
-    def note(self, since: float | None) -> None:
-        self.count += 1
-        if since is not None and (self.oldest is None or since < self.oldest):
-            self.oldest = since
+
+def _names(folder: str, hidden: Counter[str]) -> Iterator[str]:
+    """Yield the names of the entries; count what other libraries have hidden."""
+    try:
+        found = os.scandir(folder)
+    except FileNotFoundError:
+        return  # there are no dead letters yet
+    with found:
+        for entry in found:
+            name = entry.name
+            if not name.startswith("."):
+                yield name
+            else:
+                hidden.update(p for p in (REJECTED, SENDING) if name.startswith(p))
 
 
-def survey(store: Store, now: float) -> Survey:
-    """Look at the whole queue; `now` is in seconds since the epoch."""
-    due = _Due()
-    first = ""
-    for name in _names(store.maildir.folder("new")):
+def _new(folder: str, hidden: Counter[str]) -> _Due:
+    """Return what is due in ``new``: all, and the first by its name since it came."""
+    due, first = _Due(), ""
+    for name in _names(folder, hidden):
         due.count += 1
         if not first or name < first:
             first = name
-    waiting = due.count
-    if waiting:
-        due.oldest = accepted_at(first)
-    deferred, is_partial = _deferred(store, now, due)
-    return Survey(
-        waiting,
-        deferred,
-        sum(1 for _ in items(store, [State.FAILED])),
-        sum(1 for _ in items(store, [State.IN_DOUBT])),
-        due.count,
-        due.oldest,
-        is_partial,
-        _reason(_unsorted(store.maildir.folder("cur"), State.DEFERRED)),
-        _reason(items(store, [State.FAILED])),
-        heartbeat(store.path),
-    )
+    due.oldest = accepted_at(first)
+    return due
 
 
-def _names(folder: str) -> Iterator[str]:
-    with os.scandir(folder) as found:
-        for entry in found:
-            if not entry.name.startswith("."):
-                yield entry.name
-
-
-def _deferred(store: Store, now: float, due: _Due) -> tuple[int, bool]:
-    """Count what is deferred, and note what is due; tell if not all was looked at."""
-    count, until, is_partial = 0, time.monotonic() + _MOST_SECONDS, False
-    folder = os.open(store.maildir.folder("cur"), os.O_RDONLY | os.O_DIRECTORY)
+def _deferred(
+    store: Store, hidden: Counter[str], now: float, due: _Due, most_seconds: float
+) -> tuple[int, int]:
+    """Note what is due; return how many are deferred, and how many were asked."""
+    path = store.maildir.folder("cur")
+    count = looked_at = 0
+    until = time.monotonic() + most_seconds
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for name in _names(store.maildir.folder("cur")):
+        for name in _names(path, hidden):
+            if looked_at == count and (count % 256 or time.monotonic() < until):
+                looked_at += 1
+                changed = _changed(name, folder)
+                if changed <= now:
+                    due.count += 1
+                    if due.oldest is None or changed < due.oldest:
+                        due.oldest = changed
             count += 1
-            if is_partial:
-                continue
-            is_partial = count % 1000 == 0 and time.monotonic() > until
-            try:
-                # By its name alone: half as much work as by the whole path.
-                changed = os.stat(name, dir_fd=folder).st_mtime
-            except FileNotFoundError:
-                continue  # it was sent meanwhile
-            if changed <= now:
-                due.note(changed)
     finally:
         os.close(folder)
-    return count, is_partial
+    return count, looked_at
 
 
-def _unsorted(folder: str, state: State) -> Iterator[Item]:
+def _changed(name: str, folder: int) -> float:
+    try:
+        # By its name alone: half as much work as by the whole path.
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return math.inf  # it was sent meanwhile
+
+
+def _unsorted(folder: str) -> Iterator[Item]:
     # In no order: a better sample than the oldest ones, and at once.
-    return (Item(f"{folder}/{name}", state) for name in _names(folder))
+    for name in _names(folder, Counter()):
+        yield Item(f"{folder}/{name}", State.DEFERRED)
 
 
 def _reason(found: Iterator[Item]) -> Reason | None:
