@@ -5,18 +5,15 @@ regular expressions, and changed by lines; the body is never copied or changed.
 """
 from __future__ import annotations
 
-import copy
 import re
 import secrets
 import time
 from dataclasses import dataclass
 from email.errors import MessageError as EmailError
-from email.generator import BytesGenerator
 from email.header import decode_header
 from email.header import make_header
 from email.message import Message
 from email.utils import formatdate
-from io import BytesIO
 from typing import Any
 
 from postcommit.address import domain_in_ascii
@@ -29,6 +26,7 @@ from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
 from postcommit.errors import shown
+from postcommit.flatten import flattened
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import Sendable
@@ -128,21 +126,13 @@ def _bytes(message: Sendable) -> bytes:
 
 def _flattened(message: Message) -> bytes:
     """Return a `Message` as bytes; it is not changed itself."""
-    written = BytesIO()
+    policy: Any = message.policy
     try:
-        if any(map(_lacks_boundary, message.walk())):
-            message = copy.deepcopy(message)  # the generator would set it there
-        policy: Any = message.policy
         if any(map(_needs_utf8, message.values())):
             policy = policy.clone(utf8=True)
-        BytesGenerator(written, mangle_from_=False, policy=policy).flatten(message)
+        return flattened(message, policy)
     except (EmailError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise MessageError(f"the message cannot be made bytes: {error}") from error
-    return written.getvalue()
-
-
-def _lacks_boundary(part: Message) -> bool:
-    return part.get_content_maintype() == "multipart" and part.get_boundary() is None
 
 
 def _needs_utf8(value: Any) -> bool:
