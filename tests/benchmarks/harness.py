@@ -74,7 +74,7 @@ class Contestant:
     kind: str = OURS
     case: dict[str, float | str] = field(default_factory=dict)
 
-    def run(self) -> dict[str, tuple[str, float]]:
+    def run(self) -> dict[str, tuple[str, float | list[float]]]:
         """Figure to unit and value, as `tell` printed them."""
         command = self.prepare()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -87,8 +87,11 @@ class Contestant:
 # In a contestant
 
 
-def tell(**figures: tuple[str, float]) -> None:
-    """Print figures, each a unit and a value; an underscore stands for a space."""
+def tell(**figures: tuple[str, float | list[float]]) -> None:
+    """Print figures, each a unit and a value; an underscore stands for a space.
+
+    A list is a distribution: its samples, or evenly spaced quantiles of them.
+    """
     print(json.dumps({name.replace("_", " "): f for name, f in figures.items()}))
 
 
@@ -102,7 +105,8 @@ def measured(count: int, *, by_child: bool = False) -> Iterator[None]:
     cpu, wall = processor_time(), time.perf_counter()
     yield
     wall, cpu = time.perf_counter() - wall, processor_time() - cpu
-    figures = {"rate": ("1/s", count / wall)}
+    figures: dict[str, tuple[str, float | list[float]]] = {}
+    figures["rate"] = ("1/s", count / wall)
     figures["processor_time"] = ("ms", 1000 * cpu / count)
     if not by_child:
         figures["peak_memory"] = ("MiB", peak_memory())
@@ -138,7 +142,8 @@ def interleave(
     for number in range(1, rounds + 1):
         for contestant, figures in zip(contestants, told, strict=True):
             for figure, (unit, value) in contestant.run().items():
-                figures.setdefault(figure, (unit, []))[1].append(value)
+                values = figures.setdefault(figure, (unit, []))[1]
+                values += value if isinstance(value, list) else [value]
         print(f"{run}: round {number} of {rounds}", file=sys.stderr)
     return [
         Result(run, one.name, figure, unit, values, one.kind, one.case)
@@ -164,9 +169,15 @@ def common_options(description: str | None, rounds: int = 5) -> argparse.Argumen
 def program(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], list[Result]],
+    contest: Callable[[argparse.Namespace], None] | None = None,
 ) -> None:
-    """The command line of a program: run it, print tables, write ``--json``."""
+    """The command line of a program: run it, print tables, write ``--json``.
+
+    With ``--contestant`` it is a contestant itself, and `contest` is what it does.
+    """
     options = parser.parse_args()
+    if options.contestant and contest:
+        return contest(options)
     results = run(options)
     print_tables(results)
     if options.json:
@@ -186,8 +197,3 @@ def print_tables(results: Sequence[Result]) -> None:
         for subject, figures in subjects.items():
             cells = [f"{one.figure} {one.median:.4g} {one.unit}" for one in figures]
             print(f"  {subject:34}", "  ".join(f"{cell:26}" for cell in cells))
-
-
-def compare(contestants: list[Contestant], rounds: int) -> None:
-    """Interleave them and print a table."""
-    print_tables(interleave("", contestants, rounds))

@@ -1,41 +1,70 @@
 """How long `import postcommit` takes, beside importing its Zope dependencies.
 
-``python -m tests.benchmarks.import_time``: medians of processes that run in
-turn, less what an interpreter takes that imports nothing.
+Less what an interpreter takes that imports nothing.
+``python -m tests.benchmarks.import_time --help``.
 """
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
 
+from tests.benchmarks.harness import LIMIT
+from tests.benchmarks.harness import OURS
+from tests.benchmarks.harness import PEER
+from tests.benchmarks.harness import Result
+from tests.benchmarks.harness import common_options
+from tests.benchmarks.harness import program
+
 
 _NOTHING = "pass"
-_DEPENDENCIES = (
-    "import transaction, zope.interface, zope.schema, zope.component, zope.event,"
-    " zope.i18nmessageid"
-)
-_PACKAGE = "import postcommit"
-_NAMES = "import postcommit; postcommit.QueuedMailDelivery; postcommit.SMTPMailer"
+_CODE = {
+    "its dependencies alone": (
+        "import transaction, zope.interface, zope.schema, zope.component, zope.event,"
+        " zope.i18nmessageid",
+        LIMIT,
+    ),
+    "import postcommit": ("import postcommit", OURS),
+    "delivery and mailer": (
+        "import postcommit; postcommit.QueuedMailDelivery; postcommit.SMTPMailer",
+        OURS,
+    ),
+    "zope.sendmail, delivery and mailer": (
+        "import zope.sendmail.delivery, zope.sendmail.mailer",
+        PEER,
+    ),
+    "repoze.sendmail, delivery and mailer": (
+        "import repoze.sendmail.delivery, repoze.sendmail.mailer",
+        PEER,
+    ),
+}
 
-_ROUNDS = 15
+
+def parser() -> argparse.ArgumentParser:
+    return common_options(__doc__, rounds=15)
 
 
-def main() -> None:
-    times: dict[str, list[float]] = {}
-    for _ in range(_ROUNDS):
-        for code in (_NOTHING, _DEPENDENCIES, _PACKAGE, _NAMES):
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            times.setdefault(code, []).append(time.perf_counter() - started)
-    median = {code: statistics.median(taken) for code, taken in times.items()}
-    base = median[_NOTHING]
-    whole = median[_DEPENDENCIES] - base
-    for code in (_DEPENDENCIES, _PACKAGE, _NAMES):
-        took = median[code] - base
-        print(f"{took * 1000:7.1f} ms  {took / whole:5.2f}  {code}")
+def run(options: argparse.Namespace) -> list[Result]:
+    nothing: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in _CODE}
+    for _ in range(1 if options.quick else options.rounds):
+        nothing.append(_milliseconds(_NOTHING))
+        for name, (code, _) in _CODE.items():
+            times[name].append(_milliseconds(code))
+    base = statistics.median(nothing)
+    return [
+        Result("import", name, "time", "ms", [t - base for t in taken], _CODE[name][1])
+        for name, taken in times.items()
+    ]
+
+
+def _milliseconds(code: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return 1000 * (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
-    main()
+    program(parser(), run)
