@@ -72,7 +72,8 @@ class Batch:
             is_going_on = True
             while is_going_on:
                 is_going_on = self._advance()
-                yield from self._source.reports()
+                while (report := self._source.report()) is not None:
+                    yield report
         finally:
             if self._session is not None:  # the caller lost interest
                 self._sessions.discard(self._session)
@@ -127,8 +128,8 @@ class Batch:
     def _read_envelope(self, session: Session, offered: Transfer) -> None:
         size = _GROUP if session.pipelining else 1
         while True:
-            while (stage := offered.awaits) is not None:
-                offered.take(session.read(stage))
+            for command in offered.unanswered():
+                offered.take(session.read(command.stage))
             group = offered.next_group(size)
             if not group:
                 return
@@ -251,10 +252,11 @@ class _Source:
         """Undo `take`."""
         self._waiting.appendleft(transfer)
 
-    def reports(self) -> Iterator[DeliveryReport]:
-        """Yield the reports that are complete, in the order of the transfers."""
-        while self._unreported and self._unreported[0].is_done:
-            yield self._unreported.popleft().report()
+    def report(self) -> DeliveryReport | None:
+        """Return the next report, in the order of the transfers, if it is complete."""
+        if self._unreported and self._unreported[0].is_done:
+            return self._unreported.popleft().report()
+        return None
 
     # An error out of the transfers has to wait for the reports before it.
 

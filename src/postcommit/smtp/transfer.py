@@ -32,7 +32,9 @@ _NO_8BITMIME = Reply(0, "5.6.3", "The message needs 8BITMIME, the relay lacks it
 _NO_ADDRESS = Reply(0, "5.1.3", "A control character in an address")
 
 
-class _Command(NamedTuple):
+class Command(NamedTuple):
+    """One line of the dialogue."""
+
     stage: Stage
     line: str
     expected: int = 0  # the code of the reply that raises no question
@@ -67,7 +69,7 @@ class Transfer:
     def _reset(self) -> None:
         self.heard = False
         self.is_done = False
-        self._commands: list[_Command] = []
+        self._commands: list[Command] = []
         self._written = 0
         self._answered = 0
         self._data = b""
@@ -103,13 +105,13 @@ class Transfer:
         if not (self._is_plain or "".join((sender, *recipients.values())).isascii()):
             parameters += " SMTPUTF8"
         self._commands = [
-            *([_Command(Stage.SESSION, "RSET\r\n")] if reset else []),
-            _Command(Stage.MAIL, f"MAIL FROM:<{sender}>{parameters}\r\n", 250),
+            *([Command(Stage.SESSION, "RSET\r\n")] if reset else []),
+            Command(Stage.MAIL, f"MAIL FROM:<{sender}>{parameters}\r\n", 250),
             *[
-                _Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n", 250, index)
+                Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n", 250, index)
                 for index, address in recipients.items()
             ],
-            _Command(Stage.DATA, "DATA\r\n", 354),
+            Command(Stage.DATA, "DATA\r\n", 354),
         ]
         self._data = stuffed(message)
 
@@ -172,12 +174,9 @@ class Transfer:
 
     # What was replied
 
-    @property
-    def awaits(self) -> Stage | None:
-        """The stage of the next reply to a command that was handed out."""
-        if self._answered == self._written:
-            return None
-        return self._commands[self._answered].stage
+    def unanswered(self) -> Sequence[Command]:
+        """Return the commands that were handed out, and to which no reply came yet."""
+        return self._commands[self._answered : self._written]
 
     def take(self, reply: Reply) -> None:
         """Take the reply to the oldest command that has none yet.
