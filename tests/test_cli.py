@@ -45,7 +45,7 @@ def test_help_lists_every_command(capsys):
     assert ended("--help") == 0
     out = capsys.readouterr().out
     for known in cli.COMMANDS:
-        assert f"  {known.name} " in out
+        assert f"\n    {known.name}" in out
         assert known.summary in out
 
 

@@ -12,6 +12,7 @@ import pytest
 from postcommit import errors
 from postcommit.errors import AddressError
 from postcommit.errors import AddressTypeError
+from postcommit.errors import ConfigError
 from postcommit.errors import DeliveryError
 from postcommit.errors import EntryError
 from postcommit.errors import ForkedError
@@ -89,6 +90,7 @@ EXAMPLES = [
     EntryError("it is empty"),
     ItemError("12ab", "is ambiguous"),
     MissingExtraError("cli", "click"),
+    ConfigError("shop.ini", "port", 0, "is too small"),
     RelayError("away", Reply(421)),
     DeliveryError(REPORT, "a@x.org: rejected"),
 ]
@@ -114,6 +116,12 @@ def test_an_error_names_an_option_an_address_and_an_extra() -> None:
     assert str(option) == "port=70000: must be smaller"
     assert str(address) == "'a b@x.org' is not an envelope address: it has a space"
     assert "pip install 'postcommit[cli]'" in str(MissingExtraError("cli", "click"))
+
+
+def test_an_error_in_a_configuration_says_where_it_is() -> None:
+    error = ConfigError("shop.ini, [postcommit]", "port", "0", "is too small")
+    assert str(error) == "shop.ini, [postcommit]: port='0': is too small"
+    assert error.source == "shop.ini, [postcommit]"
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,22 @@ def _demo(options: Options) -> int:
     return 0 if tell(sys.stdout) else 1
 
 
+def _completion(options: Options) -> int:
+    from postcommit.commands.completion import script
+
+    print(script(_parser(), options.shell), end="")
+    return 0
+
+
+def _shells(parser: argparse.ArgumentParser) -> None:
+    import_module("postcommit.commands.completion").arguments(parser)
+
+
 COMMANDS = (
     Command("demo", "play a small shop that sends mail; takes a few seconds", _demo),
+    _command("run", "drain a queue until a signal ends it: the service"),
+    _command("flush", "try once all that is due, and tell whether something is left"),
+    _command("test-relay", "tell how the relay answers, and send a test mail"),
     _command("status", "tell how a queue is, and whether it needs somebody"),
     _command("list", "list the entries of a queue: who, since when, when next, why"),
     _command("show", "show all about one entry"),
@@ -93,6 +107,7 @@ COMMANDS = (
     _command("delete", "remove entries for good"),
     _command("recover", "send or drop what a crash has left in doubt"),
     _command("check", "tell what is wrong with a queue, and what to do"),
+    Command("completion", "print what a shell needs", _completion, _shells),
 )
 
 

@@ -60,6 +60,18 @@ class OptionError(PostcommitError, ValueError):
         super().__init__(f"{name}={shown(value)}: {reason}")
 
 
+class ConfigError(OptionError):
+    """An option that can never work, as a file or the environment has it.
+
+    `source` is where it is from; the others are those of `OptionError`.
+    """
+
+    def __init__(self, source: str, name: str, value: object, reason: str) -> None:
+        super().__init__(name, value, reason)
+        self.source = source
+        self.args = (f"{source}: {self}",)
+
+
 class AddressError(PostcommitError, ValueError):
     """An envelope address that no relay may be handed.
 

@@ -126,7 +126,11 @@ _LEVELS = {
 
 
 def log_report(report: IDeliveryReport) -> None:
-    """Write one line for each recipient: message id, recipient, status, reply."""
+    """Write one line for each recipient: message id, recipient, status, reply.
+
+    The record has them as attributes, too: `message_id`, `recipients`, `status`
+    and `reply`, which is no `IReply` where the relay failed without a word.
+    """
     for outcome in report.outcomes:
         log.log(
             _LEVELS[outcome.status],
@@ -135,6 +139,12 @@ def log_report(report: IDeliveryReport) -> None:
             outcome.recipient,
             outcome.status.value,
             outcome.reply,
+            extra={
+                "message_id": report.message_id,
+                "recipients": (outcome.recipient,),
+                "status": outcome.status.value,
+                "reply": outcome.reply,
+            },
         )
     if report.relay_failure is not None:
         for recipient in report.recipients:
@@ -143,6 +153,12 @@ def log_report(report: IDeliveryReport) -> None:
                 report.message_id,
                 recipient,
                 report.relay_failure,
+                extra={
+                    "message_id": report.message_id,
+                    "recipients": (recipient,),
+                    "status": "not sent",
+                    "reply": report.relay_failure,
+                },
             )
 
 

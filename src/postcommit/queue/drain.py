@@ -95,6 +95,11 @@ class Drain:
         """Tell whether `thread` is its feeder or one of its workers."""
         return thread is self._feeder or thread in self._workers
 
+    @property
+    def last_beat(self) -> float:
+        """When its feeder last gave a sign of life, a time of `time.monotonic`."""
+        return self._bell.last_beat
+
     # The feeder
 
     def until_stopped(self) -> None:

@@ -111,6 +111,14 @@ class QueueProcessor:
         finally:
             del self._drains[drain]
 
+    @property
+    def last_beat(self) -> float | None:
+        """When it last gave a sign of life, a time of `time.monotonic`.
+
+        None where nothing runs. Half a minute without one is a long time.
+        """
+        return max((drain.last_beat for drain in list(self._drains)), default=None)
+
     def _run(self, drain: Drain) -> None:
         try:
             drain.until_stopped()

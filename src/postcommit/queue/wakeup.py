@@ -131,6 +131,11 @@ class Bell:
                         self._trouble = str(error)
                         log.warning("%s: no sign of life: %s", self._path, error)
 
+    @property
+    def last_beat(self) -> float:
+        """When it last gave a sign of life, a time of `time.monotonic`."""
+        return self._last_beat
+
     def wait(self, timeout: float) -> None:
         """Sleep until somebody rings, `timeout` seconds at most."""
         deadline = time.monotonic() + max(0.0, timeout)

@@ -132,6 +132,20 @@ class Channel:
         return isinstance(self._socket, ssl.SSLSocket)
 
     @property
+    def certificate(self) -> bytes | None:
+        """The certificate that the relay has shown (DER); None without TLS."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            return self._socket.getpeercert(binary_form=True)
+        return None
+
+    @property
+    def tls_version(self) -> str | None:
+        """The version of TLS that is spoken, like «TLSv1.3»; None without TLS."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            return self._socket.version()
+        return None
+
+    @property
     def is_loopback(self) -> bool:
         """Whether the relay's address is one of this host's loopback."""
         address = ipaddress.ip_address(self._socket.getpeername()[0].partition("%")[0])

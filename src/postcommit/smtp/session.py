@@ -48,6 +48,10 @@ class Session:
         self.messages = 0
         self.is_dirty = False
 
+    @property
+    def relay(self) -> Relay:
+        return self._relay
+
     # Bytes and replies
 
     def write(self, data: bytes) -> None:
@@ -246,20 +250,34 @@ def open_session(relay: Relay) -> Session:
 
     Raises `RelayError` where that fails, for whatever reason.
     """
-    try:
-        channel = connect(relay.hostname, relay.port, relay.timeouts.connect)
-    except (OSError, ValueError) as error:
-        raise RelayError(f"no connection to {relay}: {error}") from error
-    session = Session(channel, relay)
+    session = Session(dial(relay), relay)
     is_open = False
     try:
-        session.greet()
+        begin(session)
         is_open = True
-    except RelayError:
-        raise
-    except OSError as error:
-        raise RelayError(f"{relay} hung up or fell silent: {error}") from error
     finally:
         if not is_open:
             session.close()
     return session
+
+
+def dial(relay: Relay) -> Channel:
+    """Connect to `relay`. Raises `RelayError`."""
+    try:
+        return connect(relay.hostname, relay.port, relay.timeouts.connect)
+    except (OSError, ValueError) as error:
+        raise RelayError(f"no connection to {relay}: {error}") from error
+
+
+def begin(session: Session) -> None:
+    """Have `session` ready for the first message.
+
+    Raises `RelayError` where that fails, for whatever reason.
+    """
+    try:
+        session.greet()
+    except RelayError:
+        raise
+    except OSError as error:
+        relay = session.relay
+        raise RelayError(f"{relay} hung up or fell silent: {error}") from error

@@ -1,0 +1,99 @@
+"""``postcommit flush``: tries once all that is due, and tells what remained."""
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from postcommit.commands import configuration
+from postcommit.commands import logs
+from postcommit.commands.configuration import Configuration
+from postcommit.commands.draining import check_queue
+from postcommit.commands.output import is_terminal
+from postcommit.commands.output import print_json
+from postcommit.commands.progress import Progress
+from postcommit.commands.progress import WatchedMailer
+from postcommit.interfaces import Tally
+from postcommit.queue.admin import Admin
+from postcommit.queue.item import State
+from postcommit.queue.runner import QueueProcessor
+from postcommit.queue.survey import survey
+
+
+_LEVEL = "warning"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    configuration.queue_arguments(parser)
+    told = "print what became of it as a JSON object"
+    parser.add_argument("--json", action="store_true", help=told)
+    configuration.arguments(parser, level=_LEVEL)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Try what is due; 1 if anything is left in the queue, 130 if interrupted."""
+    found = Configuration(options)
+    mailer = found.mailer()
+    check_queue(found.queue_path, create=options.create)
+    logs.set_up(found.log_level(_LEVEL), found.log_format)
+    total = _due(found.queue_path) if is_terminal(sys.stderr) else 0
+    with Progress(total, sys.stderr) as progress:
+        processor = found.processor(WatchedMailer(mailer, progress.note))
+        with _interruptible(processor) as interrupted:
+            tally = processor.flush()
+        mailer.close()
+    left = _left(found.queue_path)
+    _print(tally, left, progress.failure, as_json=options.json)
+    if interrupted:
+        return 130
+    return 1 if left else 0
+
+
+@contextmanager
+def _interruptible(processor: QueueProcessor) -> Iterator[list[int]]:
+    """Have SIGINT and SIGTERM end it when what is in flight has finished.
+
+    Yields a list of those that came.
+    """
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        processor.stop(0)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _due(queue_path: str) -> int:
+    return survey(Admin(queue_path).store, time.time()).due
+
+
+def _left(queue_path: str) -> int:
+    """Return how many entries wait for another attempt, due or not."""
+    items = Admin(queue_path).items(State.WAITING, State.DEFERRED)
+    return sum(1 for _ in items)
+
+
+def _print(tally: Tally, left: int, failure: object, *, as_json: bool) -> None:
+    if as_json:
+        failed = None if failure is None else str(failure)
+        print_json({**tally._asdict(), "left": left, "relay_failure": failed})
+        return
+    print(
+        f"recipients: {tally.sent} sent, {tally.deferred} deferred,"
+        f" {tally.rejected} rejected"
+    )
+    if failure is not None:
+        print(f"the relay failed: {failure}; see 'postcommit test-relay'")
+    if left:
+        print(f"{left} left in the queue; see 'postcommit list'")

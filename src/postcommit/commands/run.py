@@ -1,0 +1,160 @@
+"""``postcommit run``: drains a queue until it is told to stop.
+
+====================  ====================================================
+signal                effect
+====================  ====================================================
+SIGTERM, SIGINT       what is in flight finishes, then it ends with 0; more of
+                      them change nothing
+SIGHUP                the configuration is read again; a bad one is logged, and
+                      what was goes on
+====================  ====================================================
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import threading
+import time
+from typing import NamedTuple
+
+from postcommit.commands import configuration
+from postcommit.commands import logs
+from postcommit.commands.configuration import Configuration
+from postcommit.commands.draining import check_queue
+from postcommit.commands.signals import Signals
+from postcommit.commands.supervisor import Supervisor
+from postcommit.interfaces import ISMTPMailer
+from postcommit.queue.runner import QueueProcessor
+
+
+log = logging.getLogger(__name__)
+
+_LEVEL = "info"
+
+_END = (signal.SIGTERM, signal.SIGINT)
+
+# So often it is looked at how the processor gets on.
+_LOOK_SECONDS = 5.0
+
+# The processor gives a sign of life every ten seconds. If three are missing, the
+# watchdog is not told that all is well.
+SILENT_AFTER = 30.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    configuration.queue_arguments(parser)
+    configuration.arguments(parser, level=_LEVEL)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Drain the queue; 0 when told to end, 1 if the processor has died."""
+    with Signals(*_END, signal.SIGHUP) as signals:
+        return Service(options, signals, Supervisor()).run()
+
+
+class Drainer(NamedTuple):
+    """A processor and its mailer, as one configuration has them."""
+
+    processor: QueueProcessor
+    mailer: ISMTPMailer
+
+    def is_alive(self, now: float) -> bool:
+        """Tell whether it has given a sign of life; `now` is a monotonic time."""
+        last = self.processor.last_beat
+        return last is not None and now - last < SILENT_AFTER
+
+    def is_over(self) -> bool:
+        """Have it stop, which it may do later; tell whether it has."""
+        if not self.processor.stop(0):
+            return False
+        self.mailer.close()
+        return True
+
+
+class Service:
+    """The process that drains a queue.
+
+    After a SIGHUP the new processor begins while the old one finishes what is
+    in flight: a queue may have several.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, signals: Signals, supervisor: Supervisor
+    ) -> None:
+        self._options = options
+        self._signals = signals
+        self._supervisor = supervisor
+        self._retired: list[Drainer] = []
+        self._drainer = self._begin()
+
+    def run(self) -> int:
+        """Work until a signal ends it; return the exit status."""
+        self._supervisor.ready(self._status())
+        status = self._work()
+        self._supervisor.stopping()
+        log.info("ending: waits for what is in flight")
+        self._retire(self._drainer)
+        while self._retired:
+            if self._signals.wait(0.1):
+                log.info("still waits for what is in flight; SIGKILL does not")
+            self._look_after_retired()
+        log.info("ended")
+        return status
+
+    def _work(self) -> int:
+        while True:
+            arrived = self._signals.wait(self._seconds_to_wait())
+            if any(number in _END for number in arrived):
+                return 0
+            if signal.SIGHUP in arrived:
+                self._reload()
+            self._look_after_retired()
+            if self._drainer.processor.last_beat is None:
+                log.critical("the processor has died; this service ends, start it anew")
+                return 1
+            if self._drainer.is_alive(time.monotonic()):
+                self._supervisor.alive()
+
+    def _seconds_to_wait(self) -> float:
+        watchdog = self._supervisor.watchdog_seconds
+        return _LOOK_SECONDS if watchdog is None else min(_LOOK_SECONDS, watchdog / 3)
+
+    def _begin(self) -> Drainer:
+        """Start what the configuration says."""
+        found = Configuration(self._options)
+        mailer = found.mailer()
+        processor = found.processor(mailer)
+        check_queue(processor.queuePath, create=self._options.create)
+        logs.set_up(found.log_level(_LEVEL), found.log_format)
+        threading.excepthook = _log_death
+        processor.start()
+        log.info("drains %s through %s", processor.queuePath, mailer)
+        return Drainer(processor, mailer)
+
+    def _status(self) -> str:
+        processor, mailer = self._drainer
+        return f"drains {processor.queuePath} through {mailer}"
+
+    def _reload(self) -> None:
+        self._supervisor.reloading()
+        try:
+            new = self._begin()
+        except (ValueError, OSError) as error:
+            log.error("the old configuration stays: %s", error)
+        else:
+            self._retire(self._drainer)
+            self._drainer = new
+        self._supervisor.ready(self._status())
+
+    def _retire(self, drainer: Drainer) -> None:
+        self._retired.append(drainer)
+        self._look_after_retired()
+
+    def _look_after_retired(self) -> None:
+        self._retired = [d for d in self._retired if not d.is_over()]
+
+
+def _log_death(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None:
+        log.critical("a thread has died", exc_info=args.exc_value)

@@ -1,0 +1,111 @@
+"""``postcommit test-relay``: is the relay as it should be, and does it take mail?"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from email.message import EmailMessage
+
+from postcommit.commands import configuration
+from postcommit.commands import logs
+from postcommit.commands.configuration import Configuration
+from postcommit.commands.output import coloured
+from postcommit.commands.output import duration
+from postcommit.commands.output import moment
+from postcommit.commands.output import printable
+from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import Status
+from postcommit.smtp.certificate import Certificate
+from postcommit.smtp.probe import Finding
+from postcommit.smtp.probe import probe
+
+
+_LEVEL = "error"
+
+# A certificate that expires sooner, in seconds, is worth a word.
+_SOON = 14 * 86400.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipients",
+        metavar="ADDRESS",
+        nargs="*",
+        help="send one mail to these; without, nothing is sent",
+    )
+    told = "the sender of that mail (default: the first ADDRESS)"
+    parser.add_argument("--from", dest="sender", metavar="ADDRESS", help=told)
+    configuration.arguments(parser, level=_LEVEL)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tell how the relay answers; 1 if it does not do what it should."""
+    found = Configuration(options)
+    mailer = found.mailer()
+    logs.set_up(found.log_level(_LEVEL), found.log_format)
+    finding = probe(mailer)
+    _print(mailer, finding)
+    if finding.failure is not None:
+        print(f"{coloured('failed', 'red', sys.stdout)}: {_shown(finding.failure)}")
+        return 1
+    if options.recipients and not _send(mailer, options):
+        return 1
+    print(coloured("the relay is well", "green", sys.stdout))
+    return 0
+
+
+def _print(mailer: ISMTPMailer, finding: Finding) -> None:
+    _line("relay", f"{mailer.hostname}:{mailer.port}, tls={mailer.tls}")
+    _line("connection", "yes" if finding.is_connected else "no")
+    if finding.is_connected:
+        _line("encryption", finding.tls or "none")
+    if finding.certificate is not None:
+        _print_certificate(finding.certificate)
+    for name, parameters in sorted(finding.extensions.items()):
+        _line("offers", f"{name} {parameters}".strip())
+    if finding.logged_in:
+        _line("login", f"as {mailer.username}")
+    elif mailer.username is None:
+        _line("login", "none, there is no username")
+
+
+def _print_certificate(shown: Certificate) -> None:
+    _line("certificate", f"of {shown.subject}")
+    _line("names", ", ".join(shown.names) or "none")
+    _line("issued by", shown.issuer)
+    left = shown.expires.timestamp() - time.time()
+    told = f"{duration(-left)} ago" if left < 0 else f"in {duration(left)}"
+    _line("expires", f"{moment(shown.expires.timestamp())}, {told}")
+    if 0 <= left < _SOON:
+        _line("", "that is soon: renew it")
+
+
+def _line(title: str, text: str) -> None:
+    print(f"{title:<12}{_shown(text)}")
+
+
+def _shown(said: object) -> str:
+    return printable(" ".join(str(said).split()))
+
+
+def _send(mailer: ISMTPMailer, options: argparse.Namespace) -> bool:
+    """Send a mail; tell what became of each recipient, and whether all have it."""
+    sender = options.sender or options.recipients[0]
+    message = EmailMessage()
+    message["From"] = sender
+    message["To"] = ", ".join(options.recipients)
+    message["Subject"] = "Test of the relay"
+    message.set_content("This mail tests a relay: postcommit test-relay.\n")
+    report: IDeliveryReport = mailer.send(sender, options.recipients, message)
+    mailer.close()
+    if report.relay_failure is not None:
+        print(f"not sent: {_shown(report.relay_failure)}")
+        return False
+    for outcome in report.outcomes:
+        is_sent = outcome.status is Status.SENT
+        status = coloured(
+            outcome.status.value, "green" if is_sent else "red", sys.stdout
+        )
+        print(f"<{outcome.recipient}> {status}: {_shown(outcome.reply)}")
+    return len(report.sent) == len(report.recipients)
