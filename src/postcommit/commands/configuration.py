@@ -151,8 +151,10 @@ class Configuration:
             reason = f"is needed with a username; give it by {_INSTEAD}"
             return OptionError(name, None, reason)
         given = self._given.get(name)
-        if given is None:  # it is the default that does not go with another one
-            return error
+        if given is None:
+            # It is the default that does not go with another option.
+            other = next(g for n, g in self._given.items() if f"{n}=" in error.reason)
+            return ConfigError(other.source, name, error.value, error.reason)
         return given.refused(error.reason, secret=name == _SECRET)
 
 

@@ -34,8 +34,9 @@ _LEVEL = "info"
 
 _END = (signal.SIGTERM, signal.SIGINT)
 
-# So often it is looked at how the processor gets on.
+# So often it is looked at how the processor gets on, and one that ends.
 _LOOK_SECONDS = 5.0
+_LOOK_OFTEN = 0.1
 
 # The processor gives a sign of life every ten seconds. If three are missing, the
 # watchdog is not told that all is well.
@@ -96,7 +97,7 @@ class Service:
         log.info("ending: waits for what is in flight")
         self._retire(self._drainer)
         while self._retired:
-            if self._signals.wait(0.1):
+            if self._signals.wait(_LOOK_OFTEN):
                 log.info("still waits for what is in flight; SIGKILL does not")
             self._look_after_retired()
         log.info("ended")
@@ -118,7 +119,8 @@ class Service:
 
     def _seconds_to_wait(self) -> float:
         watchdog = self._supervisor.watchdog_seconds
-        return _LOOK_SECONDS if watchdog is None else min(_LOOK_SECONDS, watchdog / 3)
+        longest = _LOOK_OFTEN if self._retired else _LOOK_SECONDS
+        return longest if watchdog is None else min(longest, watchdog / 3)
 
     def _begin(self) -> Drainer:
         """Start what the configuration says."""
@@ -156,5 +158,4 @@ class Service:
 
 
 def _log_death(args: threading.ExceptHookArgs) -> None:
-    if args.exc_value is not None:
-        log.critical("a thread has died", exc_info=args.exc_value)
+    log.critical("a thread has died", exc_info=args.exc_value)

@@ -1,0 +1,1 @@
+"""The commands, most of them as processes."""
