@@ -6,7 +6,6 @@ import sys
 
 from postcommit.commands import arguments as args
 from postcommit.commands import mend
-from postcommit.commands.output import is_terminal
 from postcommit.errors import ItemError
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import State
@@ -37,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_meant(count: int, options: argparse.Namespace) -> bool:
-    if is_terminal(sys.stdin):
+    if sys.stdin.isatty():
         print(f"Delete {count} for good? [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     if args.ALL in options.ids:

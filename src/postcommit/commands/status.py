@@ -201,6 +201,16 @@ def _print_metrics(
             "How long ago a living processor gave a sign of life.",
             _seconds(seen.heartbeat, now),
         ),
+        (
+            "due_looked_at",
+            "How many deferred entries were asked when they are due.",
+            seen.looked_at,
+        ),
+        (
+            "foreign_claims",
+            "Young claims of another library's processor.",
+            seen.foreign_claims,
+        ),
         ("attention", "How many things need somebody's attention.", len(complaints)),
     ):
         if value is not None:
