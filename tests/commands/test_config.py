@@ -255,7 +255,7 @@ def test_a_bad_file_is_refused_in_one_line_that_says_where_and_what(
 
 
 def test_a_bad_variable_is_refused_by_its_name() -> None:
-    with pytest.raises(ConfigError, match="POSTCOMMIT_PROT.*do you mean port"):
+    with pytest.raises(ConfigError, match=r"POSTCOMMIT_PROT.*do you mean port"):
         told("q", environ={"POSTCOMMIT_PROT": "25"})
     with pytest.raises(ConfigError, match="environment: POSTCOMMIT_PORT='0': must be"):
         told("q", environ={"POSTCOMMIT_PORT": "0"}).mailer()

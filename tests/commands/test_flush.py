@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from postcommit.report import Reply
 from postcommit.smtp.mailer import SMTPMailer
 from tests.support.queues import defer
 from tests.support.queues import wait
+from tests.support.service import COMMAND
 from tests.support.service import ROOT
 from tests.support.service import command
 from tests.support.service import environment
@@ -117,7 +117,7 @@ def test_a_bar_on_a_terminal_only(relay: ScriptedRelay, store: Store) -> None:
     wait(store)
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.service", "flush", store.path, *to(relay)],
+        [*COMMAND, "flush", store.path, *to(relay)],
         cwd=ROOT,
         env=environment(TERM="xterm", COLUMNS="60"),
         stdout=subprocess.PIPE,

@@ -19,7 +19,7 @@ from tests.support.smtpd import ScriptedRelay
 # Slow machines are slow.
 PATIENCE = 60
 
-_COMMAND = [sys.executable, "-m", "tests.support.service"]
+COMMAND = [sys.executable, "-m", "tests.support.service"]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,7 +35,7 @@ def environment(**variables: str) -> dict[str, str]:
 def command(*argv: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run ``postcommit`` with `argv` to its end."""
     return subprocess.run(
-        [*_COMMAND, *map(str, argv)],
+        [*COMMAND, *map(str, argv)],
         cwd=ROOT,
         env=environment(**variables),
         stdin=subprocess.DEVNULL,
@@ -57,7 +57,7 @@ class Running:
         self.log = ""
         self._more = threading.Condition()
         self._process = subprocess.Popen(
-            [*_COMMAND, *map(str, argv)],
+            [*COMMAND, *map(str, argv)],
             cwd=ROOT,
             env=environment(**variables),
             stdin=subprocess.DEVNULL,

@@ -36,7 +36,7 @@ from postcommit.smtp.mailer import SMTPMailer
 
 PREFIX = "POSTCOMMIT_"
 
-LEVELS = ("debug", "info", "warning", "error")
+LEVELS = ("debug", "info", "warning", "error", "critical")
 FORMATS = ("text", "json")
 
 _CHOICES = {"log_level": LEVELS, "log_format": FORMATS}

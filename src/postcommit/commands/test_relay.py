@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from email.message import EmailMessage
 
 from postcommit.commands import configuration
 from postcommit.commands import logs
@@ -13,15 +12,16 @@ from postcommit.commands.output import coloured
 from postcommit.commands.output import duration
 from postcommit.commands.output import moment
 from postcommit.commands.output import printable
-from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Status
+from postcommit.message import Composed
+from postcommit.message import compose
 from postcommit.smtp.certificate import Certificate
 from postcommit.smtp.probe import Finding
 from postcommit.smtp.probe import probe
 
 
-_LEVEL = "error"
+_LEVEL = "critical"  # what would be logged is printed
 
 # A certificate that expires sooner, in seconds, is worth a word.
 _SOON = 14 * 86400.0
@@ -43,13 +43,14 @@ def run(options: argparse.Namespace) -> int:
     """Tell how the relay answers; 1 if it does not do what it should."""
     found = Configuration(options)
     mailer = found.mailer()
+    mail = _mail(options) if options.recipients else None
     logs.set_up(found.log_level(_LEVEL), found.log_format)
     finding = probe(mailer)
     _print(mailer, finding)
     if finding.failure is not None:
         print(f"{coloured('failed', 'red', sys.stdout)}: {_shown(finding.failure)}")
         return 1
-    if options.recipients and not _send(mailer, options):
+    if mail is not None and not _send(mailer, mail):
         return 1
     print(coloured("the relay is well", "green", sys.stdout))
     return 0
@@ -89,15 +90,19 @@ def _shown(said: object) -> str:
     return printable(" ".join(str(said).split()))
 
 
-def _send(mailer: ISMTPMailer, options: argparse.Namespace) -> bool:
-    """Send a mail; tell what became of each recipient, and whether all have it."""
+def _mail(options: argparse.Namespace) -> Composed:
+    """Return the mail. Raises `AddressError`."""
     sender = options.sender or options.recipients[0]
-    message = EmailMessage()
-    message["From"] = sender
-    message["To"] = ", ".join(options.recipients)
-    message["Subject"] = "Test of the relay"
-    message.set_content("This mail tests a relay: postcommit test-relay.\n")
-    report: IDeliveryReport = mailer.send(sender, options.recipients, message)
+    text = (
+        f"From: <{sender}>\nTo: <{'>, <'.join(options.recipients)}>\n"
+        "Subject: Test of the relay\n\nSent by postcommit test-relay.\n"
+    )
+    return compose(sender, options.recipients, text)
+
+
+def _send(mailer: ISMTPMailer, mail: Composed) -> bool:
+    """Tell what became of each recipient, and whether all have it."""
+    report = mailer.send(mail.sender, mail.recipients, bytes(mail))
     mailer.close()
     if report.relay_failure is not None:
         print(f"not sent: {_shown(report.relay_failure)}")

@@ -46,8 +46,8 @@ def parse(der: bytes) -> Certificate:
     """Return what the certificate `der` says. Raises ValueError if it is none."""
     try:
         return _parse(der)
-    except (IndexError, StopIteration) as error:
-        raise ValueError("no certificate") from error
+    except (IndexError, StopIteration, ValueError) as error:
+        raise ValueError(f"no certificate: {error}") from error
 
 
 def _parse(der: bytes) -> Certificate:
@@ -76,7 +76,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
             position += count
         value = data[position : position + length]
         if len(value) < length:
-            raise ValueError("the certificate is cut off")
+            raise ValueError("it is cut off")
         yield tag, value
         position += length
 

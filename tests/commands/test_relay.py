@@ -1,0 +1,193 @@
+"""``postcommit test-relay``: what a relay offers and shows, and whether it works."""
+from __future__ import annotations
+
+import datetime
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from postcommit.cli import main
+from postcommit.smtp.certificate import parse
+from tests.support.certificates import Authority
+from tests.support.service import command
+from tests.support.service import to
+from tests.support.smtpd import ScriptedRelay
+
+
+Start = Callable[..., ScriptedRelay]
+
+
+def told(capsys: Any, relay: ScriptedRelay, *argv: str) -> tuple[int, str]:
+    status = main(["test-relay", *to(relay), *argv])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return status, out
+
+
+def test_what_it_offers(relay: ScriptedRelay) -> None:
+    done = command("test-relay", *to(relay))
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "connection  yes\nencryption  none\n" in done.stdout
+    assert "offers      SIZE 10485760\n" in done.stdout
+    assert "login       none" in done.stdout
+    assert done.stdout.endswith("the relay is well\n")
+    assert not relay.messages
+
+
+def test_tls_certificate_and_login(
+    start: Start, authority: Authority, tmp_path: Path, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(), users={"shop": "s3cret"})
+    (tmp_path / "password").write_text("s3cret\n")
+    argv = ["--tls", "starttls", "--cafile", authority.cafile, "--username", "shop"]
+    argv += ["--password-file", str(tmp_path / "password")]
+    status, out = told(capsys, relay, *argv)
+    assert status == 0
+    assert "encryption  TLSv1." in out
+    assert "names       127.0.0.1, localhost\n" in out
+    assert "issued by   O=trustme" in out
+    assert "expires     3000-01-01" in out
+    assert "login       as shop\n" in out
+    assert "offers      AUTH" in out
+    assert "s3cret" not in out
+
+
+def test_a_login_refused(start: Start, tmp_path: Path, capsys: Any) -> None:
+    relay = start(users={"shop": "s3cret"})
+    (tmp_path / "password").write_text("old")
+    argv = ["--username", "shop", "--password-file", str(tmp_path / "password")]
+    status, out = told(capsys, relay, *argv, "a@x.org")
+    assert status == 1
+    assert "failed: " in out
+    assert "login refused: 535" in out
+    assert "login       " not in out
+    assert not relay.messages
+
+
+def test_an_expired_certificate_is_shown(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(expired=True))
+    argv = ["--tls", "starttls", "--cafile", authority.cafile]
+    status, out = told(capsys, relay, *argv)
+    assert status == 1
+    assert "expires     2001-01-02" in out
+    assert "ago\n" in out
+    assert "certificate has expired" in out
+
+
+def test_a_certificate_that_expires_soon(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=3)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.ca.issue_cert("127.0.0.1", not_after=soon).configure_cert(context)
+    relay = start(tls=context, implicit_tls=True)
+    argv = ["--tls", "implicit", "--cafile", authority.cafile]
+    status, out = told(capsys, relay, *argv)
+    assert status == 0
+    assert "in 2d23h\n" in out or "in 3d\n" in out
+    assert "renew it" in out
+
+
+def test_nobody_is_there(relay: ScriptedRelay, capsys: Any) -> None:
+    relay.down()
+    status, out = told(capsys, relay)
+    assert status == 1
+    assert "connection  no\n" in out
+    assert "encryption" not in out
+    assert "Connection refused" in out
+
+
+def test_no_starttls_says_what_to_set(relay: ScriptedRelay, capsys: Any) -> None:
+    status, out = told(capsys, relay, "--tls", "starttls", "--timeout", "5")
+    assert status == 1
+    assert "offers no STARTTLS; set tls to 'implicit'" in out
+
+
+def test_a_mail_and_what_became_of_each_recipient(
+    relay: ScriptedRelay, capsys: Any
+) -> None:
+    relay.reply("RCPT", "550 5.1.1 No\x1b such user", address="b@x.org")
+    status, out = told(capsys, relay, "a@x.org", "b@x.org")
+    assert status == 1
+    assert "<a@x.org> sent: 250" in out
+    assert "<b@x.org> rejected: 550 5.1.1 No" in out
+    assert "\x1b" not in out
+    assert "the relay is well" not in out
+    [message] = relay.messages
+    assert message.sender == "a@x.org"
+    assert b"Subject: Test of the relay" in message.data
+    status, out = told(capsys, relay, "--from", "s@x.org", "a@x.org")
+    assert status == 0
+    assert relay.messages[-1].sender == "s@x.org"
+    assert out.endswith("the relay is well\n")
+
+
+def test_a_relay_that_fails_in_between(relay: ScriptedRelay, capsys: Any) -> None:
+    relay.reply("MAIL", "421 4.3.2 Closing")
+    status, out = told(capsys, relay, "a@x.org")
+    assert status == 1
+    assert "not sent: 421 4.3.2 Closing" in out
+
+
+def test_an_address_that_is_none_is_refused_before_anything_is_said(
+    relay: ScriptedRelay, capsys: Any
+) -> None:
+    assert main(["test-relay", *to(relay), "a b@x.org"]) == 2
+    assert "'a b@x.org' is not an envelope address" in capsys.readouterr().err
+    assert relay.connections == 0
+
+
+# Certificates
+
+
+def der(*names: str, **options: Any) -> bytes:
+    certificate = trustme.CA().issue_cert(*names, **options)
+    return ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())
+
+
+def test_what_a_certificate_says() -> None:
+    until = datetime.datetime(2060, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+    names = ["mx.example.org", "192.0.2.7", "2001:db8::7", "a@example.org"]
+    found = parse(
+        der(*names, common_name="mx", organization_name="Shop \xe9", not_after=until)
+    )
+    assert found.expires == until
+    assert found.names == ("mx.example.org", "192.0.2.7", "2001:db8::7")
+    assert "O=Shop \xe9" in found.subject
+    assert "CN=mx" in found.subject
+    assert "trustme" in found.issuer
+    until = until.replace(year=2049)
+    assert parse(der("x.org", not_after=until)).expires == until
+
+
+def element(tag: int, *values: bytes) -> bytes:
+    value = b"".join(values)
+    return bytes([tag, len(value)]) + value
+
+
+def test_an_old_certificate_without_extensions() -> None:
+    attribute = element(0x30, element(0x06, b"\x55\x04\x03"), element(0x1E, b"\0m\0x"))
+    unknown = element(0x30, element(0x06, b"\x09"), element(0x0C, b"y"))
+    name = element(0x30, element(0x31, attribute), element(0x31, unknown))
+    times = [element(0x17, b"980101000000Z"), element(0x17, b"991231235959Z")]
+    nothing = element(0x30)
+    body = element(
+        0x30, element(2, b"\1"), nothing, name, element(0x30, *times), name, nothing
+    )
+    found = parse(element(0x30, body, nothing, element(3)))
+    assert found.subject == found.issuer == "CN=mx, 09=y"
+    assert found.expires.year == 1999
+    assert found.names == ()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 40, 200, -1])
+def test_half_a_certificate_is_none(count: int) -> None:
+    with pytest.raises(ValueError, match="no certificate"):
+        parse(der("x.org")[:count])

@@ -1,0 +1,225 @@
+"""What a supervisor and a shell are told; the unit that is shipped."""
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postcommit import cli
+from postcommit.cli import main
+from postcommit.commands.completion import SHELLS
+from postcommit.commands.run import SILENT_AFTER
+from postcommit.commands.supervisor import Supervisor
+from postcommit.queue.store import Store
+from tests.support.service import ROOT
+from tests.support.service import Running
+from tests.support.service import to
+from tests.support.smtpd import ScriptedRelay
+
+
+# The supervisor
+
+
+@pytest.fixture(params=["path", "abstract"])
+def notified(
+    request: Any, tmp_path: Path
+) -> Iterator[tuple[str, Callable[[], list[str]]]]:
+    """Return what NOTIFY_SOCKET is, and a function that waits for a datagram."""
+    name = str(tmp_path / "notify")
+    if request.param == "abstract":
+        name = f"@postcommit-{os.getpid()}-{tmp_path.name}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix:
+        unix.settimeout(60)
+        unix.bind(name.replace("@", "\0", 1) if name.startswith("@") else name)
+        yield name, lambda: unix.recv(4096).decode().split("\n")
+
+
+def test_a_service_tells_how_it_is(
+    notified: Any, relay: ScriptedRelay, store: Store, tmp_path: Path
+) -> None:
+    name, hear = notified
+    config = tmp_path / "shop.ini"
+    config.write_text("[postcommit]\n")
+    variables = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "300000"}
+    argv = ["run", store.path, *to(relay), "--config", config]
+    with Running(*argv, **variables) as service:
+        assert hear()[0] == "READY=1"
+        assert hear() == ["WATCHDOG=1"]
+        service.signal(signal.SIGHUP)
+        while (told := hear()) == ["WATCHDOG=1"]:
+            pass
+        assert told[0] == "RELOADING=1"
+        assert int(told[1].removeprefix("MONOTONIC_USEC=")) > 0
+        assert hear()[0] == "READY=1"
+        service.signal(signal.SIGTERM)
+        while (told := hear()) == ["WATCHDOG=1"]:
+            pass
+        assert told[0] == "STOPPING=1"
+        assert service.ended() == 0
+
+
+def test_a_supervisor_that_does_not_listen_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaf = Supervisor({"NOTIFY_SOCKET": str(tmp_path / "absent")})
+    with caplog.at_level(logging.WARNING):
+        deaf.alive()
+        deaf.stopping()
+    assert len(caplog.records) == 1
+    assert "absent" in caplog.text
+
+
+def test_without_a_supervisor_nothing_is_said(caplog: Any) -> None:
+    Supervisor({}).ready("well")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "1500000"}, 1.5),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": str(os.getpid())}, 1.5),
+        ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": "1"}, None),
+    ],
+)
+def test_the_watchdogs_interval(variables: dict[str, str], seconds: Any) -> None:
+    assert Supervisor(variables).watchdog_seconds == seconds
+
+
+def test_the_watchdog_hears_nothing_of_a_processor_that_hangs(
+    notified: Any,
+    relay: ScriptedRelay,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from postcommit.commands import run
+    from postcommit.commands.signals import Signals
+
+    name, hear = notified
+    options = cli._parser().parse_args(["run", store.path, *to(relay)])
+    supervisor = Supervisor({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "3000"})
+    # Any sign of life is too old, as if the last one were long ago.
+    monkeypatch.setattr(run, "SILENT_AFTER", -1.0)
+    monkeypatch.setattr(run.threading, "excepthook", run.threading.excepthook)
+    with Signals(signal.SIGTERM, signal.SIGALRM) as signals:
+        service = run.Service(options, signals, supervisor)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        monkeypatch.setattr(run, "_END", (signal.SIGALRM,))
+        assert service.run() == 0
+    assert [hear()[0], hear()[0]] == ["READY=1", "STOPPING=1"]
+
+
+# The unit
+
+
+def unit() -> dict[str, list[str]]:
+    text = (ROOT / "docs" / "postcommit@.service").read_text()
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, separator, value = line.partition("=")
+        if separator and not line.startswith("#"):
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_command_of_the_unit_is_one() -> None:
+    [start] = unit()["ExecStart"]
+    program, *argv = shlex.split(start.replace("%i", "shop"))
+    assert program.endswith("/postcommit")
+    options = cli._parser().parse_args(argv)
+    assert options.queue_path == "/var/spool/postcommit/shop"
+    assert options.config == "/etc/postcommit/shop.ini"
+
+
+def test_the_unit_fits_what_the_service_does() -> None:
+    found = unit()
+    assert found["Type"] == ["notify"]
+    assert float(found["WatchdogSec"][0]) > 3 * SILENT_AFTER
+    assert float(found["TimeoutStopSec"][0]) > 600
+    assert found["RestartPreventExitStatus"] == ["2"]
+    assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
+# The shells
+
+
+def completion(shell: str, capsys: Any) -> str:
+    assert main(["completion", shell]) == 0
+    return str(capsys.readouterr().out)
+
+
+def completed(script: Path, *words: str) -> list[str]:
+    """Return what bash offers for the last of `words`."""
+    code = (
+        f"source {shlex.quote(str(script))}\n"
+        f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}\n"
+        '_postcommit; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", code],
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout.split()
+
+
+def test_bash_completes(tmp_path: Path, capsys: Any) -> None:
+    script = tmp_path / "completion"
+    script.write_text(completion("bash", capsys))
+    (tmp_path / "queue").mkdir()
+    (tmp_path / "shop.ini").write_text("")
+    every = [command.name for command in cli.COMMANDS]
+    assert completed(script, "postcommit", "") == every
+    assert completed(script, "postcommit", "fl") == ["flush"]
+    assert "--port" in completed(script, "postcommit", "run", "--po")
+    assert "--json" not in completed(script, "postcommit", "run", "--")
+    assert completed(script, "postcommit", "run", "") == ["queue"]
+    assert completed(script, "postcommit", "run", "--tls", "im") == ["implicit"]
+    assert completed(script, "postcommit", "run", "--config", "sh") == ["shop.ini"]
+    assert completed(script, "postcommit", "run", "--port", "") == []
+    assert completed(script, "postcommit", "completion", "z") == ["zsh"]
+    assert "--password" not in completed(script, "postcommit", "run", "--pass")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_shell_is_told_of_each_command_and_option(shell: str, capsys: Any) -> None:
+    script = completion(shell, capsys)
+    for command in cli.COMMANDS:
+        assert command.name in script
+    for option in ("messages-per-connection", "password-file", "warn-age"):
+        assert option in script
+    assert "implicit" in script
+
+
+def test_zsh_reads_it_as_bash_does(capsys: Any) -> None:
+    script = completion("zsh", capsys)
+    assert script.splitlines()[0].endswith("bashcompinit")
+    assert script.partition("\n")[2] == completion("bash", capsys)
+
+
+def test_fish_is_told_what_options_take(capsys: Any) -> None:
+    lines = completion("fish", capsys).splitlines()
+    [tls] = [
+        x for x in lines if "_from run'" in x and " -l tls " in x
+    ]
+    assert "-x -a 'auto starttls implicit none'" in tls
+    [config] = [x for x in lines if "_from run'" in x and " -l config " in x]
+    assert " -r -F " in config
+    [help_] = [x for x in lines if "_from run'" in x and " -l help " in x]
+    assert "-s h" in help_
+    for line in lines:
+        assert shlex.split(line)[:3] == ["complete", "-c", "postcommit"]
