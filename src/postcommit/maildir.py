@@ -169,12 +169,13 @@ class Maildir:
         with explained(message.path, "write"):
             descriptor = os.open(message.path, _CREATE, 0o600)
             try:
-                message.checksum = _write(descriptor, lines)
+                try:
+                    message.checksum = _write(descriptor, lines)
+                finally:
+                    os.close(descriptor)  # which tells of errors, too
             except BaseException:
                 message.abort()
                 raise
-            finally:
-                os.close(descriptor)
         return message
 
 

@@ -32,7 +32,9 @@ import logging
 import os
 import threading
 import zlib
+from collections.abc import Callable
 from collections.abc import Sequence
+from functools import partial
 
 from zope.interface import implementer
 
@@ -78,19 +80,21 @@ class Staging:
             if alone and len(items) == 1:
                 sync(items[0].path)
             else:
-                self._mark(items)
-                _sync_all([item.path for item in items])
+                leader = self._mark(items)
+                syncs = [partial(sync, item.path) for item in items[1:]]
+                _do_all([partial(os.fsync, leader.descriptor), *syncs])
                 sync(self._maildir.folder("tmp"))
                 _check_writable(self._maildir.folder("new"))
 
-    def _mark(self, items: Sequence[MaildirMessage]) -> None:
-        """Give the items their prepared names."""
-        self._leader = FileLock(items[0].path)
-        if not self._leader.acquire():
+    def _mark(self, items: Sequence[MaildirMessage]) -> FileLock:
+        """Give the items their prepared names; return the lock of the leader."""
+        self._leader = leader = FileLock(items[0].path)
+        if not leader.acquire():
             raise QueueError(items[0].path, "is locked by another process")
-        leader = f"{_PREPARED}{_with_checksum(items[0].name, items[0])}"
+        mark = f"{_PREPARED}{_with_checksum(items[0].name, items[0])}"
         for item in items:
-            item.move(f"{_with_checksum(item.path, item)}{leader}")
+            item.move(f"{_with_checksum(item.path, item)}{mark}")
+        return leader
 
     def publish(self, items: Sequence[MaildirMessage]) -> None:
         if not items:
@@ -153,21 +157,21 @@ class Staging:
             self._leader = None
 
 
-def _sync_all(paths: Sequence[str]) -> None:
-    """Sync the files side by side; raise OSError if one cannot be."""
-    left = iter(list(paths))  # each thread takes the next one
+def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
+    """Call each of `syncs`, side by side; raise OSError if one does."""
+    left = iter(list(syncs))  # each thread takes the next one
     errors: list[OSError] = []
 
     def work() -> None:
         try:
-            for path in left:
-                sync(path)
+            for one in left:
+                one()
         except OSError as error:
             errors.append(error)
 
     helpers = []
     try:
-        for _ in range(min(_SYNC_THREADS, len(paths)) - 1):
+        for _ in range(min(_SYNC_THREADS, len(syncs)) - 1):
             helper = threading.Thread(target=work)
             helper.start()
             helpers.append(helper)
