@@ -14,6 +14,7 @@ from postcommit.errors import QueueError
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import Item
 from postcommit.queue.item import State
+from postcommit.queue.item import foreign_claims
 from postcommit.queue.lock import FileLock
 from postcommit.queue.scan import Scan
 from postcommit.queue.staging import leader_of
@@ -265,6 +266,30 @@ def test_what_waits_is_due_already(store: Store, admin: Admin) -> None:
     assert admin.retry(item)
     os.unlink(item.path)
     assert not admin.retry(item)
+
+
+def test_nothing_is_changed_while_another_library_drains(
+    store: Store, admin: Admin
+) -> None:
+    bury(store)
+    for number in (1, 2):
+        write(store, f"new/.sending-170000000{number}.M1P1Q1.web")
+    before = os.stat(f"{store.path}/cur").st_mtime_ns
+    with pytest.raises(QueueError, match="stop it first"), admin.changes():
+        admin.retry(only(admin, State.FAILED))
+    assert [item.state for item in admin.items(*State)] == [State.FAILED]
+    assert os.stat(f"{store.path}/cur").st_mtime_ns == before
+
+
+def test_claims_that_go_while_we_look(store: Store) -> None:
+    for number in (1, 2):
+        write(store, f"new/.sending-170000000{number}.M1P1Q1.web")
+    count = 0
+    for _ in foreign_claims(store, time.time()):
+        count += 1
+        for path in Path(store.path, "new").iterdir():
+            path.unlink()
+    assert count == 1
 
 
 def test_a_processor_is_woken(store: Store, admin: Admin) -> None:

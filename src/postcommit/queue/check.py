@@ -142,10 +142,6 @@ def _entry(
     store: Store, read: Details, now: float, top: os.stat_result
 ) -> Iterator[Finding]:
     item = read.item
-    try:
-        yield from _rights(item.path, os.lstat(item.path), top)
-    except FileNotFoundError:
-        return  # it was sent meanwhile
     if read.problem:
         advice = f"{_command(store, 'show --raw', item)}, then repair or delete it"
         yield Finding(item.path, f"is no entry: {read.problem}", advice)
@@ -159,6 +155,10 @@ def _entry(
     if item.state is State.DEFERRED and read.changed > now + _AHEAD:
         problem = "is due more than a day from now"
         yield Finding(item.path, problem, _command(store, "retry", item))
+    try:
+        yield from _rights(item.path, os.lstat(item.path), top)
+    except FileNotFoundError:
+        return  # it was sent meanwhile
 
 
 def _twice(store: Store, names: dict[State, set[int]]) -> Iterator[Finding]:

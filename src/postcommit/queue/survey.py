@@ -125,8 +125,7 @@ def _new(folder: str, hidden: Counter[str]) -> _Due:
     due, first = _Due(), ""
     for name in _names(folder, hidden):
         due.count += 1
-        if not first or name < first:
-            first = name
+        first = min(first or name, name)
     due.oldest = accepted_at(first)
     return due
 
@@ -172,12 +171,8 @@ def _reason(found: Iterator[Item]) -> Reason | None:
     """Return the most common reply of the first few hundred."""
     alike: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    looked_at = 0
-    for item in islice(found, _SAMPLE):
-        read = details(item)
-        if read is None:
-            continue
-        looked_at += 1
+    reads = [read for read in map(details, islice(found, _SAMPLE)) if read]
+    for read in reads:
         reply = read.last_reply or read.problem
         if reply:
             key = reply[:4] + _PARTICULAR.sub("*", reply[4:])
@@ -186,4 +181,4 @@ def _reason(found: Iterator[Item]) -> Reason | None:
     if not alike:
         return None
     [(key, count)] = alike.most_common(1)
-    return Reason(examples[key], count, looked_at)
+    return Reason(examples[key], count, len(reads))

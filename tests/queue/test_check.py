@@ -1,0 +1,203 @@
+"""Is a queue sound: each thing that may be wrong, made wrong."""
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from postcommit.errors import QueueError
+from postcommit.queue import check as module
+from postcommit.queue.check import Finding
+from postcommit.queue.check import check
+from postcommit.queue.store import Store
+from tests.support.faults import without_privileges
+from tests.support.queues import bury
+from tests.support.queues import defer
+from tests.support.queues import leave_in_doubt
+from tests.support.queues import wait
+from tests.support.queues import write
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "a queue"))
+
+
+def findings(store: Store, now: float | None = None) -> list[Finding]:
+    return list(check(store, time.time() if now is None else now))
+
+
+def only(store: Store, now: float | None = None) -> Finding:
+    [finding] = findings(store, now)
+    return finding
+
+
+def test_a_queue_in_use_is_sound(store: Store) -> None:
+    assert findings(store) == []
+    bury(store)
+    defer(store)
+    wait(store)
+    store.stage("s@x.org", ("a@x.org",), [b"Subject: x\n\n"])
+    assert findings(store) == []
+
+
+def test_rights_and_the_command_that_mends_them(store: Store) -> None:
+    bury(store)
+    name = wait(store)
+    for path in (store.path, f"{store.path}/new/{name}", f"{store.path}/.Failed/new"):
+        os.chmod(path, 0o755)
+        finding = only(store)
+        assert finding.path == path
+        assert finding.problem == "has mode 0755, so others can read the mail"
+        # The command is all between the apostrophes, whatever the path is.
+        subprocess.run(["sh", "-c", finding.advice[1:-1]], check=True)
+        assert findings(store) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_owners(store: Store) -> None:
+    name = wait(store)
+    os.chown(f"{store.path}/new/{name}", 65534, -1)
+    finding = only(store)
+    assert finding.problem == "belongs to user 65534, the queue to 0"
+    assert "chown 0 " in finding.advice
+
+
+def test_what_is_missing_below_the_dead_letters(store: Store) -> None:
+    bury(store)
+    os.rmdir(f"{store.path}/.Failed/cur")
+    finding = only(store)
+    assert finding.path == f"{store.path}/.Failed/cur"
+    assert finding.problem == "is missing"
+
+
+def test_a_link_in_the_place_of_a_folder(store: Store, tmp_path: Path) -> None:
+    os.rename(f"{store.path}/cur", tmp_path / "cur")
+    os.symlink(tmp_path / "cur", f"{store.path}/cur")
+    problems = [f.problem for f in findings(store)]
+    assert "is no folder" in problems
+
+
+def test_a_folder_on_another_file_system(store: Store) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "mode=0700", "tmpfs", f"{store.path}/tmp"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount here")
+    try:
+        finding = only(store)
+        assert finding.path == f"{store.path}/tmp"
+        assert "on another file system" in finding.problem
+    finally:
+        subprocess.run(["umount", f"{store.path}/tmp"], check=True)
+
+
+def test_a_folder_that_this_user_may_not_use(store: Store) -> None:
+    os.chmod(f"{store.path}/new", 0o000)
+    found: list[Finding] = []
+
+    def look() -> None:
+        # What can be told is told before it fails.
+        with pytest.raises(QueueError, match="cannot check the queue"):
+            found.extend(check(store, time.time()))
+
+    without_privileges(look)
+    os.chmod(f"{store.path}/new", 0o700)
+    [finding] = found
+    assert finding.path == f"{store.path}/new"
+    assert finding.problem == "may not be read and written by this user"
+
+
+@pytest.mark.parametrize(
+    ("limit", "problem"),
+    [("_LEAST_FREE", "MiB left"), ("_LEAST_FILES", "more files")],
+)
+def test_a_disk_that_is_about_to_be_full(
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: str, problem: str
+) -> None:
+    monkeypatch.setattr(module, limit, 1 << 62)
+    finding = only(store)
+    assert problem in finding.problem
+    assert finding.advice == "make room before the next commit fails"
+
+
+def test_claims_of_another_library(store: Store) -> None:
+    path = write(store, "new/.sending-1700000000.M1P1Q1.web")
+    now = os.stat(path).st_mtime
+    finding = only(store, now + 7)
+    assert finding.path == str(path)
+    assert finding.problem == "another library has claimed this entry 7 s ago"
+    assert "stop its processor" in finding.advice
+
+
+def test_what_was_never_complete(store: Store) -> None:
+    path = write(store, "tmp/1700000000.M1P1Q1.web", b"half")
+    assert findings(store) == []
+    os.utime(path, (1700000000, 1700000000))
+    assert "36 hours" in only(store).problem
+
+
+def test_what_is_in_doubt(store: Store) -> None:
+    leave_in_doubt(store, 1)
+    finding = only(store)
+    assert "between vote and finish" in finding.problem
+    quoted = shlex.quote(store.path)
+    assert finding.advice.startswith(f"'postcommit recover --send {quoted} ")
+    assert finding.advice.endswith(", or --drop")
+
+
+def test_what_is_no_entry(store: Store) -> None:
+    path = write(store, "new/1700000000.M1P1Q1.web", b"text")
+    finding = only(store)
+    assert finding.path == str(path)
+    assert finding.problem == "is no entry: there is no envelope"
+    assert "'postcommit show --raw " in finding.advice
+
+
+def test_what_is_no_file(store: Store) -> None:
+    os.symlink("/etc/passwd", f"{store.path}/new/1700000000.M1P1Q1.web")
+    problems = [f.problem for f in findings(store)]
+    told = "is no entry: cannot be read: Too many levels of symbolic links"
+    assert told in problems
+
+
+def test_names_and_times(store: Store) -> None:
+    write(store, "new/what")
+    assert "does not tell when it was accepted" in only(store).problem
+    os.unlink(f"{store.path}/new/what")
+    future = int(time.time()) + 200_000
+    write(store, f"new/{future}.M1P1Q1.web")
+    assert only(store).problem == "was accepted in the future"
+    os.unlink(f"{store.path}/new/{future}.M1P1Q1.web")
+    defer(store, due=200_000)
+    finding = only(store)
+    assert finding.problem == "is due more than a day from now"
+    assert finding.advice.startswith("'postcommit retry ")
+
+
+def test_two_files_of_one_name(store: Store) -> None:
+    name = defer(store)
+    wait(store)
+    write(store, f"new/{name}")
+    other = write(store, "cur/1700000000.M1P1Q1.web:2,")
+    finding = only(store)
+    assert finding.path == f"{store.path}/cur/{name}:2,"
+    assert "would be sent twice" in finding.problem
+    assert other.exists()
+
+
+def test_what_goes_while_we_look_is_not_found_fault_with(store: Store) -> None:
+    for number in (1, 2):
+        path = write(store, f"tmp/170000000{number}.M1P1Q1.web", b"half")
+        os.utime(path, (1700000000, 1700000000))
+        write(store, f"new/170000000{number}.M1P1Q1.web", b"text")
+        os.chmod(f"{store.path}/new/170000000{number}.M1P1Q1.web", 0o644)
+    found = []
+    for finding in check(store, time.time()):
+        found.append(os.path.relpath(finding.path, store.path))
+        for path in Path(os.path.dirname(finding.path)).iterdir():
+            path.unlink()
+    # One of each folder; the others, and more about these, went with them.
+    assert [os.path.dirname(path) for path in found] == ["tmp", "new"]
