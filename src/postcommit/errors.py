@@ -115,6 +115,10 @@ class QueueError(PostcommitError, OSError):
         else:
             super().__init__(cause.errno, reason, path)
 
+    def __str__(self) -> str:
+        # Without the number that OSError begins with.
+        return f"{self.path}: {self.reason}"
+
 
 class NotAMaildirError(QueueError, NotADirectoryError):
     """The path is a file, or a folder without ``tmp``, ``new`` and ``cur``."""
