@@ -135,6 +135,12 @@ def test_files_of_older_libraries(
     assert processor.pollingInterval == (1500 if "interval" in more else 5000)
 
 
+def test_an_empty_option_is_like_none(tmp_path: Path) -> None:
+    path = file(tmp_path, "[postcommit]\nport =\nusername =\nworkers = 2\n")
+    mailer, processor = made(told("q", "--config", path))
+    assert (mailer.port, mailer.username, processor.workers) == (25, None, 2)
+
+
 def test_their_none_is_none_and_their_defaults_are_read(tmp_path: Path) -> None:
     text = "[DEFAULT]\nhere = /srv\nhostname = mx\n[app:qp]\nusername = None\n"
     text += "password = None\nqueue_path = %(here)s/queue\n"
@@ -261,6 +267,15 @@ def test_a_bad_variable_is_refused_by_its_name() -> None:
         told("q", environ={"POSTCOMMIT_PORT": "0"}).mailer()
     with pytest.raises(OptionError, match="name the queue"):
         made(told())
+
+
+def test_a_bad_argument_is_refused_in_one_line(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as info:
+        told("q", "--port", "0")
+    assert info.value.code == 2
+    err = capsys.readouterr().err
+    assert "--port: '0': must be a whole number from 1 to 65535" in err
+    assert err.count("\n") == 1
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

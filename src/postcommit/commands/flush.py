@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     logs.set_up(found.log_level(_LEVEL), found.log_format)
     total = _due(found.queue_path) if is_terminal(sys.stderr) else 0
     with Progress(total, sys.stderr) as progress:
+        logs.before_each(progress.wipe)
         processor = found.processor(WatchedMailer(mailer, progress.note))
         with _interruptible(processor) as interrupted:
             tally = processor.flush()

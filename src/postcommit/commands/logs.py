@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
@@ -24,6 +25,17 @@ def set_up(level: str, form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter(_TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def before_each(call: Callable[[], None]) -> None:
+    """Have `call` called before a record is logged, until the next `set_up`."""
+
+    def pass_on(record: logging.LogRecord) -> bool:
+        call()
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(pass_on)
 
 
 def _time(record: logging.LogRecord) -> str:

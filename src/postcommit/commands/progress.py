@@ -73,6 +73,10 @@ class Progress:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.wipe()
+
+    def wipe(self) -> None:
+        """Make room for other lines; the bar is drawn again with the next message."""
         if self._is_shown:
             self._print("")
 
