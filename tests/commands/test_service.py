@@ -17,6 +17,7 @@ import pytest
 from postcommit import cli
 from postcommit.cli import main
 from postcommit.commands.completion import SHELLS
+from postcommit.commands.configuration import Configuration
 from postcommit.commands.run import SILENT_AFTER
 from postcommit.commands.supervisor import Supervisor
 from postcommit.queue.store import Store
@@ -149,6 +150,37 @@ def test_the_unit_fits_what_the_service_does() -> None:
     assert float(found["TimeoutStopSec"][0]) > 600
     assert found["RestartPreventExitStatus"] == ["2"]
     assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
+# The page
+
+PAGE = (ROOT / "docs" / "service.rst").read_text()
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    lines = [line.strip() for line in PAGE.splitlines()]
+    commands = [line[2:] for line in lines if line.startswith("$ postcommit ")]
+    assert len(commands) > 3
+    for line in commands:
+        cli._parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_file_of_the_page_is_understood(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("s3cret\n")
+    _, _, rest = PAGE.partition(".. code-block:: ini\n\n")
+    text, _, _ = rest.partition("\n\n``--log-level``")
+    lines = [line.strip() for line in text.splitlines()]
+    config = tmp_path / "shop.ini"
+    config.write_text(
+        "\n".join(lines).replace("/etc/postcommit/shop.password", str(password))
+    )
+    options = cli._parser().parse_args(["run", "--config", str(config)])
+    found = Configuration(options, {})
+    mailer = found.mailer()
+    assert (mailer.port, mailer.password) == (587, "s3cret")
+    assert found.processor(mailer).queuePath == "/var/spool/postcommit/shop"
+    assert found.log_format == "json"
 
 
 # The shells
