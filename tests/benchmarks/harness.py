@@ -31,9 +31,6 @@ from pathlib import Path
 # What a contestant is: the package, one to be compared with, or the limit.
 OURS, PEER, LIMIT = "ours", "peer", "limit"
 
-# The figures that `measured` tells, with their units.
-RATE, CPU, PEAK = "rate", "processor time", "peak memory"
-
 
 @dataclass(frozen=True)
 class Result:
@@ -59,10 +56,6 @@ class Result:
 
     def line(self) -> str:
         return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def parse(cls, line: str) -> Result:
-        return cls(**json.loads(line))
 
 
 @dataclass

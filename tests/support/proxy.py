@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from types import TracebackType
 
@@ -49,7 +50,19 @@ class DelayingProxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
-        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+        try:
+            with contextlib.suppress(ConnectionError):
+                await asyncio.gather(
+                    self._pass(reader, back), self._pass(there, writer)
+                )
+                # What is on its way still arrives.
+                await asyncio.sleep(self._delay)
+                for end in (writer, back):
+                    end.close()
+                    await end.wait_closed()
+        finally:
+            for end in (writer, back):
+                end.transport.abort()
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -1,0 +1,80 @@
+"""All benchmarks, one after another, and the page of their results.
+
+``tox -e bench``, or ``tox -e bench -- --only drain --rounds 5``. Runs that are
+not asked for keep their results. About an hour in all.
+"""
+from __future__ import annotations
+
+import argparse
+import datetime
+from pathlib import Path
+from types import ModuleType
+
+from tests.benchmarks import bulk
+from tests.benchmarks import drain
+from tests.benchmarks import enqueue
+from tests.benchmarks import import_time
+from tests.benchmarks import latency
+from tests.benchmarks import machine
+from tests.benchmarks import mixed
+from tests.benchmarks import report
+from tests.benchmarks import store
+from tests.benchmarks.harness import print_tables
+
+
+# A program for each run, and what it is told.
+RUNS: dict[str, tuple[ModuleType, list[str]]] = {
+    "drain": (drain, ["--size", "1024", "4096", "102400", "1048576"]),
+    "tls": (drain, ["--run", "tls", "--tls", "starttls", "implicit"]),
+    "distance": (drain, ["--run", "distance", "--delay", "20", "100"]),
+    "enqueue": (enqueue, []),
+    "bulk": (bulk, []),
+    "latency": (latency, []),
+    "mixed": (mixed, []),
+    "import": (import_time, []),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--only", nargs="+", default=list(RUNS), choices=RUNS)
+    made.add_argument("--rounds", type=int, help="default: each program's own")
+    made.add_argument(
+        "--quick", action="store_true", help="only show that each runs; keep nothing"
+    )
+    made.add_argument("--folder", default=".", help="where queues are made")
+    made.add_argument("--docs", type=Path, default=Path("docs"))
+    return made
+
+
+def measure(name: str, options: argparse.Namespace) -> store.Run:
+    program, arguments = RUNS[name]
+    if name != "enqueue":
+        arguments = [*arguments, "--folder", options.folder]
+    if options.rounds:
+        arguments = [*arguments, "--rounds", str(options.rounds)]
+    if options.quick:
+        arguments = [*arguments, "--quick"]
+    asked = program.parser().parse_args(arguments)
+    today = datetime.date.today().isoformat()
+    on = machine.describe(options.folder)
+    return store.Run(today, asked.rounds, on, program.run(asked))
+
+
+def main() -> None:
+    options = parser().parse_args()
+    path = options.docs / report.RESULTS
+    for name in options.only:
+        run = measure(name, options)
+        print_tables(run.results)
+        if not options.quick:
+            # At once: what was measured is not lost when the next one fails.
+            runs = store.load(path)
+            runs[name] = run
+            store.save(path, runs)
+    if not options.quick:
+        report.write(options.docs)
+
+
+if __name__ == "__main__":
+    main()

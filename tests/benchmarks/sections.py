@@ -1,0 +1,168 @@
+"""What the page says of each run: text, and what its figures are compared with."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import field
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run on the page.
+
+    `main` is the figure that is compared, with the contestants named `peer` and
+    `limit`; `split` the parts of the case that make tables of their own.
+    `spreads` are figures of which the distribution is told.
+    """
+
+    title: str
+    text: str
+    limits: str
+    main: str = "rate"
+    peer: str = "zope.sendmail"
+    limit: str = ""
+    split: tuple[str, ...] = ()
+    spreads: tuple[str, ...] = ()
+    plots: tuple[str, ...] = field(default_factory=tuple)
+
+
+SECTIONS = {
+    "drain": Section(
+        title="Draining a queue, on loopback",
+        text="""
+A queue on disk, filled before, is sent to Postfix's ``smtp-sink``, which takes
+everything and keeps nothing. Each worker of postcommit has a connection; the peers
+have one thread, and zope.sendmail and repoze.sendmail connect anew for each message.
+*smtplib* is the loop that one would write with the standard library: one
+connection, no claim, no report, no log.""",
+        limits="""
+The interpreter. *raw sockets* is the least that Python can do: it reads a file,
+writes it to a socket and counts replies. ``smtp-source`` is written in C, reads no
+file and sends one message again and again, but waits for each reply, which
+postcommit does not where PIPELINING is offered. More workers do not help a relay
+that answers at once: they would only contend for the interpreter's lock, so
+postcommit lets as many of them work as the relay keeps waiting. From 100 KB on it is
+bytes that cost: line ends and dots are seen to in each message.""",
+        limit="raw sockets",
+        split=("size",),
+        plots=("drain",),
+    ),
+    "tls": Section(
+        title="TLS",
+        text="""
+The same with messages of 4 KB: STARTTLS, offered by a small front, and implicit TLS,
+by stunnel. postcommit and smtplib verify the certificate; zope.sendmail and
+repoze.sendmail take any.""",
+        limits="""
+The handshake, some ten milliseconds of processor time on both sides, for who
+connects anew for each message; for who does not, encryption in the relay's front,
+which shares the processor with the contestants.""",
+        limit="raw sockets",
+        split=("tls",),
+    ),
+    "distance": Section(
+        title="A relay far away",
+        text="""
+A proxy delays all bytes by half the round trip, each way. Messages of 4 KB. A worker
+more brings as many messages more; those that connect for each message get fewer, for
+they take a second for each.""",
+        limits="""
+The round trip, and nothing else. With PIPELINING, and with the envelope of a message
+sent together with the end of the one before, a message costs one round trip for each
+connection, which is the least that SMTP allows. Who waits for each reply pays four,
+who connects anew pays seven or more. Only further connections help, up to what the
+relay allows.""",
+        limit="raw sockets",
+        split=("round trip",),
+        plots=("distance",),
+    ),
+    "enqueue": Section(
+        title="Enqueueing",
+        text="""
+``send()`` and commit, messages of 4 KB. *minimal loop* is the least that is durable:
+open, write, fsync, rename, fsync the folder. On tmpfs a sync costs nothing, and what
+remains is the work of the processor.""",
+        limits="""
+The disk: two syncs for each transaction, and what several threads wait for at once,
+the kernel writes together. **zope.sendmail and repoze.sendmail are faster on a disk
+where they are, because they do not sync**: what they accepted in the last half minute
+may be gone after a power failure, though the transaction was committed. postcommit
+waits for the disk, as a database does. The minimal loop checks no address and knows
+no transaction.""",
+        limit="minimal loop",
+        split=("file system",),
+        plots=("enqueue",),
+    ),
+    "bulk": Section(
+        title="A newsletter",
+        text="""
+Thousands of messages of 4 KB in one transaction, from the first ``send()`` until the
+relay has the last of them. *smtplib, no queue* sends them within the transaction,
+which then can no longer be aborted.""",
+        limits="""
+First the disk, as above, then the interpreter.""",
+        limit="smtplib, no queue",
+    ),
+    "latency": Section(
+        title="From the commit to the relay's reply",
+        text="""
+One mail at a time, on an idle queue, the polling interval of postcommit set to an
+hour: the commit wakes the processor. repoze.sendmail has no processor that runs by
+itself: there it is the interval of cron.""",
+        limits="""
+The two syncs, one wake-up of a thread, and three writes and replies of SMTP. *one
+thread* does that much without a queue between.""",
+        main="latency",
+        peer="zope.sendmail, polling every 3 s",
+        limit="one thread, fsync and smtplib",
+        spreads=("latency",),
+        plots=("latency",),
+    ),
+    "mixed": Section(
+        title="An hour's worth in a minute",
+        text="""
+18,000 mails of 4 KB in a minute, as many as an application sends in an hour that sends
+five in a second; eight threads enqueue them at random moments, while the processor
+drains in the same process. *send and commit* is what the application's thread waits
+for; *latency* is from the commit to the relay's reply. Three rounds.""",
+        limits="""
+Nothing, as long as the rate is that at which mails come. **The threads wait less with
+zope.sendmail, since it does not sync**; its mails wait for the next poll and for all
+those before them.""",
+        main="rate",
+        spreads=("send and commit", "latency"),
+        plots=("mixed",),
+    ),
+    "scale": Section(
+        title="Deep queues",
+        text="""
+Queues of 10,000 to 1,000,000 entries: how long until the first mail is sent, how much
+memory the processor takes, what a poll costs when nothing is due, and how fast the
+queue is drained.""",
+        limits="""
+Reading the folder. postcommit sends while it reads, and keeps no list of all; its
+peers read and sort the whole folder first, in each pass.""",
+        main="first send",
+        split=("depth",),
+        plots=("depth",),
+    ),
+    "idle": Section(
+        title="An idle processor",
+        text="""
+What a processor costs that has nothing to do.""",
+        limits="""
+Polling: two ``stat`` calls each five seconds.""",
+        main="processor time",
+    ),
+    "import": Section(
+        title="Import",
+        text="""
+How long it takes to import the package, and what an application needs of it; less
+what the interpreter itself takes.""",
+        limits="""
+The Zope packages. ``import postcommit`` itself reads hardly anything; names
+load their module when they are asked for.""",
+        main="time",
+        peer="zope.sendmail, delivery and mailer",
+        limit="its dependencies alone",
+    ),
+}

@@ -1,0 +1,173 @@
+"""Each benchmark runs, and what it handles is counted right; never how long it takes.
+
+A contestant checks its count itself, and fails if mail is left or lacking.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.benchmarks import __main__ as all_of_them
+from tests.benchmarks import bulk
+from tests.benchmarks import drain
+from tests.benchmarks import enqueue
+from tests.benchmarks import harness
+from tests.benchmarks import import_time
+from tests.benchmarks import latency
+from tests.benchmarks import mixed
+from tests.benchmarks import relays
+from tests.benchmarks import report
+from tests.benchmarks import store
+from tests.benchmarks.harness import Contestant
+from tests.benchmarks.harness import Result
+from tests.benchmarks.sections import SECTIONS
+
+
+PEERS = {"zope.sendmail", "repoze.sendmail"}
+
+
+def quickly(
+    program: ModuleType, folder: Path, arguments: Sequence[str] = ()
+) -> list[Result]:
+    parser: argparse.ArgumentParser = program.parser()
+    quick = ["--quick", "--folder", str(folder), *arguments]
+    results: list[Result] = program.run(parser.parse_args(quick))
+    assert all(value > 0 for result in results for value in result.values)
+    return results
+
+
+def subjects(results: Sequence[Result], figure: str) -> set[str]:
+    return {one.subject for one in results if one.figure == figure}
+
+
+def test_the_drain(tmp_path: Path) -> None:
+    results = quickly(drain, tmp_path, ["--workers", "1"])
+    limits = {"raw sockets", "smtp-source -d", "smtplib, one connection"}
+    assert subjects(results, "rate") == {"postcommit", *PEERS, *limits}
+    assert subjects(results, "processor time") == subjects(results, "rate")
+    assert {result.case["size"] for result in results} == {4096}
+
+
+@pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
+def test_the_ways_to_a_relay(tls: str, tmp_path: Path) -> None:
+    queue = tmp_path / "queue"
+    delay = 2 if tls == "none" else 0
+    with relays.way(tmp_path, tls=tls, delay=delay) as way:
+        options = drain.parser().parse_args(["--quick", "--workers", "1"])
+        setting = drain.setting(options, 4096, tls, delay)
+        ours, *_ = drain.contestants(options, setting, queue, way)
+        results = harness.interleave("drain", [ours], 1)
+    assert subjects(results, "rate") == {"postcommit"}
+    assert not list(queue.glob("new/*"))
+
+
+def test_the_enqueueing(tmp_path: Path) -> None:
+    arguments = ["--threads", "4", "--folders", str(tmp_path)]
+    results = quickly(enqueue, tmp_path, arguments)
+    assert subjects(results, "rate") == {"postcommit", "minimal loop", *PEERS}
+    shapes = {
+        (result.case["threads"], result.case["in a transaction"]) for result in results
+    }
+    assert shapes == {(4, 1), (1, 8)}
+
+
+def test_the_newsletter(tmp_path: Path) -> None:
+    results = quickly(bulk, tmp_path)
+    assert subjects(results, "rate") == {"postcommit", "smtplib, no queue", *PEERS}
+
+
+def test_the_latency(tmp_path: Path) -> None:
+    results = quickly(latency, tmp_path)
+    names = {name for _, name, _ in latency.NAMES.values()}
+    assert subjects(results, "latency") == names
+    assert [len(result.values) for result in results] == [1, 1, 1, 1]
+
+
+def test_the_mixed_load(tmp_path: Path) -> None:
+    results = quickly(mixed, tmp_path)
+    for figure in ("rate", "send and commit", "latency"):
+        assert subjects(results, figure) == {"postcommit", "zope.sendmail"}
+
+
+def test_the_import(tmp_path: Path) -> None:
+    results = quickly(import_time, tmp_path)
+    assert "import postcommit" in subjects(results, "time")
+
+
+def test_a_contestant_that_fails_is_not_counted() -> None:
+    command = [sys.executable, "-c", "raise SystemExit(3)"]
+    failing = Contestant("failing", lambda: command)
+    with pytest.raises(SystemExit, match=r"^failing: .* ended with 3$"):
+        harness.interleave("none", [failing], 1)
+
+
+def test_contestants_take_turns() -> None:
+    turns: list[str] = []
+
+    def contestant(name: str) -> Contestant:
+        def prepare() -> list[str]:
+            turns.append(name)
+            value = len(turns)
+            return ["echo", f'{{"rate": ["1/s", {value}]}}']
+
+        return Contestant(name, prepare)
+
+    results = harness.interleave("none", [contestant("a"), contestant("b")], 2)
+    assert turns == ["a", "b", "a", "b"]
+    assert [(one.subject, one.values) for one in results] == [
+        ("a", [1, 3]),
+        ("b", [2, 4]),
+    ]
+    assert results[0].median == 2
+
+
+# The page
+
+
+def test_each_run_has_its_place_on_the_page() -> None:
+    assert set(all_of_them.RUNS) <= set(SECTIONS)
+
+
+def test_results_are_the_same_when_read_again(tmp_path: Path) -> None:
+    results = [Result("drain", "postcommit", "rate", "1/s", [1.5, 2], case={"size": 1})]
+    runs = {"drain": store.Run("2026-11-23", 2, {"cores": "2"}, results)}
+    store.save(tmp_path / "results.json", runs)
+    assert store.load(tmp_path / "results.json") == runs
+
+
+def result(subject: str, kind: str, figure: str, *values: float) -> Result:
+    return Result("bulk", subject, figure, "1/s", values, kind)
+
+
+def test_a_table_compares_medians_with_peer_and_limit() -> None:
+    results = [
+        result("postcommit", "ours", "rate", 1000, 3000, 2000),
+        result("zope.sendmail", "peer", "rate", 1000, 1000, 4000),
+        result("repoze.sendmail", "peer", "rate", 5000, 5000, 1),
+        result("smtplib, no queue", "limit", "rate", 4000, 4000, 4000),
+        result("postcommit", "ours", "peak memory", 20, 30, 25),
+    ]
+    table = report.Table(SECTIONS["bulk"], results)
+    peers = ["/ zope.sendmail", "/ smtplib, no queue"]
+    assert table.head() == ["", "per s", *peers, "MiB peak"]
+    assert table.rows() == [
+        ["**postcommit**", "2,000", "2.00", "0.50", "25"],
+        ["zope.sendmail", "1,000", "1.00", "0.25", ""],
+        ["repoze.sendmail", "5,000", "5.00", "1.25", ""],
+        ["smtplib, no queue *(limit)*", "4,000", "4.00", "1.00", ""],
+    ]
+    assert table.faster_peers() == ["repoze.sendmail: 2.50 times"]
+
+
+def test_the_page_is_what_its_results_say() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    runs = store.load(docs / report.RESULTS)
+    assert (docs / report.PAGE).read_text() == report.page(runs)
+    for name in runs:
+        for plot in SECTIONS[name].plots:
+            assert "</svg>" in (docs / "performance" / f"{plot}.svg").read_text()
