@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -258,8 +257,3 @@ def _help(field: Any) -> str:
     told = str(field.description).rstrip(".")
     told = told[:1].lower() + told[1:] if told[1:2].islower() else told
     return told if field.default is None else f"{told} (default: {field.default})"
-
-
-def names(schemas: Sequence[Any]) -> list[str]:
-    """Return the names of all options of `schemas`."""
-    return [name for schema in schemas for name in fields_of(schema)]

@@ -97,7 +97,8 @@ class Column:
 class Table:
     """Prints rows as they come; on a terminal they fit its width.
 
-    The columns that may be cut share the room that the others leave.
+    The columns that may be cut share the room that the others leave, in proportion
+    to their widths.
     """
 
     def __init__(self, columns: Sequence[Column], stream: TextIO) -> None:
@@ -111,14 +112,12 @@ class Table:
             self._fit(self._room)
 
     def _fit(self, room: int) -> None:
-        flexible = [n for n, column in enumerate(self._columns) if column.cut]
-        spare = room - sum(self._widths) - 2 * (len(self._widths) - 1)
-        # What is short is taken from the last one first; what is left is shared.
-        for count, n in enumerate(flexible[::-1]):
-            share = spare if spare < 0 else spare // (len(flexible) - count)
-            width = max(_LEAST, self._widths[n] + share)
-            spare -= width - self._widths[n]
-            self._widths[n] = width
+        fixed = sum(column.width for column in self._columns if not column.cut)
+        flexible = sum(column.width for column in self._columns if column.cut)
+        spare = room - fixed - 2 * (len(self._columns) - 1)
+        for n, column in enumerate(self._columns):
+            if column.cut:
+                self._widths[n] = max(_LEAST, spare * column.width // flexible)
 
     def row(self, cells: Sequence[str], colour: str = "") -> None:
         """Print a row, and the titles before the first one."""

@@ -1,0 +1,493 @@
+"""``postcommit status``, ``list``, ``show``, ``check``: looking changes nothing."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postcommit.cli import main
+from postcommit.queue.admin import Admin
+from postcommit.queue.item import Item
+from postcommit.queue.item import State
+from postcommit.queue.store import Store
+from postcommit.queue.wakeup import Bell
+from tests.support.queues import ENTRY
+from tests.support.queues import bury
+from tests.support.queues import defer
+from tests.support.queues import fill
+from tests.support.queues import leave_in_doubt
+from tests.support.queues import wait
+from tests.support.queues import write
+from tests.support.service import COMMAND
+from tests.support.service import ROOT
+from tests.support.service import command
+from tests.support.service import environment
+from tests.support.terminal import on_terminal
+
+
+def only(store: Store, state: State) -> Item:
+    [item] = Admin(store.path).items(state)
+    return item
+
+
+def objects(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+# list
+
+
+def test_list_is_a_table(store: Store) -> None:
+    fill(store)
+    done = command("list", store.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    titles, *rows = done.stdout.splitlines()
+    assert " ".join(titles.split()) == "ID AGE NEXT TRIES FROM TO SIZE LAST REPLY"
+    ids = [only(store, s).id for s in (State.WAITING, State.DEFERRED, State.IN_DOUBT)]
+    assert [row.split()[0] for row in rows] == ids
+    waiting, deferred, doubt = rows
+    assert re.search(r" now +0  s@x\.org +a@x\.org \+1 +94$", waiting)
+    assert re.search(r" \d+s +1  s@x\.org +a@x\.org \+1 .* 450 4\.2\.0 L", deferred)
+    assert " in doubt " in doubt
+    assert "\x1b" not in done.stdout
+
+
+def test_list_of_dead_letters(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(store)
+    write(store, ".Failed/new/what", b"text")
+    assert main(["list", "--failed", store.path]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3
+    assert re.search(r" never +1  s@x\.org .* 550 5\.1\.1 No such user\n", out)
+    assert re.search(r" never +0  <> .* there is no envelope\n", out)
+
+
+def test_list_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    name = defer(store, due=-3)
+    write(store, "new/what", b"text")
+    assert main(["list", "--json", store.path]) == 0
+    damaged, deferred = objects(capsys.readouterr().out)
+    path = f"{store.path}/cur/{name}:2,"
+    due = deferred.pop("due")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00", due)
+    assert re.fullmatch(r"20.*\+00:00", deferred.pop("accepted"))
+    assert deferred == {
+        "id": only(store, State.DEFERRED).id,
+        "state": "deferred",
+        "name": name,
+        "path": path,
+        "attempts": 1,
+        "sender": "s@x.org",
+        "recipients": ["a@x.org", "b@x.org"],
+        "size": os.path.getsize(path),
+        "last_reply": "450 4.2.0 Later",
+        "problem": None,
+    }
+    assert (damaged["sender"], damaged["recipients"]) == (None, [])
+    assert damaged["accepted"] is None
+    assert damaged["problem"] == "there is no envelope"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--to", "b@x.org"], ["deferred", "in_doubt", "waiting"]),
+        (["--to", "B@X.org", "--waiting"], ["waiting"]),
+        (["--deferred"], ["deferred"]),
+        (["--in-doubt"], ["in_doubt"]),
+        (["--failed", "--to", "@x.org"], ["failed"]),
+        (["--to", "c@x.org"], []),
+        (["--from", "s@*"], ["deferred", "in_doubt", "waiting"]),
+        (["--from", "@y.org"], []),
+        (["--older", "1h"], []),
+        (["--newer", "1h"], ["deferred", "in_doubt", "waiting"]),
+        (["--older", "0", "--newer", "2d", "--waiting"], ["waiting"]),
+    ],
+)
+def test_list_chooses(
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    found: list[str],
+) -> None:
+    fill(store)
+    assert main(["list", "--json", store.path, *arguments]) == 0
+    states = [each["state"] for each in objects(capsys.readouterr().out)]
+    assert sorted(states) == found
+
+
+def test_list_leaves_out_what_goes_meanwhile(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait(store)
+    found = Admin.items
+
+    def sent_at_once(self: Admin, *states: State) -> Iterator[Item]:
+        for item in found(self, *states):
+            os.unlink(item.path)
+            yield item
+
+    monkeypatch.setattr(Admin, "items", sent_at_once)
+    assert main(["list", store.path]) == 0
+    wait(store)
+    assert main(["list", "--to", "a@x.org", store.path]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_list_tells_at_once_and_stops_when_nobody_reads(store: Store) -> None:
+    for number in range(4000):
+        write(store, f"new/17{number:08d}.M1P1Q1.web")
+    with subprocess.Popen(
+        [*COMMAND, "list", "--json", store.path],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["state"] == "waiting"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
+# On a terminal
+
+
+def test_a_table_fits_the_terminal(store: Store) -> None:
+    bury(store, "550 5.1.1 \x1b]0;evil\x07 " + "No such user " * 20)
+    long = "a.very.long.recipient.address@some.where.example.org"
+    entry = ENTRY.replace(b"a@x.org, b@x.org", long.encode())
+    write(store, ".Failed/new/1700000000.M1P1Q1.web", entry)
+    status, screen = on_terminal("list", store.path, "--failed", columns=110)
+    assert status == 0
+    lines = re.sub(r"\x1b\[\d+m", "", screen).splitlines()
+    assert len(lines) == 3
+    assert 100 < max(map(len, lines)) <= 110
+    assert re.search(r" a\.very\.l\S+… ", screen)
+    assert r" 550 5.1.1 \x1b]0;evil" in screen
+    assert "\x07" not in screen
+    assert long not in screen
+
+
+def test_colours_only_on_a_terminal_that_wants_them(store: Store) -> None:
+    bury(store)
+    argv = ("list", "--failed", store.path)
+    red = re.compile(r"\x1b\[31m[0-9a-f]{12} .*\x1b\[0m")
+    assert red.search(on_terminal(*argv)[1])
+    screen = on_terminal(*argv, NO_COLOR="1")[1]
+    assert "550 5.1.1" in screen
+    assert "\x1b" not in screen
+
+
+# show
+
+
+def test_show(store: Store) -> None:
+    fill(store)
+    item = only(store, State.DEFERRED)
+    done = command("show", store.path, item.id[:6])
+    assert (done.returncode, done.stderr) == (0, "")
+    about, header = done.stdout.split("\n\n")
+    told = dict(line.split(None, 1) for line in about.splitlines() if line[0] != " ")
+    assert told["id"] == item.id
+    assert told["state"] == "deferred; 'postcommit retry' makes it due now"
+    assert told["file"] == item.path
+    assert told["attempts"] == "1"
+    assert told["last"] == "reply  450 4.2.0 Later"
+    assert told["from"] == "s@x.org"
+    assert about.endswith("\nto          a@x.org\n            b@x.org")
+    assert re.search(r"\ndue         20\d\d-.*, in \d+s\n", about)
+    assert header == "Message-Id: <1@x.org>\nSubject: Teapot\n"
+
+
+def test_show_in_each_state(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(store)
+    for state, told in (
+        (State.WAITING, r"\nstate       waiting; .*\ndue .*, now\n"),
+        (State.FAILED, r"\nstate       failed; .*\ngiven up    20.* ago\n"),
+        (State.IN_DOUBT, r"\nstate       in doubt; 'postcommit recover' "),
+    ):
+        assert main(["show", store.path, only(store, state).id]) == 0
+        assert re.search(told, capsys.readouterr().out, re.DOTALL)
+
+
+def test_show_what_is_no_entry(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(store, "new/what", b"text")
+    assert main(["show", store.path, "what"]) == 0
+    out = capsys.readouterr().out
+    assert "\nproblem     there is no envelope\n" in out
+    assert "accepted" not in out
+    assert "from" not in out
+
+
+def test_show_obeys_no_message(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = b"Subject: \x1b[2J\xff caf\xc3\xa9\r\n\r\nnot \x1b this\r\n"
+    entry = b"X-Zope-From: \nX-Zope-To: a@x.org\n"
+    write(store, "new/what", entry + head)
+    write(store, "new/headless", entry + b"Subject: only")
+    assert main(["show", store.path, "what"]) == 0
+    out = capsys.readouterr().out
+    assert "\nfrom        <>\n" in out
+    assert out.endswith("\n\nSubject: \\x1b[2J\\xff café\n")
+    assert main(["show", store.path, "headless"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nSubject: only\n")
+
+
+def test_show_raw_is_the_file_byte_for_byte(store: Store) -> None:
+    data = b"X-Zope-From: \nX-Zope-To: a@x.org\nA: b\r\n\r\n\xff\x00\x1b\r" * 9000
+    write(store, "new/what", data)
+    done = subprocess.run(
+        [*COMMAND, "show", "--raw", store.path, "what"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == data
+
+
+def test_show_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    wait(store)
+    item = only(store, State.WAITING)
+    assert main(["show", "--json", store.path, item.id]) == 0
+    [shown] = objects(capsys.readouterr().out)
+    assert shown.pop("header") == "Message-Id: <1@x.org>\nSubject: Teapot\n"
+    assert main(["list", "--json", store.path]) == 0
+    assert objects(capsys.readouterr().out) == [shown]
+
+
+@pytest.mark.parametrize("form", [[], ["--raw"]])
+def test_show_what_goes_meanwhile(
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    form: list[str],
+) -> None:
+    wait(store)
+    [item] = Admin(store.path).items(State.WAITING)
+    os.unlink(item.path)
+    monkeypatch.setattr(Admin, "find", lambda self, ids: [item])
+    assert main(["show", *form, store.path, item.id]) == 2
+    told = f"postcommit: '{item.id}' is gone: it was sent, or deleted, just now\n"
+    assert capsys.readouterr() == ("", told)
+
+
+# status
+
+
+def test_status(store: Store) -> None:
+    fill(store)
+    done = command("status", store.path)
+    assert (done.returncode, done.stderr) == (1, "")
+    item = only(store, State.IN_DOUBT)
+    lines = done.stdout.splitlines()
+    assert lines[:4] == [
+        "       1  waiting, never tried",
+        "       1  deferred; most often (1 of 1): 450 4.2.0 Later",
+        "       1  dead letters; most often (1 of 1): 550 5.1.1 No such user",
+        "       1  in doubt",
+    ]
+    assert re.fullmatch(r" {7}1  due now, the oldest for .+s", lines[4])
+    assert lines[5] == "processor not running"
+    assert lines[6].split()[0] == item.id
+    told = "attention: 1 in doubt; 'postcommit recover' sends or drops them"
+    assert lines[7:] == [told]
+
+
+def test_status_of_a_queue_that_needs_nobody(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bell = Bell(store.path)
+    try:
+        assert main(["status", store.path]) == 0
+    finally:
+        bell.close()
+    out = capsys.readouterr().out
+    assert re.search(r"\n {7}0  due now\nprocessor alive, last sign \d+s ago\n$", out)
+    assert "attention" not in out
+
+
+def test_status_tells_a_processor_that_hangs(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    defer(store, due=-4000)
+    bell = Bell(store.path)
+    try:
+        os.utime(f"{store.path}/.wakeup", (time.time() - 300,) * 2)
+        assert main(["status", store.path]) == 1
+    finally:
+        bell.close()
+    out = capsys.readouterr().out
+    assert re.search(r"attention: the processor hangs, no sign of life for 5m", out)
+    assert "an entry is due for 1h6m: the processor's log tells why" in out
+
+
+def test_status_warns_as_asked(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bury(store)
+    bury(store)
+    defer(store, due=-600)
+    argv = ["status", store.path]
+    assert main(argv) == 0
+    assert main([*argv, "--warn-age", "5m"]) == 1
+    assert "an entry is due for 10m: no processor lives" in capsys.readouterr().out
+    assert main([*argv, "--warn-failed", "2"]) == 0
+    assert main([*argv, "--warn-failed", "1"]) == 1
+    assert "2 dead letters; 'postcommit list --failed'" in capsys.readouterr().out
+
+
+def test_status_says_what_it_did_not_look_at(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defer(store)
+    defaults = (0.0,)
+    monkeypatch.setattr("postcommit.commands.status.survey.__defaults__", defaults)
+    assert main(["status", store.path]) == 0
+    told = "0  due now; 0 of the deferred were asked, there may be more\n"
+    assert told in capsys.readouterr().out
+
+
+def test_status_tells_of_another_librarys_processor(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(store, "new/.sending-1700000000.M1P1Q1.web")
+    assert main(["status", store.path]) == 1
+    assert "another library's processor drains" in capsys.readouterr().out
+
+
+def test_status_names_a_few_of_those_in_doubt(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = leave_in_doubt(store, 12)
+    path = next(store.in_doubt())
+    os.rename(path, path.replace(names[0], "what"))
+    assert main(["status", store.path]) == 1
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^ {10}[0-9a-f]{12}  ", out, re.MULTILINE)) == 10
+    assert "          and more\n" in out
+    assert "attention: 12 in doubt" in out
+
+
+def test_status_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(store)
+    assert main(["status", "--json", store.path]) == 1
+    [told] = objects(capsys.readouterr().out)
+    assert re.fullmatch(r"20.*\+00:00", told.pop("oldest_due"))
+    assert told.pop("oldest_due_seconds") >= 0
+    assert told == {
+        "queue": store.path,
+        "waiting": 1,
+        "deferred": 1,
+        "failed": 1,
+        "in_doubt": 1,
+        "due": 1,
+        "due_looked_at": 1,
+        "deferred_reason": {"reply": "450 4.2.0 Later", "count": 1, "looked_at": 1},
+        "failed_reason": {
+            "reply": "550 5.1.1 No such user",
+            "count": 1,
+            "looked_at": 1,
+        },
+        "foreign_claims": 0,
+        "processor_alive": False,
+        "heartbeat_seconds": None,
+        "attention": ["1 in doubt; 'postcommit recover' sends or drops them"],
+    }
+
+
+def test_status_of_an_empty_queue_for_programs(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--json", store.path]) == 0
+    [told] = objects(capsys.readouterr().out)
+    assert told["oldest_due"] is told["oldest_due_seconds"] is None
+    assert told["deferred_reason"] is told["failed_reason"] is None
+    assert told["attention"] == []
+
+
+def test_status_for_prometheus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(str(tmp_path / 'a "queue\\'))
+    fill(store)
+    bell = Bell(store.path)
+    try:
+        assert main(["status", "--prometheus", store.path]) == 1
+    finally:
+        bell.close()
+    lines = capsys.readouterr().out.splitlines()
+    label = f'queue="{tmp_path}/a \\"queue\\\\"'
+    values = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
+    for state in ("waiting", "deferred", "failed", "in_doubt"):
+        name = f'postcommit_queue_entries{{{label},state="{state}"}}'
+        assert values.pop(name) == "1"
+    gauges = {name.removesuffix(f"{{{label}}}"): v for name, v in values.items()}
+    assert float(gauges.pop("postcommit_queue_oldest_due_seconds")) >= 0
+    assert float(gauges.pop("postcommit_queue_heartbeat_seconds")) >= 0
+    assert gauges == {
+        "postcommit_queue_due": "1",
+        "postcommit_queue_processor_alive": "1",
+        "postcommit_queue_due_looked_at": "1",
+        "postcommit_queue_foreign_claims": "0",
+        "postcommit_queue_attention": "1",
+    }
+    for name in (*gauges, "postcommit_queue_entries"):
+        assert f"# TYPE {name} gauge" in lines
+        assert any(line.startswith(f"# HELP {name} ") for line in lines)
+
+
+def test_metrics_leave_out_what_is_not_known(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--prometheus", store.path]) == 0
+    out = capsys.readouterr().out
+    assert "heartbeat_seconds" not in out
+    assert re.search(r"oldest_due_seconds\{.*\} 0\n", out)
+
+
+# check
+
+
+def test_check(store: Store) -> None:
+    wait(store)
+    done = command("check", store.path)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "the queue is sound\n",
+        "",
+    )
+    path = write(store, "new/1700000000.M1P1Q1.web", b"\x1b text")
+    done = command("check", store.path)
+    assert (done.returncode, done.stderr) == (1, "")
+    [line] = done.stdout.splitlines()
+    assert line.startswith(f"{path}: is no entry: there is no envelope; 'postcommit ")
+
+
+def test_check_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json", store.path]) == 0
+    assert capsys.readouterr().out == ""
+    os.chmod(store.path, 0o750)
+    assert main(["check", "--json", store.path]) == 1
+    assert objects(capsys.readouterr().out) == [
+        {
+            "path": store.path,
+            "problem": "has mode 0750, so others can read the mail",
+            "advice": f"'chmod go= {store.path}'",
+        }
+    ]

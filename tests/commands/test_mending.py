@@ -1,0 +1,427 @@
+"""``postcommit retry``, ``delete``, ``recover``; and what they refuse."""
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from postcommit.cli import main
+from postcommit.commands.arguments import seconds
+from postcommit.queue.admin import Admin
+from postcommit.queue.item import Item
+from postcommit.queue.item import State
+from postcommit.queue.lock import FileLock
+from postcommit.queue.staging import leader_of
+from postcommit.queue.store import Store
+from tests.support.faults import without_privileges
+from tests.support.queues import bury
+from tests.support.queues import defer
+from tests.support.queues import fill
+from tests.support.queues import leave_in_doubt
+from tests.support.queues import wait
+from tests.support.queues import write
+from tests.support.service import COMMAND
+from tests.support.service import PATIENCE
+from tests.support.service import ROOT
+from tests.support.service import command
+from tests.support.service import environment
+from tests.support.terminal import on_terminal
+
+
+def ids(store: Store, *states: State) -> list[str]:
+    return [item.id for item in Admin(store.path).items(*states)]
+
+
+def only(store: Store, state: State) -> Item:
+    [item] = Admin(store.path).items(state)
+    return item
+
+
+def contents(store: Store) -> list[tuple[str, int]]:
+    """Return every file with its time of change: what «nothing changed» is about."""
+    found = []
+    for folder, _, names in os.walk(store.path):
+        for path in (folder, *(f"{folder}/{name}" for name in names)):
+            found.append((path, os.lstat(path).st_mtime_ns))
+    return sorted(found)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+# retry
+
+
+def test_retry(store: Store) -> None:
+    fill(store)
+    deferred, dead = only(store, State.DEFERRED), only(store, State.FAILED)
+    waiting = only(store, State.WAITING)
+    chosen = [deferred.id[:6], dead.id, waiting.name]
+    done = command("retry", store.path, *chosen)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        f"{deferred.id}  to be tried  {deferred.name}",
+        f"{dead.id}  to be tried  {dead.name}",
+        f"{waiting.id}  to be tried  {waiting.name}",
+    ]
+    assert done.stderr == "3 to be tried, 0 left\n"
+    assert ids(store, State.FAILED) == []
+    assert len(ids(store, State.WAITING)) == 2
+    due = Admin(store.path).details(only(store, State.DEFERRED))
+    assert due is not None
+    assert due.due is not None
+    assert due.due < os.stat(f"{store.path}/cur").st_mtime + 1
+
+
+def test_retry_of_all_that_is_deferred_or_failed(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(store)
+    assert main(["retry", store.path, "ALL"]) == 0
+    assert capsys.readouterr().err == "1 to be tried, 0 left\n"
+    assert len(ids(store, State.FAILED)) == 1
+    assert main(["retry", store.path, "ALL", "--failed", "--to", "a@y.org"]) == 0
+    assert len(ids(store, State.FAILED)) == 1
+    assert main(["retry", store.path, "ALL", "--failed", "--to", "@x.org"]) == 0
+    assert len(ids(store, State.FAILED)) == 0
+
+
+def test_retry_leaves_what_cannot_be_sent_and_goes_on(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bury(store)
+    path = write(store, ".Failed/new/1700000000.M1P1Q1.web", b"text")
+    assert main(["retry", store.path, "ALL", "--failed"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "cannot be sent: there is no envelope\n" in err
+    assert err.endswith("\n1 to be tried, 1 left\n")
+    assert path.exists()
+
+
+def test_retry_leaves_what_somebody_works_on(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    defer(store)
+    item = only(store, State.DEFERRED)
+    lock = FileLock(item.path)
+    assert lock.acquire()
+    try:
+        assert main(["retry", store.path, item.id]) == 1
+    finally:
+        lock.release()
+    told = f"postcommit: {item.id}: left alone: it is gone, or somebody works on it"
+    assert capsys.readouterr().err.startswith(told)
+
+
+# delete
+
+
+def test_delete(store: Store) -> None:
+    fill(store)
+    item = only(store, State.FAILED)
+    done = command("delete", store.path, item.id)
+    assert (done.returncode, done.stderr) == (0, "1 deleted, 0 left\n")
+    assert done.stdout == f"{item.id}  deleted  {item.name}\n"
+    assert ids(store, State.FAILED) == []
+
+
+def test_delete_asks_on_a_terminal(store: Store) -> None:
+    bury(store)
+    bury(store)
+    argv = ("delete", store.path, "ALL", "--failed")
+    status, screen = on_terminal(*argv, answer="n\n")
+    assert status == 1
+    assert "Delete 2 for good? [y/N] " in screen
+    assert screen.endswith("nothing is deleted\n")
+    assert len(ids(store, State.FAILED)) == 2
+    status, screen = on_terminal(*argv, answer="y\n")
+    assert status == 0
+    assert screen.endswith("\n2 deleted, 0 left\n")
+    assert ids(store, State.FAILED) == []
+
+
+def test_delete_of_all_needs_yes_where_nobody_can_be_asked(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    given(monkeypatch, "")
+    assert main(["delete", store.path, "ALL"]) == 2
+    told = "postcommit: 'ALL' needs --yes where nobody can be asked\n"
+    assert capsys.readouterr().err == told
+    assert len(ids(store, *State)) == 4
+    assert main(["delete", store.path, "ALL", "--yes"]) == 0
+    assert len(ids(store, *State)) == 2
+    assert ids(store, State.WAITING, State.DEFERRED) == []
+
+
+# recover
+
+
+@pytest.mark.parametrize(("how", "done"), [("send", "accepted"), ("drop", "removed")])
+def test_recover(store: Store, how: str, done: str) -> None:
+    leave_in_doubt(store, 2)
+    doubts = ids(store, State.IN_DOUBT)
+    ended = command("recover", f"--{how}", store.path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    assert sorted(line.split()[:2] for line in lines) == sorted(
+        [done, each] for each in doubts
+    )
+    assert ids(store, State.WAITING) == (doubts if how == "send" else [])
+    assert ids(store, State.IN_DOUBT) == []
+
+
+def test_recover_of_some(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    leave_in_doubt(store, 2)
+    first, second = ids(store, State.IN_DOUBT)
+    assert main(["recover", "--send", store.path, first]) == 0
+    assert ids(store, State.WAITING) == [first]
+    assert ids(store, State.IN_DOUBT) == [second]
+    assert main(["recover", "--drop", store.path, first]) == 2
+    told = f"postcommit: '{first}' is not in doubt but waiting\n"
+    assert capsys.readouterr().err == told
+
+
+def test_recover_of_a_name_that_tells_no_time(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [name] = leave_in_doubt(store, 1)
+    path = next(store.in_doubt())
+    os.rename(path, path.replace(name, "what"))
+    assert main(["recover", "--send", store.path]) == 0
+    assert capsys.readouterr().out.endswith("  what\n")
+
+
+def test_recover_leaves_what_somebody_else_recovers(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_in_doubt(store, 1)
+    item = only(store, State.IN_DOUBT)
+    lock = FileLock(leader_of(item.path))
+    monkeypatch.setattr(Admin, "find", lambda self, ids: [item])
+    assert lock.acquire()
+    try:
+        assert main(["recover", "--send", store.path, item.id]) == 1
+    finally:
+        lock.release()
+    told = "1 left to somebody who recovers them just now\n"
+    assert capsys.readouterr().out == told
+    assert only(store, State.IN_DOUBT) == item
+
+
+# Which entries
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_ids_from_standard_input_as_list_prints_them(
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    form: list[str],
+) -> None:
+    defer(store)
+    defer(store)
+    assert main(["list", *form, store.path]) == 0
+    given(monkeypatch, capsys.readouterr().out + "\n")
+    assert main(["retry", store.path, "-"]) == 0
+    assert capsys.readouterr().err == "2 to be tried, 0 left\n"
+
+
+def test_from_one_process_to_another(store: Store) -> None:
+    fill(store)
+    line = " ".join([*COMMAND, "list", "--failed", store.path])
+    line += " | " + " ".join([*COMMAND, "delete", store.path, "-"])
+    done = subprocess.run(
+        line,
+        shell=True,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, "1 deleted, 0 left\n")
+    assert ids(store, State.FAILED) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "'-' there is no id on standard input"),
+        ("ID  AGE\n\n", "'-' there is no id on standard input"),
+        ("{}\n", "'{}' is no line of JSON with an id"),
+        ("{x\n", "'{x' is no line of JSON with an id"),
+        ("../x\n", "'../x' is no id"),
+        ("ALL\n0123\n", "'ALL' means every entry, give no other id"),
+    ],
+)
+def test_what_is_no_id_on_standard_input(
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    told: str,
+) -> None:
+    fill(store)
+    before = contents(store)
+    given(monkeypatch, text)
+    assert main(["delete", "--yes", store.path, "-"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"postcommit: {told}")
+    assert err.count("\n") == 1
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ffff"], "no entry has this id; it may have been sent"),
+        (["what"], "no entry has this id or name"),
+        (["fff"], "is too short"),
+        ([""], "is no id"),
+        ([".."], "is no id"),
+        (["../new/x"], "is no id"),
+        (["/etc/passwd"], "is no id"),
+        (["all"], "is too short"),
+        (["ALL", "ffff"], "means every entry, give no other id with it"),
+        (["ffff", "--failed"], "give ids, or ALL and which entries, but not both"),
+        (["ffff", "--older", "1h"], "give ids, or ALL and which entries"),
+        (["ALL", "--older", "soon"], "'soon': must be a duration such as 90, 15m"),
+        (["ALL", "--failed", "--deferred"], "not allowed with argument"),
+        ([], "required: ID"),
+    ],
+)
+@pytest.mark.parametrize("name", ["retry", "delete"])
+def test_bad_input_is_one_line_and_changes_nothing(
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    arguments: list[str],
+    told: str,
+) -> None:
+    fill(store)
+    before = contents(store)
+    try:
+        status: object = main([name, store.path, *arguments])
+    except SystemExit as ended:
+        status = ended.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+    assert contents(store) == before
+
+
+def test_an_ambiguous_id_names_the_candidates(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, str] = {}
+    number = 0
+    while True:
+        path = f"{store.path}/new/17{number:08d}.M1P1Q1.web"
+        id = Item(path, State.WAITING).id
+        if id[:4] in seen:
+            break
+        seen[id[:4]] = path
+        number += 1
+    other = seen[id[:4]]
+    for each in (path, other):
+        write(store, os.path.relpath(each, store.path))
+    before = contents(store)
+    assert main(["retry", store.path, id[:4]]) == 2
+    err = capsys.readouterr().err
+    assert f"{id} (waiting)" in err
+    assert f"{Item(other, State.WAITING).id} (waiting)" in err
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("name", ["retry", "delete"])
+def test_what_is_in_doubt_is_only_recovered(
+    store: Store, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    fill(store)
+    before = contents(store)
+    chosen = [only(store, State.DEFERRED).id, only(store, State.IN_DOUBT).id]
+    assert main([name, store.path, *chosen]) == 2
+    told = f"postcommit: '{chosen[1]}' is in doubt; use 'postcommit recover'\n"
+    assert capsys.readouterr() == ("", told)
+    assert contents(store) == before
+
+
+ALL_OF_THEM = [
+    ["status"],
+    ["list"],
+    ["show", "0123"],
+    ["retry", "ALL"],
+    ["delete", "--yes", "ALL"],
+    ["recover", "--send"],
+    ["check"],
+]
+
+
+@pytest.mark.parametrize("argv", ALL_OF_THEM, ids=lambda argv: argv[0])
+def test_what_is_no_queue_is_refused_and_not_made_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    name, *rest = argv
+    for path, told in (
+        (tmp_path / "missing", "is the path right?"),
+        (file, "is no folder, so no Maildir; name another"),
+        (tmp_path, "is no Maildir, it has no tmp"),
+    ):
+        assert main([name, str(path), *rest]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert str(path) in err
+        assert told in err
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("argv", ALL_OF_THEM, ids=lambda argv: argv[0])
+def test_without_permission_nothing_is_done(
+    store: Store, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    fill(store)
+    name, *rest = argv
+    os.chmod(store.path, 0o000)
+    statuses = []
+    without_privileges(lambda: statuses.append(main([name, store.path, *rest])))
+    os.chmod(store.path, 0o700)
+    out, err = capsys.readouterr()
+    assert (statuses, out) == ([2], "")
+    assert err.count("\n") == 1
+    assert err.endswith("; run as the user that owns the queue\n")
+    assert len(ids(store, *State)) == 4
+
+
+@pytest.mark.parametrize("argv", ALL_OF_THEM[3:6], ids=lambda argv: argv[0])
+def test_a_queue_that_another_library_drains_is_not_changed(
+    store: Store, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    fill(store)
+    claim = write(store, f"new/.sending-{os.path.basename(wait(store))}")
+    before = contents(store)
+    name, *rest = argv
+    assert main([name, store.path, *rest]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"postcommit: {claim}: another library's processor drains")
+    assert err.count("\n") == 1
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("3d", 259200)],
+)
+def test_durations(text: str, meant: float) -> None:
+    assert seconds(text) == meant
