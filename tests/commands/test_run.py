@@ -19,9 +19,11 @@ from postcommit.commands.run import Drainer
 from postcommit.commands.run import Service
 from postcommit.commands.signals import Signals
 from postcommit.commands.supervisor import Supervisor
+from postcommit.demo.relay import Relay
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
 from postcommit.smtp.mailer import SMTPMailer
+from tests.support.queues import RECIPIENTS
 from tests.support.queues import wait
 from tests.support.queues import write
 from tests.support.service import Running
@@ -98,6 +100,18 @@ def test_a_relay_that_comes_back(relay: ScriptedRelay, store: Store) -> None:
         relay.wait_until(lambda: relay.messages, 60)
         service.signal(signal.SIGTERM)
         assert service.ended() == 0
+
+
+def test_a_relay_of_another_make(store: Store) -> None:
+    wait(store)
+    with Relay(lambda line: None) as relay:
+        argv = ["--hostname", relay.host, "--port", relay.port]
+        with Running("run", store.path, *argv) as service:
+            service.wait_for(": sent: 250", 2)
+            service.signal(signal.SIGINT)
+            assert service.ended() == 0
+        assert [letter.recipients for letter in relay.mailbox] == [RECIPIENTS]
+    assert entries(store) == []
 
 
 # What is refused, and changes nothing
