@@ -123,9 +123,10 @@ def test_a_mail_and_what_became_of_each_recipient(
     [message] = relay.messages
     assert message.sender == "a@x.org"
     assert b"Subject: Test of the relay" in message.data
-    status, out = told(capsys, relay, "--from", "s@x.org", "a@x.org")
+    status, out = told(capsys, relay, "--from", "", "Ann <a@x.org>")
     assert status == 0
-    assert relay.messages[-1].sender == "s@x.org"
+    assert relay.messages[-1].sender == ""
+    assert b"From: <a@x.org>\r\nTo: <a@x.org>\r\n" in relay.messages[-1].data
     assert out.endswith("the relay is well\n")
 
 
@@ -141,6 +142,8 @@ def test_an_address_that_is_none_is_refused_before_anything_is_said(
 ) -> None:
     assert main(["test-relay", *to(relay), "a b@x.org"]) == 2
     assert "'a b@x.org' is not an envelope address" in capsys.readouterr().err
+    assert main(["test-relay", *to(relay), "--from", "a@x.org"]) == 2
+    assert "--from='a@x.org': is of no use" in capsys.readouterr().err
     assert relay.connections == 0
 
 

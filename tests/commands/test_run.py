@@ -14,6 +14,7 @@ import pytest
 from postcommit import cli
 from postcommit.cli import main
 from postcommit.commands import run
+from postcommit.commands.draining import _is_recent
 from postcommit.commands.run import SILENT_AFTER
 from postcommit.commands.run import Drainer
 from postcommit.commands.run import Service
@@ -152,8 +153,6 @@ def test_a_queue_of_another_librarys_processor(store: Store, capsys: Any) -> Non
 
 
 def test_a_claim_that_goes_away_is_none(store: Store) -> None:
-    from postcommit.commands.draining import _is_recent
-
     claim = write(store, "new/.sending-1")
     with os.scandir(claim.parent) as found:
         [entry] = found

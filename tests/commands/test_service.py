@@ -7,6 +7,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 
 from postcommit import cli
 from postcommit.cli import main
+from postcommit.commands import run
 from postcommit.commands.completion import SHELLS
 from postcommit.commands.configuration import Configuration
 from postcommit.commands.run import SILENT_AFTER
+from postcommit.commands.signals import Signals
 from postcommit.commands.supervisor import Supervisor
 from postcommit.queue.store import Store
 from tests.support.service import ROOT
@@ -104,15 +107,12 @@ def test_the_watchdog_hears_nothing_of_a_processor_that_hangs(
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from postcommit.commands import run
-    from postcommit.commands.signals import Signals
-
     name, hear = notified
     options = cli._parser().parse_args(["run", store.path, *to(relay)])
     supervisor = Supervisor({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "3000"})
     # Any sign of life is too old, as if the last one were long ago.
     monkeypatch.setattr(run, "SILENT_AFTER", -1.0)
-    monkeypatch.setattr(run.threading, "excepthook", run.threading.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     with Signals(signal.SIGTERM, signal.SIGALRM) as signals:
         service = run.Service(options, signals, supervisor)
         signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -245,9 +245,7 @@ def test_zsh_reads_it_as_bash_does(capsys: Any) -> None:
 
 def test_fish_is_told_what_options_take(capsys: Any) -> None:
     lines = completion("fish", capsys).splitlines()
-    [tls] = [
-        x for x in lines if "_from run'" in x and " -l tls " in x
-    ]
+    [tls] = [x for x in lines if "_from run'" in x and " -l tls " in x]
     assert "-x -a 'auto starttls implicit none'" in tls
     [config] = [x for x in lines if "_from run'" in x and " -l config " in x]
     assert " -r -F " in config

@@ -5,6 +5,8 @@ import argparse
 import sys
 import time
 
+from postcommit.address import parse_recipients
+from postcommit.address import parse_sender
 from postcommit.commands import configuration
 from postcommit.commands import logs
 from postcommit.commands.configuration import Configuration
@@ -12,6 +14,7 @@ from postcommit.commands.output import coloured
 from postcommit.commands.output import duration
 from postcommit.commands.output import moment
 from postcommit.commands.output import printable
+from postcommit.errors import OptionError
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Status
 from postcommit.message import Composed
@@ -43,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Tell how the relay answers; 1 if it does not do what it should."""
     found = Configuration(options)
     mailer = found.mailer()
-    mail = _mail(options) if options.recipients else None
+    mail = _mail(options)
     logs.set_up(found.log_level(_LEVEL), found.log_format)
     finding = probe(mailer)
     _print(mailer, finding)
@@ -90,14 +93,20 @@ def _shown(said: object) -> str:
     return printable(" ".join(str(said).split()))
 
 
-def _mail(options: argparse.Namespace) -> Composed:
-    """Return the mail. Raises `AddressError`."""
-    sender = options.sender or options.recipients[0]
+def _mail(options: argparse.Namespace) -> Composed | None:
+    """Return the mail to send, if there is one. Raises `AddressError`."""
+    if not options.recipients:
+        if options.sender is not None:
+            reason = "is of no use without an ADDRESS to send to"
+            raise OptionError("--from", options.sender, reason)
+        return None
+    recipients = parse_recipients(options.recipients)
+    sender = parse_sender(recipients[0] if options.sender is None else options.sender)
     text = (
-        f"From: <{sender}>\nTo: <{'>, <'.join(options.recipients)}>\n"
+        f"From: <{sender or recipients[0]}>\nTo: <{'>, <'.join(recipients)}>\n"
         "Subject: Test of the relay\n\nSent by postcommit test-relay.\n"
     )
-    return compose(sender, options.recipients, text)
+    return compose(sender, recipients, text)
 
 
 def _send(mailer: ISMTPMailer, mail: Composed) -> bool:
