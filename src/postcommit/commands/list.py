@@ -24,8 +24,8 @@ _COLUMNS = (
     Column("AGE", 6, right=True),
     Column("NEXT", 8, right=True),
     Column("TRIES", 5, right=True),
-    Column("FROM", 12, cut=True),
-    Column("TO", 16, cut=True),
+    Column("FROM", 16, cut=True),
+    Column("TO", 18, cut=True),
     Column("SIZE", 5, right=True),
     Column("LAST REPLY", 28, cut=True),
 )

@@ -50,5 +50,5 @@ def run(options: argparse.Namespace) -> int:
 def _shown(item: Item) -> str:
     shown = f"{item.id}  {printable(item.name)}"
     if item.accepted is not None:
-        shown += f"  sent {moment(item.accepted)}"
+        shown += f"  written {moment(item.accepted)}"
     return shown

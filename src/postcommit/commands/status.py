@@ -129,7 +129,7 @@ def _print_doubts(admin: Admin) -> None:
         if number == _MOST_SHOWN:
             print("          and more")
             break
-        sent = f"  sent {moment(item.accepted)}" if item.accepted is not None else ""
+        sent = f"  written {moment(item.accepted)}" if item.accepted is not None else ""
         print(f"          {item.id}  {printable(item.name)}{sent}")
 
 

@@ -107,8 +107,9 @@ class Admin:
             return False
         try:
             if chosen.state is State.DEFERRED:
+                now = time.time()
                 with explained(chosen.path, "make the entry due"):
-                    os.utime(chosen.path)
+                    os.utime(chosen.path, (now, now))
             else:
                 self._revive(chosen)
         finally:
