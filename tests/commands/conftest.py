@@ -29,12 +29,15 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., ScriptedRelay]]:
+    """Start relays; but for those with ``provoked=True`` all goes by the protocol."""
     relays: list[ScriptedRelay] = []
     with contextlib.ExitStack() as stack:
 
-        def start(**options: Any) -> ScriptedRelay:
-            relays.append(stack.enter_context(ScriptedRelay(**options)))
-            return relays[-1]
+        def start(*, provoked: bool = False, **options: Any) -> ScriptedRelay:
+            relay = stack.enter_context(ScriptedRelay(**options))
+            if not provoked:
+                relays.append(relay)
+            return relay
 
         yield start
     assert [relay.violations for relay in relays] == [[] for _ in relays]

@@ -65,6 +65,7 @@ def test_a_login_refused(start: Start, tmp_path: Path, capsys: Any) -> None:
     assert status == 1
     assert "failed: " in out
     assert "login refused: 535" in out
+    assert "; set username and password_file\n" in out
     assert "login       " not in out
     assert not relay.messages
 
@@ -101,7 +102,27 @@ def test_nobody_is_there(relay: ScriptedRelay, capsys: Any) -> None:
     assert status == 1
     assert "connection  no\n" in out
     assert "encryption" not in out
-    assert "Connection refused" in out
+    assert "Connection refused; set hostname and port: 25, or 587" in out
+
+
+def test_a_port_that_speaks_another_protocol(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(), implicit_tls=True)
+    status, out = told(capsys, relay, "--timeout", "0.3")
+    assert status == 1
+    assert "set tls to 'implicit' if it is port 465\n" in out
+    plain = start(provoked=True)
+    status, out = told(capsys, plain, "--tls", "implicit", "--timeout", "5")
+    assert status == 1
+    assert "is it the port for tls='implicit'?\n" in out
+
+
+def test_a_relay_that_refuses_us(relay: ScriptedRelay, capsys: Any) -> None:
+    relay.reply("CONNECT", "554 5.7.1 Go away")
+    status, out = told(capsys, relay)
+    assert status == 1
+    assert out.endswith("greeting refused: 554 5.7.1 Go away\n")
 
 
 def test_no_starttls_says_what_to_set(relay: ScriptedRelay, capsys: Any) -> None:

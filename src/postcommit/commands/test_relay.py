@@ -15,8 +15,10 @@ from postcommit.commands.output import duration
 from postcommit.commands.output import moment
 from postcommit.commands.output import printable
 from postcommit.errors import OptionError
+from postcommit.errors import RelayError
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Status
+from postcommit.interfaces import TLSMode
 from postcommit.message import Composed
 from postcommit.message import compose
 from postcommit.smtp.certificate import Certificate
@@ -25,6 +27,9 @@ from postcommit.smtp.probe import probe
 
 
 _LEVEL = "critical"  # what would be logged is printed
+
+# What a relay says that wants another login, or one at all.
+_WANTS_LOGIN = (530, 534, 535, 538)
 
 # A certificate that expires sooner, in seconds, is worth a word.
 _SOON = 14 * 86400.0
@@ -51,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
     finding = probe(mailer)
     _print(mailer, finding)
     if finding.failure is not None:
-        print(f"{coloured('failed', 'red', sys.stdout)}: {_shown(finding.failure)}")
+        hint = _hint(finding, finding.failure, mailer.tls)
+        failed = coloured("failed", "red", sys.stdout)
+        print(f"{failed}: {_shown(finding.failure)}{hint}")
         return 1
     if mail is not None and not _send(mailer, mail):
         return 1
@@ -72,6 +79,18 @@ def _print(mailer: ISMTPMailer, finding: Finding) -> None:
         _line("login", f"as {mailer.username}")
     elif mailer.username is None:
         _line("login", "none, there is no username")
+
+
+def _hint(finding: Finding, failure: RelayError, tls: str) -> str:
+    """Return what to set, where `failure` does not say that itself."""
+    if not finding.is_connected:
+        return "; set hostname and port: 25, or 587 to log in, 465 with tls=implicit"
+    if failure.reply is not None:
+        wants_login = failure.reply.code in _WANTS_LOGIN
+        return "; set username and password_file" if wants_login else ""
+    # It has not even greeted: it may wait for TLS, and we for text.
+    is_silent = not finding.extensions and tls != TLSMode.IMPLICIT
+    return "; set tls to 'implicit' if it is port 465" if is_silent else ""
 
 
 def _print_certificate(shown: Certificate) -> None:
