@@ -184,38 +184,29 @@ def _print_metrics(
     _print_help("entries", "Entries of the queue in each state.")
     for state, count in states.items():
         print(f'postcommit_queue_entries{{{label},state="{state}"}} {count}')
-    for name, told, value in (
-        ("due", "Entries that are due now.", seen.due),
-        (
-            "oldest_due_seconds",
-            "For how long the oldest entry is due.",
-            _seconds(seen.oldest_due, now) or 0,
-        ),
-        (
-            "processor_alive",
-            "Whether a processor of the queue is running.",
-            int(seen.heartbeat is not None),
-        ),
-        (
-            "heartbeat_seconds",
-            "How long ago a living processor gave a sign of life.",
-            _seconds(seen.heartbeat, now),
-        ),
-        (
-            "due_looked_at",
-            "How many deferred entries were asked when they are due.",
-            seen.looked_at,
-        ),
-        (
-            "foreign_claims",
-            "Young claims of another library's processor.",
-            seen.foreign_claims,
-        ),
-        ("attention", "How many things need somebody's attention.", len(complaints)),
-    ):
+    for name, told, value in _gauges(seen, now, complaints):
         if value is not None:
             _print_help(name, told)
             print(f"postcommit_queue_{name}{{{label}}} {value}")
+
+
+def _gauges(
+    seen: Survey, now: float, complaints: list[str]
+) -> Iterator[tuple[str, str, float | None]]:
+    late = _seconds(seen.oldest_due, now) or 0
+    silent = _seconds(seen.heartbeat, now)
+    alive = int(seen.heartbeat is not None)
+    yield "due", "Entries that are due now.", seen.due
+    told = "How many deferred entries were asked when they are due."
+    yield "due_looked_at", told, seen.looked_at
+    yield "oldest_due_seconds", "For how long the oldest entry is due.", late
+    yield "processor_alive", "Whether a processor of the queue is running.", alive
+    told = "How long ago a living processor gave a sign of life."
+    yield "heartbeat_seconds", told, silent
+    told = "Young claims of another library's processor."
+    yield "foreign_claims", told, seen.foreign_claims
+    told = "How many things need somebody's attention."
+    yield "attention", told, len(complaints)
 
 
 def _print_help(name: str, told: str) -> None:
