@@ -278,6 +278,18 @@ def test_a_bad_argument_is_refused_in_one_line(capsys: Any) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["run", "flush", "test-relay"])
+def test_a_command_with_a_bad_file_changes_nothing(
+    command: str, tmp_path: Path, capsys: Any
+) -> None:
+    path = file(tmp_path, "[postcommit]\nqueue_path = queue\nport = 0\n")
+    assert cli.main([command, "--config", path]) == 2
+    told = f"postcommit: {path}, [postcommit]: port='0': must be"
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err.startswith(told)) == ("", 1, True)
+    assert not Path("queue").exists()
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         told("q", "--config", str(tmp_path / "absent.ini"))

@@ -92,6 +92,20 @@ def test_hangup_rereads_the_configuration_while_the_old_one_finishes(
     assert entries(store) == []
 
 
+def test_a_storm_of_signals_loses_nothing_and_sends_nothing_twice(
+    relay: ScriptedRelay, store: Store
+) -> None:
+    for _ in range(30):
+        wait(store)
+    with Running("run", store.path, *to(relay)) as service:
+        relay.wait_until(lambda: relay.messages, 60)
+        for number in [signal.SIGHUP] * 20 + [signal.SIGTERM, signal.SIGINT] * 5:
+            service.signal(number)
+        assert service.ended() == 0
+        assert "Traceback" not in service.log
+    assert len(relay.messages) + len(entries(store)) == 30
+
+
 def test_a_relay_that_comes_back(relay: ScriptedRelay, store: Store) -> None:
     relay.down()
     wait(store)
