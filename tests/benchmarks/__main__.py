@@ -18,6 +18,7 @@ from tests.benchmarks import latency
 from tests.benchmarks import machine
 from tests.benchmarks import mixed
 from tests.benchmarks import report
+from tests.benchmarks import scale
 from tests.benchmarks import store
 from tests.benchmarks.harness import print_tables
 
@@ -31,6 +32,7 @@ RUNS: dict[str, tuple[ModuleType, list[str]]] = {
     "bulk": (bulk, []),
     "latency": (latency, []),
     "mixed": (mixed, []),
+    "scale": (scale, []),
     "import": (import_time, []),
 }
 

@@ -38,6 +38,7 @@ _ENVELOPES = {
     "zope": "X-Zope-From: {0}\nX-Zope-To: {1}\n",
     "repoze": "X-Actually-From: {0}\nX-Actually-To: {1}\n",
 }
+_ENVELOPES["both"] = _ENVELOPES["zope"] + _ENVELOPES["repoze"]
 
 
 def fill(queue: Path, count: int, size: int, envelope: str = "zope") -> None:

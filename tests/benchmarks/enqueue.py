@@ -44,9 +44,11 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> list[Result]:
     """Each file system by itself; threads and batches interleaved."""
-    count = 2 * max(options.threads) if options.quick else options.count
-    batch = count if options.quick else options.batch
-    shapes = [(threads, 1) for threads in options.threads] + [(1, batch)]
+    count = options.count
+    shapes = [(threads, 1) for threads in options.threads] + [(1, options.batch)]
+    if options.quick:
+        count = 2 * max(options.threads)
+        shapes = [(max(options.threads), 2)]
     results: list[Result] = []
     for folder in options.folders:
         contestants = [

@@ -79,13 +79,12 @@ class Table:
         found = []
         for figures in self._rows.values():
             main = figures.get(self._section.main)
-            if main is None:
-                continue
-            row = [_name(main), *(number(main.case.get(c, "")) for c in self._cases)]
-            row.append(number(main.median))
+            any_ = next(iter(figures.values()))
+            row = [_name(any_), *(number(any_.case.get(c, "")) for c in self._cases)]
+            row.append(number(main.median) if main else "")
             for name in self._references():
-                other = self._reference(name, main)
-                row.append(ratio(main.median / other.median) if other else "")
+                other = self._reference(name, main) if main else None
+                row.append(ratio(main.median / other.median) if main and other else "")
             for figure, _ in self._others():
                 row += self._cells(figure, figures.get(figure))
             found.append(row)

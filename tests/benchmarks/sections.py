@@ -135,23 +135,16 @@ those before them.""",
     "scale": Section(
         title="Deep queues",
         text="""
-Queues of 10,000 to 1,000,000 entries: how long until the first mail is sent, how much
-memory the processor takes, what a poll costs when nothing is due, and how fast the
-queue is drained.""",
+Queues of 10,000 to 1,000,000 entries: how long until the first mail is sent, how fast
+the first 500 are, and how much memory it takes. *poll* is the processor time of one
+poll when all of them are deferred: *postcommit, idle*.""",
         limits="""
 Reading the folder. postcommit sends while it reads, and keeps no list of all; its
 peers read and sort the whole folder first, in each pass.""",
         main="first send",
+        limit="reading the folder once",
         split=("depth",),
         plots=("depth",),
-    ),
-    "idle": Section(
-        title="An idle processor",
-        text="""
-What a processor costs that has nothing to do.""",
-        limits="""
-Polling: two ``stat`` calls each five seconds.""",
-        main="processor time",
     ),
     "import": Section(
         title="Import",

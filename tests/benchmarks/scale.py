@@ -1,0 +1,211 @@
+"""Deep queues: what a processor does until it sends, and what it holds.
+
+Told is how long until the first mail is sent, the rate of the first mails, the
+memory, and what a poll costs when all entries are deferred. All contestants take a
+few entries each from the same queue, which so stays as deep as it is.
+``python -m tests.benchmarks.scale --help``; a million entries take 4 GB of disk.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from queue import SimpleQueue
+
+from tests.benchmarks.drain import fill
+from tests.benchmarks.harness import LIMIT
+from tests.benchmarks.harness import OURS
+from tests.benchmarks.harness import PEER
+from tests.benchmarks.harness import Contestant
+from tests.benchmarks.harness import Result
+from tests.benchmarks.harness import common_options
+from tests.benchmarks.harness import interleave
+from tests.benchmarks.harness import peak_memory
+from tests.benchmarks.harness import processor_time
+from tests.benchmarks.harness import program
+from tests.benchmarks.harness import tell
+from tests.benchmarks.relays import sink
+
+
+class Beginning:
+    """Of a drain: its first mail and its first `count` mails."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._sent: SimpleQueue[float] = SimpleQueue()
+        self._begin = time.perf_counter()
+
+    def sent(self, event: object = None) -> None:
+        self._sent.put(time.perf_counter())
+
+    def wait(self) -> None:
+        first = self._sent.get(timeout=600)
+        for _ in range(self._count - 1):
+            last = self._sent.get(timeout=600)
+        tell(
+            first_send=("ms", 1000 * (first - self._begin)),
+            rate=("1/s", (self._count - 1) / (last - first)),
+            peak_memory=("MiB", peak_memory()),
+        )
+
+    def sent_by_one_thread(self) -> None:
+        """End the process with the last of them: what follows is not asked for."""
+        self.sent()
+        if self._sent.qsize() == self._count:
+            self.wait()
+            sys.stdout.flush()
+            os._exit(0)
+
+
+# The contestants, each in a process of its own
+
+
+def postcommit(queue: str, port: int, count: int) -> None:
+    from postcommit import QueueProcessor
+    from postcommit import SMTPMailer
+
+    beginning = Beginning(count)
+    mailer = SMTPMailer("127.0.0.1", port, notify=beginning.sent)
+    processor = QueueProcessor(queue, mailer)
+    processor.start()
+    beginning.wait()
+    processor.stop()
+
+
+def zope(queue: str, port: int, count: int) -> None:
+    from zope.sendmail.mailer import SMTPMailer
+    from zope.sendmail.queue import QueueProcessorThread
+
+    beginning = Beginning(count)
+
+    class Mailer(SMTPMailer):  # type: ignore[misc]
+        def send(self, *args: object) -> None:
+            super().send(*args)
+            beginning.sent_by_one_thread()
+
+    thread = QueueProcessorThread()
+    thread.setMailer(Mailer("127.0.0.1", port))
+    thread.setQueuePath(queue)
+    thread.run(forever=False)
+
+
+def repoze(queue: str, port: int, count: int) -> None:
+    from repoze.sendmail.mailer import SMTPMailer
+    from repoze.sendmail.queue import QueueProcessor
+
+    beginning = Beginning(count)
+
+    class Mailer(SMTPMailer):  # type: ignore[misc]
+        def send(self, *args: object) -> None:
+            super().send(*args)
+            beginning.sent_by_one_thread()
+
+    QueueProcessor(Mailer("127.0.0.1", port), queue).send_messages()
+
+
+def listing(queue: str, port: int, count: int) -> None:
+    begin = time.perf_counter()
+    with os.scandir(f"{queue}/new") as entries:
+        found = sum(1 for _ in entries)
+    assert found, queue
+    tell(first_send=("ms", 1000 * (time.perf_counter() - begin)))
+
+
+def polls(queue: str, port: int, count: int) -> None:
+    """Nothing is due: `count` polls, a hundred in a second."""
+    from postcommit import QueueProcessor
+    from postcommit import SMTPMailer
+
+    mailer = SMTPMailer("127.0.0.1", port)
+    processor = QueueProcessor(queue, mailer, pollingInterval=10)
+    processor.start()
+    while _busy():
+        pass  # it looks at all of them once
+    cpu, begin = processor_time(), time.perf_counter()
+    time.sleep(0.01 * count)
+    cpu, took = processor_time() - cpu, time.perf_counter() - begin
+    processor.stop()
+    tell(poll=("ms", 1000 * cpu / (took / 0.01)))
+
+
+def _busy() -> bool:
+    cpu = processor_time()
+    time.sleep(0.5)
+    return processor_time() - cpu > 0.2
+
+
+NAMES = {
+    "postcommit": (postcommit, "postcommit", OURS),
+    "zope": (zope, "zope.sendmail", PEER),
+    "repoze": (repoze, "repoze.sendmail", PEER),
+    "listing": (listing, "reading the folder once", LIMIT),
+    "polls": (polls, "postcommit, idle", OURS),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = common_options(__doc__)
+    depths = [10_000, 100_000, 1_000_000]
+    made.add_argument("--depth", type=int, nargs="+", default=depths)
+    made.add_argument("--count", type=int, default=500, help="mails of each")
+    made.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    return made
+
+
+def run(options: argparse.Namespace) -> list[Result]:
+    depths, count = options.depth, options.count
+    if options.quick:
+        depths, count = [40], 4
+    results: list[Result] = []
+    for depth in depths:
+        with (
+            tempfile.TemporaryDirectory(dir=options.folder) as folder,
+            sink() as port,
+        ):
+            queue = Path(folder) / "queue"
+            # Entries that each of them reads.
+            fill(queue, depth, 200, "both")
+            command = [sys.executable, "-m", "tests.benchmarks.scale"]
+            command += ["--port", str(port), "--count", str(count), "--contestant"]
+
+            def contestant(
+                kind: str,
+                command: list[str] = command,
+                depth: int = depth,
+                folder: str = folder,
+            ) -> Contestant:
+                _, name, what = NAMES[kind]
+                order = [*command, kind, "--folder", folder]
+                case: dict[str, float | str] = {"depth": depth}
+                return Contestant(name, lambda: order, what, case)
+
+            racing = [contestant(kind) for kind in NAMES if kind != "polls"]
+            rounds = 1 if options.quick else options.rounds
+            results += interleave("scale", racing, rounds)
+            # The peers end before they remove the last of theirs.
+            left = len(list(queue.glob("new/[0-9]*")))
+            assert left <= depth - 3 * (count - 1) * rounds, left
+            defer(queue)
+            results += interleave("scale", [contestant("polls")], rounds)
+    return results
+
+
+def defer(queue: Path) -> None:
+    """Let all entries be deferred until tomorrow."""
+    due = time.time() + 86_400
+    for name in os.listdir(queue / "new"):
+        path = queue / "cur" / f"{name}:2,"
+        os.rename(queue / "new" / name, path)
+        os.utime(path, (due, due))
+
+
+def contest(options: argparse.Namespace) -> None:
+    work, _, _ = NAMES[options.contestant]
+    work(str(Path(options.folder) / "queue"), options.port, options.count)
+
+
+if __name__ == "__main__":
+    program(parser(), run, contest)
