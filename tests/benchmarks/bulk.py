@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> list[Result]:
 
 def contest(options: argparse.Namespace) -> None:
     work, _, _ = NAMES[options.contestant]
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
         queue = Path(folder) / "queue"
         work(str(queue), options.port, options.count)
         left = list(queue.glob("new/*"))

@@ -156,7 +156,9 @@ def run(options: argparse.Namespace) -> list[Result]:
         for tls in options.tls:
             for delay in options.delay:
                 with (
-                    tempfile.TemporaryDirectory(dir=options.folder) as folder,
+                    tempfile.TemporaryDirectory(
+                        prefix="bench-", dir=options.folder
+                    ) as folder,
                     way(Path(folder), tls=tls, delay=delay) as there,
                 ):
                     found = setting(options, size, tls, delay)

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
         queue = str(Path(folder) / "queue")
         transact = KINDS[options.kind](queue)
         transact(1)

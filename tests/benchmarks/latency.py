@@ -189,7 +189,7 @@ def contest(options: argparse.Namespace) -> None:
     work, _, _ = NAMES[options.contestant]
     if options.quick and work is zope:
         work = soon
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
         taken = work(str(Path(folder) / "queue"), options.port, options.count)
     assert len(taken) == options.count
     tell(latency=("ms", [round(1000 * seconds, 3) for seconds in taken]))

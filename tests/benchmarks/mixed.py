@@ -181,7 +181,7 @@ def contest(options: argparse.Namespace) -> None:
     begin, _, _ = NAMES[options.contestant]
     if options.quick and begin is zope:
         begin = soon
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
         queue, times = Path(folder) / "queue", Times(options.count)
         send, stop = begin(str(queue), options.port, times)
         load(send, times, options.threads, options.seconds)

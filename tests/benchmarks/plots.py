@@ -49,7 +49,7 @@ def _figure(panels: int, target: Path, draw: Callable[[Sequence[Any]], None]) ->
 def _against(
     results: Sequence[Result], target: Path, *, panel: str, x: str, figure: str = "rate"
 ) -> None:
-    """A line for who was run at several `x`, a level for the others; logarithmic."""
+    """A line for who was run at several `x`, a level for the others."""
     chosen = [one for one in results if one.figure == figure]
     panels = list(dict.fromkeys(one.case[panel] for one in chosen))
 
@@ -59,7 +59,11 @@ def _against(
             for one in chosen:
                 if one.case[panel] == value:
                     lines.setdefault(one.subject, []).append(one)
-            _lines(axis, lines, x)
+            _draw(axis, lines, x)
+            if panel == "round trip":
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(bottom=0)
             axis.set_title(f"{panel} {_words(panel, value)}")
             axis.set_ylabel("messages per second")
 
@@ -72,7 +76,7 @@ def _words(panel: str, value: float | str) -> str:
     return f"{value:g} ms" if panel == "round trip" else str(value)
 
 
-def _lines(axis: Any, lines: dict[str, list[Result]], x: str) -> None:
+def _draw(axis: Any, lines: dict[str, list[Result]], x: str) -> None:
     every = sorted({float(one.case[x]) for line in lines.values() for one in line})
     for subject, line in lines.items():
         width = 2.5 if line[0].kind == OURS else 1.2
@@ -84,7 +88,6 @@ def _lines(axis: Any, lines: dict[str, list[Result]], x: str) -> None:
             at, values = [every[0], every[-1]], values * 2
             axis.plot(at, values, linestyle="--", linewidth=width, label=subject)
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
     axis.set_xticks(every, [f"{value:g}" for value in every])
     axis.minorticks_off()
     axis.set_xlabel(x)
@@ -139,7 +142,10 @@ def depth(results: Sequence[Result], target: Path) -> None:
                 values = [one.median for one in line]
                 axis.plot(at, values, marker="o", label=subject)
             axis.set_xscale("log")
-            axis.set_yscale("log")
+            if figure == "first send":
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(bottom=0)
             axis.set_xlabel("entries")
             unit = next(one.unit for one in results if one.figure == figure)
             axis.set_ylabel(f"{figure}, {unit}")

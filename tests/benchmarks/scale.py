@@ -162,7 +162,7 @@ def run(options: argparse.Namespace) -> list[Result]:
     results: list[Result] = []
     for depth in depths:
         with (
-            tempfile.TemporaryDirectory(dir=options.folder) as folder,
+            tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder,
             sink() as port,
         ):
             queue = Path(folder) / "queue"
