@@ -24,9 +24,10 @@ from postcommit.queue.store import Store
 from postcommit.queue.wakeup import heartbeat
 
 
-# When a deferred entry is due, only its file tells. No more time than this, in
-# seconds, goes into asking the files.
-_MOST_SECONDS = 1.5
+# When a deferred entry is due, only its file tells. So many seconds after the
+# beginning no more files are asked; but for a quarter of that time some are, however
+# long it took to count what waits.
+_MOST_SECONDS = 2.0
 
 # So many files are read to find the most common reply.
 _SAMPLE = 300
@@ -73,13 +74,16 @@ def survey(store: Store, now: float, most_seconds: float = _MOST_SECONDS) -> Sur
     """Look at the whole queue; `now` is in seconds since the epoch.
 
     Counts names, and opens a few hundred files. Deferred entries are asked when
-    they are due for `most_seconds`, and then no more. Raises `QueueError`.
+    they are due as long as there is time: `most_seconds` from now. Raises
+    `QueueError`.
     """
+    until = time.monotonic() + most_seconds
     with explained(store.path, "look through the queue"):
         hidden: Counter[str] = Counter()
         due = _new(store.maildir.folder("new"), hidden)
         waiting = due.count
-        deferred, looked_at = _deferred(store, hidden, now, due, most_seconds)
+        until = max(until, time.monotonic() + most_seconds / 4)
+        deferred, looked_at = _deferred(store, hidden, now, due, until)
         failed = hidden[REJECTED]
         for name in ("new", "cur"):
             failed += sum(1 for _ in _names(f"{store.path}/{FAILED}/{name}", hidden))
@@ -131,12 +135,11 @@ def _new(folder: str, hidden: Counter[str]) -> _Due:
 
 
 def _deferred(
-    store: Store, hidden: Counter[str], now: float, due: _Due, most_seconds: float
+    store: Store, hidden: Counter[str], now: float, due: _Due, until: float
 ) -> tuple[int, int]:
     """Note what is due; return how many are deferred, and how many were asked."""
     path = store.maildir.folder("cur")
     count = looked_at = 0
-    until = time.monotonic() + most_seconds
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in _names(path, hidden):
