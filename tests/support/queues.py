@@ -30,7 +30,7 @@ def wait(store: Store) -> str:
     return item.name
 
 
-def defer(store: Store, reply: str = "450 4.2.0 Later", due: float = 60.0) -> str:
+def defer(store: Store, reply: str = "450 4.2.0 Later", due: float = 50.0) -> str:
     """Defer the first entry that waits, or a new one; `due` is in seconds from now."""
     claim = _claimed(store)
     entry = Entry(SENDER, RECIPIENTS, MESSAGE, 1, reply)
