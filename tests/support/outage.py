@@ -37,6 +37,18 @@ def _commit(queue: str, tell: Tell, count: int) -> None:
     tell("committed")
 
 
+def _commit_alone(queue: str, tell: Tell, count: int) -> None:
+    """As `_commit`, where no other resource takes part."""
+    manager = explicit()
+    manager.begin()
+    delivery = QueuedMailDelivery(queue, transaction_manager=manager)
+    for number in range(count):
+        delivery.send("shop@example.org", GOOD, mail(f"{number}@x.org"))
+    tell("committing")
+    manager.commit()
+    tell("committed")
+
+
 def _abort(queue: str, tell: Tell) -> None:
     manager = explicit()
     manager.begin()
@@ -77,6 +89,8 @@ SENDERS: dict[str, tuple[Callable[..., None], int]] = {
     "one": (_commit, 1),
     "two": (_commit, 2),
     "many": (_commit, 3 if MOST < 100 else 8),
+    "alone": (_commit_alone, 1),
+    "two alone": (_commit_alone, 2),
     "aborted": (_abort, 0),
 }
 
