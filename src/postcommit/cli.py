@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What somebody has written into a mail may not fit the terminal's encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = _parser(words).parse_args(words)
     try:
         return _run(options)
     except BrokenPipeError:
@@ -163,7 +164,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"postcommit: {message}; see '{self.prog} --help'\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser; where `words` are given, as far as they need it.
+
+    The arguments of a command are known to its module, and to import all of these
+    takes longer than most commands.
+    """
     parser = _Parser(
         prog="postcommit",
         description="Mail that leaves when, and only when, the transaction commits.",
@@ -180,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.set_defaults(run=command.run)
         _add_debug(sub, default=argparse.SUPPRESS)  # keeps what came before
-        command.arguments(sub)
+        if words is None or command.name in words:
+            command.arguments(sub)
     return parser
 
 
