@@ -21,6 +21,7 @@ from zope.schema.interfaces import IField
 import postcommit
 from postcommit import interfaces
 from postcommit.attempt import Transmission
+from postcommit.commands.progress import WatchedMailer
 from postcommit.datamanager import DataManager
 from postcommit.datamanager import Savepoint
 from postcommit.defaultsender import DefaultSender
@@ -98,6 +99,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.ISendmailMailer, SendmailMailer()),
         (interfaces.IFileMailer, FileMailer(str(tmp_path / "mail"))),
         (interfaces.IBatchMailer, RecordingMailer()),
+        (interfaces.IBatchMailer, WatchedMailer(mailer, print)),
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IMailDelivery, DefaultSender(delivery, "a@x.org")),
         (interfaces.IQueuedMailDelivery, DefaultSender(delivery, "a@x.org")),

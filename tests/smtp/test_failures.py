@@ -206,6 +206,28 @@ def test_all_refused_and_data_welcome_all_the_same(start, connect, without, end)
     assert [m.recipients for m in relay.messages] == [(B,)]
 
 
+def test_the_sender_is_refused_and_all_else_welcome_all_the_same(
+    start, connect, without
+):
+    relay = start(without=without)
+    relay.reply("MAIL", "550 5.7.1 No", times=1)
+    relay.reply("RCPT", "250 2.1.5 Welcome", times=1)
+    relay.reply("DATA", "354 Go on", times=1)
+    mailer = connect(relay)
+    assert told(mailer.send(SENDER, [B], MESSAGE)) == ["rejected"]
+    relay.script.clear()
+    assert told(mailer.send(SENDER, [B], message(2))) == ["sent"]
+    assert [m.recipients for m in relay.messages] == [(B,)]
+
+
+def test_a_recipient_to_whom_it_will_be_forwarded(start, connect, without):
+    relay = start(without=without)
+    relay.reply("RCPT", "251 2.1.5 User not local; will forward", times=1)
+    report = connect(relay).send(SENDER, [B, C], MESSAGE)
+    assert told(report) == SENT
+    assert [m.recipients for m in relay.messages] == [(B, C)]
+
+
 @pytest.mark.parametrize("number", [99, 100, 101, 250])
 def test_many_recipients(start, connect, without, number):
     relay = start(without=without)
