@@ -1,8 +1,8 @@
 """Processes that are killed, at every call and at any moment, and what remains.
 
 The ledger that a child keeps tells what it knew; the queue and the relay tell
-what is true. How many kills at random moments: ``POSTCOMMIT_KILLS``, 500 by default. The
-log tells how many died, and what came twice (``--log-cli-level=info``).
+what is true. How many kills at random moments: ``POSTCOMMIT_KILLS``, 500 by default.
+The log tells how many died, and what came twice (``--log-cli-level=info``).
 """
 from __future__ import annotations
 

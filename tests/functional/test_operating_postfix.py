@@ -91,7 +91,8 @@ def test_the_certificate_cannot_be_trusted(
         {"smtpd_tls_chain_files": str(chain), "smtpd_tls_security_level": "encrypt"}
     )
     send(queue, ANN)
-    where = ["--hostname", "localhost", "--port", str(postfix.port), "--tls", "starttls"]
+    where = ["--hostname", "localhost", "--port", str(postfix.port)]
+    where += ["--tls", "starttls"]
     assert command("flush", queue, *where).returncode == 1
     told = command("test-relay", *where)
     assert told.returncode == 1
