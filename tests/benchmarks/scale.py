@@ -200,6 +200,10 @@ def defer(queue: Path) -> None:
         path = queue / "cur" / f"{name}:2,"
         os.rename(queue / "new" / name, path)
         os.utime(path, (due, due))
+    # A folder that has just changed is read again for a while, see `Scan`.
+    long_ago = time.time() - 60
+    for name in ("new", "cur"):
+        os.utime(queue / name, (long_ago, long_ago))
 
 
 def contest(options: argparse.Namespace) -> None:
