@@ -138,6 +138,14 @@ def test_a_batch_learns_whether_it_is_alone(sender: Sender) -> None:
     assert sender.batch.alone == [True, False]
 
 
+def test_what_another_resource_drives_is_not_alone(sender: Sender) -> None:
+    class Composite:
+        _resources = (object(),)
+
+    sender.data_manager.tpc_vote(Composite())
+    assert sender.batch.alone == [False]
+
+
 def test_of_a_transaction_that_does_not_tell_nobody_is_alone(sender: Sender) -> None:
     sender.data_manager.tpc_vote(object())
     assert sender.batch.alone == [False]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import smtplib
 import ssl
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -152,6 +153,9 @@ def test_whom_a_mailer_says_nothing_of_is_uncertain() -> None:
     assert [o.recipient for o in whole.outcomes] == [ANN, BOB]
     assert [o.status for o in whole.outcomes] == [Status.UNCERTAIN, Status.REJECTED]
     assert accounting_for(whole, BOTH) is whole
+    odd: Any = Outcome(ANN, "delivered", NEVER)  # no status at all
+    [unclear] = accounting_for(DeliveryReport("1", (ANN,), (odd,)), (ANN,)).outcomes
+    assert unclear.status is Status.UNCERTAIN
 
 
 # Results and exceptions of other mailers

@@ -117,8 +117,17 @@ class DataManager:
     def tpc_vote(self, transaction: ITransaction) -> None:
         if not self._is_no_copy:
             raise ForkedError("the transaction is that of the parent process")
-        self._batch.prepare(self._items, alone=_is_alone(transaction))
+        self._batch.prepare(self._items, alone=self._is_alone(transaction))
         self._phase = Phase.PREPARED
+
+    def _is_alone(self, transaction: ITransaction) -> bool:
+        """Tell whether this is all that takes part in the commit.
+
+        Only a private attribute tells; without it, or where it names another one,
+        which may have us among its own, we take it that there are more.
+        """
+        resources: Any = getattr(transaction, "_resources", ())
+        return len(resources) == 1 and resources[0] is self
 
     def tpc_finish(self, transaction: ITransaction) -> None:
         # First the phase: should it fail half way, what is already published
@@ -159,14 +168,6 @@ class Savepoint:
 
     def rollback(self) -> None:
         self._data_manager._rollback(self._count)
-
-
-def _is_alone(transaction: ITransaction) -> bool:
-    """Tell whether one resource is all that takes part in the commit.
-
-    Only a private attribute tells; without it, we take it that there are more.
-    """
-    return len(getattr(transaction, "_resources", ())) == 1
 
 
 def _call(committed: bool, afterwards: Callable[[], None]) -> None:

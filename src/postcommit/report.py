@@ -119,12 +119,13 @@ def accounting_for(
 ) -> IDeliveryReport:
     """Return `report` with an outcome for each of `recipients`.
 
-    Of whom a mailer, against its contract, says nothing, nobody knows.
+    Of whom a mailer, against its contract, says nothing, or nothing that is a
+    status, nobody knows.
     """
-    told = [outcome.recipient for outcome in report.outcomes]
+    told = [o.recipient for o in report.outcomes if isinstance(o.status, Status)]
     if report.relay_failure is not None or told == list(recipients):
         return report
-    known = {outcome.recipient: outcome for outcome in report.outcomes}
+    known = {o.recipient: o for o in report.outcomes if o.recipient in told}
     silence = Reply(0, "4.3.0", "The mailer did not report on this recipient")
     outcomes = tuple(
         known.get(recipient) or Outcome(recipient, Status.UNCERTAIN, silence)

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from postcommit.errors import RelayError
 from postcommit.interfaces import Tally
+from postcommit.queue import drain as drain_module
 from postcommit.queue.drain import Drain
 from postcommit.queue.drain import Pace
 from postcommit.queue.processor import Processor
@@ -381,3 +383,44 @@ def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> No
         drain.once()
     assert drain.wait(0)
     drain._workers[2].join(10)
+
+
+# Mailers that keep no contract, and long looks
+
+
+class Sated(ScriptedBatchMailer):
+    """Takes no message."""
+
+    def send_batch(self, messages: object) -> Iterator[Any]:
+        return iter(())
+
+
+class Leaving(ScriptedBatchMailer):
+    """Wants to end the process."""
+
+    def send_batch(self, messages: object) -> Iterator[Any]:
+        raise SystemExit
+
+
+@pytest.mark.parametrize("kind", [Sated, Leaving])
+def test_a_mailer_that_does_nothing_ends_no_loop_and_makes_none(
+    tmp_path: Path, kind: type[ScriptedBatchMailer], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = Queue(tmp_path / "queue", kind())
+    queue.send(3)
+    assert queue.drain(workers=2).once() == Tally(0, 0, 0)
+    assert queue.left() == 3
+    assert "a worker failed" in caplog.text
+
+
+def test_what_was_found_does_not_wait_for_what_is_not_due(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain_module, "_PORTION_SECONDS", -1.0)
+    queue.send(1)
+    for number in range(3):
+        path = queue.path / "cur" / f"170000000{number}.M1P1Q1.x:2,"
+        path.write_bytes(b"X-Zope-From: \nX-Zope-To: bob@x.org\n\nText.")
+        os.utime(path, (time.time() + HOUR, time.time() + HOUR))
+    assert queue.drain().once() == Tally(1, 0, 0)
+    assert queue.left() == 3

@@ -81,6 +81,29 @@ def test_it_can_be_started_and_stopped_again_and_again(
     assert not [t for t in threading.enumerate() if "postcommit" in t.name]
 
 
+def test_it_can_be_started_while_it_stops(delivery: QueuedMailDelivery) -> None:
+    may_go_on, entered, sent = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def send(self, fromaddr: str, toaddrs: object, message: bytes) -> None:
+            if not entered.is_set():
+                entered.set()
+                assert may_go_on.wait(20)
+            sent.append(message)
+
+    processor = QueueProcessor(delivery.queuePath, Slow(), HOUR_IN_MS, workers=1)
+    processor.start()
+    send(delivery)
+    assert entered.wait(20)
+    assert not processor.stop(0)
+    processor.start()
+    send(delivery)
+    until(lambda: len(sent) == 1)
+    may_go_on.set()
+    until(lambda: len(sent) == 2)
+    assert processor.stop(10)
+
+
 def test_starting_twice_starts_one_thread(processor: QueueProcessor) -> None:
     processor.start()
     before = threading.active_count()

@@ -41,7 +41,7 @@ class Queue:
             os.utime(self.path / folder, (NOW - 1e6, NOW - 1e6))
 
     def due(self) -> list[str]:
-        return [os.path.basename(path) for path in self.scan.due()]
+        return [os.path.basename(path) for path in self.scan.due() if path]
 
 
 @pytest.fixture
@@ -55,6 +55,13 @@ def test_new_entries_come_before_deferred_ones_each_in_order(queue: Queue) -> No
     for name in ("6", "4", "5"):
         queue.deferred(name, NOW)
     assert queue.due() == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_looking_in_vain_is_told_after_a_while(queue: Queue) -> None:
+    queue.deferred("1", NOW + 1)
+    due = queue.deferred("2", NOW)
+    queue.deferred("3", NOW + 1)
+    assert list(queue.scan.due(-1.0)) == [None, str(due), None]
 
 
 def test_what_is_deferred_is_due_at_its_time(queue: Queue) -> None:

@@ -27,6 +27,7 @@ from postcommit.interfaces import IBatch
 from postcommit.maildir import MaildirMessage
 from postcommit.queue.lock import FileLock
 from postcommit.queue.staging import Staging
+from postcommit.queue.staging import _do_all
 from postcommit.queue.staging import _is_complete
 from postcommit.queue.staging import is_in_doubt
 from postcommit.queue.staging import is_prepared
@@ -652,3 +653,11 @@ def test_threads_commit_side_by_side(queue: Path) -> None:
         thread.join()
     assert len(files(queue)) == 8 * 3 * 2
     assert all(name.startswith("new/") for name in files(queue))
+
+
+def test_nothing_that_a_thread_raises_passes_for_a_sync() -> None:
+    def fail() -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        _do_all([lambda: None, fail, lambda: None])

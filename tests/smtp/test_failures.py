@@ -220,6 +220,18 @@ def test_the_sender_is_refused_and_all_else_welcome_all_the_same(
     assert [m.recipients for m in relay.messages] == [(B,)]
 
 
+def test_a_sender_who_is_welcome_in_other_words(start, connect, without):
+    relay = start(without=without)
+    relay.reply("MAIL", "251 2.1.0 Welcome", times=1)
+    assert told(connect(relay).send(SENDER, [B, C], MESSAGE)) == SENT
+
+
+def test_a_batch_with_a_message_for_nobody(start, connect, without):
+    messages = [(SENDER, (), MESSAGE), (SENDER, (B,), message(2))]
+    reports = list(connect(start(without=without)).send_batch(messages))
+    assert [told(report) for report in reports] == [[], ["sent"]]
+
+
 def test_a_recipient_to_whom_it_will_be_forwarded(start, connect, without):
     relay = start(without=without)
     relay.reply("RCPT", "251 2.1.5 User not local; will forward", times=1)

@@ -91,6 +91,11 @@ class Drain:
         """Wait until it is over; tell whether it is."""
         return self._over.wait(timeout)
 
+    @property
+    def is_going_on(self) -> bool:
+        """Whether it has not ended, and is not told to."""
+        return not self._stopping and not self._over.is_set()
+
     def is_run_by(self, thread: threading.Thread) -> bool:
         """Tell whether `thread` is its feeder or one of its workers."""
         return thread is self._feeder or thread in self._workers
@@ -138,14 +143,14 @@ class Drain:
     def _feed(self) -> None:
         """Hand all that is due to the workers, unless there is trouble."""
         try:
-            due = self._scan.due()
-            while paths := self._portion(due):
+            for paths in self._portions():
                 self._bell.beat()
                 if self._stopping or self._pause.state is State.PAUSED:
                     self._scan.look_again()
                     return
-                self._keep_pace()
-                self._patiently(functools.partial(self._handoff.put, paths))
+                if paths:
+                    self._keep_pace()
+                    self._patiently(functools.partial(self._handoff.put, paths))
                 self._handoff.review()
                 if self._pause.state is State.PROBING:
                     self._patiently(self._handoff.join)
@@ -153,16 +158,22 @@ class Drain:
             self._pause.failed(error)
             self._scan.look_again()
 
-    def _portion(self, due: Iterator[str]) -> list[str]:
-        """Return the next few of what is `due`, without looking for long."""
-        one_by_one = self._pace.rate_limit or self._pause.state is State.PROBING
-        until = time.monotonic() + _PORTION_SECONDS
+    def _portions(self) -> Iterator[list[str]]:
+        """Yield what is due, a few at a time; none where looking takes long."""
         paths: list[str] = []
-        for path in due:
-            paths.append(path)
-            if one_by_one or len(paths) == _BATCH or time.monotonic() > until:
-                break
-        return paths
+        until = time.monotonic() + _PORTION_SECONDS
+        for path in self._scan.due(_PORTION_SECONDS):
+            if path is not None:
+                paths.append(path)
+            if path is None or self._is_portion(paths, until):
+                yield paths
+                paths, until = [], time.monotonic() + _PORTION_SECONDS
+        if paths:
+            yield paths
+
+    def _is_portion(self, paths: list[str], until: float) -> bool:
+        one_by_one = self._pace.rate_limit or self._pause.state is State.PROBING
+        return bool(one_by_one) or len(paths) == _BATCH or time.monotonic() > until
 
     def _keep_pace(self) -> None:
         if self._pace.rate_limit is not None:
@@ -201,10 +212,15 @@ class Drain:
         while self._handoff.begin():
             taken: list[str] = []
             try:
-                for result in self._processor.work(self._paths(taken)):
+                paths = self._paths(taken)
+                first = iter(list(itertools.islice(paths, 1)))
+                for result in self._processor.work(itertools.chain(first, paths)):
                     self._note(result)
-            except Exception as error:
-                # A mailer that keeps no contract must not end the loop.
+                if next(first, None) is not None:
+                    raise RuntimeError("the mailer took none of its messages")
+            except BaseException as error:
+                # A mailer that keeps no contract must not end the loop, nor this
+                # thread, whatever it raises.
                 log.exception("%s: a worker failed", self._store.path)
                 self._note(Result(trouble=error))
                 taken.extend(self._handoff.take())

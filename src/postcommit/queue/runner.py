@@ -67,22 +67,31 @@ class QueueProcessor:
         self._clock = clock
         self._lock = threading.Lock()
         self._drains: dict[Drain, int] = {}
-        self._background: threading.Thread | None = None
+        self._background: tuple[threading.Thread, Drain] | None = None
 
     def run(self) -> None:
         self._run(self._new_drain())
 
     def start(self) -> None:
         with self._lock:
-            if self._background is not None and self._background.is_alive():
+            if self._is_started():
                 return
             # Made here, so that the caller hears of a folder that is no queue.
             drain = self._new_drain()
-            self._background = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(drain,), name="postcommit", daemon=True
             )
-            self._background.start()
+            thread.start()
+            self._background = thread, drain
         atexit.register(self.stop, _EXIT_SECONDS)
+
+    def _is_started(self) -> bool:
+        if self._background is None:
+            return False
+        thread, drain = self._background
+        # A thread lives a moment longer than its drain goes on; and after a fork,
+        # a drain seems to go on whose thread is not here.
+        return thread.is_alive() and drain.is_going_on
 
     def stop(self, timeout: float | None = None) -> bool:
         """See `IMailQueueProcessor`.

@@ -54,13 +54,16 @@ class Scan:
         until_due = self._next_due - self._clock()
         return max(until_due, self._not_before - time.monotonic())
 
-    def due(self) -> Iterator[str]:
-        """Yield the paths of what is due, as far as anything has changed."""
+    def due(self, patience: float = math.inf) -> Iterator[str | None]:
+        """Yield the paths of what is due, as far as anything has changed.
+
+        And None, after each `patience` seconds of looking in vain.
+        """
         yield from self._new()
         if not self._is_deferred_worth_a_look():
             return
         looked_for_new = time.monotonic()
-        for path in self._deferred():
+        for path in self._deferred(patience):
             if time.monotonic() - looked_for_new > _NEW_EVERY:
                 yield from self._new()
                 looked_for_new = time.monotonic()
@@ -80,10 +83,11 @@ class Scan:
             return True
         return self._changed_at("cur") != self._seen["cur"]
 
-    def _deferred(self) -> Iterator[str]:
+    def _deferred(self, patience: float) -> Iterator[str | None]:
         self._seen["cur"] = _if_settled(self._changed_at("cur"))
         self._next_due = math.inf
         looks = 0
+        since = time.monotonic()
         for path in self._maildir.paths("cur"):
             looks += 1
             try:
@@ -92,8 +96,12 @@ class Scan:
                 continue  # another processor was faster
             if due <= self._clock():
                 yield path
-            else:
-                self.note_due(due)
+                since = time.monotonic()
+                continue
+            self.note_due(due)
+            if time.monotonic() - since > patience:
+                yield None
+                since = time.monotonic()
         self._not_before = time.monotonic() + looks * _SECONDS_FOR_EACH_LOOK
 
     def _changed_at(self, folder: str) -> float:

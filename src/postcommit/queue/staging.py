@@ -158,15 +158,15 @@ class Staging:
 
 
 def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
-    """Call each of `syncs`, side by side; raise OSError if one does."""
+    """Call each of `syncs`, side by side; raise what one of them raises."""
     left = iter(list(syncs))  # each thread takes the next one
-    errors: list[OSError] = []
+    errors: list[BaseException] = []
 
     def work() -> None:
         try:
             for one in left:
                 one()
-        except OSError as error:
+        except BaseException as error:  # none may pass for a sync
             errors.append(error)
 
     helpers = []

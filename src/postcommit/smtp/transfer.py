@@ -68,7 +68,7 @@ class Transfer:
 
     def _reset(self) -> None:
         self.heard = False
-        self.is_done = False
+        self.is_done = not self.recipients
         self._commands: list[Command] = []
         self._written = 0
         self._answered = 0
