@@ -63,7 +63,9 @@ class Timeline:
         self._stream = stream
         self._paint = Paint(stream)
         self._thread = threading.current_thread()
-        self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
+        # Not a SimpleQueue: before Python 3.11, one may wait for ever where the
+        # time-out is short.
+        self._notes: queue.Queue[Note] = queue.Queue()
         self._start = time.monotonic()
         self._seconds = seconds
 
