@@ -122,10 +122,11 @@ def accounting_for(
     Of whom a mailer, against its contract, says nothing, or nothing that is a
     status, nobody knows.
     """
-    told = [o.recipient for o in report.outcomes if isinstance(o.status, Status)]
+    clear = [o for o in report.outcomes if isinstance(o.status, Status)]
+    told = [outcome.recipient for outcome in clear]
     if report.relay_failure is not None or told == list(recipients):
         return report
-    known = {o.recipient: o for o in report.outcomes if o.recipient in told}
+    known = dict(zip(told, clear, strict=True))
     silence = Reply(0, "4.3.0", "The mailer did not report on this recipient")
     outcomes = tuple(
         known.get(recipient) or Outcome(recipient, Status.UNCERTAIN, silence)

@@ -1,12 +1,10 @@
 """A queue, and relays that see no breach of the protocol."""
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +13,7 @@ from tests.support.certificates import Authority
 from tests.support.service import environment
 from tests.support.service import logging_restored
 from tests.support.smtpd import ScriptedRelay
+from tests.support.smtpd import well_treated
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +28,9 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., ScriptedRelay]]:
-    """Start relays; but for those with ``provoked=True`` all goes by the protocol."""
-    relays: list[ScriptedRelay] = []
-    with contextlib.ExitStack() as stack:
-
-        def start(*, provoked: bool = False, **options: Any) -> ScriptedRelay:
-            relay = stack.enter_context(ScriptedRelay(**options))
-            if not provoked:
-                relays.append(relay)
-            return relay
-
+    """See `well_treated`."""
+    with well_treated() as start:
         yield start
-    assert [relay.violations for relay in relays] == [[] for _ in relays]
 
 
 @pytest.fixture

@@ -85,8 +85,7 @@ def test_the_certificate_cannot_be_trusted(
 ) -> None:
     authority = Authority(tmp_path)
     chain = tmp_path / "relay.pem"
-    issued = authority.ca.issue_cert("localhost")
-    issued.private_key_and_cert_chain_pem.write_to_path(str(chain))
+    authority.write_chain(chain, "localhost")
     postfix = start_postfix(
         {"smtpd_tls_chain_files": str(chain), "smtpd_tls_security_level": "encrypt"}
     )

@@ -156,8 +156,7 @@ def test_tls_with_a_private_authority(
 ) -> None:
     authority = Authority(tmp_path)
     certificate = tmp_path / "relay.pem"
-    issued = authority.ca.issue_cert("localhost")
-    issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    authority.write_chain(certificate, "localhost")
     postfix = start_postfix(
         {
             "smtpd_tls_chain_files": str(certificate),

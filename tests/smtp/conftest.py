@@ -1,32 +1,19 @@
 """A relay and mailers for it."""
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 
 from postcommit.smtp.mailer import SMTPMailer
 from tests.support.certificates import Authority
 from tests.support.smtpd import ScriptedRelay
+from tests.support.smtpd import well_treated
 
 
 @pytest.fixture
 def start():
-    """Start relays; in the end they must not have seen a breach of the protocol.
-
-    But those with ``provoked=True``, whose own script has led to one.
-    """
-    relays = []
-    with contextlib.ExitStack() as stack:
-
-        def start(*, provoked: bool = False, **options) -> ScriptedRelay:
-            relay = stack.enter_context(ScriptedRelay(**options))
-            if not provoked:
-                relays.append(relay)
-            return relay
-
+    """See `well_treated`."""
+    with well_treated() as start:
         yield start
-    assert [relay.violations for relay in relays] == [[] for _ in relays]
 
 
 @pytest.fixture

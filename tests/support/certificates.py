@@ -16,6 +16,11 @@ class Authority:
         self.cafile = str(folder / "ca.pem")
         self.ca.cert_pem.write_to_path(self.cafile)
 
+    def write_chain(self, path: Path, *names: str) -> None:
+        """Write key and certificates of a server that may call itself `names`."""
+        issued = self.ca.issue_cert(*names)
+        issued.private_key_and_cert_chain_pem.write_to_path(str(path))
+
     def server(self, *names: str, expired: bool = False) -> ssl.SSLContext:
         """Return the context of a server that may call itself `names`."""
         past = datetime.datetime(2001, 1, 1, tzinfo=datetime.timezone.utc)

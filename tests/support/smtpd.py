@@ -39,6 +39,9 @@ import ssl
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
@@ -308,3 +311,22 @@ def _shut(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # it was closed already
+
+
+@contextmanager
+def well_treated() -> Iterator[Callable[..., ScriptedRelay]]:
+    """Start relays; in the end they must not have seen a breach of the protocol.
+
+    But those with ``provoked=True``, whose own script has led to one.
+    """
+    relays: list[ScriptedRelay] = []
+    with ExitStack() as stack:
+
+        def start(*, provoked: bool = False, **options: Any) -> ScriptedRelay:
+            relay = stack.enter_context(ScriptedRelay(**options))
+            if not provoked:
+                relays.append(relay)
+            return relay
+
+        yield start
+    assert [relay.violations for relay in relays] == [[] for _ in relays]
