@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 import errno
-import time
 
 from postcommit.errors import QueueError
 from postcommit.maildir import Maildir
-from postcommit.queue.item import young_claims
+from postcommit.queue.item import refuse_young_claims
 from postcommit.queue.store import Store
 
 
@@ -14,7 +13,7 @@ def check_queue(path: str, *, create: bool) -> None:
     """Raise `QueueError` unless the queue at `path` can be drained.
 
     It has to be there, unless it may be created, and no processor of another
-    library may work on it: that knows nothing of our locks.
+    library may work on it.
     """
     try:
         Maildir(path, create=create)
@@ -23,9 +22,4 @@ def check_queue(path: str, *, create: bool) -> None:
             raise
         reason = "there is no such queue; --create makes it"
         raise QueueError(path, reason) from error
-    for claim in young_claims(Store(path), time.time()):
-        reason = (
-            "a processor of another library works on it: stop that; if none"
-            " runs any more, remove this file"
-        )
-        raise QueueError(claim, reason)
+    refuse_young_claims(Store(path))

@@ -34,7 +34,7 @@ from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import find
 from postcommit.queue.item import items
-from postcommit.queue.item import young_claims
+from postcommit.queue.item import refuse_young_claims
 from postcommit.queue.lock import FileLock
 from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
@@ -73,13 +73,9 @@ class Admin:
         """Make what the body has changed durable, and wake a processor.
 
         Raises `QueueError`, before anything is changed, where another library's
-        processor drains the queue: it does not know our locks.
+        processor drains the queue.
         """
-        claim = next(young_claims(self.store, time.time()), None)
-        if claim is not None:
-            reason = "another library's processor drains this queue: stop it first;"
-            reason += " if it is stopped, remove this file"
-            raise QueueError(claim, reason)
+        refuse_young_claims(self.store)
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from functools import cached_property
 
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
+from postcommit.errors import QueueError
 from postcommit.queue.entry import UNREADABLE
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
@@ -145,6 +147,17 @@ def young_claims(store: Store, now: float) -> Iterator[str]:
     for path, age in foreign_claims(store, now):
         if age < FOREIGN_CLAIM_AGE:
             yield path
+
+
+def refuse_young_claims(store: Store) -> None:
+    """Raise `QueueError` where another library's processor drains the queue.
+
+    It knows nothing of our locks, so nobody else may touch an entry.
+    """
+    for claim in young_claims(store, time.time()):
+        reason = "another library's processor drains this queue: stop it first;"
+        reason += " if it is stopped, remove this file"
+        raise QueueError(claim, reason)
 
 
 def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
