@@ -1,9 +1,8 @@
 """Children in which the kernel refuses a call: ``strace`` injects the error.
 
-`Injector` starts one process that has imported everything. For each scenario it
-forks a child, which waits until strace is attached; so strace counts the calls of
-the scenario from one on, in each thread, and the same call has the same number
-each time.
+`Injector` forks a child for each scenario, which waits until strace is attached;
+so strace counts the calls of the scenario from one on, in each thread, and the same
+call has the same number each time.
 """
 from __future__ import annotations
 
@@ -17,15 +16,20 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from typing import NoReturn
+
+from tests.support.children import Nursery
+from tests.support.children import check
+from tests.support.children import live
 
 
 # What touches a queue; some machines have no such call, hence the question mark.
@@ -71,8 +75,8 @@ class Fate:
 class Child:
     """A child that runs under strace, until `end`."""
 
-    def __init__(self, zygote: Injector, strace: Any, output: Path) -> None:
-        self._zygote = zygote
+    def __init__(self, nursery: Injector, strace: Any, output: Path) -> None:
+        self._nursery = nursery
         self._strace = strace
         self._output = output
         self.ledger: list[list[str]] | None = None
@@ -93,45 +97,17 @@ class Child:
 
     def end(self) -> Fate:
         """Wait until the scenario is over."""
-        self.ledger = self._zygote.answer()
+        self.ledger = self._nursery.answer()
         self._strace.wait(_SECONDS)
-        failed = [words for words in self.ledger if words[0] == "failed"]
-        assert not failed, failed
+        check(self.ledger)
         return Fate(self.ledger, self.calls())
 
 
-class Injector:
-    """A context manager; `run` runs a scenario of ``tests.support.troubled``."""
+class Injector(Nursery):
+    """A nursery; `run` runs a scenario of ``tests.support.troubled``."""
 
     def __init__(self, scratch: Path) -> None:
         self._output = scratch / "injected"
-
-    def __enter__(self) -> Injector:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.injected"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(_SECONDS)
-        self._process.stdout.close()
-
-    def say(self, words: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(words) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the zygote is dead"
-        return json.loads(line)
 
     def run(
         self, scenario: str, *, inject: str = "", paths: Any = (), **arguments: Any
@@ -185,7 +161,7 @@ def _calls(text: str) -> Iterator[Traced]:
                 yield call
 
 
-# In the zygote
+# In the nursery
 
 
 class _Telling(logging.Handler):
@@ -222,7 +198,7 @@ def main() -> None:
 
 def _be_a_child(
     scenario: Callable[..., None], parent: socket.socket, arguments: Any
-) -> None:
+) -> NoReturn:
     def tell(*words: str) -> None:
         parent.sendall(json.dumps(words).encode() + b"\n")
 
@@ -232,12 +208,7 @@ def _be_a_child(
     logging.getLogger("postcommit").addHandler(_Telling(tell))
     parent.recv(1)
     signal.alarm(int(_SECONDS))
-    try:
-        scenario(tell, **arguments)
-    except BaseException:
-        tell("failed", traceback.format_exc())
-    finally:
-        os._exit(0)
+    live(partial(scenario, tell, **arguments), tell)
 
 
 if __name__ == "__main__":

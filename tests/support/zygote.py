@@ -1,7 +1,6 @@
 """Children that are really killed, hundreds of them a minute.
 
-`Zygote` starts one process, which has imported everything and runs no thread.
-For each scenario it forks a child. In the child, each of the calls by which
+`Zygote` forks a child for each scenario. In the child, each of the calls by which
 postcommit touches a queue is counted, and at a given one the child kills itself,
 before the call is made; or the parent kills it at any moment. What it did until
 then it wrote line by line into a pipe, the *ledger*.
@@ -13,12 +12,16 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from typing import NoReturn
+
+from tests.support.children import Nursery
+from tests.support.children import check
+from tests.support.children import live
 
 
 # By these, postcommit touches a queue; data is written when a file is closed.
@@ -45,24 +48,8 @@ class Fate:
     calls: int
 
 
-class Zygote:
-    """A context manager; `run` runs a scenario of ``tests.support.scenarios``."""
-
-    def __enter__(self) -> Zygote:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(10)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+class Zygote(Nursery):
+    """A nursery; `run` runs a scenario of ``tests.support.scenarios``."""
 
     def run(
         self,
@@ -73,20 +60,13 @@ class Zygote:
         **arguments: Any,
     ) -> Fate:
         """Run `scenario`, killed at a call, or after so many seconds, or not."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        order = [scenario, kill_at, kill_after, arguments]
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the zygote is dead"
-        fate = Fate(**json.loads(answer))
-        failed = [line for line in fate.ledger if line[0] == "failed"]
-        assert not failed, failed
+        self.say([scenario, kill_at, kill_after, arguments])
+        fate = Fate(**self.answer())
+        check(fate.ledger)
         return fate
 
 
-# In the zygote
+# In the nursery
 
 
 def main() -> None:
@@ -106,20 +86,18 @@ def main() -> None:
 
 def _be_a_child(
     scenario: Callable[..., None], writer: int, kill_at: int | None, arguments: Any
-) -> None:
+) -> NoReturn:
     write = os.write
 
     def tell(*words: str) -> None:
         write(writer, json.dumps(words).encode() + b"\n")
 
-    count = _count_calls(kill_at)
-    try:
+    def counting() -> None:
+        count = _count_calls(kill_at)
         scenario(tell, **arguments)
         tell("calls", str(count()))
-    except BaseException as error:
-        tell("failed", repr(error))
-    finally:
-        os._exit(0)
+
+    live(counting, tell)
 
 
 def _count_calls(kill_at: int | None) -> Callable[[], int]:
