@@ -407,6 +407,7 @@ def test_status_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -
         "foreign_claims": 0,
         "processor_alive": False,
         "heartbeat_seconds": None,
+        "paused": None,
         "attention": ["1 in doubt; 'postcommit recover' sends or drops them"],
     }
 
@@ -443,6 +444,7 @@ def test_status_for_prometheus(
     assert gauges == {
         "postcommit_queue_due": "1",
         "postcommit_queue_processor_alive": "1",
+        "postcommit_queue_paused": "0",
         "postcommit_queue_due_looked_at": "1",
         "postcommit_queue_foreign_claims": "0",
         "postcommit_queue_attention": "1",

@@ -18,11 +18,12 @@ from tests.functional.test_pages import blocks
 from tests.support.queues import write
 
 from postcommit.cli import main
+from postcommit.queue.notice import Board
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import Bell
 
 
-QUEUE = "/var/spool/shop"
+QUEUE, PAUSED = "/var/spool/shop", "/var/spool/news"
 NOW = 1795459800
 
 GREYLISTED = b"X-Zope-Attempts: 3\nX-Zope-Reply: 450 4.2.0 Greylisted\n"
@@ -51,6 +52,24 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         finally:
             bell.close()
     time.tzset()
+
+
+@pytest.fixture
+def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A queue whose relay refuses the login; its processor lives."""
+    store = Store(str(tmp_path / "paused"))
+    for number in range(12):
+        write(store, f"new/{NOW - 1860}.M{number:06d}P8697Q{number}.web1")
+    bell, board = Bell(store.path), Board(store.path)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: NOW - 1800)
+            board.post("535 5.7.8 Error: authentication failed", 1930.25)
+        os.utime(f"{store.path}/.wakeup", (NOW - 4, NOW - 4))
+        yield store.path
+    finally:
+        board.clear()
+        bell.close()
 
 
 def fill(store: Store) -> None:
@@ -106,7 +125,9 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     return said.out + said.err
 
 
-def test_the_page_operating(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_operating(
+    queue: str, paused: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     played = sessions()
     assert {line.split()[1] for line, _ in played} == {
         "status",
@@ -118,20 +139,22 @@ def test_the_page_operating(queue: str, capsys: pytest.CaptureFixture[str]) -> N
         "check",
     }
     for line, printed in played:
-        said = run(line.replace(QUEUE, queue), capsys).replace(queue, QUEUE)
+        line = line.replace(QUEUE, queue).replace(PAUSED, paused)
+        said = run(line, capsys).replace(queue, QUEUE)
         assert said.rstrip("\n") == printed.rstrip("\n"), line
 
 
 def test_every_metric_and_key_is_on_the_page(
-    queue: str, capsys: pytest.CaptureFixture[str]
+    paused: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = Path(__file__).parents[2].joinpath("docs", "operating.rst").read_text()
-    main(["status", "--prometheus", queue])
+    main(["status", "--prometheus", paused])
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
-    main(["status", "--json", queue])
-    main(["list", "--json", queue])
+    main(["status", "--json", paused])
+    main(["list", "--json", paused])
     for line in capsys.readouterr().out.splitlines()[:2]:
-        names += json.loads(line)
+        told = json.loads(line)
+        names += [*told, *(told.get("paused") or ())]
     assert len(names) > 20
     assert [name for name in names if f"``{name}``" not in page] == []

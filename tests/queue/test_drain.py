@@ -17,6 +17,7 @@ from postcommit.interfaces import Tally
 from postcommit.queue import drain as drain_module
 from postcommit.queue.drain import Drain
 from postcommit.queue.drain import Pace
+from postcommit.queue.notice import posted
 from postcommit.queue.processor import Processor
 from postcommit.queue.scan import Scan
 from postcommit.queue.schedule import Schedule
@@ -288,6 +289,41 @@ def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
         f"{queue.path}: the queue goes on",
     ]
     assert len(set(queue.mailer.sent)) == len(queue.mailer.sent) == 300
+
+
+def test_a_pause_is_posted_and_gone_with_the_drain(queue: Queue) -> None:
+    queue.mailer.failure = RelayError("no connection")
+    queue.send(3)
+    queue.drain().once()  # which tells its caller, and pauses nothing
+    assert posted(str(queue.path)) is None
+    with Running(queue.drain()):
+        until(lambda: posted(str(queue.path)))
+    assert ".paused" not in os.listdir(queue.path)
+
+
+def test_a_pause_that_cannot_be_posted_delays_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = Queue(tmp_path / "queue", ScriptedMailer())
+    queue.mailer.failure = RelayError("no connection")
+    queue.send(3)
+    asked: list[object] = []
+    queue.mailer.before = asked.append
+
+    def drain() -> None:
+        with Running(queue.drain()):
+            until(lambda: asked)
+            before = os.listdir(queue.path)
+            queue.mailer.failure = None
+            until(lambda: queue.left() == 0)
+            assert before == os.listdir(queue.path)
+
+    (queue.path / ".wakeup").mkdir()  # so that only polling is told of
+    queue.path.chmod(0o500)
+    without_privileges(drain)
+    assert len(set(queue.mailer.sent)) == 3
+    told = [r.getMessage().split(": ")[1] for r in caplog.records]
+    assert told == ["commits wake nobody, only polling", "the queue pauses"]
 
 
 def test_after_a_pause_a_single_entry_is_tried_first(queue: Queue) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from postcommit.errors import QueueError
 from postcommit.queue.entry import accepted_at
+from postcommit.queue.notice import Board
 from postcommit.queue.store import Store
 from postcommit.queue.survey import Reason
 from postcommit.queue.survey import _changed
@@ -134,6 +135,18 @@ def test_a_sign_of_life(store: Store) -> None:
     finally:
         bell.close()
     assert survey(store, time.time()).heartbeat is None
+
+
+def test_why_it_pauses(store: Store) -> None:
+    assert survey(store, time.time()).pause is None
+    board = Board(store.path)
+    try:
+        board.post("away", 1)
+        pause = survey(store, time.time()).pause
+        assert pause is not None
+        assert pause.reason == "away"
+    finally:
+        board.clear()
 
 
 def test_what_cannot_be_looked_through_is_an_error(store: Store) -> None:

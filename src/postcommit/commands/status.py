@@ -16,6 +16,7 @@ from postcommit.commands.output import printable
 from postcommit.commands.output import timestamp
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import State
+from postcommit.queue.notice import Notice
 from postcommit.queue.survey import Reason
 from postcommit.queue.survey import Survey
 from postcommit.queue.survey import survey
@@ -42,6 +43,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=900.0,
         help="exit with 1 if an entry is due for longer than this: 90 (seconds),"
         " 15m, 2h, 3d (default: 15m)",
+    )
+    parser.add_argument(
+        "--warn-paused",
+        metavar="AGE",
+        type=args.seconds,
+        default=300.0,
+        help="exit with 1 if something is due and the queue has paused for longer"
+        " than this (default: 5m)",
     )
     parser.add_argument(
         "--warn-failed",
@@ -82,9 +91,16 @@ def _complaints(
     if seen.heartbeat is not None and now - seen.heartbeat > HANGS_AFTER:
         silent = duration(now - seen.heartbeat)
         yield f"the processor hangs, no sign of life for {silent}; restart it"
+    paused = seen.pause
+    if paused and seen.due and now - paused.since > options.warn_paused:
+        told = f"{duration(now - paused.since)}: {printable(paused.reason)}"
+        hint = "'postcommit test-relay' or 'postcommit check' tell more"
+        yield f"the queue has paused for {told}; {hint}"
     if seen.oldest_due is not None and now - seen.oldest_due > options.warn_age:
         late = duration(now - seen.oldest_due)
-        if seen.heartbeat is None:
+        if paused:
+            hint = "the queue pauses"
+        elif seen.heartbeat is None:
             hint = "no processor lives; 'postcommit run' or 'postcommit flush'"
         else:
             hint = "the processor's log tells why; 'postcommit test-relay'"
@@ -109,6 +125,8 @@ def _print(seen: Survey, now: float) -> None:
         late += f"; {seen.looked_at} of the deferred were asked, there may be more"
     print(f"{seen.due:>8}  due now{late}")
     print(f"processor {_life(seen, now)}")
+    if seen.pause is not None:
+        print(_pause(seen.pause, now))
 
 
 def _shown(reason: Reason | None) -> str:
@@ -122,6 +140,15 @@ def _life(seen: Survey, now: float) -> str:
     if seen.heartbeat is None:
         return "not running"
     return f"alive, last sign {duration(max(0.0, now - seen.heartbeat))} ago"
+
+
+def _pause(paused: Notice, now: float) -> str:
+    left = paused.next_attempt - now
+    when = f"in {duration(left)}" if left > 0 else "with the first entry that is due"
+    return (
+        f"paused since {moment(paused.since)}, next attempt {when}, because:\n"
+        f"          {printable(paused.reason)}"
+    )
 
 
 def _print_doubts(admin: Admin) -> None:
@@ -151,6 +178,7 @@ def _as_json(
         "foreign_claims": seen.foreign_claims,
         "processor_alive": seen.heartbeat is not None,
         "heartbeat_seconds": _seconds(seen.heartbeat, now),
+        "paused": _paused(seen.pause, now),
         "attention": complaints,
     }
 
@@ -166,6 +194,18 @@ def _reason(reason: Reason | None) -> dict[str, Any] | None:
         "reply": reason.reply,
         "count": reason.count,
         "looked_at": reason.looked_at,
+    }
+
+
+def _paused(notice: Notice | None, now: float) -> dict[str, Any] | None:
+    if notice is None:
+        return None
+    return {
+        "since": timestamp(notice.since),
+        "seconds": _seconds(notice.since, now),
+        "next_attempt": timestamp(notice.next_attempt),
+        "reason": notice.reason,
+        "process": notice.process,
     }
 
 
@@ -203,6 +243,10 @@ def _gauges(
     yield "processor_alive", "Whether a processor of the queue is running.", alive
     told = "How long ago a living processor gave a sign of life."
     yield "heartbeat_seconds", told, silent
+    paused = int(seen.pause is not None)
+    yield "paused", "Whether relay or disk are in trouble.", paused
+    since = _seconds(seen.pause.since, now) if seen.pause else None
+    yield "paused_seconds", "For how long it has paused.", since
     told = "Young claims of another library's processor."
     yield "foreign_claims", told, seen.foreign_claims
     told = "How many things need somebody's attention."

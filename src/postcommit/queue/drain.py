@@ -109,7 +109,7 @@ class Drain:
 
     def until_stopped(self) -> None:
         """Work until `stop`."""
-        with self._running():
+        with self._pause.posted(), self._running():
             while not self._stopping:
                 self._clean()
                 self._feed()

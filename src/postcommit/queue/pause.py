@@ -15,7 +15,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from postcommit.queue.notice import Board
 from postcommit.queue.schedule import pause_after
 
 
@@ -48,6 +51,23 @@ class Pause:
         self._failures = 0
         self._until = 0.0
         self._told: set[str] = set()
+        self._board: Board | None = None
+
+    @contextmanager
+    def posted(self) -> Iterator[None]:
+        """Tell other processes of it, too, as long as the body runs.
+
+        By a `Notice` in the queue's folder.
+        """
+        board = Board(self._queue_path)
+        board.clean()
+        self._board = board
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._board = None
+                board.clear()
 
     @property
     def state(self) -> State:
@@ -67,7 +87,10 @@ class Pause:
         with self._lock:
             if self.state is not State.PAUSED:
                 self._failures += 1
-                self._until = self._clock() + pause_after(self._failures)
+                seconds = pause_after(self._failures)
+                self._until = self._clock() + seconds
+                if self._board is not None:
+                    self._board.post(reason, seconds)
             if str(reason) not in self._told:
                 if len(self._told) >= _MOST_REASONS:
                     self._told.clear()
@@ -79,5 +102,7 @@ class Pause:
         with self._lock:
             if self._failures:
                 log.info("%s: the queue goes on", self._queue_path)
+                if self._board is not None:
+                    self._board.clear()
             self._failures, self._until = 0, 0.0
             self._told.clear()

@@ -19,6 +19,8 @@ from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import items
 from postcommit.queue.item import young_claims
+from postcommit.queue.notice import Notice
+from postcommit.queue.notice import posted
 from postcommit.queue.store import FAILED
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import heartbeat
@@ -54,7 +56,7 @@ class Survey:
     order: in a large queue not all. `deferred_reason` and `failed_reason` are
     the most common last replies. `foreign_claims` are those of another library's
     processor that are so young that it lives. `heartbeat` is the last sign of
-    life of a living processor.
+    life of a living processor, `pause` why one pauses.
     """
 
     waiting: int
@@ -68,6 +70,7 @@ class Survey:
     failed_reason: Reason | None
     foreign_claims: int
     heartbeat: float | None
+    pause: Notice | None
 
 
 def survey(store: Store, now: float, most_seconds: float = _MOST_SECONDS) -> Survey:
@@ -100,6 +103,7 @@ def survey(store: Store, now: float, most_seconds: float = _MOST_SECONDS) -> Sur
             _reason(dead),
             sum(1 for _ in young_claims(store, now)) if hidden[SENDING] else 0,
             heartbeat(store.path),
+            posted(store.path),
         )
 
 
