@@ -142,10 +142,18 @@ class Postfix:
         if self._implicit_tls:
             wrapped = "smtpd -o smtpd_tls_wrappermode=yes\n"
             master = master.replace("smtpd\n", wrapped, 1)
-        (self.folder / "etc" / "main.cf").write_text(main)
-        (self.folder / "etc" / "master.cf").write_text(master)
         mailboxes = "".join(f"{u}@example.org {u}/\n" for u in self.users)
-        (self.folder / "mailboxes").write_text(mailboxes)
+        self._write("etc/main.cf", main)
+        self._write("etc/master.cf", master)
+        self._write("mailboxes", mailboxes)
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.write_text(text)
+        # Whatever of it reads a file that has just changed waits for a second or
+        # two, and reads it again.
+        minute_ago = time.time() - 60
+        os.utime(path, (minute_ago, minute_ago))
 
     def _run(self, command: str) -> None:
         assert PROGRAM is not None
