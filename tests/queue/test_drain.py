@@ -21,6 +21,7 @@ from postcommit.queue.notice import posted
 from postcommit.queue.processor import Processor
 from postcommit.queue.scan import Scan
 from postcommit.queue.schedule import Schedule
+from postcommit.queue.schedule import pause_after
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import ring
 from tests.support.faults import without_privileges
@@ -76,6 +77,13 @@ def nothing_is_left() -> Iterator[None]:
     before = set(os.listdir("/proc/self/fd")), threading.active_count()
     yield
     assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of the queue are a tenth as long."""
+    module = "postcommit.queue.pause"
+    monkeypatch.setattr(f"{module}.pause_after", lambda count: pause_after(count) / 10)
 
 
 class Running:
@@ -263,6 +271,7 @@ def test_it_gives_signs_of_life_also_while_it_waits_for_workers(
             drain.stop()
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -276,7 +285,7 @@ def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
     asked: list[float] = []
     queue.mailer.before = lambda taken: asked.append(time.monotonic())
     with Running(queue.drain(workers=4)):
-        until(lambda: len(asked) > 1 and asked[-1] - asked[0] > 0.9)
+        until(lambda: len(asked) > 1 and asked[-1] - asked[0] > 0.09)
         assert before == {
             path: (os.stat(path).st_ino, os.stat(path).st_mtime_ns)
             for path in queue.store.maildir
@@ -301,6 +310,7 @@ def test_a_pause_is_posted_and_gone_with_the_drain(queue: Queue) -> None:
     assert ".paused" not in os.listdir(queue.path)
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_a_pause_that_cannot_be_posted_delays_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -341,6 +351,7 @@ def test_after_a_pause_a_single_entry_is_tried_first(queue: Queue) -> None:
         assert len(asked) == first + 1
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_a_mailer_against_its_contract_does_not_end_the_loop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -363,6 +374,7 @@ def test_a_mailer_against_its_contract_does_not_end_the_loop(
     assert "a worker failed" in caplog.text
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_a_folder_that_cannot_be_read_pauses_the_queue(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -388,6 +400,13 @@ def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
         until(lambda: queue.left() == 0)
 
 
+def test_one_that_ends_wakes_the_others(queue: Queue) -> None:
+    with Running(queue.drain()):
+        pipe = os.open(queue.path / ".wakeup", os.O_RDWR | os.O_NONBLOCK)
+    assert os.read(pipe, 1)
+    os.close(pipe)
+
+
 def test_leftovers_are_removed_when_it_begins(queue: Queue) -> None:
     old = queue.path / "tmp" / "old"
     old.touch()
@@ -396,6 +415,7 @@ def test_leftovers_are_removed_when_it_begins(queue: Queue) -> None:
         until(lambda: not old.exists())
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_what_was_sent_but_cannot_be_removed_is_settled_when_it_can(
     queue: Queue,
 ) -> None:

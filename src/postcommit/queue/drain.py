@@ -28,6 +28,7 @@ from postcommit.queue.scan import Scan
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import BEAT_SECONDS
 from postcommit.queue.wakeup import Bell
+from postcommit.queue.wakeup import ring
 
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class Drain:
                 self._feed()
                 self._patiently(self._handoff.distribute)
                 self._bell.wait(self._seconds_to_sleep())
+            # Who rang last may have woken nobody but us, who do no more.
+            ring(self._store.path)
 
     def once(self) -> Tally:
         """Try once all that is due; end early if the relay is in trouble."""
