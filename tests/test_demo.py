@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zope.event
@@ -123,15 +125,15 @@ def test_the_story_ends_well():
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
-    ("make_relay", "told"),
+    ("make_relay", "seconds", "told"),
     [
-        (Lenient, "Bob's is a dead letter: expected [('bob@example.org', '550"),
-        (Confused, "the mail has arrived: expected [('Your teapot', 'ann@example.org"),
-        (Gone, "the queue goes on by itself: expected [('Your cup', 'ann@example"),
+        (Lenient, 1, "Bob's is a dead letter: expected [('bob@example.org', '550"),
+        (Confused, 1, "the mail has arrived: expected [('Your teapot', 'ann@example."),
+        (Gone, 3, "the queue goes on by itself: expected [('Your cup', 'ann@exampl"),
     ],
 )
-def test_a_story_that_goes_wrong_says_where(make_relay, told):
-    ended, text = play(make_relay, seconds=3)
+def test_a_story_that_goes_wrong_says_where(make_relay, seconds, told):
+    ended, text = play(make_relay, seconds)
     assert not ended
     assert "expectations failed" in text
     joined = " ".join(text.split())
@@ -179,16 +181,48 @@ def test_another_module_that_is_missing_is_not_taken_for_it(monkeypatch, capsys)
     assert "postcommit.demo.story" in capsys.readouterr().err
 
 
-def test_in_a_process(tmp_path):
+def into_a_pipe(folder):
     began = time.monotonic()
     done = subprocess.run(
-        DEMO, capture_output=True, text=True, check=False, env=environment(tmp_path)
+        DEMO, capture_output=True, text=True, check=False, env=environment(folder)
     )
     assert time.monotonic() - began < LIMIT
+    return done
+
+
+def on_a_terminal(folder, **more):
+    """Return the exit status, and what the terminal shows."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(DEMO, stdout=theirs, env=environment(folder, **more)) as p:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:
+            pass  # how a terminal ends
+        status = p.wait(LIMIT)
+    os.close(ours)
+    return status, shown
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """The results of three plays, which wait side by side."""
+    folders = [tmp_path_factory.mktemp("demo") for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        pipe = pool.submit(into_a_pipe, folders[0])
+        plain = pool.submit(on_a_terminal, folders[1])
+        uncoloured = pool.submit(on_a_terminal, folders[2], NO_COLOR="1")
+    return folders, pipe.result(), plain.result(), uncoloured.result()
+
+
+def test_in_a_process(played):
+    folders, done, *_ = played
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert os.listdir(tmp_path) == []
+    assert [os.listdir(folder) for folder in folders] == [[], [], []]
 
 
 @pytest.mark.parametrize("chapter", ["1.", "3.", "4."])
@@ -225,30 +259,22 @@ def test_a_reader_that_goes_away(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("more", "coloured"),
-    [({}, True), ({"NO_COLOR": "1"}, False)],
-)
-def test_colours_are_for_terminals_whose_user_wants_them(more, coloured, tmp_path):
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(DEMO, stdout=theirs, env=environment(tmp_path, **more)) as p:
-        os.close(theirs)
-        shown = b""
-        try:
-            while piece := os.read(ours, 65536):
-                shown += piece
-        except OSError:
-            pass  # how a terminal ends
-        assert p.wait(LIMIT) == 0
-    os.close(ours)
-    assert (b"\x1b[" in shown) is coloured
+def test_colours_are_for_terminals_whose_user_wants_them(played):
+    *_, plain, uncoloured = played
+    assert (plain[0], uncoloured[0]) == (0, 0)
+    assert b"\x1b[" in plain[1]
+    assert b"All 16 expectations were met" in uncoloured[1]
+    assert b"\x1b[" not in uncoloured[1]
 
 
 def test_one_that_waits_in_vain_ends_in_time():
-    began = time.monotonic()
-    ended, _ = play(Confused)
-    assert not ended
-    assert time.monotonic() - began < LIMIT
+    default = inspect.signature(story.tell).parameters["seconds"].default
+    assert default < LIMIT
+    # The time is for all together that is waited for.
+    timeline = Timeline(io.StringIO(), seconds=0.5)
+    for _ in range(100):
+        timeline.wait_until(lambda: False)
+    assert 0.5 <= timeline.elapsed < LIMIT
 
 
 # The parts
