@@ -6,13 +6,19 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import ExitStack
+from contextlib import contextmanager
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 
 PROGRAM = shutil.which("postfix", path="/usr/sbin:/usr/local/sbin")
@@ -123,6 +129,10 @@ class Postfix:
         # The daemons end when they see that their master is gone.
         self._wait_until(lambda: not self.processes(), "it does not stop")
 
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        self._run("reload")
+
     def _configure(self) -> None:
         owner = pwd.getpwnam("postfix")
         for name in ("etc", "spool", "data", "mail"):
@@ -211,3 +221,23 @@ class Postfix:
             lambda: len(self.mailbox(user)) >= count, f"no {count} messages for {user}"
         )
         return [message_from_bytes(data) for data in self.mailbox(user)]
+
+    def empty_mailboxes(self) -> None:
+        """Forget what was delivered."""
+        for user in self.users:
+            shutil.rmtree(self.folder / "mail" / user, ignore_errors=True)
+
+
+@contextmanager
+def starting() -> Iterator[Callable[..., Postfix]]:
+    """Yield a function that starts a Postfix, which is stopped in the end."""
+    with ExitStack() as stack:
+
+        def start(settings: dict[str, str] | None = None, **options: Any) -> Postfix:
+            # Not in tmp_path, which other users, like its own, may not enter.
+            folder = Path(tempfile.mkdtemp(prefix="postcommit-postfix-"))
+            stack.callback(shutil.rmtree, folder)
+            folder.chmod(0o755)
+            return stack.enter_context(Postfix(folder, settings, **options))
+
+        yield start
