@@ -117,12 +117,10 @@ def _event(
     return kind(message_id, str(reply), recipients=recipients, reply=said)
 
 
-_LEVELS = {
-    Status.SENT: logging.INFO,
-    Status.DEFERRED: logging.WARNING,
-    Status.UNCERTAIN: logging.WARNING,
-    Status.REJECTED: logging.ERROR,
-}
+def _level(status: Status) -> int:
+    if status is Status.SENT:
+        return logging.INFO
+    return logging.ERROR if status is Status.REJECTED else logging.WARNING
 
 
 def log_report(report: IDeliveryReport) -> None:
@@ -132,8 +130,11 @@ def log_report(report: IDeliveryReport) -> None:
     and `reply`, which is no `IReply` where the relay failed without a word.
     """
     for outcome in report.outcomes:
+        level = _level(outcome.status)
+        if not log.isEnabledFor(level):
+            continue  # putting it together takes longer than the question
         log.log(
-            _LEVELS[outcome.status],
+            level,
             "<%s> to %s: %s: %s",
             report.message_id,
             outcome.recipient,

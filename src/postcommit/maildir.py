@@ -76,8 +76,12 @@ class explained:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, QueueError):
-            reason = f"cannot {self._doing}: {error.strerror or error}"
-            raise QueueError(self._path, reason, error) from error
+            raise unable(self._path, self._doing, error) from error
+
+
+def unable(path: str, doing: str, error: OSError) -> QueueError:
+    """Return `error` as a `QueueError` that names `path`."""
+    return QueueError(path, f"cannot {doing}: {error.strerror or error}", error)
 
 
 def sync(path: str) -> None:

@@ -122,11 +122,10 @@ def accounting_for(
     Of whom a mailer, against its contract, says nothing, or nothing that is a
     status, nobody knows.
     """
-    clear = [o for o in report.outcomes if isinstance(o.status, Status)]
-    told = [outcome.recipient for outcome in clear]
+    told = [o.recipient for o in report.outcomes if isinstance(o.status, Status)]
     if report.relay_failure is not None or told == list(recipients):
         return report
-    known = dict(zip(told, clear, strict=True))
+    known = {o.recipient: o for o in report.outcomes if isinstance(o.status, Status)}
     silence = Reply(0, "4.3.0", "The mailer did not report on this recipient")
     outcomes = tuple(
         known.get(recipient) or Outcome(recipient, Status.UNCERTAIN, silence)

@@ -16,6 +16,7 @@ from postcommit.event import MailRejectedEvent
 from postcommit.event import MailSentEvent
 from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import Tally
+from postcommit.queue import processor
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.processor import Processor
@@ -46,8 +47,10 @@ class Queue:
         schedule = Schedule(60, 4000, 5 * DAY)
         self.processor = Processor(self.store, mailer, schedule, lambda: self.now)
 
-    def send(self, *recipients: str, message_id: str = "1@x.org") -> str:
-        message = f"Message-Id: <{message_id}>\n\nText.\n".encode()
+    def send(
+        self, *recipients: str, message_id: str = "1@x.org", body: str = "Text."
+    ) -> str:
+        message = f"Message-Id: <{message_id}>\n\n{body}\n".encode()
         item = self.store.stage("shop@x.org", recipients, [message])
         item.commit()
         return item.path
@@ -234,6 +237,57 @@ def test_a_batch_is_settled_in_order_and_each_as_soon_as_it_is_reported(
         left.append(len(queue.entries("new")))
     assert left == [4, 3, 2, 1, 0]
     assert [m for m, _ in queue.mailer.sent] == [f"{n}@x.org" for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("quick_seconds", "body", "claimed"),
+    [
+        # Each time twice as many, to eight: as long as it goes quickly.
+        (1e6, "Text.", [1, 2, 1, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 3, 2, 1]),
+        (0.0, "Text.", 18 * [1]),
+        # What is large is not kept in memory for later.
+        (1e6, 40_000 * "No", 18 * [1]),
+    ],
+    ids=["quick", "slow", "large"],
+)
+def test_as_long_as_the_relay_is_quick_some_entries_are_claimed_ahead(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quick_seconds: float,
+    body: str,
+    claimed: list[int],
+) -> None:
+    monkeypatch.setattr(processor, "_QUICK", quick_seconds)
+    queue = Queue(tmp_path / "queue", ScriptedMailer())
+    paths = [queue.send(ANN, message_id=f"{n}@x.org", body=body) for n in range(18)]
+    found: list[int] = []
+    queue.mailer.before = lambda taken: found.append(
+        sum(os.path.exists(path) and is_claimed(queue, path) for path in paths)
+    )
+    assert queue.work() == 18 * [Result(Tally(1, 0, 0))]
+    assert found == claimed
+
+
+def is_claimed(queue: Queue, path: str) -> bool:
+    claim = queue.store.claim(path)
+    if claim is not None:
+        claim.release()
+    return claim is None
+
+
+def test_what_was_claimed_ahead_is_let_go_of_when_the_relay_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "_QUICK", 1e6)
+    queue = Queue(tmp_path / "queue", ScriptedMailer())
+    paths = [queue.send(ANN, message_id=f"{n}@x.org") for n in range(9)]
+    for number, result in enumerate(queue.processor.work(iter(paths)), 1):
+        if number == 4:
+            queue.mailer.failure = RelayError("no connection")
+        if result.trouble:
+            break
+    assert number == 5
+    assert not any(is_claimed(queue, path) for path in paths[number - 1 :])
 
 
 # Trouble

@@ -214,11 +214,13 @@ class Drain:
     def _work(self) -> None:
         while self._handoff.begin():
             taken: list[str] = []
+            tallies: list[Tally] = []
             try:
                 paths = self._paths(taken)
                 first = iter(list(itertools.islice(paths, 1)))
                 for result in self._processor.work(itertools.chain(first, paths)):
                     self._note(result)
+                    tallies.append(result.tally)
                 if next(first, None) is not None:
                     raise RuntimeError("the mailer took none of its messages")
             except BaseException as error:
@@ -228,6 +230,7 @@ class Drain:
                 self._note(Result(trouble=error))
                 taken.extend(self._handoff.take())
             finally:
+                self._count(tallies)
                 self._handoff.done(len(taken))
 
     def _paths(self, taken: list[str]) -> Iterator[str]:
@@ -248,16 +251,11 @@ class Drain:
             return
         else:
             self._pause.succeeded()
-            self._count(result.tally)
         if result.due is not None:
             self._scan.note_due(result.due)
         if result.trouble is not None or result.due is not None:
             self._bell.ring()  # the feeder has to reckon anew when to wake
 
-    def _count(self, tally: Tally) -> None:
-        sent, deferred, rejected = tally
+    def _count(self, tallies: list[Tally]) -> None:
         with self._tally_lock:
-            was = self._tally
-            self._tally = Tally(
-                was.sent + sent, was.deferred + deferred, was.rejected + rejected
-            )
+            self._tally = Tally(*map(sum, zip(self._tally, *tallies, strict=True)))

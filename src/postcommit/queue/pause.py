@@ -99,6 +99,8 @@ class Pause:
 
     def succeeded(self) -> None:
         """End the pause: it works again."""
+        if not self._failures:
+            return  # each message comes by here: without the lock
         with self._lock:
             if self._failures:
                 log.info("%s: the queue goes on", self._queue_path)

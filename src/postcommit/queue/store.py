@@ -28,6 +28,7 @@ from postcommit.maildir import create_file
 from postcommit.maildir import explained
 from postcommit.maildir import remove
 from postcommit.maildir import sync
+from postcommit.maildir import unable
 from postcommit.maildir import unique_name
 from postcommit.queue import staging
 from postcommit.queue.entry import UNREADABLE
@@ -96,8 +97,10 @@ class Store:
 
     def finish(self, claim: Claim) -> None:
         """Remove the entry: nothing is left to do for it."""
-        with explained(claim.path, "remove the entry"):
+        try:
             remove(claim.path)
+        except OSError as error:
+            raise unable(claim.path, "remove the entry", error) from error
 
     def defer(self, claim: Claim, entry: Entry, due: float) -> None:
         """Replace the entry by `entry`, and make it due then.

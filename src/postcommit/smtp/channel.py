@@ -5,6 +5,7 @@ import ipaddress
 import select
 import socket
 import ssl
+import struct
 import time
 from typing import Any
 from typing import TypeAlias
@@ -43,6 +44,7 @@ def _connected(info: _AddressInfo, timeout: float) -> socket.socket:
         connection.settimeout(timeout)
         connection.connect(address)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(None)
     except OSError:
         connection.close()
         raise
@@ -60,6 +62,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._timeout: float | None = None
         self.data = b""
         self.position = 0
         self.sent = 0
@@ -70,7 +73,9 @@ class Channel:
         if len(data) <= _BLOCK:
             # It hardly ever waits here. The time-out of the last reply is as good
             # a bound, and setting one is a system call for each message.
-            self.sent = self._socket.send(data)
+            self.sent = self._send(data)
+            if self.sent == len(data):
+                return
         view = memoryview(data)
         while self.sent < len(data):
             self._write_block(view[self.sent : self.sent + _BLOCK], timeout)
@@ -79,14 +84,23 @@ class Channel:
         deadline = time.monotonic() + timeout
         while block:
             self._bound(_remaining(deadline))
-            taken = self._socket.send(block)
+            taken = self._send(block)
             self.sent += taken
             block = block[taken:]
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
 
     def fill(self, timeout: float) -> None:
         """Wait until there is more in `data`."""
         self._bound(timeout)
-        received = self._socket.recv(_READ_SIZE)
+        try:
+            received = self._socket.recv(_READ_SIZE)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
         if not received:
             raise ConnectionResetError("the relay closed the connection")
         self.data = self.data[self.position :] + received
@@ -100,8 +114,18 @@ class Channel:
         self.fill(_remaining(deadline))
 
     def _bound(self, timeout: float) -> None:
-        if self._socket.gettimeout() != timeout:  # setting it is a system call
+        """Let no call of the socket take longer than `timeout`."""
+        if timeout == self._timeout:
+            return  # setting it is a system call
+        self._timeout = timeout
+        if self.is_encrypted:
             self._socket.settimeout(timeout)
+            return
+        # By settimeout(), each call would be two system calls: Python has the
+        # socket polled first.
+        interval = _interval(timeout)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, interval)
 
     @property
     def unread(self) -> bool:
@@ -124,6 +148,7 @@ class Channel:
     ) -> None:
         """Speak TLS from here on, with a relay that is called `hostname`."""
         self.discard()
+        self._timeout = timeout
         self._socket.settimeout(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
 
@@ -168,3 +193,9 @@ def _remaining(deadline: float) -> float:
     if remaining <= 0:
         raise TimeoutError("timed out")
     return remaining
+
+
+def _interval(seconds: float) -> bytes:
+    """Return `seconds` as a ``struct timeval``; nothing is too short for one."""
+    microseconds = max(1, round(seconds * 1e6))
+    return struct.pack("@ll", *divmod(microseconds, 1_000_000))

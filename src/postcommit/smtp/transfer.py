@@ -41,6 +41,9 @@ class Command(NamedTuple):
     recipient: int = 0  # its index
 
 
+_DATA = Command(Stage.DATA, "DATA\r\n", 354)
+
+
 class Transfer:
     """One message: what is to be said, and what came of it.
 
@@ -111,7 +114,7 @@ class Transfer:
                 Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n", 250, index)
                 for index, address in recipients.items()
             ],
-            Command(Stage.DATA, "DATA\r\n", 354),
+            _DATA,
         ]
         self._data = stuffed(message)
 
@@ -157,7 +160,7 @@ class Transfer:
 
     def next_group(self, size: int) -> bytes:
         """Return the next commands, at most `size`; none where they are no use."""
-        if self.is_done:
+        if self.is_done or self._written == len(self._commands):
             return b""
         group = self._commands[self._written : self._written + size]
         self._written += len(group)
@@ -272,8 +275,10 @@ class Transfer:
 
     def _settle(self, status: Status, reply: Reply) -> None:
         """Account for all recipients that are not."""
-        for index in range(len(self.recipients)):
-            self._account(index, status, reply)
+        for index, recipient in enumerate(self.recipients):
+            if index not in self._outcomes:
+                self._outcomes[index] = Outcome(recipient, status, reply)
+        self.is_done = True
 
     @property
     def relay_failure(self) -> RelayError | None:
