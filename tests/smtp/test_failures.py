@@ -12,6 +12,7 @@ from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import C
 from tests.smtp.messages import message
+from tests.smtp.messages import side_by_side
 from tests.smtp.messages import told
 
 
@@ -89,28 +90,30 @@ def test_hanging_up(start, connect, without, stage, expected, reset):
     assert told(mailer.send(SENDER, [B, C], message(2))) == SENT
 
 
-@pytest.mark.parametrize(
-    ("stage", "expected"),
-    [
-        ("CONNECT", RELAY),
-        ("EHLO", RELAY),
-        ("MAIL", RELAY),
-        ("RCPT", RELAY),
-        ("DATA", RELAY),
-        ("END", UNCERTAIN),
-        ("QUIT", SENT),
-    ],
-)
-def test_falling_silent(start, connect, without, stage, expected):
-    relay = start(without=without)
-    hold = relay.hold(stage)
-    mailer = connect(relay, messages_per_connection=1, timeout=0.5)
-    assert told(mailer.send(SENDER, [B, C], MESSAGE)) == expected
-    assert hold.reached.is_set()
-    hold.release()
-    if stage == "END":  # it took the message after all
-        relay.wait_until(lambda: not relay.open)
-        assert len(relay.completed) == 1
+def test_falling_silent(start, connect, without):
+    expected = {
+        "CONNECT": RELAY,
+        "EHLO": RELAY,
+        "MAIL": RELAY,
+        "RCPT": RELAY,
+        "DATA": RELAY,
+        "END": UNCERTAIN,
+        "QUIT": SENT,
+    }
+
+    def fall_silent(stage):
+        relay = start(without=without)
+        hold = relay.hold(stage)
+        mailer = connect(relay, messages_per_connection=1, timeout=1)
+        outcome = told(mailer.send(SENDER, [B, C], MESSAGE))
+        assert hold.reached.is_set()
+        hold.release()
+        if stage == "END":  # it took the message after all
+            relay.wait_until(lambda: not relay.open)
+            assert len(relay.completed) == 1
+        return stage, outcome
+
+    assert dict(side_by_side(fall_silent, [(stage,) for stage in expected])) == expected
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
