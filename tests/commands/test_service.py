@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ from typing import Any
 import pytest
 
 from postcommit import cli
-from postcommit.cli import main
 from postcommit.commands import run
-from postcommit.commands.completion import SHELLS
 from postcommit.commands.configuration import Configuration
 from postcommit.commands.run import SILENT_AFTER
 from postcommit.commands.signals import Signals
@@ -181,75 +178,3 @@ def test_the_file_of_the_page_is_understood(tmp_path: Path) -> None:
     assert (mailer.port, mailer.password) == (587, "s3cret")
     assert found.processor(mailer).queuePath == "/var/spool/postcommit/shop"
     assert found.log_format == "json"
-
-
-# The shells
-
-
-def completion(shell: str, capsys: Any) -> str:
-    assert main(["completion", shell]) == 0
-    return str(capsys.readouterr().out)
-
-
-def completed(script: Path, *words: str) -> list[str]:
-    """Return what bash offers for the last of `words`."""
-    code = (
-        f"source {shlex.quote(str(script))}\n"
-        f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}\n"
-        '_postcommit; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(
-        ["bash", "--norc", "-c", code],
-        cwd=script.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return done.stdout.split()
-
-
-def test_bash_completes(tmp_path: Path, capsys: Any) -> None:
-    script = tmp_path / "completion"
-    script.write_text(completion("bash", capsys))
-    (tmp_path / "queue").mkdir()
-    (tmp_path / "shop.ini").write_text("")
-    every = [command.name for command in cli.COMMANDS]
-    assert completed(script, "postcommit", "") == every
-    assert completed(script, "postcommit", "fl") == ["flush"]
-    assert "--port" in completed(script, "postcommit", "run", "--po")
-    assert "--json" not in completed(script, "postcommit", "run", "--")
-    assert completed(script, "postcommit", "run", "") == ["queue"]
-    assert completed(script, "postcommit", "run", "--tls", "im") == ["implicit"]
-    assert completed(script, "postcommit", "run", "--config", "sh") == ["shop.ini"]
-    assert completed(script, "postcommit", "run", "--port", "") == []
-    assert completed(script, "postcommit", "completion", "z") == ["zsh"]
-    assert "--password" not in completed(script, "postcommit", "run", "--pass")
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_each_shell_is_told_of_each_command_and_option(shell: str, capsys: Any) -> None:
-    script = completion(shell, capsys)
-    for command in cli.COMMANDS:
-        assert command.name in script
-    for option in ("messages-per-connection", "password-file", "warn-age"):
-        assert option in script
-    assert "implicit" in script
-
-
-def test_zsh_reads_it_as_bash_does(capsys: Any) -> None:
-    script = completion("zsh", capsys)
-    assert script.splitlines()[0].endswith("bashcompinit")
-    assert script.partition("\n")[2] == completion("bash", capsys)
-
-
-def test_fish_is_told_what_options_take(capsys: Any) -> None:
-    lines = completion("fish", capsys).splitlines()
-    [tls] = [x for x in lines if "_from run'" in x and " -l tls " in x]
-    assert "-x -a 'auto starttls implicit none'" in tls
-    [config] = [x for x in lines if "_from run'" in x and " -l config " in x]
-    assert " -r -F " in config
-    [help_] = [x for x in lines if "_from run'" in x and " -l help " in x]
-    assert "-s h" in help_
-    for line in lines:
-        assert shlex.split(line)[:3] == ["complete", "-c", "postcommit"]

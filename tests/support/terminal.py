@@ -4,9 +4,15 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import struct
 import subprocess
 import termios
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
 
 from tests.support.service import COMMAND
 from tests.support.service import PATIENCE
@@ -44,3 +50,53 @@ def _read_all(terminal: int) -> str:
             parts.append(os.read(terminal, 65536))
         except OSError:  # EIO: nobody has the other side any more
             return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+class Session:
+    """A program on a terminal; what is typed waits until it has asked for it.
+
+    It begins in `folder`, and has no other environment than that.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> None:
+        self._ours, theirs = pty.openpty()
+        self._process = subprocess.Popen(
+            argv,
+            cwd=folder,
+            env=dict(environment),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._screen = ""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        os.close(self._ours)
+
+    def wait_for(self, text: str) -> str:
+        """Wait until it shows `text`, and return what it has shown before."""
+        until = time.monotonic() + PATIENCE
+        while text not in self._screen:
+            left = until - time.monotonic()
+            ready, _, _ = select.select([self._ours], [], [], max(0.0, left))
+            assert ready, f"no {text!r} on the screen: {self._screen!r}"
+            self._screen += os.read(self._ours, 65536).decode(errors="replace")
+        before, _, self._screen = self._screen.partition(text)
+        return before
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())

@@ -130,7 +130,10 @@ def _bash_value(option: _Option) -> str:
 
 
 def _fish(commands: list[_Command]) -> Iterator[str]:
-    first = "complete -c postcommit -f"
+    first = "complete -c postcommit"
+    # Files for none but the options that take one: there, -F and this -f together
+    # would be an error.
+    yield f"{first} -f"
     names = " ".join(command.name for command in commands)
     begins = f"'not __fish_seen_subcommand_from {names}'"
     for command in commands:
