@@ -1,11 +1,14 @@
 """What a supervisor and a shell are told; the unit that is shipped."""
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -21,6 +24,8 @@ from postcommit.commands.run import SILENT_AFTER
 from postcommit.commands.signals import Signals
 from postcommit.commands.supervisor import Supervisor
 from postcommit.queue.store import Store
+from postcommit.queue.wakeup import ring
+from tests.support.queues import wait
 from tests.support.service import ROOT
 from tests.support.service import Running
 from tests.support.service import to
@@ -121,10 +126,12 @@ def test_the_watchdog_hears_nothing_of_a_processor_that_hangs(
 # The unit
 
 
+UNIT = ROOT / "docs" / "postcommit@.service"
+
+
 def unit() -> dict[str, list[str]]:
-    text = (ROOT / "docs" / "postcommit@.service").read_text()
     found: dict[str, list[str]] = {}
-    for line in text.splitlines():
+    for line in UNIT.read_text().splitlines():
         key, separator, value = line.partition("=")
         if separator and not line.startswith("#"):
             found.setdefault(key, []).append(value)
@@ -147,6 +154,26 @@ def test_the_unit_fits_what_the_service_does() -> None:
     assert float(found["TimeoutStopSec"][0]) > 600
     assert found["RestartPreventExitStatus"] == ["2"]
     assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """Its own check knows each setting, and says how far the service is closed."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("Debian's package systemd is not installed")
+    text = UNIT.read_text()
+    # The command is not where it will be.
+    assert "ExecStart=/opt/postcommit/bin/postcommit " in text
+    file = tmp_path / "postcommit@shop.service"
+    file.write_text(text.replace("/opt/postcommit/bin/postcommit", "/bin/true"))
+    for check in (["verify"], ["security", "--offline=yes", "--threshold=15"]):
+        done = subprocess.run(
+            [program, *check, str(file)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 # The page
@@ -178,3 +205,21 @@ def test_the_file_of_the_page_is_understood(tmp_path: Path) -> None:
     assert (mailer.port, mailer.password) == (587, "s3cret")
     assert found.processor(mailer).queuePath == "/var/spool/postcommit/shop"
     assert found.log_format == "json"
+
+
+def test_the_container_of_the_page_begins_with_an_empty_volume(
+    relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    """The folder of the volume is there, and belongs to the user; the queue is not."""
+    [line] = [x for x in PAGE.splitlines() if x.strip().startswith("ENTRYPOINT ")]
+    program, *argv = json.loads(line.split(maxsplit=1)[1])
+    assert program == "postcommit"
+    assert "/queues\n" in PAGE
+    argv = [word.replace("/queues/", f"{tmp_path}/") for word in argv]
+    with Running(*argv, *to(relay)) as service:
+        service.wait_for('"message": "drains ')
+        wait(Store(f"{tmp_path}/shop"))
+        ring(f"{tmp_path}/shop")
+        relay.wait_until(lambda: relay.messages, 60)
+        service.signal(signal.SIGTERM)
+        assert service.ended() == 0
