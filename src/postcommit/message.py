@@ -59,6 +59,12 @@ _DATE = re.compile(rb"^Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _BCC = re.compile(rb"^(?:Resent-)?Bcc" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _END_OF_HEADER = re.compile(rb"\n\r?\n")
 
+# The first one, as most messages have it.
+_ORDINARY_ID = re.compile(
+    rb"(?:(?!Message-Id)[^\r\n].*\n)*"
+    rb"Message-Id:[ \t]*<([!-;=?-~]+)>[ \t]*\r?\n(?![ \t])",
+    re.IGNORECASE,
+)
 _GOOD_ID = re.compile(r"<([^<>\s]+)>")
 
 
@@ -180,6 +186,9 @@ def message_id_of(data: bytes) -> str:
     """Return the id of a message, without brackets; ``''`` if it has none."""
     if data.startswith((b"\n", b"\r\n")):
         return ""  # there is no header
+    ordinary = _ORDINARY_ID.match(data)
+    if ordinary:
+        return ordinary[1].decode()
     end = _END_OF_HEADER.search(data)
     found = _MESSAGE_ID.search(data, 0, end.end() if end else len(data))
     return _id_in(found[1]) if found else ""

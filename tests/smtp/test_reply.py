@@ -11,6 +11,7 @@ from postcommit.smtp.reply import MAX_REPLY
 from postcommit.smtp.reply import extensions_of
 from postcommit.smtp.reply import parse
 from postcommit.smtp.reply import take
+from postcommit.smtp.reply import take_all
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,32 @@ def test_anything(data):
     except RelayError:
         return
     assert taken is None or 200 <= taken[0].code <= 599
+
+
+LINES = (
+    b"250 Ok\r\n",
+    b"354 Go\n",
+    b"250 Ok",
+    b"250-Ok\r\n",
+    b"25 Ok\r\n",
+    b"550 a\rb\r\n",
+    b"421 " + 600 * b"x" + b"\r\n",
+)
+
+
+@given(strategies.lists(strategies.sampled_from(LINES), max_size=5))
+def test_all_at_once_are_what_they_are_one_by_one(lines):
+    data = b"xx" + b"".join(lines)
+    replies = take_all(data, 2)
+    if set(lines) <= set(LINES[:2]):
+        assert len(replies) == len(lines)
+    start = 2
+    for reply in replies:
+        taken = take(data, start)
+        assert taken is not None
+        assert taken[0] == reply
+        start = taken[1]
+    assert not replies or start == len(data)
 
 
 def test_extensions():

@@ -128,8 +128,8 @@ class Batch:
     def _read_envelope(self, session: Session, offered: Transfer) -> None:
         size = _GROUP if session.pipelining else 1
         while True:
-            for command in offered.unanswered():
-                offered.take(session.read(command.stage))
+            for reply in session.read_each(offered.unanswered()):
+                offered.take(reply)
             group = offered.next_group(size)
             if not group:
                 return

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from postcommit.errors import RelayError
@@ -29,6 +30,15 @@ def take(data: bytes, start: int) -> tuple[Reply, int] | None:
     if end and end - start <= _SHORT and data[start + 3 : start + 4] != b"-":
         return _parse_short(data[start:end]), end
     return _take_long(data, start)
+
+
+def take_all(data: bytes, start: int) -> Sequence[Reply]:
+    """Return the replies from `start` on, where each is one short line.
+
+    Nothing for whatever else has come; then `take` sees to one after the other.
+    """
+    rest = data[start:]
+    return _parse_lines(rest) if len(rest) <= 4 * _SHORT else ()
 
 
 def _take_long(data: bytes, start: int) -> tuple[Reply, int] | None:
@@ -64,8 +74,19 @@ def parse(data: bytes) -> Reply:
     return _reply(int(codes.pop()), texts)
 
 
-# Most replies are the same all over again.
+# Most replies are the same all over again, and so are those to most envelopes.
 _parse_short = lru_cache(256)(parse)
+
+
+@lru_cache(64)
+def _parse_lines(data: bytes) -> Sequence[Reply]:
+    lines = data.splitlines(keepends=True)
+    if any(line[3:4] == b"-" for line in lines):
+        return ()
+    try:
+        return tuple(map(parse, lines))
+    except RelayError:
+        return ()
 
 
 def _reply(code: int, texts: list[str]) -> Reply:

@@ -5,6 +5,8 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from collections.abc import Sequence
 
 from postcommit.errors import RelayError
 from postcommit.interfaces import TLSMode
@@ -17,6 +19,7 @@ from postcommit.smtp.policy import Credentials
 from postcommit.smtp.policy import Relay
 from postcommit.smtp.reply import extensions_of
 from postcommit.smtp.reply import take
+from postcommit.smtp.reply import take_all
 
 
 _DOTTED_NAME = re.compile(
@@ -84,6 +87,15 @@ class Session:
             return self._wait(self._timeouts[stage])
         reply, channel.position = taken
         return reply
+
+    def read_each(self, stages: Sequence[Stage]) -> Iterator[Reply]:
+        """Return the next replies, to commands of these `stages`, as `read`."""
+        channel = self._channel
+        replies = take_all(channel.data, channel.position)
+        if len(replies) == len(stages):
+            channel.discard()
+            return iter(replies)
+        return map(self.read, stages)
 
     def read_hastily(self) -> Reply:
         """As `read`, where the connection is broken: what came is there already."""

@@ -177,9 +177,10 @@ class Transfer:
 
     # What was replied
 
-    def unanswered(self) -> Sequence[Command]:
-        """Return the commands that were handed out, and to which no reply came yet."""
-        return self._commands[self._answered : self._written]
+    def unanswered(self) -> Sequence[Stage]:
+        """Return the stages of the commands that are handed out, but not answered."""
+        waiting = self._commands[self._answered : self._written]
+        return [command.stage for command in waiting]
 
     def take(self, reply: Reply) -> None:
         """Take the reply to the oldest command that has none yet.
