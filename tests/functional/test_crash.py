@@ -10,9 +10,10 @@ import logging
 import os
 import random
 import re
-import time
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,6 @@ from tests.support.smtpd import ScriptedRelay
 from tests.support.zygote import Fate
 from tests.support.zygote import Zygote
 
-from postcommit import QueueProcessor
-from postcommit import SMTPMailer
 from postcommit.queue.entry import Claim
 from postcommit.queue.staging import is_prepared
 from postcommit.queue.store import Store
@@ -42,11 +41,24 @@ def zygote() -> Iterator[Zygote]:
         yield zygote
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def relay() -> Iterator[ScriptedRelay]:
     with ScriptedRelay() as relay:
-        relay.reply("RCPT", "550 5.1.1 No such user", address=NEVER)
         yield relay
+
+
+def in_two_threads(
+    work: Callable[[Zygote, range], tuple[int, int]], count: int
+) -> tuple[int, int]:
+    """Have `work` done with the even numbers below `count` and with the odd ones.
+
+    Each with a zygote of its own; return the sums of what they return.
+    """
+    with ThreadPoolExecutor(2) as pool, Zygote() as one, Zygote() as other:
+        even = pool.submit(work, one, range(0, count, 2))
+        odd = pool.submit(work, other, range(1, count, 2))
+        (first, second), (third, fourth) = even.result(), odd.result()
+    return first + third, second + fourth
 
 
 def accepted(relay: ScriptedRelay) -> Counter[tuple[str, str]]:
@@ -75,20 +87,18 @@ def waiting(queue: Path) -> set[tuple[str, str]]:
     return pairs
 
 
-def drain(queue: Path, relay: ScriptedRelay) -> None:
-    """Drain the queue by fresh processors, a day later, and two, and three."""
-    mailer = SMTPMailer("127.0.0.1", relay.port)
-    for days in range(1, 4):
-        later = time.time() + days * 86400
-        QueueProcessor(str(queue), mailer, workers=1, clock=lambda: later).flush()  # noqa: B023
-    mailer.close()
+def drain(zygote: Zygote, queue: Path, relay: ScriptedRelay) -> None:
+    fate = zygote.run("drain_later", queue=str(queue), port=relay.port)
+    assert not fate.killed
     assert not waiting(queue)
 
 
 # Killed while it sends
 
 
-def check_sender(fate: Fate, queue: Path, relay: ScriptedRelay) -> int:
+def check_sender(
+    zygote: Zygote, fate: Fate, queue: Path, relay: ScriptedRelay
+) -> int:
     """Check the ledger against the truth; return how many are in doubt."""
     told: dict[str, set[str]] = {"committing": set(), "committed": set()}
     told["aborted"] = set()
@@ -108,7 +118,7 @@ def check_sender(fate: Fate, queue: Path, relay: ScriptedRelay) -> int:
         assert found is not None, "a prepared file is torn"
         doubted.add(found[1].decode())
     relay.messages.clear()
-    drain(queue, relay)
+    drain(zygote, queue, relay)
     sent = Counter(message_id for message_id, _ in accepted(relay).elements())
     assert told["committed"] <= sent.keys(), "a committed mail is lost"
     assert not told["aborted"] & (sent.keys() | doubted), "an aborted mail was sent"
@@ -130,22 +140,27 @@ def test_a_sender_killed_at_each_call_loses_nothing(
         queue = tmp_path / str(number)
         fate = zygote.run("send", kill_at=number, queue=str(queue), transactions=6)
         assert fate.killed
-        in_doubt += check_sender(fate, queue, relay)
+        in_doubt += check_sender(zygote, fate, queue, relay)
     assert in_doubt > 0, "no kill fell between vote and finish"
 
 
 def test_a_sender_killed_at_any_moment_loses_nothing(
-    zygote: Zygote, relay: ScriptedRelay, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    killed = in_doubt = 0
-    for number in range(KILLS // 4):
-        queue = tmp_path / str(number)
-        moment = random.Random(number).uniform(0, 0.08)
-        fate = zygote.run(
-            "send", kill_after=moment, queue=str(queue), transactions=60
-        )
-        killed += fate.killed
-        in_doubt += check_sender(fate, queue, relay)
+    def kill(zygote: Zygote, numbers: range) -> tuple[int, int]:
+        killed = in_doubt = 0
+        with ScriptedRelay() as relay:
+            for number in numbers:
+                queue = tmp_path / str(number)
+                moment = random.Random(number).uniform(0, 0.08)
+                fate = zygote.run(
+                    "send", kill_after=moment, queue=str(queue), transactions=60
+                )
+                killed += fate.killed
+                in_doubt += check_sender(zygote, fate, queue, relay)
+        return killed, in_doubt
+
+    killed, in_doubt = in_two_threads(kill, KILLS // 4)
     assert killed > 0
     log.info("senders killed: %d; mails in doubt: %d", killed, in_doubt)
 
@@ -170,14 +185,14 @@ def fill(queue: Path, count: int) -> set[tuple[str, str]]:
 
 
 def check_drainer(
-    queue: Path, relay: ScriptedRelay, wanted: set[tuple[str, str]]
+    zygote: Zygote, queue: Path, relay: ScriptedRelay, wanted: set[tuple[str, str]]
 ) -> int:
     """Drain the rest, check all; return how many were sent twice."""
     # What the child has written is still on its way through the relay.
     relay.wait_until(lambda: not relay.open)
     before = accepted(relay)
     window = before.keys() & waiting(queue)
-    drain(queue, relay)
+    drain(zygote, queue, relay)
     sent = accepted(relay)
     refused = {pair for pair in wanted if pair[1] == NEVER}
     assert sent.keys() == wanted - refused, "a mail is lost"
@@ -225,28 +240,30 @@ def test_a_processor_killed_at_each_call_loses_nothing(
             killed = zygote.run(
                 "drain", kill_at=number, queue=str(queue), port=relay.port, workers=1
             ).killed
-            twice += check_drainer(queue, relay, wanted)
+            twice += check_drainer(zygote, queue, relay, wanted)
     assert number > 40
     assert twice > 0, "no kill fell into the window"
 
 
-def test_a_processor_killed_at_any_moment_loses_nothing(
-    zygote: Zygote, tmp_path: Path
-) -> None:
-    killed = twice = 0
-    for number in range(KILLS * 3 // 4):
-        queue = tmp_path / str(number)
-        wanted = fill(queue, 30)
-        with ScriptedRelay() as relay:
-            relay.reply("RCPT", "550 5.1.1 No such user", address=NEVER)
-            moment = random.Random(number).uniform(0, 0.05)
-            killed += zygote.run(
-                "drain",
-                kill_after=moment,
-                queue=str(queue),
-                port=relay.port,
-                workers=4,
-            ).killed
-            twice += check_drainer(queue, relay, wanted)
+def test_a_processor_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
+    def kill(zygote: Zygote, numbers: range) -> tuple[int, int]:
+        killed = twice = 0
+        for number in numbers:
+            queue = tmp_path / str(number)
+            wanted = fill(queue, 30)
+            with ScriptedRelay() as relay:
+                relay.reply("RCPT", "550 5.1.1 No such user", address=NEVER)
+                moment = random.Random(number).uniform(0, 0.05)
+                killed += zygote.run(
+                    "drain",
+                    kill_after=moment,
+                    queue=str(queue),
+                    port=relay.port,
+                    workers=4,
+                ).killed
+                twice += check_drainer(zygote, queue, relay, wanted)
+        return killed, twice
+
+    killed, twice = in_two_threads(kill, KILLS * 3 // 4)
     assert killed > 0
     log.info("processors killed: %d; sent twice in the window: %d", killed, twice)

@@ -83,9 +83,14 @@ class Nursery:
     """
 
     def __enter__(self: _Nursery) -> _Nursery:
+        # Its children end too suddenly to save which branches they took: to trace
+        # them would only take time.
+        environment = os.environ.copy()
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", type(self).__module__],
             cwd=ROOT,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

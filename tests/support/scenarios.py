@@ -1,7 +1,9 @@
 """What the children of ``tests.support.zygote`` do, until they are killed."""
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 
 from transaction import TransactionManager
 
@@ -42,6 +44,15 @@ def send(tell: Tell, queue: str, transactions: int) -> None:
 def _send(delivery: QueuedMailDelivery, message_id: str) -> None:
     message = f"Message-Id: <{message_id}>\r\nSubject: x\r\n\r\nText.\r\n"
     delivery.send("shop@example.org", "ann@example.org", message)
+
+
+def drain_later(tell: Tell, queue: str, port: int) -> None:
+    """Try what is due a day later, and two, and three."""
+    mailer = SMTPMailer("127.0.0.1", port)
+    for days in range(1, 4):
+        clock = partial(float, time.time() + days * 86400)
+        QueueProcessor(queue, mailer, workers=1, clock=clock).flush()
+    mailer.close()
 
 
 def drain(tell: Tell, queue: str, port: int, workers: int) -> None:
