@@ -100,3 +100,28 @@ def test_two_troubles_by_turns_are_each_told_once_and_do_not_fill_the_memory(
     for number in range(2000):
         pause.failed(number)
     assert len(pause._told) <= 1000
+
+
+def test_of_two_successes_at_once_the_log_hears_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, module.__name__)
+    pause = Pause("queue", Clock())
+    lock = pause._lock
+
+    class Late:
+        """The lock, for one who is overtaken on his way to it."""
+
+        def __enter__(self) -> None:
+            pause._lock = lock
+            pause.succeeded()
+            lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            lock.release()
+
+    pause.failed("away")
+    pause._lock = Late()  # type: ignore[assignment]
+    pause.succeeded()
+    assert caplog.text.count("the queue goes on") == 1
+    assert pause.state is State.OPEN
