@@ -23,6 +23,7 @@ from postcommit.demo.relay import Relay
 from postcommit.queue.item import young_claims
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
+from postcommit.queue.wakeup import ring
 from postcommit.smtp.mailer import SMTPMailer
 from tests.support.queues import RECIPIENTS
 from tests.support.queues import wait
@@ -82,6 +83,7 @@ def test_hangup_rereads_the_configuration_while_the_old_one_finishes(
         service.signal(signal.SIGHUP)
         service.wait_for(f"through <SMTPMailer 127.0.0.1:{new.port}>")
         wait(store)
+        ring(store.path)
         new.wait_until(lambda: new.messages, 60)
         assert not old.messages
         hold.release()
