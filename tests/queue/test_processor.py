@@ -226,6 +226,25 @@ def test_what_is_claimed_by_another_one_or_gone_stays(queue: Queue) -> None:
     assert queue.work() == [Result(Tally(1, 0, 0))]
 
 
+def test_what_was_deferred_after_it_was_found_due_is_not_tried_at_once(
+    queue: Queue,
+) -> None:
+    """As where several processors have read the same names."""
+    queue.send(LATER)
+    queue.work()
+    queue.now += DAY
+    found = list(queue.store.maildir.paths("cur"))
+    [first] = queue.processor.work(found)
+    [second] = queue.processor.work(found)
+    assert first.tally == Tally(0, 1, 0)
+    assert second == Result(stayed=True)
+    assert len(queue.mailer.attempts) == 2
+    [path] = found
+    os.utime(path, (queue.now, queue.now))  # as a retry does
+    [third] = queue.processor.work(found)
+    assert third.tally == Tally(0, 1, 0)
+
+
 def test_a_batch_is_settled_in_order_and_each_as_soon_as_it_is_reported(
     queue: Queue,
 ) -> None:

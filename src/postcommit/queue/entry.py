@@ -177,13 +177,14 @@ def accepted_at(name: str) -> float | None:
 class Claim:
     """An entry that is being worked on, by this thread and no other.
 
-    `path` is where it is, `links` how many names it has. No claim outlives the
-    process that took it.
+    `path` is where it is, `links` how many names it has, `changed` its time of
+    modification when it was claimed. No claim outlives the process that took it.
     """
 
     def __init__(self, path: str, lock: FileLock, status: os.stat_result) -> None:
         self.path = path
         self.links = status.st_nlink
+        self.changed = status.st_mtime
         self._size = status.st_size
         self._lock = lock
 

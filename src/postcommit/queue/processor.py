@@ -192,6 +192,9 @@ class Processor:
         claim = self._store.claim(path)
         if claim is None:
             return None
+        if not self._store.is_due(claim, self._clock()):
+            claim.release()
+            return None
         try:
             entry = claim.read()
         except EntryError as error:

@@ -88,6 +88,14 @@ class Store:
             return None
         return claim
 
+    def is_due(self, claim: Claim, now: float) -> bool:
+        """Tell whether the entry is to be tried by `now`.
+
+        One that was found due may have been deferred again before it was claimed.
+        """
+        is_deferred = claim.path.startswith(f"{self.maildir.folder('cur')}/")
+        return not is_deferred or claim.changed <= now
+
     # Settle
 
     def accepted(self, claim: Claim) -> float:
