@@ -5,7 +5,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from postcommit.queue.wakeup import ring
 from tests.support.faults import without_privileges
 from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
+from tests.support.service import eventually
 
 
 HOUR = 3600.0
@@ -104,20 +104,11 @@ class Running:
         assert not self.thread.is_alive()
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until `condition` holds; fail where it never does."""
-    end = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        pause.wait(0.005)
-
-
 def await_sign_of_life(queue: Queue) -> None:
     """Make the last sign of life an old one, and wait for the next."""
     pipe = queue.path / ".wakeup"
     os.utime(pipe, (1000, 1000))
-    until(lambda: os.stat(pipe).st_atime > 1000)
+    eventually(lambda: os.stat(pipe).st_atime > 1000)
 
 
 # Once
@@ -163,7 +154,7 @@ def test_a_commit_wakes_it_without_polling(queue: Queue) -> None:
     with Running(queue.drain()):
         for count in range(1, 6):
             queue.send()
-            until(lambda count=count: len(queue.mailer.sent) == count)
+            eventually(lambda count=count: len(queue.mailer.sent) == count)
     assert queue.left() == 0
 
 
@@ -171,14 +162,14 @@ def test_without_a_wake_up_it_polls(queue: Queue) -> None:
     (queue.path / ".wakeup").mkdir()
     with Running(queue.drain(polling=0.02)):
         queue.send()
-        until(lambda: queue.mailer.sent)
+        eventually(lambda: queue.mailer.sent)
 
 
 def test_what_is_deferred_is_tried_again_when_it_is_due(queue: Queue) -> None:
     queue.min_backoff = 0.05
     with Running(queue.drain()):
         queue.send(1, "later@x.org")
-        until(lambda: len(queue.mailer.attempts) >= 3)
+        eventually(lambda: len(queue.mailer.attempts) >= 3)
 
 
 def test_what_was_deferred_before_it_began_is_tried_when_it_is_due(
@@ -191,7 +182,7 @@ def test_what_was_deferred_before_it_began_is_tried_when_it_is_due(
     queue.store.postpone(claim, time.time() + 0.3)
     claim.release()
     with Running(queue.drain()):
-        until(lambda: queue.mailer.sent)
+        eventually(lambda: queue.mailer.sent)
 
 
 def test_stopping_lets_the_attempt_in_flight_finish(queue: Queue) -> None:
@@ -217,7 +208,7 @@ def test_two_drains_share_a_queue(queue: Queue) -> None:
     with Running(queue.drain()), Running(queue.drain()):
         for _ in range(20):
             queue.send(20)
-        until(lambda: queue.left() == 0)
+        eventually(lambda: queue.left() == 0)
     assert len(queue.mailer.sent) == 400
 
 
@@ -229,7 +220,7 @@ def test_what_somebody_else_had_claimed_is_taken_up_when_he_dies(queue: Queue) -
     with Running(queue.drain(polling=0.02)):
         ring(str(queue.path))
         claim.release()
-        until(lambda: queue.mailer.sent)
+        eventually(lambda: queue.mailer.sent)
 
 
 def test_a_rate_limit_spreads_the_messages(queue: Queue) -> None:
@@ -265,7 +256,7 @@ def test_it_gives_signs_of_life_also_while_it_waits_for_workers(
             await_sign_of_life(queue)
         released.set()
         if rate_limit is None:
-            until(lambda: not queue.left())
+            eventually(lambda: not queue.left())
         else:
             await_sign_of_life(queue)
             drain.stop()
@@ -285,13 +276,13 @@ def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
     asked: list[float] = []
     queue.mailer.before = lambda taken: asked.append(time.monotonic())
     with Running(queue.drain(workers=4)):
-        until(lambda: len(asked) > 1 and asked[-1] - asked[0] > 0.09)
+        eventually(lambda: len(asked) > 1 and asked[-1] - asked[0] > 0.09)
         assert before == {
             path: (os.stat(path).st_ino, os.stat(path).st_mtime_ns)
             for path in queue.store.maildir
         }
         queue.mailer.failure = None
-        until(lambda: queue.left() == 0)
+        eventually(lambda: queue.left() == 0)
     pauses = [r.getMessage() for r in caplog.records if "the queue" in r.getMessage()]
     assert pauses == [
         f"{queue.path}: the queue pauses: no connection",
@@ -306,7 +297,7 @@ def test_a_pause_is_posted_and_gone_with_the_drain(queue: Queue) -> None:
     queue.drain().once()  # which tells its caller, and pauses nothing
     assert posted(str(queue.path)) is None
     with Running(queue.drain()):
-        until(lambda: posted(str(queue.path)))
+        eventually(lambda: posted(str(queue.path)))
     assert ".paused" not in os.listdir(queue.path)
 
 
@@ -322,10 +313,10 @@ def test_a_pause_that_cannot_be_posted_delays_nothing(
 
     def drain() -> None:
         with Running(queue.drain()):
-            until(lambda: asked)
+            eventually(lambda: asked)
             before = os.listdir(queue.path)
             queue.mailer.failure = None
-            until(lambda: queue.left() == 0)
+            eventually(lambda: queue.left() == 0)
             assert before == os.listdir(queue.path)
 
     (queue.path / ".wakeup").mkdir()  # so that only polling is told of
@@ -342,12 +333,12 @@ def test_after_a_pause_a_single_entry_is_tried_first(queue: Queue) -> None:
     asked: list[float] = []
     queue.mailer.before = lambda taken: asked.append(time.monotonic())
     with Running(queue.drain(workers=4)):
-        until(lambda: asked and time.monotonic() - asked[0] > 0.9)
+        eventually(lambda: asked and time.monotonic() - asked[0] > 0.9)
         first = len(asked)
-        until(lambda: len(asked) > first)
+        eventually(lambda: len(asked) > first)
         # The probe failed, so the next one is two seconds away.
         probe = asked[-1]
-        until(lambda: time.monotonic() - probe > 0.5)
+        eventually(lambda: time.monotonic() - probe > 0.5)
         assert len(asked) == first + 1
 
 
@@ -368,9 +359,9 @@ def test_a_mailer_against_its_contract_does_not_end_the_loop(
     queue.send(3)
     assert queue.drain().once() == Tally(0, 0, 0)
     with Running(queue.drain()):
-        until(lambda: "a mistake" in caplog.text)
+        eventually(lambda: "a mistake" in caplog.text)
         mailer.broken = False
-        until(lambda: queue.left() == 0)
+        eventually(lambda: queue.left() == 0)
     assert "a worker failed" in caplog.text
 
 
@@ -382,9 +373,9 @@ def test_a_folder_that_cannot_be_read_pauses_the_queue(
     os.rename(queue.path / "cur", queue.path / "away")
     drain = queue.drain()
     with Running(drain):
-        until(lambda: "the queue pauses" in caplog.text)
+        eventually(lambda: "the queue pauses" in caplog.text)
         os.rename(queue.path / "away", queue.path / "cur")
-        until(lambda: queue.left() == 0)
+        eventually(lambda: queue.left() == 0)
 
 
 def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
@@ -393,11 +384,11 @@ def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
     os.rename(queue.path / "tmp", queue.path / "away")
     (queue.path / "tmp").touch()
     with Running(queue.drain()):
-        until(lambda: "cannot clean up" in caplog.text)
+        eventually(lambda: "cannot clean up" in caplog.text)
         os.unlink(queue.path / "tmp")
         os.rename(queue.path / "away", queue.path / "tmp")
         queue.send()
-        until(lambda: queue.left() == 0)
+        eventually(lambda: queue.left() == 0)
 
 
 def test_one_that_ends_wakes_the_others(queue: Queue) -> None:
@@ -412,7 +403,7 @@ def test_leftovers_are_removed_when_it_begins(queue: Queue) -> None:
     old.touch()
     os.utime(old, (1000.0, 1000.0))
     with Running(queue.drain()):
-        until(lambda: not old.exists())
+        eventually(lambda: not old.exists())
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -424,9 +415,9 @@ def test_what_was_sent_but_cannot_be_removed_is_settled_when_it_can(
 
     def run() -> None:
         with Running(queue.drain(workers=1)):
-            until(lambda: queue.mailer.attempts)
+            eventually(lambda: queue.mailer.attempts)
             (queue.path / "new").chmod(0o700)
-            until(lambda: queue.left() == 0)
+            eventually(lambda: queue.left() == 0)
 
     without_privileges(run)
     assert len(queue.mailer.attempts) == 1

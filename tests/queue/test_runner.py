@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,19 +21,11 @@ from postcommit.interfaces import Tally
 from postcommit.queue.runner import QueueProcessor
 from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
+from tests.support.service import eventually
 from tests.support.smtpd import ScriptedRelay
 
 
 HOUR_IN_MS = 3_600_000
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until `condition` holds; fail where it never does."""
-    end = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        pause.wait(0.005)
 
 
 @pytest.fixture
@@ -73,7 +63,7 @@ def test_it_can_be_started_and_stopped_again_and_again(
         processor.start()
         processor.start()
         send(delivery)
-        until(lambda count=count: len(mailer.sent) == count)
+        eventually(lambda count=count: len(mailer.sent) == count)
         assert processor.stop(10)
         assert processor.stop(10)
     send(delivery)
@@ -98,9 +88,9 @@ def test_it_can_be_started_while_it_stops(delivery: QueuedMailDelivery) -> None:
     assert not processor.stop(0)
     processor.start()
     send(delivery)
-    until(lambda: len(sent) == 1)
+    eventually(lambda: len(sent) == 1)
     may_go_on.set()
-    until(lambda: len(sent) == 2)
+    eventually(lambda: len(sent) == 2)
     assert processor.stop(10)
 
 
@@ -117,7 +107,7 @@ def test_run_works_until_another_thread_stops_it(
 ) -> None:
     def stop_later() -> None:
         send(delivery)
-        until(lambda: mailer.sent)
+        eventually(lambda: mailer.sent)
         assert processor.stop(10)
 
     other = threading.Thread(target=stop_later)
@@ -135,7 +125,7 @@ def test_flushing_while_it_runs_sends_nothing_twice(
         for _ in range(300):
             delivery.send("shop@x.org", "ann@x.org", "Subject: x\n\n")
     processor.flush()
-    until(lambda: len(mailer.sent) >= 300)
+    eventually(lambda: len(mailer.sent) >= 300)
     assert processor.stop(10)
     assert len(set(mailer.sent)) == len(mailer.sent) == 300
 
@@ -216,7 +206,7 @@ def test_a_subscriber_may_send_mail(
     mailer.notify = notify  # type: ignore[method-assign]
     processor.start()
     send(delivery)
-    until(lambda: len(mailer.sent) == 2)
+    eventually(lambda: len(mailer.sent) == 2)
     assert [r for _, r in mailer.sent] == ["ann@x.org", "boss@x.org"]
 
 
@@ -238,7 +228,7 @@ def test_a_commit_of_another_process_wakes_it(
     processor.start()
     command = [sys.executable, "-c", CHILD, delivery.queuePath]
     subprocess.run(command, check=True, timeout=60)
-    until(lambda: len(mailer.sent) == 1)
+    eventually(lambda: len(mailer.sent) == 1)
 
 
 DRAINER = """
@@ -358,7 +348,7 @@ def test_an_idle_processor_does_nothing_but_sleep(
 ) -> None:
     processor.start()
     send(delivery)
-    until(lambda: mailer.sent)
+    eventually(lambda: mailer.sent)
     switches = _voluntary_switches()
     threading.Event().wait(0.3)
     # Our own wait is one; a loop that polls would be hundreds.

@@ -121,10 +121,10 @@ def logging_restored() -> Iterator[None]:
 def eventually(condition: Callable[[], Any]) -> None:
     """Wait until `condition` holds."""
     waited = threading.Event()
-    for _ in range(PATIENCE * 50):
+    for _ in range(PATIENCE * 100):
         if condition():
             return
-        waited.wait(0.02)
+        waited.wait(0.01)
     raise AssertionError("it did not come true")
 
 
