@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import transaction
-from transaction import TransactionManager
 from transaction.interfaces import DoomedTransaction
 from transaction.interfaces import IDataManagerSavepoint
 from transaction.interfaces import InvalidSavepointRollbackError
@@ -29,9 +27,11 @@ from postcommit.interfaces import IBatch
 from tests.support import children
 from tests.support.transactions import AFTER
 from tests.support.transactions import BEFORE
+from tests.support.transactions import MANAGERS
 from tests.support.transactions import STAGES
 from tests.support.transactions import Partner
 from tests.support.transactions import PartnerFailed
+from tests.support.transactions import begun
 from tests.support.transactions import explicit
 from tests.support.transactions import failing
 
@@ -91,17 +91,10 @@ class Sender:
         self.data_manager.add(Item(name))
 
 
-@pytest.fixture(params=["explicit", "implicit", "thread-local"])
+@pytest.fixture(params=MANAGERS)
 def manager(request: pytest.FixtureRequest) -> Iterator[Any]:
-    made = {
-        "explicit": explicit,
-        "implicit": TransactionManager,
-        "thread-local": lambda: transaction.manager,
-    }[request.param]()
-    made.begin()
-    yield made
-    if made is transaction.manager:
-        made.abort()
+    with begun(request.param) as manager:
+        yield manager
 
 
 @pytest.fixture

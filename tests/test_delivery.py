@@ -51,12 +51,14 @@ from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
 from tests.support.transactions import AFTER
 from tests.support.transactions import BEFORE
+from tests.support.transactions import MANAGERS
 from tests.support.transactions import STAGES
 from tests.support.transactions import Hearing
 from tests.support.transactions import Mailer
 from tests.support.transactions import Partner
 from tests.support.transactions import PartnerFailed
 from tests.support.transactions import accepted
+from tests.support.transactions import begun
 from tests.support.transactions import entries
 from tests.support.transactions import explicit
 from tests.support.transactions import failing
@@ -94,17 +96,10 @@ class Office:
         return [i.removesuffix("@example.org") for i in [*sent, *accepted(self.queue)]]
 
 
-@pytest.fixture(params=["explicit", "implicit", "thread-local"])
+@pytest.fixture(params=MANAGERS)
 def manager(request: pytest.FixtureRequest) -> Iterator[Any]:
-    made = {
-        "explicit": explicit,
-        "implicit": TransactionManager,
-        "thread-local": lambda: transaction.manager,
-    }[request.param]()
-    made.begin()
-    yield made
-    if made is transaction.manager:
-        made.abort()
+    with begun(request.param) as manager:
+        yield manager
 
 
 @pytest.fixture

@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-import transaction
 import zope.sqlalchemy
 from sqlalchemy import orm
 from sqlalchemy.exc import IntegrityError
 from tests.support.transactions import AFTER
+from tests.support.transactions import MANAGERS
 from tests.support.transactions import Mailer
 from tests.support.transactions import PartnerFailed
 from tests.support.transactions import accepted
-from tests.support.transactions import explicit
+from tests.support.transactions import begun
 from tests.support.transactions import failing
 from tests.support.transactions import files
 from tests.support.transactions import mail
-from transaction import TransactionManager
 from transaction.interfaces import ITransactionManager
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
@@ -80,19 +79,11 @@ def _check_foreign_keys(connection: Any, record: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-@pytest.fixture(params=["thread-local", "implicit", "explicit"])
+@pytest.fixture(params=MANAGERS)
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    makers: dict[str, Callable[[], ITransactionManager]] = {
-        "thread-local": lambda: transaction.manager,
-        "implicit": TransactionManager,
-        "explicit": explicit,
-    }
-    manager = makers[request.param]()
-    manager.begin()
-    shop = Shop(tmp_path / "shop.sqlite", manager)
-    yield shop
-    if not manager.explicit or manager._txn is not None:
-        manager.abort()
+    with begun(request.param) as manager:
+        shop = Shop(tmp_path / "shop.sqlite", manager)
+        yield shop
     shop.session.close()
     shop.engine.dispose()
 

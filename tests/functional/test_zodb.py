@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transaction
 from tests.support.transactions import AFTER
+from tests.support.transactions import MANAGERS
 from tests.support.transactions import Hearing
 from tests.support.transactions import Mailer
 from tests.support.transactions import PartnerFailed
 from tests.support.transactions import accepted
-from tests.support.transactions import explicit
+from tests.support.transactions import begun
 from tests.support.transactions import failing
 from tests.support.transactions import files
 from tests.support.transactions import mail
-from transaction import TransactionManager
 from transaction.interfaces import ITransactionManager
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
@@ -60,19 +59,11 @@ def db(tmp_path: Path) -> Iterator[DB]:
     db.close()
 
 
-@pytest.fixture(params=["thread-local", "implicit", "explicit"])
+@pytest.fixture(params=MANAGERS)
 def shop(request: pytest.FixtureRequest, db: DB) -> Iterator[Shop]:
-    makers: dict[str, Callable[[], ITransactionManager]] = {
-        "thread-local": lambda: transaction.manager,
-        "implicit": TransactionManager,
-        "explicit": explicit,
-    }
-    manager = makers[request.param]()
-    manager.begin()
-    shop = Shop(db, manager)
-    yield shop
-    if not manager.explicit or manager._txn is not None:
-        manager.abort()
+    with begun(request.param) as manager:
+        shop = Shop(db, manager)
+        yield shop
     shop.connection.close()
 
 

@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import transaction
 import zope.event
 from transaction import TransactionManager
 from transaction.interfaces import IDataManager
+from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
 from postcommit.event import announce
@@ -25,6 +29,29 @@ STAGES = ("tpc_begin", "commit", "tpc_vote", "tpc_finish")
 
 # Sort keys before and after all of ours.
 BEFORE, AFTER = "a partner", "~~a partner"
+
+
+def explicit() -> TransactionManager:
+    """Return a manager like Pyramid's."""
+    return TransactionManager(explicit=True)
+
+
+# The kinds of manager there are.
+MANAGERS: dict[str, Callable[[], ITransactionManager]] = {
+    "explicit": explicit,
+    "implicit": TransactionManager,
+    "thread-local": lambda: transaction.manager,
+}
+
+
+@contextmanager
+def begun(kind: str) -> Iterator[ITransactionManager]:
+    """Begin a transaction of a manager of this kind; what is left of it aborts."""
+    manager = MANAGERS[kind]()
+    manager.begin()
+    yield manager
+    if not manager.explicit or manager._txn is not None:
+        manager.abort()
 
 
 class PartnerFailed(Exception):
@@ -142,7 +169,3 @@ class Hearing(list[Any]):
 
     def __call__(self, event: Any) -> None:
         self.append(event)
-
-
-def explicit() -> TransactionManager:
-    return TransactionManager(explicit=True)
