@@ -19,37 +19,14 @@ from postcommit.interfaces import ISMTPMailer
 from postcommit.mailsettings import MailSettings
 from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
+from tests.support.options import PROCESSOR
+from tests.support.options import SMTP
 
 
 def settings(**given: Any) -> MailSettings:
     others = {"pyramid.debug_all": "true", "mailing.list": "x"}
     whole = {**others, **{f"mail.{name}": value for name, value in given.items()}}
     return MailSettings(whole, "mail.", [].append)
-
-
-SMTP = {
-    "hostname": ("relay.example.org", "relay.example.org"),
-    "port": ("587", 587),
-    "username": ("me", "me"),
-    "password": ("secret", "secret"),
-    "tls": ("starttls", "starttls"),
-    "cafile": ("/etc/ca.pem", "/etc/ca.pem"),
-    "verify": ("off", False),
-    "connect_timeout": ("5", 5.0),
-    "timeout": ("10.5", 10.5),
-    "messages_per_connection": ("7", 7),
-    "idle_timeout": ("0", 0.0),
-    "pipelining": ("n", False),
-}
-
-PROCESSOR = {
-    "pollingInterval": ("3000", 3000),
-    "workers": ("2", 2),
-    "rate_limit": ("10", 10.0),
-    "min_backoff": ("30", 30.0),
-    "max_backoff": ("3000", 3000.0),
-    "max_age": ("86400", 86400.0),
-}
 
 
 def test_without_settings() -> None:

@@ -46,6 +46,8 @@ from postcommit.interfaces import ISMTPMailer
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
+from tests.support.options import PROCESSOR
+from tests.support.options import SMTP
 from tests.support.smtpd import ScriptedRelay
 
 
@@ -86,33 +88,12 @@ def attributes(**values: Any) -> str:
 
 # Every attribute, to its object
 
-SMTP_MAILER = {
-    "hostname": ("relay.example.org", "relay.example.org"),
-    "port": ("587", 587),
-    "username": ("me", "me"),
-    "password": ("secret", "secret"),
-    "tls": ("starttls", "starttls"),
-    "cafile": ("/etc/ca.pem", "/etc/ca.pem"),
-    "verify": ("no", False),
-    "connect_timeout": ("5", 5.0),
-    "timeout": ("10.5", 10.5),
-    "messages_per_connection": ("7", 7),
-    "idle_timeout": ("0", 0.0),
-    "pipelining": ("false", False),
-}
+# The words of ZCML for what is false.
+SMTP_MAILER = {**SMTP, "verify": ("no", False), "pipelining": ("false", False)}
 
 SENDMAIL_MAILER = {
     "command": ("/usr/lib/sendmail", "/usr/lib/sendmail"),
     "timeout": ("10", 10.0),
-}
-
-QUEUE_PROCESSOR = {
-    "pollingInterval": ("3000", 3000),
-    "workers": ("2", 2),
-    "rate_limit": ("10", 10.0),
-    "min_backoff": ("30", 30.0),
-    "max_backoff": ("3000", 3000.0),
-    "max_age": ("86400", 86400.0),
 }
 
 
@@ -138,13 +119,13 @@ def test_every_attribute_of_a_mailer(
 
 def test_every_attribute_of_a_processor(configure: Any, tmp_path: Path) -> None:
     told = {name for name, _ in getFieldsInOrder(IMailQueueProcessor)}
-    assert set(QUEUE_PROCESSOR) == told - {"queuePath", "mailer"}
-    words = attributes(**{name: text for name, (text, _) in QUEUE_PROCESSOR.items()})
+    assert set(PROCESSOR) == told - {"queuePath", "mailer"}
+    words = attributes(**{name: text for name, (text, _) in PROCESSOR.items()})
     configure(f'<mail:queuedDelivery queuePath="q" mailer="smtp" {words} />')
     processor = getUtility(IMailQueueProcessor, "Mail")
     assert processor.queuePath == str(tmp_path / "q")
     assert processor.mailer is getUtility(IMailer, "smtp")
-    for name, (_, value) in QUEUE_PROCESSOR.items():
+    for name, (_, value) in PROCESSOR.items():
         assert getattr(processor, name) == value != IMailQueueProcessor[name].default
 
 
