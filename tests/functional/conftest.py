@@ -8,6 +8,15 @@ import pytest
 from tests.functional.postfix import Postfix
 from tests.functional.postfix import starting
 from tests.functional.postfix import why_not
+from tests.support.smtpd import ScriptedRelay
+from tests.support.smtpd import well_treated
+
+
+@pytest.fixture
+def relay() -> Iterator[ScriptedRelay]:
+    """A scripted relay, which must not see a breach of the protocol."""
+    with well_treated() as start:
+        yield start()
 
 
 @pytest.fixture

@@ -41,12 +41,6 @@ def zygote() -> Iterator[Zygote]:
         yield zygote
 
 
-@pytest.fixture
-def relay() -> Iterator[ScriptedRelay]:
-    with ScriptedRelay() as relay:
-        yield relay
-
-
 def in_two_threads(
     work: Callable[[Zygote, range], tuple[int, int]], count: int
 ) -> tuple[int, int]:

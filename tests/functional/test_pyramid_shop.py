@@ -32,13 +32,6 @@ ANN, OWNER = "ann@example.org", pyramid_shop.OWNER
 
 
 @pytest.fixture
-def relay() -> Iterator[ScriptedRelay]:
-    with ScriptedRelay() as relay:
-        yield relay
-    assert relay.violations == []
-
-
-@pytest.fixture
 def settings(tmp_path: Path, relay: ScriptedRelay) -> dict[str, Any]:
     return {
         "sqlalchemy.url": f"sqlite:///{tmp_path}/shop.sqlite",

@@ -39,13 +39,6 @@ ANN, BOB = "ann@example.org", "bob@example.org"
 
 
 @pytest.fixture
-def relay() -> Iterator[ScriptedRelay]:
-    with ScriptedRelay() as relay:
-        yield relay
-    assert relay.violations == []
-
-
-@pytest.fixture
 def configure(tmp_path: Path) -> Iterator[Callable[[int], Publication]]:
     """A function that starts the site, with a relay at a port."""
     setup = PlacelessSetup()
