@@ -181,13 +181,16 @@ def test_another_module_that_is_missing_is_not_taken_for_it(monkeypatch, capsys)
     assert "postcommit.demo.story" in capsys.readouterr().err
 
 
+def begun(folder):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(DEMO, env=environment(folder), **pipes)
+
+
 def into_a_pipe(folder):
-    began = time.monotonic()
-    done = subprocess.run(
-        DEMO, capture_output=True, text=True, check=False, env=environment(folder)
-    )
-    assert time.monotonic() - began < LIMIT
-    return done
+    """Return the exit status, and what it prints."""
+    with begun(folder) as process:
+        out, err = process.communicate(timeout=LIMIT)
+    return process.returncode, out, err
 
 
 def on_a_terminal(folder, **more):
@@ -218,22 +221,16 @@ def played(tmp_path_factory):
 
 
 def test_in_a_process(played):
-    folders, done, *_ = played
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\x1b" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    folders, (status, out, err), *_ = played
+    assert (status, err) == (0, "")
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
     assert [os.listdir(folder) for folder in folders] == [[], [], []]
 
 
 @pytest.mark.parametrize("chapter", ["1.", "3.", "4."])
 def test_interrupted(chapter, tmp_path):
-    with subprocess.Popen(
-        DEMO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(tmp_path),
-    ) as process:
+    with begun(tmp_path) as process:
         for line in process.stdout:
             if line.startswith(chapter):
                 break
@@ -245,13 +242,7 @@ def test_interrupted(chapter, tmp_path):
 
 
 def test_a_reader_that_goes_away(tmp_path):
-    with subprocess.Popen(
-        DEMO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(tmp_path),
-    ) as process:
+    with begun(tmp_path) as process:
         process.stdout.readline()
         process.stdout.close()
         err = process.stderr.read()

@@ -10,7 +10,6 @@ import base64
 import os
 import socketserver
 import threading
-from types import TracebackType
 
 
 _HELLO = (
@@ -53,12 +52,7 @@ class Passwords:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.service import COMMAND
 from tests.support.service import PATIENCE
@@ -77,12 +76,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._process.kill()
         self._process.wait(PATIENCE)
         os.close(self._ours)
