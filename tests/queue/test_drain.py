@@ -74,9 +74,11 @@ def queue(tmp_path: Path, request: pytest.FixtureRequest) -> Queue:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    before = set(os.listdir("/proc/self/fd")), threading.active_count()
+    files, threads = set(os.listdir("/proc/self/fd")), threading.active_count()
     yield
-    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    # What other tests have left may well end meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= files
+    assert threading.active_count() <= threads
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
 """A relay that is slow, silent or verbose has its time, and no more."""
 from __future__ import annotations
 
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 
 import pytest
 
 from postcommit.interfaces import ISMTPMailer
 from postcommit.report import Stage
+from postcommit.smtp.channel import Channel
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.policy import Timeouts
 from postcommit.smtp.session import Session
@@ -96,6 +100,23 @@ def test_each_stage_has_its_own():
     assert set(session._timeouts) == set(Stage)
     assert session._timeouts[Stage.END] == 600
     assert session._timeouts[Stage.DATA] == 120
+
+
+def test_a_small_message_has_its_own_time_not_that_of_the_last_reply():
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    channel = Channel(ours)
+    with pytest.raises(TimeoutError):
+        channel.fill(0.1)
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        written = pool.submit(channel.write, b"x" * 50_000, 60)
+        # Nobody reads until the shorter time is over.
+        assert not wait([written], 0.5).done
+        data = b""
+        while len(data) < 50_000:
+            data += theirs.recv(1 << 16)
+        written.result(60)
+    assert channel.sent == 50_000
 
 
 def test_a_large_message_to_a_slow_reader(relay, connect):
