@@ -106,8 +106,9 @@ def test_four_processes_drain_a_queue_that_grows_and_two_are_killed(
         process.kill()
         process.communicate()
     times = Counter(ids(relay).values())
-    assert set(times) <= {1, 2}
-    assert times[2] <= in_flight
+    # The second one to be killed may have just taken up what the first one left.
+    assert set(times) <= {1, 2, 3}
+    assert times[2] + 2 * times[3] <= in_flight
 
 
 def ids(relay: ScriptedRelay) -> Counter[str]:
