@@ -1,9 +1,8 @@
-"""Queues that several processes drain, that were another library's, that wait."""
+"""Queues that several processes drain, and that were another library's."""
 from __future__ import annotations
 
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ from typing import Any
 import pytest
 import transaction
 from repoze.sendmail.delivery import QueuedMailDelivery as RepozeDelivery
-from tests.support.certificates import Authority
 from tests.support.smtpd import ScriptedRelay
 from transaction import TransactionManager
 from zope.sendmail.delivery import QueuedMailDelivery as ZopeDelivery
@@ -119,79 +117,6 @@ def until(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
-
-
-# The relay is away
-
-
-Outage = Iterator[tuple[int, dict[str, Any]]]
-
-
-def nobody_listens() -> Outage:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    yield port, {}
-
-
-def refuses(stage: str, reply: str) -> Callable[[], Outage]:
-    def outage() -> Outage:
-        with ScriptedRelay(users={"shop": "new"}) as relay:
-            relay.reply(stage, reply)
-            options = {"username": "shop", "password": "old"} if stage == "AUTH" else {}
-            yield relay.port, options
-
-    return outage
-
-
-def lacks_tls() -> Outage:
-    with ScriptedRelay() as relay:
-        yield relay.port, {"tls": "starttls"}
-
-
-def falls_silent() -> Outage:
-    with ScriptedRelay() as relay:
-        relay.hold("CONNECT", times=None)
-        yield relay.port, {"timeout": 0.2}
-
-
-OUTAGES = {
-    "nobody listens": nobody_listens,
-    "greeting": refuses("CONNECT", "554 5.3.2 No service"),
-    "EHLO": refuses("EHLO", "550 5.7.1 Go away"),
-    "421": refuses("MAIL", "421 4.3.2 Going down"),
-    "login": refuses("AUTH", "535 5.7.8 Expired"),
-    "login wanted": refuses("MAIL", "530 5.7.0 Log in first"),
-    "no TLS": lacks_tls,
-    "silence": falls_silent,
-}
-
-
-@pytest.mark.parametrize("kind", OUTAGES)
-def test_an_outage_touches_no_entry_and_ends_at_full_speed(
-    tmp_path: Path, relay: ScriptedRelay, kind: str
-) -> None:
-    queue = tmp_path / "queue"
-    fill(queue, range(300))
-    before = touched(queue)
-    for port, options in OUTAGES[kind]():
-        for _ in range(3):
-            assert flush(queue, port, **options) == Tally(0, 0, 0)
-        assert touched(queue) == before
-    assert flush(queue, relay.port) == Tally(300, 0, 0)
-    assert set(ids(relay).values()) == {1}
-
-
-def test_a_certificate_that_expired_touches_no_entry(tmp_path: Path) -> None:
-    queue = tmp_path / "queue"
-    fill(queue, range(20))
-    before = touched(queue)
-    authority = Authority(tmp_path)
-    options = {"tls": "starttls", "cafile": authority.cafile}
-    with ScriptedRelay(tls=authority.server(expired=True)) as relay:
-        assert flush(queue, relay.port, **options) == Tally(0, 0, 0)
-        assert touched(queue) == before
-    with ScriptedRelay(tls=authority.server()) as relay:
-        assert flush(queue, relay.port, **options) == Tally(20, 0, 0)
 
 
 # Queues of the older libraries

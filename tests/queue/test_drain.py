@@ -17,6 +17,7 @@ from postcommit.queue import drain as drain_module
 from postcommit.queue.drain import Drain
 from postcommit.queue.drain import Pace
 from postcommit.queue.notice import posted
+from postcommit.queue.pause import Pause
 from postcommit.queue.processor import Processor
 from postcommit.queue.scan import Scan
 from postcommit.queue.schedule import Schedule
@@ -61,7 +62,8 @@ class Queue:
         schedule = Schedule(self.min_backoff, HOUR, 1e6)
         processor = Processor(self.store, self.mailer, schedule)
         scan = Scan(self.store.maildir, time.time)
-        return Drain(self.store, processor, scan, Pace(workers, rate_limit, polling))
+        pace = Pace(workers, rate_limit, polling)
+        return Drain(self.store, processor, scan, pace, Pause(self.store.path))
 
     def left(self) -> int:
         return sum(1 for _ in self.store.maildir)

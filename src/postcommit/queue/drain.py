@@ -56,7 +56,12 @@ class Drain:
     """Runs one time, `until_stopped` or `once`."""
 
     def __init__(
-        self, store: Store, processor: Processor, scan: Scan, pace: Pace
+        self,
+        store: Store,
+        processor: Processor,
+        scan: Scan,
+        pace: Pace,
+        pause: Pause,
     ) -> None:
         self._store = store
         self._processor = processor
@@ -64,7 +69,7 @@ class Drain:
         self._pace = pace
         self._next_slot = time.monotonic()
         self._next_cleaning = time.monotonic()
-        self._pause = Pause(store.path)
+        self._pause = pause
         self._handoff = Handoff(pace.workers * _BATCH, pace.workers)
         self._bell = Bell(store.path)
         self._stopping = False

@@ -18,6 +18,7 @@ from postcommit.options import checked
 from postcommit.options import checked_mailer
 from postcommit.queue.drain import Drain
 from postcommit.queue.drain import Pace
+from postcommit.queue.pause import Pause
 from postcommit.queue.processor import Processor
 from postcommit.queue.scan import Scan
 from postcommit.queue.schedule import Schedule
@@ -35,9 +36,10 @@ _checked = functools.partial(checked, IMailQueueProcessor)
 class QueueProcessor:
     """See `IMailQueueProcessor`, also for the arguments, units and defaults.
 
-    `clock` returns the seconds since the epoch. Raises `OptionError` for an
-    option that can never work; the folder is opened, or created, by the first
-    method that works on it, and raises `QueueError` there.
+    `clock` returns the seconds since the epoch, by which entries are due;
+    `monotonic` those by which the queue pauses, which only ever grow. Raises
+    `OptionError` for an option that can never work; the folder is opened, or
+    created, by the first method that works on it, and raises `QueueError` there.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class QueueProcessor:
         max_backoff: float = IMailQueueProcessor["max_backoff"].default,
         max_age: float = IMailQueueProcessor["max_age"].default,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queuePath: str = _checked("queuePath", queuePath)
         self.mailer = checked_mailer(mailer)
@@ -65,6 +68,7 @@ class QueueProcessor:
             reason = f"must not be less than min_backoff={self.min_backoff!r}"
             raise OptionError("max_backoff", self.max_backoff, reason)
         self._clock = clock
+        self._monotonic = monotonic
         self._lock = threading.Lock()
         self._drains: dict[Drain, int] = {}
         self._background: tuple[threading.Thread, Drain] | None = None
@@ -140,6 +144,7 @@ class QueueProcessor:
         processor = Processor(store, self.mailer, schedule, self._clock)
         scan = Scan(store.maildir, self._clock)
         pace = Pace(self.workers, self.rate_limit, self.pollingInterval / 1000)
-        drain = Drain(store, processor, scan, pace)
+        pause = Pause(store.path, self._monotonic)
+        drain = Drain(store, processor, scan, pace, pause)
         self._drains[drain] = os.getpid()
         return drain
