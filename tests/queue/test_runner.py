@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +22,13 @@ from postcommit.errors import QueueError
 from postcommit.event import MailSentEvent
 from postcommit.interfaces import Tally
 from postcommit.queue.runner import QueueProcessor
+from postcommit.queue.store import Store
 from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
 from tests.support.service import eventually
 from tests.support.smtpd import ScriptedRelay
+from tests.support.strace import needs_strace
+from tests.support.strace import trace
 
 
 HOUR_IN_MS = 3_600_000
@@ -407,3 +413,45 @@ def test_a_path_that_is_no_queue_is_the_callers_error(
             getattr(processor, method)()
         assert processor.stop(0)
     assert threading.active_count() == 1
+
+
+# Idle
+
+
+def _be_idle(queue: str) -> None:
+    processor = QueueProcessor(queue, ScriptedMailer(), pollingInterval=20)
+    processor.start()
+    time.sleep(1)
+    os.write(1, b"end\n")
+    processor.stop()
+
+
+@needs_strace
+@pytest.mark.parametrize("depth", [0, 1000])
+def test_an_idle_poll_is_two_calls_however_deep_the_queue(
+    tmp_path: Path, depth: int
+) -> None:
+    queue = tmp_path / "queue"
+    Store(str(queue))
+    later = time.time() + 86400
+    for number in range(depth):
+        (queue / "cur" / f"{number}:2,").touch()
+        os.utime(queue / "cur" / f"{number}:2,", (later, later))
+    for folder in ("new", "cur"):
+        os.utime(queue / folder, (1e9, 1e9))  # no change is so recent that it may go on
+    calls = trace(
+        _be_idle,
+        str(queue),
+        below=queue,
+        scratch=tmp_path,
+        traced="%file,%desc",
+    )
+    calls = [call for call in calls if not call.endswith(".wakeup")]  # signs of life
+    calls = calls[: calls.index("print end")]
+    looked = [n for n, call in enumerate(calls) if re.search("getdents|cur/", call)]
+    idle = calls[looked[-1] + 2 :]  # without the close
+    assert all("stat" in call for call in idle), Counter(idle)
+    asked = Counter(call.split()[1] for call in idle)
+    assert asked.keys() == {"new", "cur"}
+    assert min(asked.values()) >= 4
+    assert abs(asked["new"] - asked["cur"]) <= 1

@@ -25,15 +25,19 @@ _TRACED = "write,fsync,fdatasync,rename,mkdir,unlink"
 
 
 def trace(
-    function: Callable[..., None], *args: Any, below: Path, scratch: Path
+    function: Callable[..., None],
+    *args: Any,
+    below: Path,
+    scratch: Path,
+    traced: str = _TRACED,
 ) -> list[str]:
     """Return what `function` does to files, like ``rename tmp/1 new/1``.
 
-    Only that below the folder `below`, and what it prints; paths are relative
-    to it.
+    Only the calls that are `traced`, to what is below the folder `below`, and what it
+    prints; paths are relative to it.
     """
     output = scratch / "trace"
-    strace = ["strace", "-f", "-y", "-s", "1000", "-e", f"trace={_TRACED}"]
+    strace = ["strace", "-f", "-y", "-s", "1000", "-e", f"trace={traced}"]
     children.call(function, *args, under=[*strace, "-o", str(output)])
     calls = (_short(line, below) for line in _whole(output.read_text()))
     return [call for call in calls if call]
@@ -63,6 +67,7 @@ def _short(line: str, below: Path) -> str | None:
         return f"print {printed[1]}" if printed else None
     if name == "write":
         arguments = arguments.partition(">")[0] + ">"
+    arguments = re.sub(r"AT_FDCWD<[^>]*>", "", arguments)
     paths = [one or other for one, other in _PATH.findall(arguments)]
     if not paths or not all(path.startswith(str(below)) for path in paths):
         return None
