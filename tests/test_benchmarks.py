@@ -97,6 +97,7 @@ def test_deep_queues(tmp_path: Path) -> None:
     results = quickly(scale, tmp_path)
     assert subjects(results, "rate") == {"postcommit", *PEERS}
     assert subjects(results, "poll") == {"postcommit, idle"}
+    assert subjects(results, "last fifth") == {"postcommit, all of it"}
     assert {result.case["depth"] for result in results} == {40}
 
 

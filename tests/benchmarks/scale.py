@@ -2,13 +2,16 @@
 
 Told is how long until the first mail is sent, the rate of the first mails, the
 memory, and what a poll costs when all entries are deferred. All contestants take a
-few entries each from the same queue, which so stays as deep as it is.
+few entries each from the same queue, which so stays as deep as it is; then one of up
+to 100,000 is drained as a whole.
 ``python -m tests.benchmarks.scale --help``; a million entries take 4 GB of disk.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -131,6 +134,27 @@ def polls(queue: str, port: int, count: int) -> None:
     tell(poll=("ms", 1000 * cpu / (took / 0.01)))
 
 
+def whole(queue: str, port: int, count: int) -> None:
+    """Drain all of it: is the end as quick as the beginning?"""
+    from postcommit import QueueProcessor
+    from postcommit import SMTPMailer
+
+    sent: list[float] = []
+    mailer = SMTPMailer(
+        "127.0.0.1", port, notify=lambda event: sent.append(time.perf_counter())
+    )
+    QueueProcessor(queue, mailer).flush()
+    each = max(1, len(sent) // 100)
+    marks = sent[::each]
+    rates = [each / (b - a) for a, b in itertools.pairwise(marks)]
+    fifth = len(rates) // 5
+    tell(
+        first_fifth=("1/s", statistics.median(rates[:fifth])),
+        last_fifth=("1/s", statistics.median(rates[-fifth:])),
+        peak_memory=("MiB", peak_memory()),
+    )
+
+
 def _busy() -> bool:
     cpu = processor_time()
     time.sleep(0.5)
@@ -143,7 +167,13 @@ NAMES = {
     "repoze": (repoze, "repoze.sendmail", PEER),
     "listing": (listing, "reading the folder once", LIMIT),
     "polls": (polls, "postcommit, idle", OURS),
+    "whole": (whole, "postcommit, all of it", OURS),
 }
+
+_RACING = ("postcommit", "zope", "repoze", "listing")
+
+# Deeper queues are not drained as a whole.
+_WHOLE = 100_000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,12 +212,15 @@ def run(options: argparse.Namespace) -> list[Result]:
                 case: dict[str, float | str] = {"depth": depth}
                 return Contestant(name, lambda: order, what, case)
 
-            racing = [contestant(kind) for kind in NAMES if kind != "polls"]
+            racing = [contestant(kind) for kind in _RACING]
             rounds = 1 if options.quick else options.rounds
             results += interleave("scale", racing, rounds)
             # The peers end before they remove the last of theirs.
             left = len(list(queue.glob("new/[0-9]*")))
             assert left <= depth - 3 * (count - 1) * rounds, left
+            if depth <= _WHOLE:
+                results += interleave("scale", [contestant("whole")], 1)
+                fill(queue, depth, 200)
             defer(queue)
             results += interleave("scale", [contestant("polls")], rounds)
     return results

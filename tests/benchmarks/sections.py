@@ -143,7 +143,8 @@ poll when all of them are deferred: *postcommit, idle*. At the default interval 
 are 720 polls in an hour, and an idle processor does nothing else.""",
         limits="""
 Reading the folder. postcommit sends while it reads, and keeps no list of all; its
-peers read and sort the whole folder first, in each pass.""",
+peers read and sort the whole folder first, in each pass. *first fifth* and *last fifth*
+are rates of one drain of the whole queue, *postcommit, all of it*.""",
         main="first send",
         limit="reading the folder once",
         split=("depth",),
