@@ -295,18 +295,25 @@ def is_claimed(queue: Queue, path: str) -> bool:
 
 
 def test_what_was_claimed_ahead_is_let_go_of_when_the_relay_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "_QUICK", 1e6)
-    queue = Queue(tmp_path / "queue", ScriptedMailer())
-    paths = [queue.send(ANN, message_id=f"{n}@x.org") for n in range(9)]
-    for number, result in enumerate(queue.processor.work(iter(paths)), 1):
-        if number == 4:
+    paths = [queue.send(ANN, message_id=f"{n}@x.org") for n in range(20)]
+    asked = []
+
+    def fail_the_ninth(taken: object) -> None:
+        asked.append(taken)
+        if len(asked) == 9:
             queue.mailer.failure = RelayError("no connection")
-        if result.trouble:
-            break
-    assert number == 5
-    assert not any(is_claimed(queue, path) for path in paths[number - 1 :])
+
+    queue.mailer.before = fail_the_ninth
+    results = list(queue.processor.work(iter(paths)))
+    sent = [result for result in results if not result.trouble]
+    assert sent == 8 * [Result(Tally(1, 0, 0))]
+    # A batch is one ahead of its reports.
+    ahead = isinstance(queue.mailer, ScriptedBatchMailer)
+    assert len(asked) == len(results) == 9 + ahead
+    assert not any(is_claimed(queue, path) for path in paths[8:])
 
 
 # Trouble

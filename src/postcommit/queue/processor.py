@@ -23,6 +23,8 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -90,6 +92,15 @@ class _Job(NamedTuple):
     entry: Entry
 
 
+@dataclass(slots=True)
+class _Round:
+    """One call of `work`: what is claimed, what was passed over, any trouble."""
+
+    jobs: deque[_Job] = field(default_factory=deque)
+    passed_over: list[Result] = field(default_factory=list)
+    is_in_trouble: bool = False
+
+
 class _Settlement(NamedTuple):
     """What is to be done to an entry, once an attempt is over."""
 
@@ -121,20 +132,22 @@ class Processor:
         """Work on the entries at `paths`, and yield a result for each.
 
         A path is only taken when the mailer is ready for it, or will be within
-        milliseconds. Raises what `paths` raises, and what a mailer does against
-        its contract; no claim is left then.
+        milliseconds; and none more once relay or disk are in trouble. Raises what
+        `paths` raises, and what a mailer does against its contract; no claim is
+        left then.
         """
         for _ in range(len(self._unsettled)):
             yield self._settle(self._unsettled.popleft())
-        jobs: deque[_Job] = deque()
-        results: deque[Result] = deque()
+        this = _Round()
         try:
-            taken = self._take_all(paths, jobs, results)
-            for attempt in attempt_all(self._mailer, taken):
-                yield self._conclude(jobs.popleft(), attempt)
-            yield from results
+            for attempt in attempt_all(self._mailer, self._take_all(paths, this)):
+                result = self._conclude(this.jobs.popleft(), attempt)
+                if result.trouble is not None:
+                    this.is_in_trouble = True
+                yield result
+            yield from this.passed_over
         finally:
-            for job in jobs:
+            for job in this.jobs:
                 job.claim.release()
 
     def abandon(self) -> None:
@@ -151,23 +164,21 @@ class Processor:
 
     # Take
 
-    def _take_all(
-        self, paths: Iterable[str], jobs: deque[_Job], results: deque[Result]
-    ) -> Iterator[Transmission]:
+    def _take_all(self, paths: Iterable[str], this: _Round) -> Iterator[Transmission]:
         paths, most = iter(paths), 1
         for path in paths:
             began = time.monotonic()
             some = itertools.chain((path,), itertools.islice(paths, most - 1))
-            taken = self._take_some(some, jobs, results)
+            taken = self._take_some(some, this)
             for job in taken:
+                if this.is_in_trouble:
+                    return
                 entry = job.entry
                 yield Transmission(entry.sender, entry.recipients, entry.message)
             is_quick = time.monotonic() - began < _QUICK * len(taken)
             most = min(2 * most, _MOST_AHEAD) if is_quick else 1
 
-    def _take_some(
-        self, paths: Iterable[str], jobs: deque[_Job], results: deque[Result]
-    ) -> list[_Job]:
+    def _take_some(self, paths: Iterable[str], this: _Round) -> list[_Job]:
         """Take `paths`, or the first ones of them, where they are large."""
         taken = []
         size = 0
@@ -179,9 +190,9 @@ class Processor:
                 self._log_trouble(path, error)
                 job = None
             if job is None:
-                results.append(Result(stayed=True))
+                this.passed_over.append(Result(stayed=True))
                 continue
-            jobs.append(job)
+            this.jobs.append(job)
             taken.append(job)
             size += len(job.entry.message)
             if size > _BYTES_AHEAD:
