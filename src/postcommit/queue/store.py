@@ -93,8 +93,10 @@ class Store:
 
         One that was found due may have been deferred again before it was claimed.
         """
-        is_deferred = claim.path.startswith(f"{self.maildir.folder('cur')}/")
-        return not is_deferred or claim.changed <= now
+        if claim.changed <= now:
+            return True
+        # What is new is due, also where the clock was put back.
+        return not claim.path.startswith(f"{self.maildir.folder('cur')}/")
 
     # Settle
 
