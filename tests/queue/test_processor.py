@@ -245,6 +245,12 @@ def test_what_was_deferred_after_it_was_found_due_is_not_tried_at_once(
     assert third.tally == Tally(0, 1, 0)
 
 
+def test_what_is_new_is_due_also_where_the_clock_was_put_back(queue: Queue) -> None:
+    queue.send(ANN)
+    queue.now -= DAY
+    assert queue.work() == [Result(Tally(1, 0, 0))]
+
+
 def test_a_batch_is_settled_in_order_and_each_as_soon_as_it_is_reported(
     queue: Queue,
 ) -> None:
