@@ -198,6 +198,7 @@ def run(options: argparse.Namespace) -> list[Result]:
             queue = Path(folder) / "queue"
             # Entries that each of them reads.
             fill(queue, depth, 200, "both")
+            os.sync()  # or the disk would write it while others are measured
             command = [sys.executable, "-m", "tests.benchmarks.scale"]
             command += ["--port", str(port), "--count", str(count), "--contestant"]
 
@@ -221,6 +222,7 @@ def run(options: argparse.Namespace) -> list[Result]:
             if depth <= _WHOLE:
                 results += interleave("scale", [contestant("whole")], 1)
                 fill(queue, depth, 200)
+                os.sync()
             defer(queue)
             results += interleave("scale", [contestant("polls")], rounds)
     return results
