@@ -217,6 +217,8 @@ def section_text(section: Section, run: store.Run) -> str:
     for plot in section.plots:
         parts += ["", f".. image:: performance/{plot}.svg", f"   :alt: {section.title}"]
     parts += ["", f"*What limits it.* {section.limits.strip()}"]
+    if section.steps:
+        parts += ["", f"*What has helped.* {section.steps.strip()}"]
     if faster:
         parts += ["", "*Where a peer is faster:*", ""]
         parts += [f"- {one}" for one in faster]

@@ -9,6 +9,7 @@ from dataclasses import field
 class Section:
     """One run on the page.
 
+    `limits` is what limits it, `steps` what has helped so far.
     `main` is the figure that is compared, with the contestants named `peer` and
     `limit`; `ours` is what does the same as the peers, if not all of ours does. `split`
     are the parts of the case that make tables of their own, `spreads` figures of
@@ -25,7 +26,45 @@ class Section:
     split: tuple[str, ...] = ()
     spreads: tuple[str, ...] = ()
     plots: tuple[str, ...] = field(default_factory=tuple)
+    steps: str = ""
 
+
+_STEPS = """
+Processor time for a message of 4 KB, in microseconds, with one and with four
+workers; all versions in turn, on 2026-11-23, 2,000 messages, medians of five.
+
+.. list-table::
+   :header-rows: 1
+
+   * - step
+     - 1
+     - 4
+   * - at the beginning
+     - 302
+     - 519
+   * - an entry is claimed and read with five system calls less
+     - 283
+     - 439
+   * - an envelope is read with one expression; small tuples instead of objects
+     - 253
+     - 435
+   * - a transfer is prepared and accounted for in fewer steps, a message's id looked
+       for once
+     - 216
+     - 386
+   * - no transaction to tell nobody; as many workers as the relay keeps waiting
+     - 204
+     - 236
+   * - one path for all mailers, an unanswered command asked for once
+     - 169
+     - 177
+   * - entries read ahead of a quick relay, time-outs kept by the kernel, no lock
+     - 151
+     - 152
+
+Of what is left, some 60 are the kernel's: 21 to send, 15 to close and 12 to unlink
+the file. The rest are 190 calls in Python, cold after each system call: hot, they
+take less than half."""
 
 SECTIONS = {
     "drain": Section(
@@ -47,6 +86,7 @@ bytes that cost: line ends and dots are seen to in each message.""",
         limit="raw sockets",
         split=("size",),
         plots=("drain",),
+        steps=_STEPS,
     ),
     "tls": Section(
         title="TLS",
