@@ -45,6 +45,11 @@ _NAME = rb"[!-9;-~]{1,998}[ \t]*:"
 _FOLDED = rb"[^\r\n]*(?:(?:\r\n?|\n)[ \t][^\r\n]*)*(?:\r\n?|\n|\Z)"
 _HEADER = re.compile(rb"(?:" + _NAME + _FOLDED + rb")*")
 
+# A header as most messages have it: each line ends with LF, up to the blank one.
+_ORDINARY = re.compile(
+    rb"((?:[!-9;-~]{1,998}:[^\r\n]*\n(?:[ \t][^\r\n]*\n)*)+)\n"
+)
+
 # The line before a message in a mailbox file, no part of the message.
 _UNIX_FROM = re.compile(
     rb">?From \S* +(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[^\r\n]* \d\d?:\d\d[^\r\n]*"
@@ -65,10 +70,11 @@ _ORDINARY_ID = re.compile(
     rb"Message-Id:[ \t]*<([!-;=?-~]+)>[ \t]*\r?\n(?![ \t])",
     re.IGNORECASE,
 )
+_ORDINARY_VALUE = re.compile(rb"[ \t]*<([!-;=?-~]+)>[ \t\r]*")
 _GOOD_ID = re.compile(r"<([^<>\s]+)>")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Composed:
     """A message with its envelope, ready to be sent.
 
@@ -99,15 +105,18 @@ def compose(
     header, body, end_of_line = _split(data)
     sender = _sender(header) if fromaddr is None else parse_sender(fromaddr)
     recipients = _recipients(header) if toaddrs is None else parse_recipients(toaddrs)
-    header = _BCC.sub(b"", header)
+    # A look for the letters is cheaper than one for a field.
+    lowered = header.lower()
+    if b"bcc" in lowered:
+        header = _BCC.sub(b"", header)
     added = []
-    message_id = _message_id(header)
+    message_id = _message_id(header) if b"message-id" in lowered else ""
     if not message_id:
         message_id = _new_message_id(sender, header)
         added += [b"Message-Id: <", message_id.encode(), b">", end_of_line]
-    if not _DATE.search(header):
+    if b"\ndate:" not in lowered and not _DATE.search(header):
         added += [b"Date: ", formatdate(localtime=True).encode(), end_of_line]
-    whole = b"".join([*added, header, end_of_line])
+    whole = b"".join((*added, header, end_of_line))
     return Composed(sender, recipients, message_id, whole, body)
 
 
@@ -153,6 +162,9 @@ def _split(data: bytes) -> tuple[bytes, memoryview, bytes]:
     What does not begin with a header is all body; a body that follows the
     header without a blank line is one all the same.
     """
+    ordinary = _ORDINARY.match(data)
+    if ordinary:
+        return ordinary[1], memoryview(data)[ordinary.end() :], b"\n"
     unix_from = _UNIX_FROM.match(data)
     start = unix_from.end() if unix_from else 0
     found = _HEADER.match(data, start)
@@ -197,6 +209,10 @@ def message_id_of(data: bytes) -> str:
 def _message_id(header: bytes) -> str:
     """Return the id that the header has, ``''`` where it has none."""
     values = _MESSAGE_ID.findall(header)
+    if len(values) == 1:
+        ordinary = _ORDINARY_VALUE.fullmatch(values[0])
+        if ordinary:
+            return ordinary[1].decode()
     if not values:
         return ""
     if len(values) > 1:

@@ -85,11 +85,16 @@ def preamble(
     last_reply: str = "",
 ) -> bytes:
     """Return the lines before a message with this `beginning`."""
-    lines = [FROM, sender.encode(), b"\n", TO, ", ".join(recipients).encode(), b"\n"]
-    if attempts or last_reply or beginning.lower().startswith(b"x-zope-"):
-        one_line = " ".join(last_reply.split())
-        lines += [ATTEMPTS, b"%d\n" % attempts, REPLY, one_line.encode(), b"\n"]
-    return b"".join(lines)
+    envelope = b"%b%b\n%b%b\n" % (
+        FROM,
+        sender.encode(),
+        TO,
+        ", ".join(recipients).encode(),
+    )
+    if not (attempts or last_reply or beginning.lower().startswith(b"x-zope-")):
+        return envelope
+    one_line = " ".join(last_reply.split()).encode()
+    return b"%b%b%d\n%b%b\n" % (envelope, ATTEMPTS, attempts, REPLY, one_line)
 
 
 def parse_entry(data: bytes) -> Entry:
