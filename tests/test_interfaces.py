@@ -83,7 +83,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
     mailer = SMTPMailer()
     delivery = QueuedMailDelivery(queue)
     store = Store(queue)
-    data_manager = DataManager(delivery, store.batch(), delivery.transaction_manager)
+    manager = delivery.transaction_manager
+    data_manager = DataManager(delivery, store.batch(), manager.get(), manager)
     writer = store.maildir.newMessage()
     writer.abort()
     checked = set()

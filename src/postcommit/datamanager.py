@@ -22,6 +22,7 @@ the items are its parent's: the copy discards nothing, and refuses to vote.
 from __future__ import annotations
 
 import enum
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,19 @@ from postcommit.errors import ForkedError
 from postcommit.interfaces import IBatch
 
 
+# Which process this is, in the line of those that were forked from each other.
+_generations = itertools.count()
+_generation = next(_generations)
+
+
+def _is_forked() -> None:
+    global _generation
+    _generation = next(_generations)
+
+
+os.register_at_fork(after_in_child=_is_forked)
+
+
 class Phase(enum.Enum):
     JOINED = "joined"
     PREPARED = "prepared"
@@ -48,15 +62,21 @@ class DataManager:
     """See `ISavepointDataManager`; the table of the module has the phases."""
 
     def __init__(
-        self, owner: object, batch: IBatch, transaction_manager: ITransactionManager
+        self,
+        owner: object,
+        batch: IBatch,
+        transaction: ITransaction,
+        transaction_manager: ITransactionManager,
     ) -> None:
         # `transaction` keeps data by the id() of its owner: while we are
         # there, no other object may get that id.
         self._owner = owner
         self._batch = batch
+        # That it will join with its first item.
+        self._transaction: ITransaction | None = transaction
         self._items: list[Any] = []
         self._phase = Phase.JOINED
-        self._pid = os.getpid()
+        self._generation = _generation
         self.transaction_manager = transaction_manager
 
     @classmethod
@@ -67,9 +87,9 @@ class DataManager:
         make_batch: Callable[[], IBatch],
         transaction_manager: ITransactionManager,
     ) -> DataManager:
-        """Return the data manager of `owner` in `transaction`; join if need be.
+        """Return the data manager of `owner` in `transaction`.
 
-        Raises what `transaction.join` raises, when it takes no more work.
+        A new one joins when it has something to do: with its first item.
         """
         try:
             found = transaction.data(owner)
@@ -78,10 +98,7 @@ class DataManager:
         # Anything else was kept for an object that is gone, and had this id().
         if isinstance(found, cls) and found._takes_more:
             return found
-        made = cls(owner, make_batch(), transaction_manager)
-        transaction.join(made)
-        transaction.set_data(owner, made)
-        return made
+        return cls(owner, make_batch(), transaction, transaction_manager)
 
     @property
     def _takes_more(self) -> bool:
@@ -89,11 +106,30 @@ class DataManager:
 
     @property
     def _is_no_copy(self) -> bool:
-        return self._pid == os.getpid()
+        return self._generation == _generation
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._items
 
     def add(self, item: Any) -> None:
-        """Have `item` published when the transaction commits."""
+        """Have `item` published when the transaction commits.
+
+        Raises what `transaction.join` raises, when it takes no more work; then
+        `item` is discarded.
+        """
+        if self._transaction is not None:
+            try:
+                self._join(self._transaction)
+            except BaseException:
+                self._batch.discard([item])
+                raise
         self._items.append(item)
+
+    def _join(self, transaction: ITransaction) -> None:
+        transaction.join(self)
+        transaction.set_data(self._owner, self)
+        self._transaction = None
 
     def savepoint(self) -> Savepoint:
         return Savepoint(self, len(self._items))
