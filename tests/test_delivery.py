@@ -73,6 +73,7 @@ class Office:
     """A delivery, and a look at what has left by it."""
 
     def __init__(self, kind: str, queue: Path, manager: Any) -> None:
+        self.kind = kind
         self.manager = manager
         self.queue = queue
         self.mailer = Mailer()
@@ -485,7 +486,8 @@ def test_a_rollback_drops_exactly_the_later_messages(office: Office) -> None:
     inner.rollback()
     office.send("e")
     inner.rollback()
-    assert len(files(office.queue)) in (0, 2)
+    # The first one has no name yet.
+    assert len(files(office.queue)) == (office.kind == "queued")
     office.send("f")
     outer.rollback()
     outer.rollback()

@@ -18,18 +18,21 @@ from zope.interface.verify import verifyObject
 from postcommit import Maildir
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
+from postcommit.files import explained
+from postcommit.files import remove
+from postcommit.files import sync
 from postcommit.interfaces import IMaildir
 from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
 from postcommit.maildir import FOLDERS
 from postcommit.maildir import MaildirMessageWriter
+from postcommit.maildir import _begin_to_write_back
 from postcommit.maildir import check_path
-from postcommit.maildir import explained
-from postcommit.maildir import remove
-from postcommit.maildir import sync
 from postcommit.maildir import unique_name
 from tests.support.faults import small_files
 from tests.support.faults import without_privileges
+from tests.support.strace import needs_strace
+from tests.support.strace import trace
 from tests.support.transactions import files
 
 
@@ -44,6 +47,11 @@ def closed_folder(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir(mode=0o500)
     yield folder
     folder.chmod(0o700)
+
+
+def open_files() -> list[str]:
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return sorted(os.readlink(link) for link in links if os.path.lexists(link))
 
 
 def mode(path: str | Path) -> int:
@@ -327,29 +335,35 @@ def test_what_is_added_is_complete_and_closed(maildir: Maildir) -> None:
     assert Path(message.path).read_bytes() == b"".join(pieces)
     assert mode(message.path) == 0o600
     assert message.checksum == zlib.crc32(b"".join(pieces))
-    assert message.path not in [
-        os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-    ]
+    assert message.path not in open_files()
     message.commit()
     assert list(maildir) == [message.target]
 
 
+@pytest.mark.parametrize("nameless", [False, True])
 @pytest.mark.parametrize("size", [1000, 200_000])
-def test_what_cannot_be_added_leaves_nothing(maildir: Maildir, size: int) -> None:
+def test_what_cannot_be_added_leaves_nothing(
+    maildir: Maildir, size: int, nameless: bool
+) -> None:
+    before = open_files()
     with small_files(100), pytest.raises(QueueError, match="cannot write") as caught:
-        maildir.add([b"x" * size])
+        maildir.add([b"x" * size], nameless=nameless)
     assert caught.value.errno == errno.EFBIG
     assert files(Path(maildir.path)) == []
+    assert open_files() == before
 
 
-def test_what_is_interrupted_leaves_nothing(maildir: Maildir) -> None:
-    def lines() -> Iterator[bytes]:
-        yield b"begun"
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("nameless", [False, True])
+def test_what_is_interrupted_leaves_nothing(maildir: Maildir, nameless: bool) -> None:
+    class Interrupting(list[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            raise KeyboardInterrupt
 
+    before = open_files()
     with pytest.raises(KeyboardInterrupt):
-        maildir.add(lines())
+        maildir.add(Interrupting(), nameless=nameless)
     assert files(Path(maildir.path)) == []
+    assert open_files() == before
 
 
 def test_a_message_cannot_be_added_where_there_is_no_folder(maildir: Maildir) -> None:
@@ -379,6 +393,106 @@ def test_a_file_that_cannot_be_removed_is_named(maildir: Maildir) -> None:
 
     os.chmod(maildir.folder("tmp"), 0o500)
     without_privileges(abort)
+
+
+# A message without a name
+
+
+def test_what_has_no_name_is_seen_when_it_is_committed(maildir: Maildir) -> None:
+    message = maildir.add([b"a", b"b"], nameless=True)
+    assert files(Path(maildir.path)) == []
+    assert message.checksum == zlib.crc32(b"ab")
+    message.commit()
+    assert list(maildir) == [message.path] == [message.target]
+    assert Path(message.path).read_bytes() == b"ab"
+    assert mode(message.path) == 0o600
+    assert os.stat(message.path).st_nlink == 1
+    assert not any(maildir.path in path for path in open_files())
+    message.abort()
+    assert list(maildir) == [message.target]
+
+
+def test_what_has_no_name_gets_it_once(maildir: Maildir) -> None:
+    message = maildir.add([b"x"], nameless=True)
+    for _ in range(2):
+        message.reveal()
+        assert files(Path(maildir.path)) == [f"tmp/{message.name}"]
+    message.sync()
+    message.move(f"{message.path}:moved")
+    assert files(Path(maildir.path)) == [f"tmp/{message.name}:moved"]
+    message.abort()
+    assert files(Path(maildir.path)) == []
+
+
+def test_what_has_no_name_is_gone_when_it_is_aborted(maildir: Maildir) -> None:
+    before = open_files()
+    message = maildir.add([b"x"], nameless=True)
+    for _ in range(2):
+        message.abort()
+    assert files(Path(maildir.path)) == []
+    assert open_files() == before
+    with pytest.raises(ValueError, match="was aborted"):
+        message.commit()
+
+
+def test_what_has_no_name_is_gone_when_it_is_forgotten(maildir: Maildir) -> None:
+    maildir.add([b"x"], nameless=True).abort()  # tries whether there is such a thing
+    before = open_files()
+    message = maildir.add([b"x"], nameless=True)
+    assert len(open_files()) == len(before) + 1
+    del message
+    assert open_files() == before
+
+
+def test_what_has_no_name_needs_one_that_is_free(maildir: Maildir) -> None:
+    message = maildir.add([b"x"], nameless=True)
+    Path(message.target).write_bytes(b"of somebody else")
+    with pytest.raises(QueueError) as caught:
+        message.commit()
+    assert caught.value.errno == errno.EEXIST
+    assert Path(message.target).read_bytes() == b"of somebody else"
+    message.abort()
+    assert files(Path(maildir.path)) == [f"new/{message.name}"]
+
+
+def _add_without_links(path: str) -> None:
+    message = Maildir(path).add([b"x"], nameless=True)
+    assert files(Path(path)) == [f"tmp/{message.name}"]
+    message.commit()
+
+
+@needs_strace
+def test_where_nothing_gets_its_name_later_it_has_one_at_once(
+    maildir: Maildir, tmp_path: Path
+) -> None:
+    # As on NFS, which says so when the file is opened; without /proc the link fails.
+    trace(
+        _add_without_links,
+        maildir.path,
+        below=tmp_path,
+        scratch=tmp_path,
+        inject="linkat:error=ENOENT",
+    )
+    assert len(list(maildir)) == 1
+
+
+def test_a_folder_that_lets_nothing_in_lets_in_nothing_without_a_name(
+    maildir: Maildir,
+) -> None:
+    def add() -> None:
+        with pytest.raises(QueueError, match="tmp") as caught:
+            maildir.add([b"x"], nameless=True)
+        assert caught.value.errno == errno.EACCES
+
+    os.chmod(maildir.folder("tmp"), 0o500)
+    without_privileges(add)
+    assert files(Path(maildir.path)) == []
+
+
+def test_advice_to_the_disk_need_not_be_taken(tmp_path: Path) -> None:
+    no_file = os.open(tmp_path, os.O_RDONLY)
+    os.close(no_file)
+    _begin_to_write_back(no_file)
 
 
 # Helpers

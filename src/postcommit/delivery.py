@@ -79,21 +79,15 @@ class _MailDelivery(ABC):
         """
         composed = compose(fromaddr, toaddrs, message)
         manager = self.transaction_manager
-        current = manager.get()
-        item = self._accept(composed)
-        try:
-            data_manager = DataManager.of(
-                self._owner, current, self._batch, manager
-            )
-        except BaseException:
-            self._batch().discard([item])
-            raise
-        data_manager.add(item)
+        data_manager = DataManager.of(
+            self._owner, manager.get(), self._batch, manager
+        )
+        data_manager.add(self._accept(composed, is_first=data_manager.is_empty))
         message_id: str = composed.message_id
         return message_id
 
     @abstractmethod
-    def _accept(self, composed: Composed) -> Any:
+    def _accept(self, composed: Composed, *, is_first: bool) -> Any:
         """Return a message as an item for the batch; leave nothing if it fails."""
 
     @abstractmethod
@@ -121,9 +115,9 @@ class QueuedMailDelivery(_MailDelivery):
         # Opened once, also for the copies that `bind` makes.
         self._store = functools.cache(functools.partial(Store, self.queuePath))
 
-    def _accept(self, composed: Composed) -> Any:
+    def _accept(self, composed: Composed, *, is_first: bool) -> Any:
         return self._store().stage(
-            composed.sender, composed.recipients, composed.chunks
+            composed.sender, composed.recipients, composed.chunks, is_first=is_first
         )
 
     def _batch(self) -> IBatch:
@@ -155,7 +149,7 @@ class DirectMailDelivery(_MailDelivery):
             self._check = checker.check
         self._number = next(_numbers)
 
-    def _accept(self, composed: Composed) -> Transmission:
+    def _accept(self, composed: Composed, *, is_first: bool) -> Transmission:
         return Transmission(composed.sender, composed.recipients, bytes(composed))
 
     def _batch(self) -> IBatch:

@@ -11,10 +11,10 @@ from zope.interface import implementer
 
 from postcommit.errors import QueueError
 from postcommit.errors import RelayError
+from postcommit.files import create_file
+from postcommit.files import explained
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import Status
-from postcommit.maildir import create_file
-from postcommit.maildir import explained
 from postcommit.maildir import unique_name
 from postcommit.mailer import BaseMailer
 from postcommit.message import to_crlf

@@ -7,6 +7,7 @@ and its name is on the disk when `commit` returns.
 """
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -15,18 +16,23 @@ import socket
 import stat
 import tempfile
 import time
-import zlib
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import BinaryIO
 
 from zope.interface import implementer
 from zope.interface import provider
 
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
+from postcommit.files import CREATE
+from postcommit.files import ONE_WRITE
+from postcommit.files import explained
+from postcommit.files import remove
+from postcommit.files import sync
+from postcommit.files import unable
+from postcommit.files import write
 from postcommit.interfaces import IMaildir
 from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
@@ -38,10 +44,8 @@ FOLDERS = ("tmp", "new", "cur")
 # messages costs no more memory than one of a few thousand.
 _CHUNK = 2000
 
-# Pieces up to so many bytes in all are written in one call.
-_ONE_WRITE = 1 << 16
-
-_CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+# Without the first, where there is no such thing, a folder cannot be opened.
+_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY | os.O_CLOEXEC
 
 _counter = itertools.count(1)
 
@@ -52,58 +56,13 @@ def unique_name(seconds: float | None = None) -> str:
     Names sort by time, `seconds` since the epoch, now by default.
     """
     microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
-    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
-    return (
-        f"{microseconds // 1_000_000:010d}.M{microseconds % 1_000_000:06d}"
-        f"P{os.getpid()}Q{next(_counter)}.{host}"
-    )
+    whole, rest = divmod(microseconds, 1_000_000)
+    return f"{whole:010d}.M{rest:06d}P{os.getpid()}Q{next(_counter)}.{_host()}"
 
 
-class explained:
-    """Turns an OSError of its body into a `QueueError` that names `path`."""
-
-    def __init__(self, path: str, doing: str) -> None:
-        self._path = path
-        self._doing = doing
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, QueueError):
-            raise unable(self._path, self._doing, error) from error
-
-
-def unable(path: str, doing: str, error: OSError) -> QueueError:
-    """Return `error` as a `QueueError` that names `path`."""
-    return QueueError(path, f"cannot {doing}: {error.strerror or error}", error)
-
-
-def sync(path: str) -> None:
-    """Have the file or folder at `path` written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove(path: str) -> None:
-    """Remove the file `path`, if it is there."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def create_file(path: str) -> BinaryIO:
-    """Create the file `path`, readable by its owner only, to write to it."""
-    return open(os.open(path, _CREATE, 0o600), "wb")
+@functools.cache
+def _host() -> str:
+    return socket.gethostname().replace("/", "\\057").replace(":", "\\072")
 
 
 def check_path(path: str) -> None:
@@ -164,23 +123,34 @@ class Maildir:
     def newMessage(self) -> MaildirMessageWriter:
         return MaildirMessageWriter(self, unique_name())
 
-    def add(self, lines: Iterable[bytes | memoryview]) -> MaildirMessage:
+    def add(
+        self, lines: Sequence[bytes | memoryview], *, nameless: bool = False
+    ) -> MaildirMessage:
         """Write a whole message, to be committed or aborted.
 
-        Raises `QueueError` where it cannot be written; then nothing is left.
+        With `nameless` it is a `NamelessMessage`, where the file system has them.
+        Raises `QueueError` where it cannot be written; then
+        nothing is left.
         """
-        message = MaildirMessage(self, unique_name())
-        with explained(message.path, "write"):
-            descriptor = os.open(message.path, _CREATE, 0o600)
-            try:
-                try:
-                    message.checksum = _write(descriptor, lines)
-                finally:
-                    os.close(descriptor)  # which tells of errors, too
-            except BaseException:
-                message.abort()
-                raise
+        made = NamelessMessage if nameless and self._knows_nameless else MaildirMessage
+        message = made(self, unique_name())
+        try:
+            message.fill(lines)
+        except OSError as error:
+            raise unable(message.path, "write", error) from error
         return message
+
+    @functools.cached_property
+    def _knows_nameless(self) -> bool:
+        """Whether a file can get its name later here; tried once."""
+        message = NamelessMessage(self, unique_name())
+        try:
+            message.fill(())
+            message.reveal()
+            message.abort()
+        except OSError:
+            return False
+        return True
 
 
 class MaildirMessage:
@@ -192,10 +162,30 @@ class MaildirMessage:
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
-        self.path = f"{maildir.folder('tmp')}/{name}"
-        self.target = f"{maildir.folder('new')}/{name}"
+        self._folder = maildir.folder("tmp")
+        self.path = f"{self._folder}/{name}"
+        self.target = f"{maildir.path}/new/{name}"
         self.checksum = 0
         self._aborted = False
+
+    def fill(self, lines: Sequence[bytes | memoryview]) -> None:
+        """Write all of it, in few calls; if that fails, nothing is left."""
+        descriptor = os.open(self.path, CREATE, 0o600)
+        try:
+            try:
+                self.checksum = write(descriptor, lines)
+            finally:
+                os.close(descriptor)  # which tells of errors, too
+        except BaseException:
+            self.abort()
+            raise
+
+    def sync(self) -> None:
+        """Have what was written on the disk."""
+        sync(self.path)
+
+    def reveal(self) -> None:
+        """Give the file its name in ``tmp``, if it has none yet."""
 
     def move(self, path: str) -> None:
         """Rename the file to `path`; at `target` it is committed."""
@@ -208,7 +198,7 @@ class MaildirMessage:
         if self.path == self.target:
             return
         with explained(self.path, "move the message into the Maildir"):
-            sync(self.path)
+            self.sync()
             self.move(self.target)
             sync(os.path.dirname(self.target))
 
@@ -220,6 +210,61 @@ class MaildirMessage:
             remove(self.path)
 
 
+class NamelessMessage(MaildirMessage):
+    """One whose file has no name until it is revealed, or moved (``O_TMPFILE``).
+
+    A file system has less to do for it, and should the process die, nothing is
+    left. Until it has a name it costs an open file. To name it takes ``/proc``.
+    """
+
+    _descriptor = -1
+
+    def fill(self, lines: Sequence[bytes | memoryview]) -> None:
+        self._descriptor = os.open(self._folder, _NAMELESS, 0o600)
+        try:
+            self.checksum = write(self._descriptor, lines)
+        except BaseException:
+            self.abort()
+            raise
+        _begin_to_write_back(self._descriptor)
+
+    def sync(self) -> None:
+        if self._descriptor == -1:
+            super().sync()
+        else:
+            os.fsync(self._descriptor)
+
+    def reveal(self) -> None:
+        if self._descriptor != -1:
+            self.move(self.path)
+
+    def move(self, path: str) -> None:
+        if self._descriptor == -1:
+            super().move(path)
+        else:
+            # Only with a descriptor does Python follow the link; any will do.
+            open_file = f"/proc/self/fd/{self._descriptor}"
+            os.link(open_file, path, src_dir_fd=self._descriptor)
+            self.path = path
+            self._close()
+
+    def abort(self) -> None:
+        if self._descriptor == -1:
+            super().abort()
+        else:
+            self._aborted = True
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        with suppress(OSError):  # all that matters is synced, or not wanted
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if self._descriptor != -1:
+            self._close()
+
+
 @implementer(IMaildirMessageWriter)
 class MaildirMessageWriter(MaildirMessage):
     """See `IMaildirMessageWriter`; not buffered, each call is a system call."""
@@ -227,15 +272,15 @@ class MaildirMessageWriter(MaildirMessage):
     def __init__(self, maildir: Maildir, name: str) -> None:
         super().__init__(maildir, name)
         with explained(self.path, "create the file"):
-            self._file = io.FileIO(os.open(self.path, _CREATE, 0o600), "wb")
+            self._file = io.FileIO(os.open(self.path, CREATE, 0o600), "wb")
 
     def write(self, data: bytes | memoryview | str) -> None:
         self.writelines((data,))
 
     def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
-        encoded = (line.encode() if isinstance(line, str) else line for line in lines)
+        encoded = [line.encode() if isinstance(line, str) else line for line in lines]
         with explained(self.path, "write"):
-            self.checksum = _write(self._file.fileno(), encoded, self.checksum)
+            self.checksum = write(self._file.fileno(), encoded, self.checksum)
 
     def close(self) -> None:
         with explained(self.path, "write"):
@@ -251,19 +296,14 @@ class MaildirMessageWriter(MaildirMessage):
         super().abort()
 
 
-def _write(
-    descriptor: int, lines: Iterable[bytes | memoryview], checksum: int = 0
-) -> int:
-    """Write all of `lines`, in few calls, and return the checksum with them."""
-    pieces = list(lines)
-    if sum(map(len, pieces)) <= _ONE_WRITE:
-        pieces = [b"".join(pieces)]
-    for piece in pieces:
-        checksum = zlib.crc32(piece, checksum)
-        rest = memoryview(piece)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-    return checksum
+def _begin_to_write_back(descriptor: int) -> None:
+    """Have the disk begin while we go on: then there is less to wait for."""
+    try:
+        # Not with all of a large file: what has reached the disk by then is
+        # dropped from memory, and a processor wants it soon.
+        os.posix_fadvise(descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED)
+    except OSError:
+        pass  # it was but advice
 
 
 def _exists(path: str) -> bool:

@@ -123,7 +123,8 @@ class Story:
         calls = []
         for call in self.calls:
             if call.name == "openat":
-                paths[call.result] = call.path
+                nameless = "/#" if "O_TMPFILE" in call.arguments else ""
+                paths[call.result] = call.path + nameless
             synced = call.name == "fsync" and paths.get(call.descriptor, "")
             if not synced or not re.fullmatch(f"{self.root}/{pattern}", synced):
                 calls.append(call)

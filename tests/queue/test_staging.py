@@ -507,9 +507,15 @@ def test_alone_or_not_the_transaction_tells(queue: Path) -> None:
 # Durable, with few descriptors, threads or not
 
 
+# The first of a transaction is a file without a name; whether there are such files
+# is tried once.
+TRIED = ["write tmp/#", "linkat tmp/# tmp/NAME", "unlink tmp/NAME"]
+
+
 def steps(calls: list[str]) -> list[str]:
-    """Name the file NAME, and the prepared one NAME:prepared."""
+    """Name the file NAME, the prepared one NAME:prepared, and one without a name #."""
     named = [re.sub(r"(\d+\.M\d+P\d+Q\d+)\.[^ :,]+", "NAME", call) for call in calls]
+    named = [re.sub(r"#\d+", "#", call) for call in named]
     return [re.sub(r",C=\w+:prepared=NAME,C=\w+", ":prepared", call) for call in named]
 
 
@@ -520,7 +526,9 @@ def test_a_commit_syncs_each_step_before_the_next(queue: Path, tmp_path: Path) -
         _commit, str(queue), 1, AFTER, "go on", below=queue, scratch=tmp_path
     )
     assert steps(calls) == [
-        "write tmp/NAME",
+        *TRIED,
+        "write tmp/#",
+        "linkat tmp/# tmp/NAME",
         "rename tmp/NAME tmp/NAME:prepared",
         "fsync tmp/NAME:prepared",
         "fsync tmp",
@@ -539,7 +547,10 @@ def test_a_commit_of_many_syncs_all_files_and_each_folder_once(
         _commit, str(queue), 20, AFTER, "go on", below=queue, scratch=tmp_path
     )
     assert steps(calls) == [
-        *["write tmp/NAME"] * 20,
+        *TRIED,
+        "write tmp/#",
+        *["write tmp/NAME"] * 19,
+        "linkat tmp/# tmp/NAME",
         *["rename tmp/NAME tmp/NAME:prepared"] * 20,
         *["fsync tmp/NAME:prepared"] * 20,
         "fsync tmp",
@@ -548,20 +559,21 @@ def test_a_commit_of_many_syncs_all_files_and_each_folder_once(
         "print committed",
     ]
     assert len({call for call in calls if call.startswith("fsync tmp/")}) == 20
-    leader = calls[0].removeprefix("write tmp/")
+    leader = calls[len(TRIED) + 20].rpartition("/")[2]
     assert calls[-3].endswith(f"new/{leader}"), "the leader is not the last"
 
 
 @needs_strace
-def test_a_single_entry_alone_is_decided_by_one_rename(
+def test_a_single_entry_alone_is_decided_by_one_link(
     queue: Path, tmp_path: Path
 ) -> None:
     Store(str(queue))
     calls = trace(_commit, str(queue), 1, None, "", below=queue, scratch=tmp_path)
     assert steps(calls) == [
-        "write tmp/NAME",
-        "fsync tmp/NAME",
-        "rename tmp/NAME new/NAME",
+        *TRIED,
+        "write tmp/#",
+        "fsync tmp/#",
+        "linkat tmp/# new/NAME",
         "fsync new",
         "print committed",
     ]

@@ -18,7 +18,7 @@ State: TypeAlias = "dict[str, tuple[bytes, float | None] | None]"
 _FOLDERS = ("mkdir", "mkdirat", "rmdir")
 _RENAMES = ("rename", "renameat", "renameat2")
 _UNLINKS = ("unlink", "unlinkat")
-_BY_PATH = ("open", "openat", *_FOLDERS, *_RENAMES, *_UNLINKS)
+_BY_PATH = ("open", "openat", "linkat", *_FOLDERS, *_RENAMES, *_UNLINKS)
 _TIME = re.compile(r"tv_sec=(\d+), tv_nsec=(\d+)")
 
 
@@ -140,6 +140,8 @@ class Disk:
             self._wrote_or_synced(call)
         elif name == "utimensat":
             self._dated(call)
+        elif name == "linkat":
+            self._linked(call)
         elif any(path.startswith(self._prefix) for path in call.strings):
             self._named(call)
 
@@ -152,6 +154,10 @@ class Disk:
             return
         assert "O_TRUNC" not in call.arguments
         assert "O_APPEND" not in call.arguments
+        if "O_TMPFILE" in call.arguments:
+            self._open[call.result] = Node(is_folder=False)
+            self._offsets[call.result] = 0
+            return
         if name not in folder.names and "O_CREAT" in call.arguments:
             self._change(folder, call.begin, call.end, name, Node(is_folder=False))
         if name in folder.names:  # and not a pipe, which is no data
@@ -180,6 +186,14 @@ class Disk:
             times = _TIME.findall(call.arguments)
             mtime = int(times[1][0]) + int(times[1][1]) / 1e9 if times else None
             self.effects.append(Effect(node, call.begin, call.end, mtime=mtime))
+
+    def _linked(self, call: Call) -> None:
+        """A file without a name gets one, by a link to its descriptor."""
+        of, path = (string.decode() for string in call.strings)
+        folder, name = self._folder(path)
+        if folder is not None:
+            node = self._open[int(of.removeprefix("/proc/self/fd/"))]
+            self._change(folder, call.begin, call.end, name, node)
 
     def _named(self, call: Call) -> None:
         folder, name = self._folder(call.path)

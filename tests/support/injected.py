@@ -34,8 +34,8 @@ from tests.support.children import live
 
 # What touches a queue; some machines have no such call, hence the question mark.
 TRACED = (
-    "openat,close,write,fsync,?rename,renameat,?renameat2,?unlink,unlinkat,?mkdir,"
-    "mkdirat,?mknod,mknodat,utimensat,?newfstatat,?fstat,statx,getdents64,flock,"
+    "openat,close,write,fsync,?rename,renameat,?renameat2,linkat,?unlink,unlinkat,"
+    "fadvise64,?mkdir,mkdirat,?mknod,mknodat,utimensat,?newfstatat,?fstat,statx,getdents64,flock,"
     "pread64,faccessat,?faccessat2,?access"
 )
 

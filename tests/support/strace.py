@@ -21,7 +21,7 @@ _UNFINISHED = re.compile(r"^(\d+) +(.*) <unfinished \.\.\.>$")
 _RESUMED = re.compile(r"^(\d+) +<\.\.\. \w+ resumed>(.*)$")
 _PATH = re.compile(r'"([^"]*)"|<([^>]*)>')
 
-_TRACED = "write,fsync,fdatasync,rename,mkdir,unlink"
+_TRACED = "write,fsync,fdatasync,rename,linkat,mkdir,unlink"
 
 
 def trace(
@@ -30,14 +30,17 @@ def trace(
     below: Path,
     scratch: Path,
     traced: str = _TRACED,
+    inject: str = "",
 ) -> list[str]:
     """Return what `function` does to files, like ``rename tmp/1 new/1``.
 
     Only the calls that are `traced`, to what is below the folder `below`, and what it
-    prints; paths are relative to it.
+    prints; paths are relative to it. `inject` is an error, as strace has it.
     """
     output = scratch / "trace"
     strace = ["strace", "-f", "-y", "-s", "1000", "-e", f"trace={traced}"]
+    if inject:
+        strace += ["-e", f"inject={inject}"]
     children.call(function, *args, under=[*strace, "-o", str(output)])
     calls = (_short(line, below) for line in _whole(output.read_text()))
     return [call for call in calls if call]
@@ -67,7 +70,8 @@ def _short(line: str, below: Path) -> str | None:
         return f"print {printed[1]}" if printed else None
     if name == "write":
         arguments = arguments.partition(">")[0] + ">"
-    arguments = re.sub(r"AT_FDCWD<[^>]*>", "", arguments)
+    # An open file that gets a name by a link to its descriptor.
+    arguments = re.sub(r'AT_FDCWD<[^>]*>|"/proc/self/fd/\d+"', "", arguments)
     paths = [one or other for one, other in _PATH.findall(arguments)]
     if not paths or not all(path.startswith(str(below)) for path in paths):
         return None

@@ -28,11 +28,11 @@ SENDER, GOOD = "shop@example.org", "good@example.org"
 
 
 def send(tell: Tell, queue: str, transactions: int) -> None:
-    """Commit transactions of two messages each."""
+    """Commit transactions, of one message and two messages in turns."""
     manager = TransactionManager(explicit=True)
     delivery = QueuedMailDelivery(queue, transaction_manager=manager)
     for number in range(transactions):
-        wanted = [f"{number}.{n}@x.org" for n in range(2)]
+        wanted = [f"{number}.{n}@x.org" for n in range(1 + number % 2)]
         manager.begin()
         try:
             for message_id in wanted:

@@ -16,7 +16,7 @@ from postcommit.commands.output import print_json
 from postcommit.commands.output import printable
 from postcommit.commands.output import size
 from postcommit.errors import ItemError
-from postcommit.maildir import explained
+from postcommit.files import explained
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item

@@ -23,10 +23,10 @@ from contextlib import contextmanager
 
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
+from postcommit.files import explained
+from postcommit.files import remove
+from postcommit.files import sync
 from postcommit.maildir import Maildir
-from postcommit.maildir import explained
-from postcommit.maildir import remove
-from postcommit.maildir import sync
 from postcommit.queue.entry import Claim
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from postcommit.files import explained
 from postcommit.maildir import FOLDERS
-from postcommit.maildir import explained
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item
 from postcommit.queue.item import State

@@ -15,8 +15,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from postcommit.maildir import create_file
-from postcommit.maildir import remove
+from postcommit.files import create_file
+from postcommit.files import remove
 from postcommit.maildir import unique_name
 from postcommit.queue.lock import FileLock
 

@@ -3,6 +3,7 @@
 =============================  =================================================
 in ``tmp/``                    what it is
 =============================  =================================================
+no name                        the first message of a transaction that is running
 ``NAME``                       being written, or complete, and the transaction
                                is running
 ``NAME,C=...:prepared=LEADER`` the transaction votes, or has voted: then it is
@@ -23,7 +24,7 @@ not all there. Its checksum, ``C=``, tells: such a file is no more than one that
 was never complete.
 
 Where no other resource takes part, and there is a single entry, nobody can
-come to doubt: what decides is one rename, from ``NAME`` into ``new``.
+come to doubt: what decides is one step, by which it gets its name in ``new``.
 """
 from __future__ import annotations
 
@@ -40,11 +41,12 @@ from zope.interface import implementer
 
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
+from postcommit.files import explained
+from postcommit.files import sync
+from postcommit.files import unable
 from postcommit.interfaces import IBatch
 from postcommit.maildir import Maildir
 from postcommit.maildir import MaildirMessage
-from postcommit.maildir import explained
-from postcommit.maildir import sync
 from postcommit.queue.lock import FileLock
 from postcommit.queue.wakeup import ring
 
@@ -78,16 +80,20 @@ class Staging:
             return
         with explained(self._maildir.path, "make the entries durable"):
             if alone and len(items) == 1:
-                sync(items[0].path)
+                items[0].sync()
             else:
-                leader = self._mark(items)
-                syncs = [partial(sync, item.path) for item in items[1:]]
-                _do_all([partial(os.fsync, leader.descriptor), *syncs])
-                sync(self._maildir.folder("tmp"))
-                _check_writable(self._maildir.folder("new"))
+                self._prepare(items)
+
+    def _prepare(self, items: Sequence[MaildirMessage]) -> None:
+        leader = self._mark(items)
+        syncs = [item.sync for item in items[1:]]
+        _do_all([partial(os.fsync, leader.descriptor), *syncs])
+        sync(self._maildir.folder("tmp"))
+        _check_writable(self._maildir.folder("new"))
 
     def _mark(self, items: Sequence[MaildirMessage]) -> FileLock:
         """Give the items their prepared names; return the lock of the leader."""
+        items[0].reveal()
         self._leader = leader = FileLock(items[0].path)
         if not leader.acquire():
             raise QueueError(items[0].path, "is locked by another process")
@@ -121,12 +127,11 @@ class Staging:
 
     def _decide(self, item: MaildirMessage) -> None:
         """Accept the only entry of a transaction; if that fails, it is aborted."""
-        with explained(self._maildir.path, "accept the entry"):
-            try:
-                item.move(item.target)
-            except OSError:
-                self.discard([item])
-                raise
+        try:
+            item.move(item.target)
+        except OSError as error:
+            self.discard([item])
+            raise unable(self._maildir.path, "accept the entry", error) from error
 
     def _move(
         self,

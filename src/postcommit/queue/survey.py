@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from postcommit.maildir import explained
+from postcommit.files import explained
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.item import REJECTED
 from postcommit.queue.item import SENDING
