@@ -103,23 +103,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
-        queue = str(Path(folder) / "queue")
-        transact = KINDS[options.kind](queue)
-        transact(1)
+    queue = str(Path(tempfile.mkdtemp(dir=options.folder)) / "queue")
+    transact = KINDS[options.kind](queue)
+    transact(1)
 
-        def work() -> None:
-            for _ in range(options.count // options.threads // options.batch):
-                transact(options.batch)
+    def work() -> None:
+        for _ in range(options.count // options.threads // options.batch):
+            transact(options.batch)
 
-        threads = [threading.Thread(target=work) for _ in range(options.threads)]
-        with measured(options.count):
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        accepted = len(os.listdir(f"{queue}/new"))
-        assert accepted == options.count + 1, accepted
+    threads = [threading.Thread(target=work) for _ in range(options.threads)]
+    with measured(options.count):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    accepted = len(os.listdir(f"{queue}/new"))
+    assert accepted == options.count + 1, accepted
 
 
 if __name__ == "__main__":
