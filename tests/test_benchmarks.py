@@ -5,7 +5,10 @@ A contestant checks its count itself, and fails if mail is left or lacking.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +20,7 @@ from tests.benchmarks import bulk
 from tests.benchmarks import drain
 from tests.benchmarks import enqueue
 from tests.benchmarks import harness
+from tests.benchmarks import idle
 from tests.benchmarks import import_time
 from tests.benchmarks import latency
 from tests.benchmarks import mixed
@@ -85,6 +89,68 @@ def test_the_latency(tmp_path: Path) -> None:
     names = {name for _, name, _ in latency.NAMES.values()}
     assert subjects(results, "latency") == names
     assert [len(result.values) for result in results] == [1, 1, 1, 1]
+
+
+def test_the_idle_cost(tmp_path: Path) -> None:
+    results = quickly(idle, tmp_path)
+    names = {kind.name for kind in idle.KINDS.values()}
+    for figure in ("processor", "wake-ups", "peak memory"):
+        assert subjects(results, figure) == names
+    assert len(results) == 3 * len(names)
+    # It polls every tenth of a second; the account is not of some other process.
+    [polls] = [
+        result
+        for result in results
+        if (result.subject, result.figure) == ("zope.sendmail", "wake-ups")
+    ]
+    assert polls.median > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_sleep_of_each_thread_is_a_wake_up() -> None:
+    slept, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        for _ in range(10):
+            time.sleep(0.001)
+        slept.set()
+        done.wait()
+
+    before = idle.account(os.getpid())
+    thread = threading.Thread(target=work)
+    thread.start()
+    slept.wait()
+    used = idle.account(os.getpid()) - before
+    done.set()
+    thread.join()
+    assert used.wake_ups >= 10
+    assert used.seconds > 0
+
+
+_LIVES = "import sys; print('idle', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize(
+    ("code", "entries", "told"),
+    [
+        ("pass", 0, "a process that sleeps did not begin"),
+        (f"{_LIVES}; sys.exit(3)", 0, "a process that sleeps ended with 3"),
+        (_LIVES, 1, "a process that sleeps left 1 in new"),
+    ],
+)
+def test_who_cannot_send_was_not_idle(
+    code: str, entries: int, told: str, tmp_path: Path
+) -> None:
+    def live() -> None:
+        queue = tmp_path / "queue"
+        drain.fill(queue, entries, 200)
+        command = [sys.executable, "-c", code]
+        with idle.Idler(idle.KINDS["sleeper"], queue, command) as idler:
+            idler.wait_until_begun()
+            idler.end()
+
+    with pytest.raises(SystemExit, match=f"^{told}$"):
+        live()
 
 
 def test_the_mixed_load(tmp_path: Path) -> None:

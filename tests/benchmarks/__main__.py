@@ -13,6 +13,7 @@ from types import ModuleType
 from tests.benchmarks import bulk
 from tests.benchmarks import drain
 from tests.benchmarks import enqueue
+from tests.benchmarks import idle
 from tests.benchmarks import import_time
 from tests.benchmarks import latency
 from tests.benchmarks import machine
@@ -31,6 +32,7 @@ RUNS: dict[str, tuple[ModuleType, list[str]]] = {
     "enqueue": (enqueue, []),
     "bulk": (bulk, []),
     "latency": (latency, []),
+    "idle": (idle, []),
     "mixed": (mixed, []),
     "scale": (scale, []),
     "import": (import_time, []),

@@ -101,7 +101,7 @@ class Table:
             # With as many threads, where that was varied for both.
             fair = [our for our in ours if our.case == one.case] or ours
             if one.kind == PEER and fair:
-                low = one.unit in ("ms", "s", "MiB")
+                low = one.unit in ("ms", "s", "MiB", "ms per hour")
                 best = (min if low else max)(our.median for our in fair)
                 times = best / one.median if low else one.median / best
                 if times > 1.05:
