@@ -237,6 +237,23 @@ def test_a_table_compares_medians_with_peer_and_limit() -> None:
     assert table.faster_peers() == ["repoze.sendmail: 2.50 times"]
 
 
+def test_less_processor_time_is_better() -> None:
+    def idles(subject: str, kind: str, value: float) -> Result:
+        return Result("idle", subject, "processor", "ms per hour", [value], kind)
+
+    results = [
+        idles("postcommit", "ours", 300),
+        idles("postcommit, polling every hour", "ours", 1),
+        idles("zope.sendmail", "peer", 400),
+        idles("zope.sendmail, polling every 5 s", "peer", 200),
+        idles("a process that sleeps", "limit", 0),
+    ]
+    table = report.Table(SECTIONS["idle"], results)
+    ratios = [row[2] for row in table.rows()]
+    assert ratios == ["0.75", "0.00", "1.00", "0.50", "0.00"]
+    assert table.faster_peers() == ["zope.sendmail, polling every 5 s: 1.50 times"]
+
+
 def test_the_page_is_what_its_results_say() -> None:
     docs = Path(__file__).parent.parent / "docs"
     runs = store.load(docs / report.RESULTS)

@@ -175,9 +175,9 @@ each poll, so there is nothing to put beside *10,000 deferred*.""",
 Python, which is cold after each sleep: a poll is one wake-up, five system calls, and
 some two tenths of a millisecond, of the 3,600,000 ms of an hour, however deep the queue
 is. Every ten seconds at least, whatever the interval, the feeder gives the sign of life
-that ``postcommit status`` looks for. **With the same interval a poll of zope.sendmail is
-cheaper**: it lists two folders that are empty here, and knows neither signs of life nor
-deferred entries.""",
+that ``postcommit status`` looks for. **With the same interval a poll of zope.sendmail
+is cheaper**: it lists two folders that are empty here, and knows neither signs of life
+nor deferred entries.""",
         main="processor",
         ours="postcommit",
     ),
