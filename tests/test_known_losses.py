@@ -467,10 +467,13 @@ def test_row_17_a_power_failure_after_the_commit_loses_nothing(tmp_path: Path) -
     made = calls.index("fsync .")
     assert calls[made - 1].endswith(" queue"), "the folder is not named before"
     assert calls[made - 2].startswith("fsync .maildir-"), "or it was not complete"
-    assert calls[made + 1 :] == [
-        f"write queue/tmp/{name}",
-        f"fsync queue/tmp/{name}",
-        f"rename queue/tmp/{name} queue/new/{name}",
+    # It is complete before it has a name.
+    nameless = calls[-5].removeprefix("write ")
+    assert nameless.startswith("queue/tmp/#")
+    assert calls[-5:] == [
+        f"write {nameless}",
+        f"fsync {nameless}",
+        f"linkat {nameless} queue/new/{name}",
         "fsync queue/new",
         "print committed",
     ]
@@ -592,7 +595,8 @@ def test_row_24_the_umask_opens_no_file_to_others(
     """Queue files were readable by everybody, as umask 022 has it."""
     before = os.umask(umask)
     try:
-        delivery.send(ANN, BOB, mail())
+        for _ in range(2):
+            delivery.send(ANN, BOB, mail())
         staged = [queue / name for name in files(queue)]
         staged_modes = [stat.S_IMODE(path.stat().st_mode) for path in staged]
         manager.commit()
@@ -601,8 +605,9 @@ def test_row_24_the_umask_opens_no_file_to_others(
     found = [queue, *queue.rglob("*")]
     modes = {stat.S_IMODE(path.stat().st_mode) for path in found if path.is_dir()}
     assert modes == {0o700}
-    [path] = (queue / "new").iterdir()
-    assert [*staged_modes, stat.S_IMODE(path.stat().st_mode)] == [0o600, 0o600]
+    assert staged_modes == [0o600]
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (queue / "new").iterdir()}
+    assert modes == {0o600}
 
 
 @pytest.mark.parametrize("toaddrs", [BOB, BOB.encode(), f"Bob <{BOB}>"])
@@ -662,7 +667,7 @@ def test_row_28_an_abort_after_many_sends_leaves_no_file(
     """Whether it comes before the vote or after it."""
     for number in range(200):
         delivery.send(ANN, BOB, mail(f"{number}@example.org"))
-    assert len(files(queue)) == 200
+    assert len(files(queue)) == 199, "all but the first, which has no name yet"
     if voted:
         manager.get().join(failing("tpc_vote", AFTER))
         with pytest.raises(PartnerFailed):
@@ -683,7 +688,7 @@ def test_row_29_a_savepoint_rolled_back_drops_exactly_what_came_after(
     for _ in range(2):
         delivery.send(ANN, BOB, mail("dropped@example.org"))
         second.rollback()
-    assert len(files(queue)) == 1
+    assert files(queue) == []
     delivery.send(ANN, BOB, mail("2@example.org"))
     manager.commit()
     assert accepted(queue) == ["1@example.org", "2@example.org"]

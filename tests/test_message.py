@@ -255,6 +255,14 @@ def test_a_message_id_that_is_no_utf_8_is_refused() -> None:
     assert message_id_of(b"Message-Id: <a\xff@x>\n\n") == ""
 
 
+def test_the_name_of_a_field_in_another_is_none() -> None:
+    subject = b"Subject: Of Message-Id: <a@x>, Date: and Bcc: b@x\n"
+    composed = sent(subject + b"\n")
+    assert composed.message_id != "a@x"
+    assert composed.header.endswith(subject + b"\n")
+    assert composed.header.count(b"\nDate: ") == 1
+
+
 def test_a_folded_message_id_is_understood() -> None:
     assert sent("Message-Id:\r\n <a@x>\r\n\r\n").message_id == "a@x"
 

@@ -209,15 +209,12 @@ def message_id_of(data: bytes) -> str:
 def _message_id(header: bytes) -> str:
     """Return the id that the header has, ``''`` where it has none."""
     values = _MESSAGE_ID.findall(header)
-    if len(values) == 1:
-        ordinary = _ORDINARY_VALUE.fullmatch(values[0])
-        if ordinary:
-            return ordinary[1].decode()
     if not values:
         return ""
     if len(values) > 1:
         raise MessageError(f"the header has {len(values)} Message-Id fields, not one")
-    found = _id_in(values[0])
+    ordinary = _ORDINARY_VALUE.fullmatch(values[0])
+    found = ordinary[1].decode() if ordinary else _id_in(values[0])
     if not found:
         value = shown(values[0].decode("utf-8", "backslashreplace").strip())
         raise MessageError(f"malformed Message-Id {value}: it must be like <a@b>")
