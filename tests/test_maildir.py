@@ -135,6 +135,18 @@ def test_a_link_to_a_maildir_is_one(maildir: Maildir, tmp_path: Path) -> None:
     assert len(list(maildir)) == 1
 
 
+def test_a_relative_path_means_the_folder_of_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    maildir = Maildir("maildir", create=True)
+    message = maildir.newMessage()
+    monkeypatch.chdir("/")
+    message.commit()
+    maildir.newMessage().commit()
+    assert len(list(maildir)) == len(files(tmp_path / "maildir")) == 2
+
+
 @pytest.mark.parametrize("create", [False, True])
 @pytest.mark.parametrize("name", ["null\0character", "surrogate\ud800"])
 def test_what_can_be_no_path_is_no_maildir(

@@ -83,6 +83,9 @@ class Maildir:
     def __init__(self, dirname: str, create: bool = False) -> None:
         self.path = os.fsdecode(dirname)
         with explained(self.path, "open the Maildir"):
+            if not os.path.isabs(self.path):
+                # Should the process change its folder, this one is still meant.
+                self.path = os.path.join(os.getcwd(), self.path)
             exists = _exists(self.path)
         if create and not exists:
             with explained(self.path, "create the Maildir"):
