@@ -29,6 +29,7 @@ from postcommit import DirectMailDelivery
 from postcommit import MailDeferredEvent
 from postcommit import MailSentEvent
 from postcommit import QueuedMailDelivery
+from postcommit import SMTPMailer
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
@@ -139,6 +140,12 @@ def test_a_delivery_keeps_what_it_was_made_of(queue: Path) -> None:
     assert QueuedMailDelivery(str(queue)).queuePath == str(queue)
     assert QueuedMailDelivery(queue).queuePath == str(queue)
     assert not queue.exists(), "the first mail creates it"
+
+
+def test_a_delivery_says_what_it_is() -> None:
+    assert repr(QueuedMailDelivery("a/queue")) == "<QueuedMailDelivery a/queue>"
+    direct = DirectMailDelivery(SMTPMailer("relay.example.org"))
+    assert repr(direct) == "<DirectMailDelivery <SMTPMailer relay.example.org:25>>"
 
 
 @pytest.mark.parametrize("path", ["", None, 7, "a\nb"])

@@ -115,6 +115,9 @@ class QueuedMailDelivery(_MailDelivery):
         # Opened once, also for the copies that `bind` makes.
         self._store = functools.cache(functools.partial(Store, self.queuePath))
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.queuePath}>"
+
     def _accept(self, composed: Composed, *, is_first: bool) -> Any:
         return self._store().stage(
             composed.sender, composed.recipients, composed.chunks, is_first=is_first
@@ -148,6 +151,9 @@ class DirectMailDelivery(_MailDelivery):
                 raise OptionError("check_relay", True, f"{mailer!r} has no check()")
             self._check = checker.check
         self._number = next(_numbers)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.mailer!r}>"
 
     def _accept(self, composed: Composed, *, is_first: bool) -> Transmission:
         return Transmission(composed.sender, composed.recipients, bytes(composed))
