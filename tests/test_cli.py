@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -10,10 +11,12 @@ from importlib.metadata import version
 
 import pytest
 
+from postcommit import Maildir
 from postcommit import cli
 from postcommit.cli import Command
 from postcommit.cli import main
 from postcommit.errors import OptionError
+from tests.support.service import COMMAND
 
 
 def command(monkeypatch, run, arguments=cli._no_arguments):
@@ -100,6 +103,23 @@ def test_an_error_of_the_system_without_advice(monkeypatch, capsys):
     assert main(["work"]) == 2
     told = "postcommit: [Errno 5] Input/output error: 'q'\n"
     assert capsys.readouterr().err == told
+
+
+def test_an_error_of_our_own_output_has_no_advice_about_files(monkeypatch, capsys):
+    command(monkeypatch, failing(OSError(28, "No space left on device")))
+    assert main(["work"]) == 2
+    told = "postcommit: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_may_be_closed(closed, tmp_path):
+    Maildir(str(tmp_path / "queue"), create=True)
+    shell = f"{shlex.join(COMMAND)} flush {tmp_path}/queue {closed}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = "recipients: 0 sent, 0 deferred, 0 rejected\n"
+    assert done.stdout == ("" if "1>&-" in closed else told)
 
 
 def test_what_does_not_fit_the_encoding_is_escaped(monkeypatch, tmp_path):

@@ -142,6 +142,21 @@ def test_a_delivery_keeps_what_it_was_made_of(queue: Path) -> None:
     assert not queue.exists(), "the first mail creates it"
 
 
+@pytest.mark.parametrize("manager", [42, object(), transaction.Transaction])
+def test_what_is_no_transaction_manager_is_named(queue: Path, manager: Any) -> None:
+    with pytest.raises(OptionError, match=r"transaction_manager=.* request\.tm"):
+        QueuedMailDelivery(str(queue), transaction_manager=manager)
+    delivery = DirectMailDelivery(Mailer())
+    with pytest.raises(OptionError, match="transaction_manager="):
+        delivery.bind(manager)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_whether_a_relay_is_checked_is_a_truth_value(value: Any) -> None:
+    with pytest.raises(OptionError, match=r"check_relay=.* True or False"):
+        DirectMailDelivery(Mailer(), check_relay=value)
+
+
 def test_a_delivery_says_what_it_is() -> None:
     assert repr(QueuedMailDelivery("a/queue")) == "<QueuedMailDelivery a/queue>"
     direct = DirectMailDelivery(SMTPMailer("relay.example.org"))

@@ -162,7 +162,7 @@ def test_mailers_publish_as_told() -> None:
         ({"ssl": "1", "tls": "1"}, "mail.ssl=True: contradicts mail.tls='1'"),
         ({"ssl": "0", "tls": "implicit"}, "mail.ssl=False: contradicts"),
         ({"password": 7}, "mail.password='***': must be a str"),
-        ({"username": "me"}, "mail.password='***': or a token is needed"),
+        ({"username": "me"}, "mail.password='***': is needed with a username"),
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
         ({"mailer": "file"}, "mail.folder=None: is needed by mailer=file"),
         ({"folder": "a", "top_level_directory": "a"}, "is the same"),

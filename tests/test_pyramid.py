@@ -29,6 +29,7 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IMailSentEvent
+from postcommit.pyramid import _tell_that_nobody_commits
 from postcommit.pyramid import get_mail_delivery
 from postcommit.testing import RecordingMailer
 from tests.support import children
@@ -205,6 +206,24 @@ def test_the_delivery_is_bound_to_the_transactions_of_the_request() -> None:
         get_mail_delivery(request, "direct").send(None, None, MESSAGE)
         assert mailer.outbox == []
     assert len(mailer.outbox) == 1
+
+
+def test_without_a_manager_it_is_said_once_that_somebody_has_to_commit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _tell_that_nobody_commits.cache_clear()
+    config = configurator()
+    config.add_mailer(RecordingMailer())
+    config.commit()
+    for _ in range(2):
+        request = Request.blank("/")
+        request.registry = config.registry
+        delivery = get_mail_delivery(request)
+        assert delivery.transaction_manager is transaction.manager
+    assert caplog.messages == [
+        "The request has no tm: mail leaves when transaction.manager commits;"
+        " include pyramid_tm, or see to that"
+    ]
 
 
 def test_a_delivery_of_another_kind_is_left_as_it_is() -> None:

@@ -40,7 +40,7 @@ def other_than_default(field: Any) -> tuple[str, Any]:
     if isinstance(field, Float):
         return "61.5", 61.5
     assert isinstance(field, TextLine)
-    return "some/text", "some/text"
+    return "some-text", "some-text"
 
 
 SMTP = fields_of(ISMTPMailer)

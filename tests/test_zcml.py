@@ -388,6 +388,25 @@ def test_a_conflict(configure: Any) -> None:
     assert 'site.zcml", line 6.0' in str(caught.value)
 
 
+def test_two_queues_of_one_name_are_a_conflict(configure: Any) -> None:
+    with pytest.raises(ConfigurationConflictError) as caught:
+        configure(
+            '<mail:queuedDelivery queuePath="q" mailer="smtp" />\n'
+            '<mail:queuedDelivery queuePath="r" mailer="smtp" />'
+        )
+    assert 'site.zcml", line 6.0' in str(caught.value)
+    assert "IMailDelivery" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_folder_of_the_file(
+    configure: Any, path: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="it is empty") as caught:
+        configure(f'<mail:queuedDelivery queuePath="{path}" mailer="smtp" />')
+    assert "queuePath" in str(caught.value)
+
+
 def test_a_site_overrides_what_it_includes(configure: Any, tmp_path: Path) -> None:
     (tmp_path / "part.zcml").write_text(
         SITE.format('<mail:queuedDelivery queuePath="q" mailer="smtp" />')

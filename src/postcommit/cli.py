@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: it did what it should; 1: it did not, and has told so; 2: it could not
     start or go on, and one line on stderr says why; 130: interrupted.
     """
+    _open_what_is_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What somebody has written into a mail may not fit the terminal's encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -131,6 +132,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("postcommit: interrupted", file=sys.stderr)
         return 130
+
+
+def _open_what_is_closed() -> None:
+    """Have all three streams: what is not there can be neither asked nor told.
+
+    And a file of the queue must not get the number of one.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 def _run(options: Options) -> int:
@@ -150,7 +162,8 @@ def _run(options: Options) -> int:
 def _told(error: Exception) -> str:
     """Return what to tell of `error`, in one line."""
     said = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in _HINTS:
+    # One without a file is of our own output.
+    if isinstance(error, OSError) and error.filename and error.errno in _HINTS:
         return f"{said}; {_HINTS[error.errno]}"
     if isinstance(error, PostcommitError | OSError):
         return said

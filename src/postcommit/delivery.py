@@ -56,14 +56,17 @@ class _MailDelivery(ABC):
     def __init__(self, transaction_manager: ITransactionManager | None) -> None:
         if transaction_manager is None:
             transaction_manager = transaction.manager
-        self.transaction_manager = transaction_manager
+        self.transaction_manager = _checked_manager(transaction_manager)
         # With the copies that `bind` makes we share one data manager.
         self._owner = object()
 
     def bind(self: _Self, transaction_manager: ITransactionManager) -> _Self:
-        """Return a copy that joins the transactions of another manager."""
+        """Return a copy that joins the transactions of another manager.
+
+        Raises `OptionError` for what is none.
+        """
         bound = copy.copy(self)
-        bound.transaction_manager = transaction_manager
+        bound.transaction_manager = _checked_manager(transaction_manager)
         return bound
 
     def send(
@@ -93,6 +96,13 @@ class _MailDelivery(ABC):
     @abstractmethod
     def _batch(self) -> IBatch:
         """Return a batch for one transaction."""
+
+
+def _checked_manager(manager: ITransactionManager) -> ITransactionManager:
+    if not callable(getattr(manager, "get", None)):
+        reason = "must be a transaction manager, as transaction.manager or request.tm"
+        raise OptionError("transaction_manager", manager, reason)
+    return manager
 
 
 @implementer(IQueuedMailDelivery)
@@ -145,6 +155,8 @@ class DirectMailDelivery(_MailDelivery):
         super().__init__(transaction_manager)
         self.mailer = checked_mailer(mailer)
         self._check: Callable[[], None] | None = None
+        if not isinstance(check_relay, bool):
+            raise OptionError("check_relay", check_relay, "must be True or False")
         if check_relay:
             checker = IRelayCheck(mailer, None)
             if checker is None:

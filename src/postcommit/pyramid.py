@@ -77,10 +77,22 @@ def get_mail_delivery(request: Request, name: str = "") -> Any:
     Raises `ComponentLookupError` where there is none.
     """
     delivery = request.registry.getUtility(IMailDelivery, name)
+    if not hasattr(delivery, "bind"):
+        return delivery
     manager = getattr(request, "tm", None)
-    if manager is None or not hasattr(delivery, "bind"):
+    if manager is None:
+        _tell_that_nobody_commits()
         return delivery
     return delivery.bind(manager)
+
+
+@functools.cache
+def _tell_that_nobody_commits() -> None:
+    """Once: there may be somebody, such as a middleware."""
+    log.warning(
+        "The request has no tm: mail leaves when transaction.manager commits;"
+        " include pyramid_tm, or see to that"
+    )
 
 
 # Directives

@@ -26,6 +26,7 @@ from zope.schema import Password
 from zope.schema import Text
 from zope.schema import TextLine
 from zope.schema import getFieldsInOrder
+from zope.schema.interfaces import InvalidValue
 
 from postcommit.delivery import DirectMailDelivery
 from postcommit.delivery import QueuedMailDelivery
@@ -58,12 +59,21 @@ _MODES = {
 }
 
 
+class _Path(Path):  # type: ignore[misc]
+    """A path that is not empty, which would be the folder of the file itself."""
+
+    def fromUnicode(self, value: str) -> Any:
+        if not value.strip():
+            raise InvalidValue("it is empty").with_field_and_value(self, value)
+        return super().fromUnicode(value)
+
+
 def _attribute(field: Field) -> Any:
     """Return `field` of a contract as an attribute of a directive."""
     needed = field.required and field.default is None
     words = {"title": field.title, "description": field.description}
     if field.__name__ in _PATHS:
-        return Path(required=needed, **words)
+        return _Path(required=needed, **words)
     if isinstance(field, SchemaBool):
         # The field of zope.schema takes all but "true" for false.
         return Bool(required=needed, default=field.default, **words)
@@ -272,7 +282,8 @@ def queuedDelivery(
 
     _register_delivery(_context, name, permission, make)
     _context.action(
-        discriminator=(IMailQueueProcessor, name), callable=start, order=_LAST
+        # A str first, as in those of others: they are sorted to be told.
+        discriminator=("mailQueueProcessor", name), callable=start, order=_LAST
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -159,6 +160,22 @@ def test_delete_of_all_needs_yes_where_nobody_can_be_asked(
     assert ids(store, State.WAITING, State.DEFERRED) == []
 
 
+def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> None:
+    for _ in range(300):
+        wait(store)
+    arguments = [*COMMAND, "delete", store.path, "ALL", "--waiting", "--yes"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        arguments, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    found = re.fullmatch(r"(\d+) deleted, 0 left\n", done.stderr)
+    assert found is not None, done.stderr
+    assert 0 < int(found[1]) == 300 - len(ids(store, State.WAITING)) < 300
+
+
 # recover
 
 
@@ -281,14 +298,14 @@ def test_what_is_no_id_on_standard_input(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["ffff"], "no entry has this id; it may have been sent"),
-        (["what"], "no entry has this id or name"),
+        (["ffff"], "is no entry's id; it may have been sent"),
+        (["what"], "is no entry's id or name"),
         (["fff"], "is too short"),
         ([""], "is no id"),
         ([".."], "is no id"),
         (["../new/x"], "is no id"),
         (["/etc/passwd"], "is no id"),
-        (["all"], "is too short"),
+        (["all"], "has to be in capitals: ALL"),
         (["ALL", "ffff"], "means every entry, give no other id with it"),
         (["ffff", "--failed"], "give ids, or ALL and which entries, but not both"),
         (["ffff", "--older", "1h"], "give ids, or ALL and which entries"),

@@ -204,9 +204,9 @@ def test_ids_are_found_in_the_order_in_which_they_are_given(
         ("../new/x", "is no id"),
         ("abcd\0", "is no id"),
         ("abc", "is too short, give 4 digits at least"),
-        ("0000", "no entry has this id; it may have been sent"),
-        ("1700000000.M1.web", "no entry has this id or name"),
-        ("0123456789abcdef", "no entry has this id or name"),
+        ("0000", "is no entry's id; it may have been sent"),
+        ("1700000000.M1.web", "is no entry's id or name"),
+        ("0123456789abcdef", "is no entry's id or name"),
     ],
 )
 def test_an_id_that_means_nothing_is_refused(

@@ -250,6 +250,7 @@ def test_an_error_in_the_token_function_is_the_callers(start, connect):
         {"username": "me"},
         {"token": lambda: "t"},
         {"username": "", "token": lambda: "t"},
+        {"username": "me", "token": "t"},
     ],
 )
 def test_incomplete_credentials(options):

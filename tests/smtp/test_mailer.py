@@ -52,6 +52,10 @@ def test_original_arguments_have_their_places():
     [
         ("hostname", ""),
         ("hostname", "a\nb"),
+        ("hostname", "relay:587"),
+        ("hostname", "smtp://relay"),
+        ("hostname", "relay example"),
+        ("hostname", "user@relay"),
         ("port", 70000),
         ("port", 0),
         ("port", True),
@@ -70,6 +74,13 @@ def test_original_arguments_have_their_places():
 def test_options_that_can_never_work(name, value):
     with pytest.raises(OptionError, match=name):
         SMTPMailer(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "hostname", ["relay", "r\u00e9lais.example", "192.0.2.1", "::1", "fe80::1%eth0"]
+)
+def test_names_and_addresses_of_a_relay(hostname):
+    assert SMTPMailer(hostname).hostname == hostname
 
 
 def test_returns_a_report(relay, connect):

@@ -256,6 +256,8 @@ def find(store: Store, ids: Sequence[str]) -> list[Item]:
 def _check(given: str) -> None:
     if not given or "/" in given or "\0" in given or ".." in given:
         raise ItemError(given, "is no id; 'postcommit list' shows them")
+    if given.upper() == "ALL":
+        raise ItemError(given, "has to be in capitals: ALL")
     if len(given) < _FEWEST_DIGITS:
         raise ItemError(given, f"is too short, give {_FEWEST_DIGITS} digits at least")
 
@@ -274,7 +276,7 @@ def _only(found: list[Item], given: str) -> Item:
         return found[0]
     if not found:
         hint = "" if _ABBREVIATION.fullmatch(given) else " or name"
-        raise ItemError(given, f"no entry has this id{hint}; it may have been sent")
+        raise ItemError(given, f"is no entry's id{hint}; it may have been sent")
     told = ", ".join(f"{item.id} ({item.state.value})" for item in found[:5])
     more = "" if len(found) <= 5 else f" and {len(found) - 5} more"
     raise ItemError(given, f"is ambiguous: {told}{more}; give more of it")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import zope.event
 from zope.interface import implementer
 
+from postcommit.errors import OptionError
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import TLSMode
@@ -29,6 +31,9 @@ from postcommit.smtp.transfer import Transfer
 
 
 _check = functools.partial(checked, ISMTPMailer)
+
+# A name or an IPv4 address, or an IPv6 address.
+_HOST = re.compile(r"[^\s/:@]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[^\s/@]*")
 
 
 @implementer(ISMTPMailer)
@@ -62,6 +67,9 @@ class SMTPMailer(BaseMailer):
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         self.hostname: str = _check("hostname", hostname)
+        if not _HOST.fullmatch(self.hostname):
+            reason = "must be a name or an address; the port is an option of its own"
+            raise OptionError("hostname", hostname, reason)
         self.port: int = _check("port", port)
         self.username: str | None = _check("username", username)
         self.password: str | None = _check("password", password)

@@ -106,7 +106,10 @@ class Credentials:
                 raise OptionError("username", username, "is needed with a token")
             return None
         if password is None and token is None:
-            raise OptionError("password", None, "or a token is needed with a username")
+            reason = "is needed with a username (or a token)"
+            raise OptionError("password", None, reason)
+        if not (token is None or callable(token)):
+            raise OptionError("token", "***", "must be a function that returns one")
         return cls(username, password, token)
 
     def secret(self) -> str:
