@@ -132,8 +132,7 @@ class Maildir:
         """Write a whole message, to be committed or aborted.
 
         With `nameless` it is a `NamelessMessage`, where the file system has them.
-        Raises `QueueError` where it cannot be written; then
-        nothing is left.
+        Raises `QueueError` where it cannot be written; then nothing is left.
         """
         made = NamelessMessage if nameless and self._knows_nameless else MaildirMessage
         message = made(self, unique_name())
@@ -159,8 +158,8 @@ class Maildir:
 class MaildirMessage:
     """A message that is complete, but no part of the Maildir yet.
 
-    `name` is the file's name, `path` where it is, `target` where it belongs,
-    `checksum` the CRC-32 of what was written.
+    `name` is the file's name, `path` where it is or will be first, `target` where
+    it belongs, `checksum` the CRC-32 of what was written.
     """
 
     def __init__(self, maildir: Maildir, name: str) -> None:
