@@ -379,20 +379,12 @@ def test_no_error_tells_a_password(configure: Any, words: str) -> None:
     assert "sesa" not in told
 
 
-def test_a_conflict(configure: Any) -> None:
+@pytest.mark.parametrize("other", ["directDelivery", 'queuedDelivery queuePath="r"'])
+def test_a_conflict(configure: Any, other: str) -> None:
     with pytest.raises(ConfigurationConflictError) as caught:
         configure(
-            '<mail:directDelivery mailer="smtp" />\n'
+            f'<mail:{other} mailer="smtp" />\n'
             '<mail:queuedDelivery queuePath="q" mailer="smtp" />'
-        )
-    assert 'site.zcml", line 6.0' in str(caught.value)
-
-
-def test_two_queues_of_one_name_are_a_conflict(configure: Any) -> None:
-    with pytest.raises(ConfigurationConflictError) as caught:
-        configure(
-            '<mail:queuedDelivery queuePath="q" mailer="smtp" />\n'
-            '<mail:queuedDelivery queuePath="r" mailer="smtp" />'
         )
     assert 'site.zcml", line 6.0' in str(caught.value)
     assert "IMailDelivery" in str(caught.value)
