@@ -295,6 +295,29 @@ def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
     assert len(set(queue.mailer.sent)) == len(queue.mailer.sent) == 300
 
 
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("folder", ["new", "cur"])
+def test_the_relay_comes_back_to_a_queue_in_which_nothing_has_changed_for_long(
+    queue: Queue, folder: str
+) -> None:
+    # Then no time stamp tells that there is something to try.
+    queue.send()
+    if folder == "cur":
+        [path] = queue.store.maildir
+        os.rename(path, f"{queue.path}/cur/{os.path.basename(path)}:2,")
+    for name in ("new", "cur"):
+        os.utime(queue.path / name, (1000, 1000))
+    queue.mailer.failure = RelayError("no connection")
+    asked: list[object] = []
+    queue.mailer.before = asked.append
+    with Running(queue.drain(workers=1)):
+        eventually(lambda: len(asked) >= 3)
+        assert queue.left() == 1
+        queue.mailer.failure = None
+        eventually(lambda: queue.left() == 0)
+    assert len(queue.mailer.sent) == 1
+
+
 def test_a_pause_is_posted_and_gone_with_the_drain(queue: Queue) -> None:
     queue.mailer.failure = RelayError("no connection")
     queue.send(3)

@@ -110,6 +110,26 @@ def test_a_change_right_after_a_look_is_seen_however_coarse_the_times_are(
         assert name in queue.due()
 
 
+@pytest.mark.parametrize("folder", ["new", "cur"])
+def test_what_comes_while_a_folder_is_read_is_seen_next_time(
+    queue: Queue, folder: str
+) -> None:
+    add = {
+        "new": lambda name: queue.new(name),
+        "cur": lambda name: queue.deferred(name, NOW),
+    }[folder]
+    add("1")
+    queue.settle()
+    reading = queue.scan.due()
+    assert os.path.basename(str(next(reading))) == "1"
+    add("2")
+    # Later than the look at it, but long ago by now.
+    os.utime(queue.path / folder, (NOW - 1e5, NOW - 1e5))
+    assert list(reading) in ([], [str(queue.path / folder / "2")])
+    time.sleep(0.01)  # the deferred ones are not looked through without a break
+    assert "2" in queue.due()
+
+
 def test_what_stayed_is_looked_at_again(queue: Queue) -> None:
     queue.new("1")
     queue.deferred("2", NOW)
