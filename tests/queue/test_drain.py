@@ -295,6 +295,25 @@ def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
     assert len(set(queue.mailer.sent)) == len(queue.mailer.sent) == 300
 
 
+def test_a_claim_is_given_up_in_a_queue_in_which_nothing_has_changed_for_long(
+    queue: Queue,
+) -> None:
+    queue.send()
+    [path] = queue.store.maildir
+    claim = queue.store.claim(path)
+    assert claim is not None
+    try:
+        os.utime(queue.path / "new", (1000, 1000))
+        with Running(queue.drain(workers=1, polling=0.02)):
+            await_sign_of_life(queue)
+            assert queue.left() == 1
+            claim.release()
+            eventually(lambda: queue.left() == 0)
+    finally:
+        claim.release()
+    assert len(queue.mailer.sent) == 1
+
+
 @pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("folder", ["new", "cur"])
 def test_the_relay_comes_back_to_a_queue_in_which_nothing_has_changed_for_long(

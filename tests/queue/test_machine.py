@@ -341,13 +341,13 @@ class QueueMachine(RuleBasedStateMachine):
         waiting = _waiting(self)
         name = waiting[which % len(waiting)]
         path = self.path / "new" / name
-        os.link(path, path.parent / f".sending-{name}")
+        sending = path.parent / f".sending-{name}"
+        sending.unlink(missing_ok=True)  # of one that died long ago
+        os.link(path, sending)
         age = 0 if young else 3 * 3600 + 1
         os.utime(path, (time.time() - age, time.time() - age))
         if young:
             self.sending.add(name)
-        else:
-            (path.parent / f".sending-{name}").unlink()
 
     @precondition(lambda self: self.sending)
     @rule(which=WHICH, sent=st.booleans())

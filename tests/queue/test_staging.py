@@ -580,6 +580,22 @@ def test_a_single_entry_alone_is_decided_by_one_link(
 
 
 @needs_strace
+def test_who_sleeps_is_woken_when_there_is_something_to_find(
+    queue: Path, tmp_path: Path
+) -> None:
+    Store(str(queue))
+    bell = Bell(str(queue))
+    for other in (None, AFTER):
+        calls = trace(
+            _commit, str(queue), 2, other, "go on", below=queue, scratch=tmp_path
+        )
+        assert steps(calls)[-2:] == ["write .wakeup", "print committed"]
+        assert calls.count("write .wakeup") == 1
+        assert steps(calls)[-3] == "fsync new"
+    bell.close()
+
+
+@needs_strace
 def test_several_entries_alone_are_prepared(queue: Path, tmp_path: Path) -> None:
     # For they are several renames.
     Store(str(queue))

@@ -187,6 +187,8 @@ def main() -> None:
             ours.close()
             _be_a_child(getattr(troubled, name), theirs, arguments)
         theirs.close()
+        # Until it is ready, a call that fails would be one of the harness.
+        ours.recv(1)
         print(child, flush=True)
         sys.stdin.readline()
         ours.send(b"!")
@@ -206,6 +208,7 @@ def _be_a_child(
     # Where a process may be traced by its ancestors only: by anybody.
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)
     logging.getLogger("postcommit").addHandler(_Telling(tell))
+    parent.sendall(b"!")
     parent.recv(1)
     signal.alarm(int(_SECONDS))
     live(partial(scenario, tell, **arguments), tell)

@@ -10,6 +10,8 @@ from transaction import TransactionManager
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from tests.support.transactions import AFTER
+from tests.support.transactions import Partner
 
 
 Tell = Callable[..., None]
@@ -18,7 +20,8 @@ Tell = Callable[..., None]
 def send(tell: Tell, queue: str, transactions: int) -> None:
     """Send one to three messages in each transaction; each third one aborts.
 
-    In each fourth a message is taken back by a savepoint.
+    In each fourth a message is taken back by a savepoint, in each second there is
+    another resource, which comes after the queue.
     """
     manager = TransactionManager(explicit=True)
     delivery = QueuedMailDelivery(queue, transaction_manager=manager)
@@ -32,6 +35,8 @@ def send(tell: Tell, queue: str, transactions: int) -> None:
             tell("aborted", f"{number}.x@example.org")
             _send(delivery, f"{number}.x@example.org")
             savepoint.rollback()
+        if number % 2:
+            manager.get().join(Partner(AFTER))
         if number % 3 == 2:
             tell("aborted", *wanted)
             manager.abort()
