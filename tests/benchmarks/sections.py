@@ -124,15 +124,15 @@ relay allows.""",
 open, write, fsync, rename, fsync the folder. On tmpfs a sync costs nothing, and what
 remains is the work of the processor.""",
         limits="""
-The disk: two syncs for each transaction, and what several threads wait for at once,
-the kernel writes together. Where a sync is as quick as here, below 0.2 ms, the
+The disk: two syncs for each transaction, and what several threads wait for at once, the
+kernel writes together. Where a sync is as quick as here, below 0.2 ms, the
 interpreter's lock limits threads before the disk does, also those of the minimal loop.
 And ext4 looks past each file that was removed in the last minutes when it makes one: on
-a queue that is drained meanwhile, all of these are slower.
-**zope.sendmail and repoze.sendmail are faster on a disk where they are, because they do
-not sync**: what they accepted in the last half minute may be gone after a power failure, though the transaction was committed. postcommit
-waits for the disk, as a database does. The minimal loop checks no address and knows
-no transaction.""",
+a queue that is drained meanwhile, all of these are slower. **zope.sendmail and
+repoze.sendmail are faster on a disk where they are, because they do not sync**: what
+they accepted in the last half minute may be gone after a power failure, though the
+transaction was committed. postcommit waits for the disk, as a database does. The
+minimal loop checks no address and knows no transaction.""",
         limit="minimal loop",
         split=("file system",),
         plots=("enqueue",),
