@@ -17,6 +17,7 @@ from postcommit.cli import Command
 from postcommit.cli import main
 from postcommit.errors import OptionError
 from tests.support.service import COMMAND
+from tests.support.service import environment
 
 
 def command(monkeypatch, run, arguments=cli._no_arguments):
@@ -116,7 +117,9 @@ def test_an_error_of_our_own_output_has_no_advice_about_files(monkeypatch, capsy
 def test_streams_may_be_closed(closed, tmp_path):
     Maildir(str(tmp_path / "queue"), create=True)
     shell = f"{shlex.join(COMMAND)} flush {tmp_path}/queue {closed}"
-    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", shell], capture_output=True, text=True, env=environment()
+    )
     assert (done.returncode, done.stderr) == (0, "")
     told = "recipients: 0 sent, 0 deferred, 0 rejected\n"
     assert done.stdout == ("" if "1>&-" in closed else told)

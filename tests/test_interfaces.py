@@ -51,14 +51,17 @@ def modules() -> Iterator[Any]:
             yield importlib.import_module(found.name)
 
 
+_OTHERS = ("zope.interface.common.", "zope.interface.interfaces", "zope.schema.")
+
+
 def implementers() -> Iterator[Any]:
     for module in modules():
         for _, kind in inspect.getmembers(module, inspect.isclass):
             if kind.__module__ != module.__name__ or inspect.isabstract(kind):
                 continue
             for contract in implementedBy(kind):
-                # Which each tuple has, and is no promise of ours.
-                if not contract.__module__.startswith("zope.interface.common."):
+                # Which each tuple and each field has, and are no promises of ours.
+                if not contract.__module__.startswith(_OTHERS):
                     yield pytest.param(contract, kind, id=f"{kind.__name__}")
 
 

@@ -167,7 +167,12 @@ def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> N
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        arguments, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+        arguments,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        env=environment(),
     )
     os.close(writing)
     assert done.returncode == 1
