@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import stat
 import subprocess
@@ -470,6 +471,8 @@ def test_row_17_a_power_failure_after_the_commit_loses_nothing(tmp_path: Path) -
     # It is complete before it has a name.
     nameless = calls[-5].removeprefix("write ")
     assert nameless.startswith("queue/tmp/#")
+    tried = r"write (\S+#\d+);linkat \1 (queue/tmp/\S+);unlink \2"
+    assert re.fullmatch(tried, ";".join(calls[made + 1 : -5]))
     assert calls[-5:] == [
         f"write {nameless}",
         f"fsync {nameless}",
