@@ -113,15 +113,20 @@ def processor_time() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def peak_memory() -> float:
-    """The most memory this process ever held, in MiB.
+def peak_memory(process: Path = Path("/proc/self")) -> float:
+    """The most memory this process ever held, in MiB, or another one.
 
     Not ``ru_maxrss``: that begins with the memory of the process that started
     this one.
     """
-    status = Path("/proc/self/status").read_text()
-    [kibibytes] = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(kibibytes.split()[1]) / 1024
+    return status(process, "VmHWM") / 1024
+
+
+def status(process: Path, name: str) -> int:
+    """What the kernel has under `name` about a process or thread, in its own unit."""
+    lines = (process / "status").read_text().splitlines()
+    [found] = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(found)
 
 
 # In a program

@@ -24,7 +24,9 @@ from pathlib import Path
 from tests.benchmarks.drain import fill
 from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
+from tests.benchmarks.harness import peak_memory
 from tests.benchmarks.harness import program
+from tests.benchmarks.harness import status
 from tests.benchmarks.idlers import KINDS
 from tests.benchmarks.idlers import Kind
 from tests.benchmarks.idlers import zope
@@ -65,14 +67,8 @@ def account(pid: int) -> Account:
     nanoseconds, wake_ups = 0, 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
         nanoseconds += int((thread / "schedstat").read_text().split()[0])
-        wake_ups += int(_status(thread, "voluntary_ctxt_switches"))
+        wake_ups += status(thread, "voluntary_ctxt_switches")
     return Account(nanoseconds / 1e9, wake_ups)
-
-
-def _status(process: Path, name: str) -> str:
-    lines = (process / "status").read_text().splitlines()
-    [found] = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return found
 
 
 class Idler:
@@ -102,7 +98,7 @@ class Idler:
 
     def peak_memory(self) -> float:
         """In MiB."""
-        return int(_status(Path(f"/proc/{self._process.pid}"), "VmHWM")) / 1024
+        return peak_memory(Path(f"/proc/{self._process.pid}"))
 
     def end(self) -> None:
         """Let it send its mail and end; see that it did, and touched nothing else."""
