@@ -161,7 +161,7 @@ def ids(parser: Parser, nargs: str, every: str) -> None:
 def given_ids(options: argparse.Namespace) -> list[str] | None:
     """Return the ids, those of standard input too; None for all of them.
 
-    Raises `ItemError` where ids and ``ALL`` are mixed up, or there is none.
+    Raises `ItemError` where ids and ``ALL`` are mixed up or misspelt, or there is none.
     """
     found: list[str] = []
     for given in options.ids:
@@ -172,6 +172,9 @@ def given_ids(options: argparse.Namespace) -> list[str] | None:
     if not found:
         raise ItemError(STDIN, "there is no id on standard input, so nothing to do")
     if ALL not in found:
+        for given in found:
+            if given.upper() == ALL:
+                raise ItemError(given, f"has to be in capitals: {ALL}")
         return found
     if len(found) > 1:
         raise ItemError(ALL, "means every entry, give no other id with it")

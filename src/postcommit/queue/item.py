@@ -256,8 +256,6 @@ def find(store: Store, ids: Sequence[str]) -> list[Item]:
 def _check(given: str) -> None:
     if not given or "/" in given or "\0" in given or ".." in given:
         raise ItemError(given, "is no id; 'postcommit list' shows them")
-    if given.upper() == "ALL":
-        raise ItemError(given, "has to be in capitals: ALL")
     if len(given) < _FEWEST_DIGITS:
         raise ItemError(given, f"is too short, give {_FEWEST_DIGITS} digits at least")
 
