@@ -59,7 +59,7 @@ def parse_address(value: Address) -> str:
 
     Raises `AddressError`, which names `value` and says what is wrong.
     """
-    text = value if type(value) is str else _text(value)
+    text = _text(value)
     if _ORDINARY.fullmatch(text) and len(text) <= _MOST_OCTETS:
         return text
     if _CONTROL.search(text):
@@ -75,6 +75,8 @@ def parse_address(value: Address) -> str:
 
 
 def _text(value: Address) -> str:
+    if type(value) is str:
+        return value
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -124,8 +126,7 @@ def _domain_fault(domain: str) -> str:
 
 def parse_sender(value: Address) -> str:
     """As `parse_address`, but ``''`` and ``'<>'`` are the null sender, ``''``."""
-    text = value if type(value) is str else _text(value)
-    return "" if text in ("", "<>") else parse_address(value)
+    return "" if _text(value) in ("", "<>") else parse_address(value)
 
 
 def parse_recipients(value: Addresses) -> tuple[str, ...]:

@@ -22,7 +22,6 @@ the items are its parent's: the copy discards nothing, and refuses to vote.
 from __future__ import annotations
 
 import enum
-import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -38,16 +37,15 @@ from postcommit.interfaces import IBatch
 
 
 # Which process this is, in the line of those that were forked from each other.
-_generations = itertools.count()
-_generation = next(_generations)
+_generation = 0
 
 
-def _is_forked() -> None:
+def _count_fork() -> None:
     global _generation
-    _generation = next(_generations)
+    _generation += 1
 
 
-os.register_at_fork(after_in_child=_is_forked)
+os.register_at_fork(after_in_child=_count_fork)
 
 
 class Phase(enum.Enum):

@@ -39,6 +39,7 @@ from postcommit.message import Composed
 from postcommit.message import compose
 from postcommit.options import checked
 from postcommit.options import checked_mailer
+from postcommit.options import checked_manager
 from postcommit.queue.store import Store
 from postcommit.report import from_exception
 
@@ -56,7 +57,7 @@ class _MailDelivery(ABC):
     def __init__(self, transaction_manager: ITransactionManager | None) -> None:
         if transaction_manager is None:
             transaction_manager = transaction.manager
-        self.transaction_manager = _checked_manager(transaction_manager)
+        self.transaction_manager = checked_manager(transaction_manager)
         # With the copies that `bind` makes we share one data manager.
         self._owner = object()
 
@@ -66,7 +67,7 @@ class _MailDelivery(ABC):
         Raises `OptionError` for what is none.
         """
         bound = copy.copy(self)
-        bound.transaction_manager = _checked_manager(transaction_manager)
+        bound.transaction_manager = checked_manager(transaction_manager)
         return bound
 
     def send(
@@ -96,13 +97,6 @@ class _MailDelivery(ABC):
     @abstractmethod
     def _batch(self) -> IBatch:
         """Return a batch for one transaction."""
-
-
-def _checked_manager(manager: ITransactionManager) -> ITransactionManager:
-    if not callable(getattr(manager, "get", None)):
-        reason = "must be a transaction manager, as transaction.manager or request.tm"
-        raise OptionError("transaction_manager", manager, reason)
-    return manager
 
 
 @implementer(IQueuedMailDelivery)

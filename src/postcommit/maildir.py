@@ -166,7 +166,7 @@ class MaildirMessage:
         self.name = name
         self._folder = maildir.folder("tmp")
         self.path = f"{self._folder}/{name}"
-        self.target = f"{maildir.path}/new/{name}"
+        self.target = f"{maildir.folder('new')}/{name}"
         self.checksum = 0
         self._aborted = False
 

@@ -70,7 +70,6 @@ _ORDINARY_ID = re.compile(
     rb"Message-Id:[ \t]*<([!-;=?-~]+)>[ \t]*\r?\n(?![ \t])",
     re.IGNORECASE,
 )
-_ORDINARY_VALUE = re.compile(rb"[ \t]*<([!-;=?-~]+)>[ \t\r]*")
 _GOOD_ID = re.compile(r"<([^<>\s]+)>")
 
 
@@ -213,8 +212,7 @@ def _message_id(header: bytes) -> str:
         return ""
     if len(values) > 1:
         raise MessageError(f"the header has {len(values)} Message-Id fields, not one")
-    ordinary = _ORDINARY_VALUE.fullmatch(values[0])
-    found = ordinary[1].decode() if ordinary else _id_in(values[0])
+    found = _id_in(values[0])
     if not found:
         value = shown(values[0].decode("utf-8", "backslashreplace").strip())
         raise MessageError(f"malformed Message-Id {value}: it must be like <a@b>")

@@ -11,6 +11,7 @@ import os
 from typing import Any
 from typing import cast
 
+from transaction.interfaces import ITransactionManager
 from zope.interface import Interface
 from zope.schema import Bool
 from zope.schema import Choice
@@ -99,3 +100,11 @@ def checked_mailer(mailer: Any) -> IMailer:
     if not callable(getattr(mailer, "send", None)):
         raise OptionError("mailer", mailer, "must have a method send()")
     return mailer  # type: ignore[no-any-return]
+
+
+def checked_manager(manager: Any) -> ITransactionManager:
+    """Return `manager`. Raises `OptionError` if transactions cannot be had of it."""
+    if not callable(getattr(manager, "get", None)):
+        reason = "must be a transaction manager, as transaction.manager or request.tm"
+        raise OptionError("transaction_manager", manager, reason)
+    return manager
