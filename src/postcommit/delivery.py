@@ -4,7 +4,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import logging
 from abc import ABC
 from abc import abstractmethod
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from postcommit.interfaces import IMailer
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Sendable
+from postcommit.log import Log
 from postcommit.message import Composed
 from postcommit.message import compose
 from postcommit.options import checked
@@ -44,7 +44,7 @@ from postcommit.queue.store import Store
 from postcommit.report import from_exception
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _Self = TypeVar("_Self", bound="_MailDelivery")
 

@@ -26,9 +26,10 @@ from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
+from postcommit.log import Log
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 Notify = Callable[[Any], Any]
 

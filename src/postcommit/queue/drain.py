@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from postcommit.interfaces import Tally
+from postcommit.log import Log
 from postcommit.queue.handoff import REVIEW_SECONDS
 from postcommit.queue.handoff import Handoff
 from postcommit.queue.pause import Pause
@@ -31,7 +31,7 @@ from postcommit.queue.wakeup import Bell
 from postcommit.queue.wakeup import ring
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # What a worker hands to its mailer at a time, at most.
 _BATCH = 50

@@ -8,11 +8,12 @@ the lock is released by name, not left to close().
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 
+from postcommit.log import Log
 
-log = logging.getLogger(__name__)
+
+log = Log(__name__)
 
 _open: set[FileLock] = set()
 

@@ -11,18 +11,18 @@ state          when                                            what is tried
 from __future__ import annotations
 
 import enum
-import logging
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from postcommit.log import Log
 from postcommit.queue.notice import Board
 from postcommit.queue.schedule import pause_after
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 # So many reasons of one pause are remembered, to be logged only once.

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -44,6 +43,7 @@ from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
+from postcommit.log import Log
 from postcommit.message import message_id_of
 from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
@@ -52,7 +52,7 @@ from postcommit.queue.store import Store
 from postcommit.report import given_up
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # So many files that make trouble are remembered, to be logged only once.
 _MOST_TROUBLES = 1000

@@ -29,7 +29,6 @@ come to doubt: what decides is one step, by which it gets its name in ``new``.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import threading
 import zlib
@@ -45,13 +44,14 @@ from postcommit.files import explained
 from postcommit.files import sync
 from postcommit.files import unable
 from postcommit.interfaces import IBatch
+from postcommit.log import Log
 from postcommit.maildir import Maildir
 from postcommit.maildir import MaildirMessage
 from postcommit.queue.lock import FileLock
 from postcommit.queue.wakeup import ring
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _CHECKSUM = ",C="
 _PREPARED = ":prepared="

@@ -15,7 +15,6 @@ rename; so a crash leaves the entry as it was, or as it will be.
 """
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from postcommit.files import remove
 from postcommit.files import sync
 from postcommit.files import unable
 from postcommit.interfaces import IBatch
+from postcommit.log import Log
 from postcommit.maildir import Maildir
 from postcommit.maildir import MaildirMessage
 from postcommit.maildir import unique_name
@@ -38,7 +38,7 @@ from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import preamble
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 FAILED = ".Failed"
 

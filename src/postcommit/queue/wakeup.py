@@ -11,7 +11,6 @@ is of those who ring.)
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import select
@@ -19,8 +18,10 @@ import stat
 import threading
 import time
 
+from postcommit.log import Log
 
-log = logging.getLogger(__name__)
+
+log = Log(__name__)
 
 _NAME = ".wakeup"
 

@@ -16,7 +16,6 @@ At most one is offered and at most one has ended. Whatever breaks the connection
 """
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -24,13 +23,14 @@ from types import TracebackType
 from typing import Protocol
 
 from postcommit.errors import RelayError
+from postcommit.log import Log
 from postcommit.report import DeliveryReport
 from postcommit.report import Stage
 from postcommit.smtp.session import Session
 from postcommit.smtp.transfer import Transfer
 
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # RFC 2920, 3.1: replies to commands in one write must not fill the windows of
 # both sides, or both would wait for the other one to read.
