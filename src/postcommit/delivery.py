@@ -206,10 +206,12 @@ class _Transmitting:
             # A mailer that keeps no contract; but the commit is decided.
             log.exception("%r failed", self._mailer)
             told += self._failed(items[done:], error)
-        # Now: a hook of another's that ends the transaction again would have
-        # ours forgotten, and what became of the mail with it.
-        for announcement in told:
-            log_report(announcement.report)
+        finally:
+            # Now: a hook of another's that ends the transaction again would have
+            # ours forgotten, and what became of the mail with it. Also where we
+            # are interrupted, and there will be no hook.
+            for announcement in told:
+                log_report(announcement.report)
         return functools.partial(self._dispatch, told)
 
     def _failed(

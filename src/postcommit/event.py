@@ -216,14 +216,15 @@ def dispatch_events(
 ) -> None:
     """Publish `events`, each in a transaction of its own.
 
-    Never raises: a subscriber that does has its transaction aborted, and is
-    logged with its traceback.
+    Never raises: a subscriber that does, whatever it is, has its transaction
+    aborted, and is logged with its traceback. What is settled is no affair of
+    its, and neither are the other messages.
     """
     for event in events:
         try:
             with own_transaction(manager):
                 notify(event)
-        except Exception:
+        except BaseException:
             log.exception("A subscriber failed, its transaction was aborted: %r", event)
 
 

@@ -58,6 +58,36 @@ def test_what_was_in_flight_when_a_pause_began_does_not_make_it_longer() -> None
     assert pause.seconds_left() == 1
 
 
+def test_what_began_before_a_pause_and_fails_after_it_does_not_make_it_longer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    pause = Pause("queue", clock)
+    before = pause.count
+    pause.failed("away", before)
+    clock.now += 1
+    assert pause.state is State.PROBING
+    pause.failed("timed out", before)
+    assert pause.state is State.PROBING
+    assert "timed out" in caplog.text
+    pause.failed("away", pause.count)
+    assert pause.seconds_left() == 2
+
+
+def test_what_began_before_a_pause_and_fails_when_all_is_well_begins_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pause = Pause("queue", Clock())
+    before = pause.count
+    pause.failed("away", before)
+    pause.succeeded()
+    pause.failed("timed out", before)
+    assert pause.state is State.OPEN
+    assert "timed out" not in caplog.text
+    pause.failed("away", pause.count)
+    assert pause.state is State.PAUSED
+
+
 def test_a_success_ends_the_pause_and_the_next_one_is_short_again() -> None:
     clock = Clock()
     pause = Pause("queue", clock)

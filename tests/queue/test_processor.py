@@ -1,6 +1,7 @@
 """One entry: claimed, transmitted, settled, told."""
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from postcommit.event import MailSentEvent
 from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import Tally
 from postcommit.queue import processor
+from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.processor import Processor
@@ -349,11 +351,91 @@ def test_a_file_that_is_larger_than_the_memory_is_left_and_not_claimed(
     claim.release()
 
 
-def test_troubles_do_not_fill_the_memory(queue: Queue) -> None:
-    for number in range(1500):
-        (queue.path / "new" / f"{number}.folder").mkdir()
-    queue.work()
-    assert len(queue.processor._troubles) <= 1000
+class Faulty(Store):
+    """A store that cannot claim, as on a file system that has no locks."""
+
+    def claim(self, path: str) -> Claim | None:
+        raise OSError(errno.ENOLCK, "No locks available", path)
+
+
+def test_what_every_entry_would_fare_alike_with_is_trouble_of_the_queue(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        queue.send(ANN, message_id=f"{number}@x.org")
+    schedule = Schedule(60, 4000, 5 * DAY)
+    processor = Processor(Faulty(str(queue.path)), queue.mailer, schedule)
+    [result] = processor.work(queue.store.maildir.paths("new"))
+    assert str(result.trouble) == (
+        f"{queue.path}: cannot work on the entries: No locks available"
+    )
+    assert caplog.text == ""  # that is for the one who pauses
+
+
+def test_what_is_removed_by_hand_during_an_attempt_is_not_tried_again(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = queue.send(LATER)
+    queue.mailer.before = lambda taken: os.remove(path)
+    [result] = queue.work()
+    assert result.trouble is None
+    assert queue.entries("new") == queue.entries("cur") == []
+    assert f"{path}: somebody has removed it" in caplog.text
+    assert queue.work() == []
+
+
+def test_what_is_moved_to_another_folder_by_hand_is_not_tried_again(
+    queue: Queue, tmp_path: Path
+) -> None:
+    path = queue.send(LATER)
+    queue.mailer.before = lambda taken: os.rename(path, tmp_path / "elsewhere")
+    [result] = queue.work()
+    assert result.trouble is None
+    assert queue.work() == []
+
+
+def test_a_name_that_does_not_tell_the_time_may_be_gone_when_it_is_settled(
+    queue: Queue,
+) -> None:
+    path = queue.path / "new" / "by-hand"
+    os.rename(queue.send(LATER), path)
+    queue.mailer.before = lambda taken: path.unlink()
+    [result] = queue.work()
+    assert result.trouble is None
+    assert queue.work() == []
+
+
+def test_a_folder_that_vanishes_leaves_an_attempt_unsettled(queue: Queue) -> None:
+    queue.send(LATER)
+    new, away = queue.path / "new", queue.path / "away"
+    queue.mailer.before = lambda taken: os.rename(new, away)
+    [result] = queue.work()
+    assert isinstance(result.trouble, OSError)
+    os.rename(away, new)
+    [result] = queue.processor.work([])
+    assert result.trouble is None
+    assert len(queue.entries("cur")) == 1
+
+
+def test_two_workers_settle_what_is_left_without_being_in_each_others_way(
+    queue: Queue,
+) -> None:
+    paths = [queue.send(ANN, message_id=f"{number}@x.org") for number in range(2)]
+    new = queue.path / "new"
+    new.chmod(0o500)
+
+    def work() -> None:
+        for path in paths:  # in trouble, it would not go on to the second one
+            assert list(queue.processor.work([path]))
+
+    without_privileges(work)
+    new.chmod(0o700)
+    assert len(queue.entries("new")) == 2
+    one, other = queue.processor.work([]), queue.processor.work([])
+    assert next(one).tally == Tally(1, 0, 0)
+    assert next(other).tally == Tally(1, 0, 0)
+    assert list(one) == list(other) == []
+    assert queue.entries("new") == []
 
 
 def test_what_was_sent_but_cannot_be_removed_is_not_sent_again(
@@ -453,15 +535,16 @@ def test_the_entry_is_settled_before_anybody_hears_of_it(queue: Queue) -> None:
     assert left == [0]
 
 
+@pytest.mark.parametrize("mistake", [KeyError, SystemExit, KeyboardInterrupt])
 def test_each_event_has_a_transaction_and_one_that_raises_harms_nothing(
-    queue: Queue, caplog: pytest.LogCaptureFixture
+    queue: Queue, caplog: pytest.LogCaptureFixture, mistake: type[BaseException]
 ) -> None:
     seen = []
 
     def notify(event: object) -> None:
         seen.append(transaction.get())
         if isinstance(event, MailSentEvent):
-            raise KeyError("a mistake")
+            raise mistake("a mistake")
 
     queue.mailer.notify = notify  # type: ignore[method-assign]
     queue.send(ANN, LATER, REFUSED)
@@ -470,6 +553,37 @@ def test_each_event_has_a_transaction_and_one_that_raises_harms_nothing(
     assert len(set(map(id, seen))) == 3
     assert [t.status for t in seen] == ["Active", "Committed", "Committed"]
     assert "a mistake" in caplog.text
+
+
+def test_a_subscriber_that_leaves_the_thread_has_nothing_sent_twice(
+    queue: Queue,
+) -> None:
+    def leave(event: object) -> None:
+        raise SystemExit
+
+    queue.mailer.notify = leave  # type: ignore[method-assign]
+    for number in range(5):
+        queue.send(ANN, message_id=f"{number}@x.org")
+    assert [result.tally.sent for result in queue.work()] == [1] * 5
+    assert queue.work() == []
+    assert len(queue.mailer.attempts) == 5
+
+
+def test_a_filter_that_raises_has_nothing_sent_twice(queue: Queue) -> None:
+    def broken(record: logging.LogRecord) -> bool:
+        raise ValueError("a filter that does not work")
+
+    logger = logging.getLogger("postcommit.event")
+    logger.setLevel(logging.INFO)
+    logger.addFilter(broken)
+    try:
+        for number in range(5):
+            queue.send(ANN, message_id=f"{number}@x.org")
+        assert [result.tally.sent for result in queue.work()] == [1] * 5
+    finally:
+        logger.removeFilter(broken)
+        logger.setLevel(logging.NOTSET)
+    assert len(queue.mailer.attempts) == len(queue.events()) == 5
 
 
 def test_a_line_for_each_recipient_is_logged(

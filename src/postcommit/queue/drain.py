@@ -111,6 +111,11 @@ class Drain:
         """When its feeder last gave a sign of life, a time of `time.monotonic`."""
         return self._bell.last_beat
 
+    def cancel(self) -> None:
+        """Have it over before it has begun."""
+        self._bell.close()
+        self._over.set()
+
     # The feeder
 
     def until_stopped(self) -> None:
@@ -145,8 +150,7 @@ class Drain:
             for worker in started:
                 worker.join()
             self._processor.abandon()
-            self._bell.close()
-            self._over.set()
+            self.cancel()
 
     def _feed(self) -> None:
         """Hand all that is due to the workers, unless there is trouble."""
@@ -220,11 +224,12 @@ class Drain:
         while self._handoff.begin():
             taken: list[str] = []
             tallies: list[Tally] = []
+            since = self._pause.count
             try:
                 paths = self._paths(taken)
                 first = iter(list(itertools.islice(paths, 1)))
                 for result in self._processor.work(itertools.chain(first, paths)):
-                    self._note(result)
+                    self._note(result, since)
                     tallies.append(result.tally)
                 if next(first, None) is not None:
                     raise RuntimeError("the mailer took none of its messages")
@@ -232,7 +237,7 @@ class Drain:
                 # A mailer that keeps no contract must not end the loop, nor this
                 # thread, whatever it raises.
                 log.exception("%s: a worker failed", self._store.path)
-                self._note(Result(trouble=error))
+                self._note(Result(trouble=error), since)
                 taken.extend(self._handoff.take())
             finally:
                 self._count(tallies)
@@ -247,9 +252,9 @@ class Drain:
                 return
             yield path
 
-    def _note(self, result: Result) -> None:
+    def _note(self, result: Result, since: int) -> None:
         if result.trouble is not None:
-            self._pause.failed(result.trouble)
+            self._pause.failed(result.trouble, since)
             self._scan.look_again()
         elif result.stayed:
             self._scan.look_again()

@@ -218,6 +218,16 @@ class Claim:
         """The file's name without the flags that it has in ``cur``."""
         return stem(self.path)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody has removed the file, or moved it elsewhere.
+
+        A folder that is gone is another matter: it may come back, and the file in it.
+        """
+        if os.path.lexists(self.path):
+            return False
+        return os.path.isdir(os.path.dirname(self.path))
+
     def read(self) -> Entry:
         """Read the entry. Raises `EntryError` where it is none."""
         return parse_entry(self.read_bytes())

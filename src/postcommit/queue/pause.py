@@ -48,6 +48,7 @@ class Pause:
         self._clock = clock
         self._queue_path = queue_path
         self._lock = threading.Lock()
+        self.count = 0  # pauses, up to now
         self._failures = 0
         self._until = 0.0
         self._told: set[str] = set()
@@ -79,13 +80,19 @@ class Pause:
         """Return for how long the pause lasts; 0 where there is none."""
         return max(0.0, self._until - self._clock())
 
-    def failed(self, reason: object) -> None:
+    def failed(self, reason: object, since: int | None = None) -> None:
         """Begin a pause, or a longer one.
 
-        What was in flight with others when it began does not make it longer.
+        `since` is what `count` was when that was begun which failed. What was in
+        flight with others when the pause began does not make it longer, whether
+        it ends during the pause or after it.
         """
         with self._lock:
-            if self.state is not State.PAUSED:
+            is_old = since is not None and since != self.count
+            if is_old and self.state is State.OPEN:
+                return  # since then, the relay has shown that it is back
+            if not is_old and self.state is not State.PAUSED:
+                self.count += 1
                 self._failures += 1
                 seconds = pause_after(self._failures)
                 self._until = self._clock() + seconds

@@ -49,13 +49,11 @@ from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
+from postcommit.queue.troubles import Troubles
 from postcommit.report import given_up
 
 
 log = Log(__name__)
-
-# So many files that make trouble are remembered, to be logged only once.
-_MOST_TROUBLES = 1000
 
 # As long as messages go out in so many seconds each, so many of them are read in one
 # go, which is quicker than each for itself between two replies; but not more once they
@@ -126,7 +124,7 @@ class Processor:
         self._schedule = schedule
         self._clock = clock
         self._unsettled: deque[_Settlement] = deque()
-        self._troubles: dict[str, str] = {}
+        self._troubles = Troubles(store.path)
 
     def work(self, paths: Iterable[str]) -> Iterator[Result]:
         """Work on the entries at `paths`, and yield a result for each.
@@ -136,8 +134,7 @@ class Processor:
         `paths` raises, and what a mailer does against its contract; no claim is
         left then.
         """
-        for _ in range(len(self._unsettled)):
-            yield self._settle(self._unsettled.popleft())
+        yield from self._settle_again()
         this = _Round()
         try:
             for attempt in attempt_all(self._mailer, self._take_all(paths, this)):
@@ -149,6 +146,14 @@ class Processor:
         finally:
             for job in this.jobs:
                 job.claim.release()
+
+    def _settle_again(self) -> Iterator[Result]:
+        for _ in range(len(self._unsettled)):
+            try:
+                settlement = self._unsettled.popleft()
+            except IndexError:
+                return  # another worker was here
+            yield self._settle(settlement)
 
     def abandon(self) -> None:
         """Let go of what was transmitted, but could not be settled."""
@@ -172,9 +177,11 @@ class Processor:
             taken = self._take_some(some, this)
             for job in taken:
                 if this.is_in_trouble:
-                    return
+                    break
                 entry = job.entry
                 yield Transmission(entry.sender, entry.recipients, entry.message)
+            if this.is_in_trouble:
+                return
             is_quick = time.monotonic() - began < _QUICK * len(taken)
             most = min(2 * most, _MOST_AHEAD) if is_quick else 1
 
@@ -186,8 +193,13 @@ class Processor:
             try:
                 job = self._take(path)
             except Exception as error:
-                # Whatever it is, it is about one entry, and the loop goes on.
-                self._log_trouble(path, error)
+                trouble = self._troubles.of_all(error)
+                if trouble is not None:
+                    this.is_in_trouble = True
+                    this.passed_over.append(Result(trouble=trouble))
+                    break
+                # Whatever else it is, it is about one entry, and the loop goes on.
+                self._troubles.log(path, error)
                 job = None
             if job is None:
                 this.passed_over.append(Result(stayed=True))
@@ -214,7 +226,7 @@ class Processor:
         except BaseException:
             claim.release()
             raise
-        self._troubles.pop(path, None)
+        self._troubles.forget(path)
         return _Job(claim, entry)
 
     def _bury_unreadable(self, claim: Claim, error: EntryError) -> None:
@@ -227,14 +239,6 @@ class Processor:
         notify = getattr(self._mailer, "notify", zope.event.notify)
         event = MailRejectedEvent(message_id, f"unreadable: {error.reason}")
         dispatch_events([event], notify, transaction.manager)
-
-    def _log_trouble(self, path: str, error: Exception) -> None:
-        """Log what is the matter with `path`, but not at every look."""
-        if self._troubles.get(path) != str(error):
-            log.error("%s: left in the queue", path, exc_info=error)
-        if len(self._troubles) >= _MOST_TROUBLES:
-            self._troubles.clear()
-        self._troubles[path] = str(error)
 
     # Settle
 
@@ -261,7 +265,7 @@ class Processor:
         except Exception as error:
             # It may have been sent: the claim is kept, so that nobody sends
             # it again, until the disk has recovered.
-            self._log_trouble(job.claim.path, error)
+            self._troubles.log(job.claim.path, error)
             self._unsettled.append(settlement)
             return Result(trouble=error)
         job.claim.release(removed=settlement.due is None)
@@ -278,6 +282,12 @@ class Processor:
             self._store.bury(job.claim, _tried(job.entry, rejected, reply))
         if due is None:
             self._store.finish(job.claim)
+            return
+        if job.claim.is_gone:
+            log.warning(
+                "%s: somebody has removed it during the attempt; it is not tried again",
+                job.claim.path,
+            )
             return
         left = tuple(o.recipient for o in report.outcomes if o.status in _FOR_NOW)
         reply = _replies(report, _FOR_NOW)

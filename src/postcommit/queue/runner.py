@@ -85,7 +85,12 @@ class QueueProcessor:
             thread = threading.Thread(
                 target=self._run, args=(drain,), name="postcommit", daemon=True
             )
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:
+                del self._drains[drain]
+                drain.cancel()
+                raise
             self._background = thread, drain
         atexit.register(self.stop, _EXIT_SECONDS)
 

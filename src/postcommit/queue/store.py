@@ -106,7 +106,7 @@ class Store:
     def accepted(self, claim: Claim) -> float:
         """Return when the entry was accepted, in seconds since the epoch."""
         accepted = accepted_at(claim.stem)
-        return os.stat(claim.path).st_mtime if accepted is None else accepted
+        return claim.changed if accepted is None else accepted
 
     def finish(self, claim: Claim) -> None:
         """Remove the entry: nothing is left to do for it."""
