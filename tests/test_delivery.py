@@ -811,6 +811,26 @@ def test_a_mailer_that_breaks_its_contract_does_not_break_the_commit(
     assert "Faithless" in caplog.text
 
 
+class Interrupted(Faithless):
+    def __init__(self, notify: Any) -> None:
+        super().__init__(KeyboardInterrupt(), notify)  # type: ignore[arg-type]
+
+
+def test_an_interrupt_in_the_middle_leaves_the_log_of_what_was_sent(
+    hearing: Hearing, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    manager = explicit()
+    manager.begin()
+    delivery = DirectMailDelivery(Interrupted(hearing), transaction_manager=manager)
+    for name in ("a", "b"):
+        delivery.send(ANN, BOB, mail(f"{name}@example.org"))
+    with pytest.raises(KeyboardInterrupt):
+        manager.commit()
+    assert "<a@example.org> to bob@example.org: sent: 250" in caplog.text
+    manager.abort()
+
+
 # Memory, forks
 
 

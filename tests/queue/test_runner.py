@@ -77,6 +77,23 @@ def test_it_can_be_started_and_stopped_again_and_again(
     assert not [t for t in threading.enumerate() if "postcommit" in t.name]
 
 
+def test_where_there_is_no_thread_to_be_had_nothing_is_left_of_a_start(
+    processor: QueueProcessor,
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    size = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        with pytest.raises(RuntimeError, match="thread"):
+            processor.start()
+    finally:
+        threading.stack_size(size)
+    assert processor.stop(10)
+    assert processor.last_beat is None
+    assert set(os.listdir("/proc/self/fd")) == before
+    processor.start()
+    assert processor.stop(10)
+
+
 def test_it_can_be_started_while_it_stops(delivery: QueuedMailDelivery) -> None:
     may_go_on, entered, sent = threading.Event(), threading.Event(), []
 
