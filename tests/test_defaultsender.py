@@ -59,6 +59,30 @@ def test_a_message_with_a_sender(delivery, name):
     assert mail.message.get_all(name) == ["a@example.org"]
 
 
+def test_recipients_that_can_be_read_once(delivery):
+    to = (f"{name}@example.org" for name in "bc")
+    mail = send(delivery, None, to, "From: a@example.org\n\nx\n")
+    assert mail.recipients == ("b@example.org", "c@example.org")
+
+
+@pytest.mark.parametrize(
+    ("sender", "field"),
+    [
+        ("Bücher <shop@example.org>", "=?utf-8?q?B=C3=BCcher?= <shop@example.org>"),
+        ('"Shop, The" <shop@example.org>', '"Shop, The" <shop@example.org>'),
+        ("shop@bücher.example", "shop@bücher.example"),
+    ],
+)
+def test_a_name_in_any_script(mailer, sender, field):
+    mail = send(
+        DefaultSender(DirectMailDelivery(mailer), sender),
+        None,
+        "b@example.org",
+        "Subject: x\n\nx\n",
+    )
+    assert mail.data.splitlines()[0] == f"From: {field}".encode()
+
+
 @pytest.mark.parametrize("sender", ["", "a@example.org"])
 def test_a_sender_of_the_envelope(delivery, sender):
     mail = send(delivery, sender, "b@example.org", "Subject: x\n\nx\n")

@@ -29,6 +29,7 @@ from postcommit import DirectMailDelivery
 from postcommit import MailDeferredEvent
 from postcommit import MailSentEvent
 from postcommit import QueuedMailDelivery
+from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
@@ -44,12 +45,14 @@ from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Status
+from postcommit.interfaces import Tally
 from postcommit.message import message_id_of
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
 from tests.support import children
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
+from tests.support.mailers import ScriptedMailer
 from tests.support.transactions import AFTER
 from tests.support.transactions import BEFORE
 from tests.support.transactions import MANAGERS
@@ -158,12 +161,12 @@ def test_whether_a_relay_is_checked_is_a_truth_value(value: Any) -> None:
 
 
 def test_a_delivery_says_what_it_is() -> None:
-    assert repr(QueuedMailDelivery("a/queue")) == "<QueuedMailDelivery a/queue>"
+    assert repr(QueuedMailDelivery("/a/queue")) == "<QueuedMailDelivery /a/queue>"
     direct = DirectMailDelivery(SMTPMailer("relay.example.org"))
     assert repr(direct) == "<DirectMailDelivery <SMTPMailer relay.example.org:25>>"
 
 
-@pytest.mark.parametrize("path", ["", None, 7, "a\nb"])
+@pytest.mark.parametrize("path", [None, 7, "", "a\nb", "/a\0b"])
 def test_a_path_that_cannot_be_one_is_named(path: Any) -> None:
     with pytest.raises(OptionError, match="queuePath") as caught:
         QueuedMailDelivery(path)
@@ -573,13 +576,20 @@ def test_a_queue_whose_parent_does_not_exist_is_named(queue: Path) -> None:
     assert not queue.exists()
 
 
-def test_a_queue_whose_path_has_a_null_character_is_named(tmp_path: Path) -> None:
+def test_a_relative_queue_stays_where_it_was_meant_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
     manager = explicit()
-    manager.begin()
-    delivery = QueuedMailDelivery(f"{tmp_path}/\0", transaction_manager=manager)
-    with pytest.raises(QueueError, match="can be no path"):
+    delivery = QueuedMailDelivery("queue", transaction_manager=manager)
+    processor = QueueProcessor("queue", ScriptedMailer())
+    os.chdir("other")
+    with manager:
         delivery.send(ANN, BOB, mail())
-    assert os.listdir(tmp_path) == []
+    assert len(os.listdir(tmp_path / "queue" / "new")) == 1
+    assert processor.flush() == Tally(1, 0, 0)
+    assert os.listdir(tmp_path / "other") == []
 
 
 @pytest.mark.parametrize("closed", ["parent", "queue", "tmp"])

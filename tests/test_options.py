@@ -1,6 +1,7 @@
 """Options against their schema."""
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
 from postcommit.options import checked
 from postcommit.options import checked_mailer
+from postcommit.options import checked_queue_path
 from postcommit.smtp.mailer import SMTPMailer
 
 
@@ -35,6 +37,12 @@ def test_a_good_value_is_taken(schema: Any, name: str, value: Any, taken: Any) -
     assert type(result) is type(taken)
 
 
+@pytest.mark.parametrize("path", ["queue", "/var/../queue"])
+def test_the_path_of_a_queue_is_absolute(path: str) -> None:
+    taken = checked_queue_path(IMailQueueProcessor, Path(path))
+    assert taken == os.path.join(os.getcwd(), path)
+
+
 @pytest.mark.parametrize(
     ("schema", "name", "value", "expectation"),
     [
@@ -51,6 +59,10 @@ def test_a_good_value_is_taken(schema: Any, name: str, value: Any, taken: Any) -
         (ISMTPMailer, "timeout", float("nan"), "must be a number"),
         (ISMTPMailer, "connect_timeout", "30", "must be a number"),
         (ISMTPMailer, "cafile", 3, "must be a str of one line, or None"),
+        (IMailQueueProcessor, "queuePath", "", "must be a str of one line that is"),
+        (IMailQueueProcessor, "queuePath", "a\0b", "must be a str of one line"),
+        (IMailQueueProcessor, "queuePath", "a\ud800", "must be a str of one line"),
+        (IMailQueueProcessor, "queuePath", "a\nb", "must be a str of one line"),
         (IMailQueueProcessor, "pollingInterval", -1, "a whole number of at least 1"),
         (IDirectMailDelivery, "mailer", 3, "must be an object that provides IMailer"),
     ],

@@ -40,7 +40,9 @@ def other_than_default(field: Any) -> tuple[str, Any]:
     if isinstance(field, Float):
         return "61.5", 61.5
     assert isinstance(field, TextLine)
-    return "some-text", "some-text"
+    # A relative path of a queue would be made an absolute one.
+    text = "/some/queue" if field.__name__ == "queuePath" else "some-text"
+    return text, text
 
 
 SMTP = fields_of(ISMTPMailer)

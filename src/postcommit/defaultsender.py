@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import re
+from email.header import Header
+from email.utils import parseaddr
 from typing import Any
 
 from transaction.interfaces import ITransactionManager
@@ -15,6 +17,14 @@ from postcommit.interfaces import Addresses
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import Sendable
 from postcommit.message import compose
+
+
+def _as_field(sender: str) -> str:
+    """Return `sender` as a header field has it, its name encoded (RFC 2047)."""
+    name, address = parseaddr(sender)
+    if name.isascii():
+        return sender
+    return f"{Header(name, 'utf-8').encode(linesep='')} <{address}>"
 
 
 _FROM = re.compile(rb"^(?:From|Sender)[ \t]*:", re.IGNORECASE | re.MULTILINE)
@@ -34,6 +44,7 @@ class DefaultSender:
         parse_address(sender)
         self._delivery = delivery
         self._sender = sender
+        self._field = _as_field(sender)
         directlyProvides(self, providedBy(delivery))
 
     def __getattr__(self, name: str) -> Any:
@@ -54,8 +65,10 @@ class DefaultSender:
         """See `IMailDelivery`."""
         if fromaddr is None:
             composed = compose(self._sender, toaddrs, message)
+            if toaddrs is not None:
+                toaddrs = composed.recipients  # they may be there to be read once
             if not _FROM.search(composed.header):
                 fromaddr, toaddrs = self._sender, composed.recipients
-                message = b"From: " + self._sender.encode() + b"\n" + bytes(composed)
+                message = b"From: " + self._field.encode() + b"\n" + bytes(composed)
         message_id: str = self._delivery.send(fromaddr, toaddrs, message)
         return message_id

@@ -37,9 +37,9 @@ from postcommit.interfaces import Sendable
 from postcommit.log import Log
 from postcommit.message import Composed
 from postcommit.message import compose
-from postcommit.options import checked
 from postcommit.options import checked_mailer
 from postcommit.options import checked_manager
+from postcommit.options import checked_queue_path
 from postcommit.queue.store import Store
 from postcommit.report import from_exception
 
@@ -115,7 +115,7 @@ class QueuedMailDelivery(_MailDelivery):
         transaction_manager: ITransactionManager | None = None,
     ) -> None:
         super().__init__(transaction_manager)
-        self.queuePath: str = checked(IQueuedMailDelivery, "queuePath", queuePath)
+        self.queuePath: str = checked_queue_path(IQueuedMailDelivery, queuePath)
         # Opened once, also for the copies that `bind` makes.
         self._store = functools.cache(functools.partial(Store, self.queuePath))
 

@@ -1,4 +1,7 @@
-"""Files and folders: written in few calls, durable, with errors that name them."""
+"""Files and folders: written in few calls, durable, with errors that name them.
+
+And pipes, in which nobody waits.
+"""
 from __future__ import annotations
 
 import os
@@ -61,6 +64,14 @@ def remove(path: str) -> None:
 def create_file(path: str) -> BinaryIO:
     """Create the file `path`, readable by its owner only, to write to it."""
     return open(os.open(path, CREATE, 0o600), "wb")
+
+
+def open_pipe() -> tuple[int, int]:
+    """Return the reading and the writing end of a pipe that never blocks."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer
 
 
 def write(

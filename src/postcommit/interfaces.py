@@ -20,6 +20,7 @@ resource has finished. Each is then dispatched in a transaction of its own.
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -49,6 +50,13 @@ _ = MessageFactory("postcommit")
 Address: TypeAlias = str | bytes
 Addresses: TypeAlias = Address | Iterable[Address]
 Sendable: TypeAlias = bytes | str | Message
+
+
+def _can_be_path(value: str) -> bool:
+    try:
+        return not set(os.fsencode(value)) & set(b"\0\r\n")
+    except UnicodeEncodeError:
+        return False
 
 
 class Status(enum.Enum):
@@ -387,8 +395,12 @@ class IQueuedMailDelivery(IMailDelivery):
 
     queuePath = TextLine(
         title=_("Queue path"),
-        description=_("Folder of the queue; created where it is missing."),
+        description=_(
+            "Folder of the queue; created where it is missing. A relative one is below"
+            " the working directory of the moment when it is given."
+        ),
         min_length=1,
+        constraint=_can_be_path,
     )
 
 
@@ -400,8 +412,12 @@ class IMailQueueProcessor(Interface):
 
     queuePath = TextLine(
         title=_("Queue path"),
-        description=_("Folder of the queue; created where it is missing."),
+        description=_(
+            "Folder of the queue; created where it is missing. A relative one is below"
+            " the working directory of the moment when it is given."
+        ),
         min_length=1,
+        constraint=_can_be_path,
     )
     pollingInterval = Int(
         title=_("Polling interval"),

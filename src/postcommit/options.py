@@ -91,6 +91,16 @@ def _bounds(field: IField) -> str:
     return " that is not empty" if getattr(field, "min_length", None) else ""
 
 
+def checked_queue_path(schema: type[Interface], value: Any) -> str:
+    """Return `value` as the absolute path of a queue.
+
+    As it is now: later, there may be another working directory, and another queue.
+    Raises `OptionError` as `checked` does.
+    """
+    path: str = checked(schema, "queuePath", value)
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+
+
 def checked_mailer(mailer: Any) -> IMailer:
     """Return `mailer`. Raises `OptionError` if it cannot be one.
 

@@ -1,6 +1,7 @@
 """Where options come from, which one counts, and how a bad one is refused."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_the_command_line_goes_before_the_environment_before_the_file(
     mailer, processor = made(told("queue", "--port", "1", environ=environ))
     assert (mailer.port, processor.workers, mailer.username) == (1, 2, "file")
     assert (mailer.timeout, mailer.hostname) == (3, "localhost")
-    assert processor.queuePath == "queue"
+    assert processor.queuePath == os.path.abspath("queue")
     assert told(environ=environ).queue_path == "elsewhere"
 
 
@@ -131,7 +132,7 @@ def test_files_of_older_libraries(
     mailer, processor = made(told("--config", path))
     assert (mailer.hostname, mailer.port, mailer.tls) == ("127.0.0.7", 2525, tls)
     assert (mailer.username, mailer.password) == ("shop", "100%")
-    assert processor.queuePath == "var/queue"
+    assert processor.queuePath == os.path.abspath("var/queue")
     assert processor.pollingInterval == (1500 if "interval" in more else 5000)
 
 

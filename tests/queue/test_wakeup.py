@@ -14,6 +14,7 @@ from postcommit.queue import wakeup
 from postcommit.queue.wakeup import Bell
 from postcommit.queue.wakeup import heartbeat
 from postcommit.queue.wakeup import ring
+from tests.support import children
 from tests.support.faults import without_privileges
 
 
@@ -190,3 +191,33 @@ def test_signs_of_life_that_fail_and_a_close_are_told_once(
     bell.close()
     bell.ring()
     assert caplog.text.count("cannot be closed") == 1
+
+
+def _fork_with_a_bell(queue: str) -> None:
+    bell = Bell(queue)
+    from_child, to_parent = os.pipe()
+    from_parent, to_child = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(to_parent, b"x")
+        os.read(from_parent, 1)
+        # The numbers that the copy had are another file's now, and stay it.
+        others = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+        bell.ring()
+        bell.close()
+        assert [os.read(other, 1) for other in others] == [b""] * 3
+        return
+    os.read(from_child, 1)
+    assert heartbeat(queue) is not None
+    bell.ring()
+    bell.wait(HOUR)
+    bell.close()
+    assert heartbeat(queue) is None, "the child looks like a processor"
+    os.write(to_child, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_child_looks_like_no_processor_and_takes_nothing(
+    tmp_path: Path,
+) -> None:
+    children.call(_fork_with_a_bell, str(tmp_path))

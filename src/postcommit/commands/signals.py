@@ -7,6 +7,8 @@ import signal
 from types import FrameType
 from typing import Any
 
+from postcommit.files import open_pipe
+
 
 class Signals:
     """While it is entered, these signals interrupt nothing, but can be waited for.
@@ -19,7 +21,7 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = open_pipe()
         self._wakeup_before = signal.set_wakeup_fd(self._writer)
         for number in self._signals:
             self._before[number] = signal.signal(number, _do_nothing)

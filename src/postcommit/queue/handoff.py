@@ -80,7 +80,7 @@ class Handoff:
             self._paths.extend(paths)
             self._put += len(paths)
             self._unfinished += len(paths)
-            self._work_there.notify(min(len(paths), self.called - self._busy))
+            self._work_there.notify(max(0, min(len(paths), self.called - self._busy)))
             return True
 
     def distribute(self, timeout: float | None = None) -> bool:

@@ -16,6 +16,7 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import Tally
 from postcommit.options import checked
 from postcommit.options import checked_mailer
+from postcommit.options import checked_queue_path
 from postcommit.queue.drain import Drain
 from postcommit.queue.drain import Pace
 from postcommit.queue.pause import Pause
@@ -56,7 +57,7 @@ class QueueProcessor:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.queuePath: str = _checked("queuePath", queuePath)
+        self.queuePath: str = checked_queue_path(IMailQueueProcessor, queuePath)
         self.mailer = checked_mailer(mailer)
         self.pollingInterval: int = _checked("pollingInterval", pollingInterval)
         self.workers: int = _checked("workers", workers)

@@ -18,10 +18,13 @@ import stat
 import threading
 import time
 
+from postcommit.files import open_pipe
 from postcommit.log import Log
 
 
 log = Log(__name__)
+
+_open: set[Bell] = set()
 
 _NAME = ".wakeup"
 
@@ -78,13 +81,14 @@ class Bell:
 
     def __init__(self, queue_path: str) -> None:
         self._path = f"{queue_path}/{_NAME}"
-        self._inside = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._inside = open_pipe()
         self._outside = self._open()
         self._closed = False
         self._lock = threading.RLock()  # a signal handler may ring
         self._last_beat = -math.inf
         self._trouble = ""
         self.beat()
+        _open.add(self)
 
     def _open(self) -> list[int]:
         try:
@@ -104,12 +108,20 @@ class Bell:
     def close(self) -> None:
         """Ringing is in vain from now on."""
         with self._lock:
+            if self._closed:
+                return  # before, or in a child
             self._closed = True
+            _open.discard(self)
             for descriptor in (*self._inside, *self._outside):
                 try:
                     os.close(descriptor)
                 except OSError as error:
                     log.warning("%s: cannot be closed: %s", self._path, error)
+
+    def close_copy(self) -> None:
+        """As `close`, in a child that was forked in whatever moment."""
+        self._lock = threading.RLock()  # who had it is not here
+        self.close()
 
     def ring(self) -> None:
         """Wake the thread that waits, or will."""
@@ -157,3 +169,12 @@ class Bell:
                 os.read(reader, 65536)
             except BlockingIOError:
                 pass  # another processor of this queue has read it
+
+
+def _close_copies() -> None:
+    # With the pipe open, a child would look like a processor that lives.
+    for bell in list(_open):
+        bell.close_copy()
+
+
+os.register_at_fork(after_in_child=_close_copies)
