@@ -477,7 +477,8 @@ class IMailQueueProcessor(Interface):
         """Let the attempts in flight finish, and wait for them.
 
         `timeout`, in seconds, bounds the wait; None does not. Returns whether
-        all has come to rest.
+        all has come to rest. A thread that was made to call `run`, and has not got
+        there, is not known yet; one of `start` is.
         """
 
     def flush() -> Tally:
