@@ -17,6 +17,7 @@ from postcommit.queue.item import State
 from postcommit.queue.item import foreign_claims
 from postcommit.queue.lock import FileLock
 from postcommit.queue.scan import Scan
+from postcommit.queue.schedule import Schedule
 from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import Bell
@@ -241,7 +242,7 @@ def test_an_ambiguous_id_is_refused_and_says_between_what(
 
 def test_what_is_deferred_becomes_due(store: Store, admin: Admin) -> None:
     fill(store)
-    scan = Scan(store.maildir, time.time)
+    scan = Scan(store.maildir, Schedule(60, 4000, 432000))
     assert len(list(scan.due())) == 1
     scan._seen["cur"] = os.stat(store.maildir.folder("cur")).st_mtime
     item = only(admin, State.DEFERRED)

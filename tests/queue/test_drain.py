@@ -61,7 +61,7 @@ class Queue:
     ) -> Drain:
         schedule = Schedule(self.min_backoff, HOUR, 1e6)
         processor = Processor(self.store, self.mailer, schedule)
-        scan = Scan(self.store.maildir, time.time)
+        scan = Scan(self.store.maildir, schedule)
         pace = Pace(workers, rate_limit, polling)
         return Drain(self.store, processor, scan, pace, Pause(self.store.path))
 

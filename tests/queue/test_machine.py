@@ -48,6 +48,7 @@ RECIPIENTS = st.lists(
 ).map(tuple)
 
 MAX_AGE = 5 * 86400.0
+SCHEDULE = Schedule(60.0, 4000.0, MAX_AGE)
 
 # Which of several there are: a number, however many there are.
 WHICH = st.integers(min_value=0, max_value=1000)
@@ -181,22 +182,34 @@ class QueueMachine(RuleBasedStateMachine):
 
     # Work, step by step
 
+    def due(self) -> dict[str, Kept]:
+        """Return what is due, also what was deferred before the clock was put back."""
+        return {
+            name: kept
+            for name, kept in self.entries.items()
+            if not self.now < kept.due <= self.now + 8000
+        }
+
     def free(self) -> dict[str, Kept]:
         """Return what is due and claimed by nobody."""
         return {
             name: kept
-            for name, kept in self.entries.items()
-            if kept.due <= self.now
-            and kept.holder is None
-            and name not in self.sending
+            for name, kept in self.due().items()
+            if kept.holder is None and name not in self.sending
         }
+
+    def scanned(self) -> list[str]:
+        return [
+            path
+            for path in Scan(self.store.maildir, SCHEDULE, lambda: self.now).due()
+            if path is not None
+        ]
 
     @rule(worker=st.sampled_from([1, 2]), which=WHICH)
     def claim(self, worker: int, which: int) -> None:
         """Claim one of those that are due; all others who want it get nothing."""
-        due = list(Scan(self.store.maildir, lambda: self.now).due())
-        names = {Path(path).name.removesuffix(":2,"): path for path in due}
-        assert names.keys() == {n for n, k in self.entries.items() if k.due <= self.now}
+        names = {Path(path).name.removesuffix(":2,"): path for path in self.scanned()}
+        assert names.keys() == self.due().keys()
         free = self.free()
         for name in names.keys() - free.keys():
             assert self.store.claim(names[name]) is None
@@ -293,9 +306,8 @@ class QueueMachine(RuleBasedStateMachine):
         """A processor tries all that is due, perhaps without a relay."""
         mailer = ScriptedMailer()
         mailer.failure = "away" if broken else None
-        schedule = Schedule(60.0, 4000.0, MAX_AGE)
-        processor = Processor(self.store, mailer, schedule, lambda: self.now)
-        list(processor.work(Scan(self.store.maildir, lambda: self.now).due()))
+        processor = Processor(self.store, mailer, SCHEDULE, lambda: self.now)
+        list(processor.work(self.scanned()))
         if broken:
             return
         free = self.free()
@@ -333,6 +345,10 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 60.0, 4000.0, 86400.0, MAX_AGE]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
+
+    @rule(seconds=st.sampled_from([1.0, 4000.0, 86400.0, 2 * MAX_AGE]))
+    def the_clock_is_put_back(self, seconds: float) -> None:
+        self.now -= seconds
 
     @precondition(lambda self: _waiting(self))
     @rule(which=WHICH, young=st.booleans())

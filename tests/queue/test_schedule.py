@@ -39,6 +39,21 @@ def test_what_failed_together_does_not_come_back_together() -> None:
 
 
 @pytest.mark.parametrize(
+    ("due", "seconds"), [(-1e9, 0), (0, 0), (0.5, 0.5), (8000, 8000), (8001, 0)]
+)
+def test_nothing_waits_for_longer_than_anything_is_deferred(
+    due: float, seconds: float
+) -> None:
+    assert SCHEDULE.seconds_until(1e6 + due, 1e6) == seconds
+
+
+@given(AGES)
+def test_what_was_just_deferred_waits(age: float) -> None:
+    due = SCHEDULE.next_attempt(1e6 - age, 1e6)
+    assert SCHEDULE.seconds_until(due, 1e6) == due - 1e6
+
+
+@pytest.mark.parametrize(
     ("age", "too_old"), [(0, False), (431999, False), (432000, True), (1e9, True)]
 )
 def test_it_is_given_up_after_five_days(age: float, too_old: bool) -> None:

@@ -215,7 +215,8 @@ class Processor:
         claim = self._store.claim(path)
         if claim is None:
             return None
-        if not self._store.is_due(claim, self._clock()):
+        # It may have been deferred again between being found and being claimed.
+        if self._schedule.seconds_until(self._store.due(claim), self._clock()):
             claim.release()
             return None
         try:

@@ -148,7 +148,7 @@ class QueueProcessor:
         store = Store(self.queuePath)
         schedule = Schedule(self.min_backoff, self.max_backoff, self.max_age)
         processor = Processor(store, self.mailer, schedule, self._clock)
-        scan = Scan(store.maildir, self._clock)
+        scan = Scan(store.maildir, schedule, self._clock)
         pace = Pace(self.workers, self.rate_limit, self.pollingInterval / 1000)
         pause = Pause(store.path, self._monotonic)
         drain = Drain(store, processor, scan, pace, pause)

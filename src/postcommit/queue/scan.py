@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 
 from postcommit.maildir import Maildir
+from postcommit.queue.schedule import Schedule
 
 
 # A folder's time of change may be as coarse as two seconds. One that changed
@@ -30,9 +31,17 @@ _SECONDS_FOR_EACH_LOOK = 2e-5
 class Scan:
     """The due entries of a queue. One thread iterates; any may give notes."""
 
-    def __init__(self, maildir: Maildir, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        maildir: Maildir,
+        schedule: Schedule,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._maildir = maildir
+        self._schedule = schedule
         self._clock = clock
+        self._monotonic = monotonic
         self._seen: dict[str, float | None] = {"new": None, "cur": None}
         self._next_due = math.inf
         self._not_before = -math.inf
@@ -51,8 +60,9 @@ class Scan:
 
     def seconds_to_wait(self) -> float:
         """Return for how long, as far as is known, nothing will be due."""
-        until_due = self._next_due - self._clock()
-        return max(until_due, self._not_before - time.monotonic())
+        if self._next_due == math.inf:
+            return math.inf
+        return max(self._wait(self._next_due), self._not_before - self._monotonic())
 
     def due(self, patience: float = math.inf) -> Iterator[str | None]:
         """Yield the paths of what is due, as far as anything has changed.
@@ -62,11 +72,11 @@ class Scan:
         yield from self._new()
         if not self._is_deferred_worth_a_look():
             return
-        looked_for_new = time.monotonic()
+        looked_for_new = self._monotonic()
         for path in self._deferred(patience):
-            if time.monotonic() - looked_for_new > _NEW_EVERY:
+            if self._monotonic() - looked_for_new > _NEW_EVERY:
                 yield from self._new()
-                looked_for_new = time.monotonic()
+                looked_for_new = self._monotonic()
             yield path
 
     def _new(self) -> Iterator[str]:
@@ -77,9 +87,9 @@ class Scan:
         yield from self._maildir.paths("new")
 
     def _is_deferred_worth_a_look(self) -> bool:
-        if time.monotonic() < self._not_before:
+        if self._monotonic() < self._not_before:
             return False
-        if self._clock() >= self._next_due:
+        if self._next_due < math.inf and not self._wait(self._next_due):
             return True
         return self._changed_at("cur") != self._seen["cur"]
 
@@ -87,22 +97,25 @@ class Scan:
         self._seen["cur"] = _if_settled(self._changed_at("cur"))
         self._next_due = math.inf
         looks = 0
-        since = time.monotonic()
+        since = self._monotonic()
         for path in self._maildir.paths("cur"):
             looks += 1
             try:
                 due = os.stat(path).st_mtime
             except FileNotFoundError:
                 continue  # another processor was faster
-            if due <= self._clock():
+            if not self._wait(due):
                 yield path
-                since = time.monotonic()
+                since = self._monotonic()
                 continue
             self.note_due(due)
-            if time.monotonic() - since > patience:
+            if self._monotonic() - since > patience:
                 yield None
-                since = time.monotonic()
-        self._not_before = time.monotonic() + looks * _SECONDS_FOR_EACH_LOOK
+                since = self._monotonic()
+        self._not_before = self._monotonic() + looks * _SECONDS_FOR_EACH_LOOK
+
+    def _wait(self, due: float) -> float:
+        return self._schedule.seconds_until(due, self._clock())
 
     def _changed_at(self, folder: str) -> float:
         return os.stat(self._maildir.folder(folder)).st_mtime

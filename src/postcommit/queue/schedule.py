@@ -36,6 +36,15 @@ class Schedule:
         backoff = min(max(age, self.min_backoff), self.max_backoff)
         return now + backoff * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
+    def seconds_until(self, due: float, now: float) -> float:
+        """Return for how long what was deferred until `due` waits; 0 if it is due.
+
+        It is also due where that lies further ahead than anything is deferred: the
+        clock was put back since, or the bounds were narrowed.
+        """
+        wait = due - now
+        return wait if 0 < wait <= 2 * self.max_backoff else 0.0
+
     def is_too_old(self, accepted: float, now: float) -> bool:
         """Tell whether an entry that failed for now is given up."""
         return now - accepted >= self.max_age

@@ -15,6 +15,7 @@ rename; so a crash leaves the entry as it was, or as it will be.
 """
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -91,15 +92,13 @@ class Store:
             return None
         return claim
 
-    def is_due(self, claim: Claim, now: float) -> bool:
-        """Tell whether the entry is to be tried by `now`.
+    def due(self, claim: Claim) -> float:
+        """Return until when the entry is deferred, in seconds since the epoch.
 
-        One that was found due may have been deferred again before it was claimed.
+        What is new always was due, also where the clock was put back.
         """
-        if claim.changed <= now:
-            return True
-        # What is new is due, also where the clock was put back.
-        return not claim.path.startswith(f"{self.maildir.folder('cur')}/")
+        is_deferred = claim.path.startswith(f"{self.maildir.folder('cur')}/")
+        return claim.changed if is_deferred else -math.inf
 
     # Settle
 
