@@ -281,6 +281,23 @@ def test_a_commit_may_come_again(maildir: Maildir) -> None:
     assert files(Path(maildir.path)) == [f"cur/{writer.name}"]
 
 
+def test_a_commit_succeeds_once_its_folder_is_on_the_disk(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+
+    def commit() -> None:
+        with pytest.raises(QueueError, match=writer.name) as caught:
+            writer.commit()
+        assert caught.value.errno == errno.EACCES
+
+    os.chmod(maildir.folder("new"), 0o300)  # it takes files, and cannot be opened
+    without_privileges(commit)
+    assert os.path.exists(writer.target)
+    without_privileges(commit)
+    os.chmod(maildir.folder("new"), 0o700)
+    writer.commit()
+    assert list(maildir) == [writer.target]
+
+
 def test_an_abort_after_the_commit_does_nothing(maildir: Maildir) -> None:
     writer = maildir.newMessage()
     writer.commit()

@@ -197,11 +197,11 @@ class MaildirMessage:
     def commit(self) -> None:
         if self._aborted:
             raise ValueError(f"{self.path}: was aborted, cannot be committed")
-        if self.path == self.target:
-            return
         with explained(self.path, "move the message into the Maildir"):
-            self.sync()
-            self.move(self.target)
+            if self.path != self.target:
+                self.sync()
+                self.move(self.target)
+            # Also if it comes again: what failed before may have been this.
             sync(os.path.dirname(self.target))
 
     def abort(self) -> None:
