@@ -399,6 +399,15 @@ def test_an_empty_path_is_not_the_folder_of_the_file(
     assert "queuePath" in str(caught.value)
 
 
+def test_what_is_no_choice_is_told_what_there_is(configure: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configure('<mail:smtpMailer name="smtp" tls="sometimes" />')
+    told = str(caught.value)
+    assert "'sometimes' is none of auto, starttls, implicit, none" in told
+    assert "'tls'" in told
+    assert 'site.zcml", line' in told
+
+
 def test_a_site_overrides_what_it_includes(configure: Any, tmp_path: Path) -> None:
     (tmp_path / "part.zcml").write_text(
         SITE.format('<mail:queuedDelivery queuePath="q" mailer="smtp" />')

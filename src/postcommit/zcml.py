@@ -21,11 +21,13 @@ from zope.configuration.fields import Path
 from zope.interface import Interface
 from zope.interface.interface import InterfaceClass
 from zope.schema import Bool as SchemaBool
+from zope.schema import Choice
 from zope.schema import Field
 from zope.schema import Password
 from zope.schema import Text
 from zope.schema import TextLine
 from zope.schema import getFieldsInOrder
+from zope.schema.interfaces import ConstraintNotSatisfied
 from zope.schema.interfaces import InvalidValue
 
 from postcommit.delivery import DirectMailDelivery
@@ -68,6 +70,18 @@ class _Path(Path):  # type: ignore[misc]
         return super().fromUnicode(value)
 
 
+class _Choice(Choice):
+    """A choice that says what there is to choose from."""
+
+    def fromUnicode(self, value: str) -> Any:
+        try:
+            return super().fromUnicode(value)
+        except ConstraintNotSatisfied:
+            choices = ", ".join(term.value for term in self.vocabulary)
+            error = InvalidValue(f"{value!r} is none of {choices}")
+            raise error.with_field_and_value(self, value) from None
+
+
 def _attribute(field: Field) -> Any:
     """Return `field` of a contract as an attribute of a directive."""
     needed = field.required and field.default is None
@@ -80,6 +94,9 @@ def _attribute(field: Field) -> Any:
     if isinstance(field, Password):
         # What a field refuses it repeats; the mailer checks without doing so.
         return Text(required=needed, **words)
+    if isinstance(field, Choice):
+        values = [term.value for term in field.vocabulary]
+        return _Choice(values=values, required=needed, default=field.default, **words)
     made = copy.copy(field)
     made.required = needed
     return made
