@@ -1,4 +1,4 @@
-"""Queues that several processes drain, and that were another library's."""
+"""Queues that several processes drain, some of which are killed."""
 from __future__ import annotations
 
 import os
@@ -9,28 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterator
-from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
 
 import pytest
-import transaction
-from repoze.sendmail.delivery import QueuedMailDelivery as RepozeDelivery
 from tests.support.smtpd import ScriptedRelay
 from transaction import TransactionManager
-from zope.sendmail.delivery import QueuedMailDelivery as ZopeDelivery
-from zope.sendmail.mailer import SMTPMailer as ZopeMailer
-from zope.sendmail.queue import QueueProcessorThread
 
 from postcommit import QueuedMailDelivery
-from postcommit import QueueProcessor
-from postcommit import SMTPMailer
-from postcommit.interfaces import Tally
 from postcommit.message import message_id_of
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
-MESSAGE = b"Message-Id: <1@x.org>\r\nDate: x\r\nSubject: x\r\n\r\nText.\r\n"
 
 
 @pytest.fixture
@@ -54,16 +43,6 @@ def touched(queue: Path) -> dict[str, tuple[int, int]]:
         for path in (queue / folder).iterdir()
     }
 
-
-def flush(queue: Path, port: int, **options: Any) -> Tally:
-    mailer = SMTPMailer("127.0.0.1", port, **options)
-    try:
-        return QueueProcessor(str(queue), mailer).flush()
-    finally:
-        mailer.close()
-
-
-# Several processes, some of them killed
 
 DRAINER = """
 import sys
@@ -117,67 +96,3 @@ def until(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
-
-
-# Queues of the older libraries
-
-
-def test_a_queue_of_zope_sendmail_is_taken_over_in_place(
-    tmp_path: Path, relay: ScriptedRelay
-) -> None:
-    queue = tmp_path / "queue"
-    old = ZopeDelivery(str(queue))
-    for number in range(4):
-        old.send(BOB, [ANN, BOB], MESSAGE.replace(b"<1@", b"<%d@" % number))
-        transaction.commit()
-    first, second, third, _ = sorted((queue / "new").iterdir())
-    # One is being sent by it, one was when it died, one was rejected.
-    os.link(first, queue / "new" / f".sending-{first.name}")
-    os.link(second, queue / "new" / f".sending-{second.name}")
-    os.utime(queue / "new" / f".sending-{second.name}", (time.time() - 4 * 3600,) * 2)
-    os.rename(third, queue / "new" / f".rejected-{third.name}")
-    assert flush(queue, relay.port) == Tally(4, 0, 0)
-    left = sorted(path.name for path in (queue / "new").iterdir())
-    assert first.name in left
-    assert second.name not in left
-    assert f".rejected-{third.name}" in left
-    assert {m.recipients for m in relay.messages} == {(ANN, BOB)}
-    assert all(m.data.endswith(b"\r\n\r\nText.\r\n") for m in relay.messages)
-
-
-def test_a_queue_of_repoze_sendmail_is_taken_over_in_place(
-    tmp_path: Path, relay: ScriptedRelay
-) -> None:
-    queue = tmp_path / "queue"
-    message = EmailMessage()
-    message["Message-Id"] = "<1@x.org>"
-    message["Subject"] = "x"
-    message.set_content("Text.\n")
-    RepozeDelivery(str(queue)).send(BOB, [ANN, BOB], message)
-    transaction.commit()
-    assert flush(queue, relay.port) == Tally(2, 0, 0)
-    [taken] = relay.messages
-    assert (taken.sender, taken.recipients) == (BOB, (ANN, BOB))
-    assert b"X-Actually" not in taken.data
-    assert b"Subject: x\r\n" in taken.data
-
-
-def test_zope_sendmail_drains_a_queue_of_ours(
-    tmp_path: Path, relay: ScriptedRelay
-) -> None:
-    queue = tmp_path / "queue"
-    delivery = QueuedMailDelivery(str(queue))
-    with transaction.manager:
-        delivery.send(BOB, [ANN, BOB], MESSAGE)
-    # One of them was tried.
-    relay.reply("RCPT", "450 4.2.0 Greylisted", times=2)
-    assert flush(queue, relay.port) == Tally(0, 2, 0)
-    with transaction.manager:
-        delivery.send(BOB, [ANN], MESSAGE)
-    thread = QueueProcessorThread()
-    thread.setMailer(ZopeMailer("127.0.0.1", relay.port))
-    thread.setQueuePath(str(queue))
-    thread.run(forever=False)
-    assert not touched(queue)
-    assert sorted(m.recipients for m in relay.messages) == [(ANN,), (ANN, BOB)]
-    assert [m.data for m in relay.messages if m.recipients == (ANN,)] == [MESSAGE]
