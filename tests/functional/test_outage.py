@@ -36,15 +36,24 @@ ANN, BOB = "ann@example.org", "bob@example.org"
 COUNT = int(os.environ.get("POSTCOMMIT_ENTRIES", "300"))
 OUTAGE = int(os.environ.get("POSTCOMMIT_OUTAGE", "1800"))
 
+YESTERDAY = time.time() - 86400
+
 TEXT = "Message-Id: <{}@x.org>\r\nDate: x\r\n\r\nText.\r\n"
 
 
 def fill(queue: Path, count: int) -> None:
+    """Send so many; a third of them are deferred, and due again. All of it is old."""
     manager = TransactionManager()
     delivery = QueuedMailDelivery(str(queue), transaction_manager=manager)
     with manager:
         for number in range(count):
             delivery.send(BOB, ANN, TEXT.format(number))
+    for path in sorted((queue / "new").iterdir())[::3]:
+        deferred = path.rename(queue / "cur" / f"{path.name}:2,")
+        os.utime(deferred, (YESTERDAY, YESTERDAY))
+    # Else it would be looked at again for having just changed.
+    for folder in ("new", "cur"):
+        os.utime(queue / folder, (YESTERDAY, YESTERDAY))
 
 
 def files(queue: Path) -> dict[str, tuple[int, int, bytes]]:
