@@ -27,6 +27,7 @@ from tests.benchmarks import mixed
 from tests.benchmarks import relays
 from tests.benchmarks import report
 from tests.benchmarks import scale
+from tests.benchmarks import slowdisk
 from tests.benchmarks import store
 from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import Result
@@ -72,11 +73,39 @@ def test_the_ways_to_a_relay(tls: str, tmp_path: Path) -> None:
 
 
 def test_the_enqueueing(tmp_path: Path) -> None:
-    arguments = ["--threads", "4", "--folders", str(tmp_path)]
+    arguments = ["--threads", "4", "--folders", str(tmp_path), "--flush"]
     results = quickly(enqueue, tmp_path, arguments)
-    assert subjects(results, "rate") == {"postcommit", "minimal loop", *PEERS}
-    assert {result.case["threads"] for result in results} == {4}
-    assert {result.case["in a transaction"] for result in results} == {2}
+    limits = {"minimal loop", "bare data manager"}
+    assert subjects(results, "rate") == {"postcommit", *limits, *PEERS}
+    shapes = {(one.case["in a transaction"], one.case["threads"]) for one in results}
+    assert shapes == {(1, 4), (2, 1)}
+
+
+def test_the_enqueueing_on_a_slow_disk(tmp_path: Path) -> None:
+    if reason := slowdisk.why_not():
+        pytest.skip(reason)
+    arguments = ["--threads", "2", "--folders", str(tmp_path), "--flush", "1", "2"]
+    results = quickly(enqueue, tmp_path, arguments)
+    systems = list(dict.fromkeys(one.case["file system"] for one in results))
+    assert systems[1:] == [
+        "ext4, a flush takes 1 ms",
+        "ext4, a flush takes 2 ms",
+    ]
+    assert len(results) % 3 == 0
+    # Nothing stays mounted, and no disk is left.
+    assert "slow" not in Path("/proc/self/mounts").read_text()
+
+
+def test_each_sync_waits_for_the_slow_disk() -> None:
+    if reason := slowdisk.why_not():
+        pytest.skip(reason)
+    with slowdisk.slow_disk(0.05) as folder, (folder / "file").open("wb") as file:
+        begin = time.monotonic()
+        file.write(b"x")
+        file.flush()
+        assert sorted(os.listdir(folder)) == ["file", "lost+found"]
+        os.fsync(file.fileno())
+        assert time.monotonic() - begin >= 0.05
 
 
 def test_the_newsletter(tmp_path: Path) -> None:
@@ -230,12 +259,44 @@ def test_a_table_compares_medians_with_peer_and_limit() -> None:
     peers = ["/ zope.sendmail", "/ smtplib, no queue"]
     assert table.head() == ["", "per s", *peers, "MiB peak"]
     assert table.rows() == [
-        ["**postcommit**", "2,000", "2.00", "0.50", "25"],
+        ["**postcommit**", "2,000", "1.00", "0.50", "25"],
         ["zope.sendmail", "1,000", "1.00", "0.25", ""],
         ["repoze.sendmail", "5,000", "5.00", "1.25", ""],
         ["smtplib, no queue *(limit)*", "4,000", "4.00", "1.00", ""],
     ]
-    assert table.faster_peers() == ["repoze.sendmail: 2.50 times"]
+    assert table.faster_peers() == ["repoze.sendmail: 1.67 times"]
+
+
+def test_a_ratio_is_that_of_most_rounds() -> None:
+    """The machine gets slower by the minute: it is as fast all the same."""
+    results = [
+        result("postcommit", "ours", "rate", 900, 90, 9),
+        result("zope.sendmail", "peer", "rate", 600, 60, 6),
+        result("smtplib, no queue", "limit", "rate", 90, 9, 90),
+    ]
+    rows = report.Table(SECTIONS["bulk"], results).rows()
+    assert [row[1:4] for row in rows] == [
+        ["90", "1.50", "10"],
+        ["60", "1.00", "6.67"],
+        ["90", "0.15", "1.00"],
+    ]
+
+
+def test_a_contestant_is_compared_with_itself_with_one_thread() -> None:
+    def enqueued(subject: str, threads: int, batch: int, *values: float) -> Result:
+        case: dict[str, float | str] = {"file system": "ext4"}
+        case |= {"in a transaction": batch, "threads": threads}
+        return Result("enqueue", subject, "rate", "1/s", values, case=case)
+
+    results = [
+        enqueued("postcommit", 1, 1, 10, 20, 30),
+        enqueued("postcommit", 8, 1, 30, 60, 60),
+        enqueued("minimal loop", 8, 1, 30, 30, 30),
+        enqueued("postcommit", 1, 1000, 100, 100, 100),
+    ]
+    table = report.Table(SECTIONS["enqueue"], results)
+    assert table.head()[-2:] == ["/ minimal loop", "/ itself, threads 1"]
+    assert [row[-1] for row in table.rows()] == ["1.00", "3.00", "", "1.00"]
 
 
 def test_less_processor_time_is_better() -> None:

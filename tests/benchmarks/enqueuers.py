@@ -92,7 +92,52 @@ def minimal(queue: str) -> Transact:
     return transact
 
 
-KINDS = {one.__name__: one for one in (postcommit, zope, repoze, minimal)}
+def bare(queue: str) -> Transact:
+    """As little, by calls of `transaction`, and with a file that has no name at first.
+
+    It checks nothing, and does not clean up: what a transaction costs, whatever the
+    library.
+    """
+    for name in ("tmp", "new"):
+        os.makedirs(f"{queue}/{name}", exist_ok=True)
+    numbers = itertools.count()
+
+    class Bare:
+        transaction_manager = transaction.manager
+
+        def __init__(self) -> None:
+            flags = os.O_TMPFILE | os.O_WRONLY
+            self._file = os.open(f"{queue}/tmp", flags, 0o600)
+            os.write(self._file, MESSAGE)
+
+        def pass_by(self, transaction: object) -> None:
+            """There is nothing to do."""
+
+        tpc_begin = commit = tpc_abort = abort = pass_by
+
+        def tpc_vote(self, transaction: object) -> None:
+            os.fsync(self._file)
+
+        def tpc_finish(self, transaction: object) -> None:
+            source, name = f"/proc/self/fd/{self._file}", f"{queue}/new/{next(numbers)}"
+            os.link(source, name, src_dir_fd=self._file)
+            os.close(self._file)
+            descriptor = os.open(f"{queue}/new", os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+        def sortKey(self) -> str:
+            return "~bare"
+
+    def transact(batch: int) -> None:
+        assert batch == 1, batch
+        transaction.get().join(Bare())
+        transaction.commit()
+
+    return transact
+
+
+KINDS = {one.__name__: one for one in (postcommit, zope, repoze, minimal, bare)}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Nothing is measured. ``docs/performance/results.json`` has the results,
 """
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -37,9 +38,10 @@ repoze.sendmail.
 Each contestant does its work in a process of its own. They run in turn, one round
 after another, because the speed of a machine drifts; a figure is the median of its
 rounds. A ratio is to the contestant that it names, in the same table: above one is
-more. *ms processor* is the processor time for each message, *MiB peak* the most
-memory that the process ever held. What is called a *limit* does less than a mail
-queue has to do.
+more. It is the median of the rounds' ratios, for what is near in time had the same
+machine; so it may differ from the ratio of two figures. *ms processor* is the processor
+time for each message, *MiB peak* the most memory that the process ever held. What is
+called a *limit* does less than a mail queue has to do.
 """
 
 _UNITS = {"rate": "per s", "processor time": "ms processor", "peak memory": "MiB peak"}
@@ -69,6 +71,8 @@ class Table:
         row = ["", *self._cases, _heading(main) if main else ""]
         for name in self._references():
             row.append(f"/ {name}")
+        if self._section.scaled:
+            row.append(f"/ itself, {self._section.scaled} 1")
         for figure, unit in self._others():
             if figure in self._section.spreads:
                 row += [f"{figure}, {unit}: 1/2", "9/10", "99/100", "most"]
@@ -85,7 +89,10 @@ class Table:
             row.append(number(main.median) if main else "")
             for name in self._references():
                 other = self._reference(name, main) if main else None
-                row.append(ratio(main.median / other.median) if main and other else "")
+                row.append(ratio(self._times(main, other)) if main and other else "")
+            if self._section.scaled:
+                one = self._with_one(main) if main else None
+                row.append(ratio(self._times(main, one)) if main and one else "")
             for figure, _ in self._others():
                 row += self._cells(figure, figures.get(figure))
             found.append(row)
@@ -102,8 +109,8 @@ class Table:
             fair = [our for our in ours if our.case == one.case] or ours
             if one.kind == PEER and fair:
                 low = one.unit in ("ms", "s", "MiB", "ms per hour")
-                best = (min if low else max)(our.median for our in fair)
-                times = best / one.median if low else one.median / best
+                ratios = [self._times(one, our) for our in fair]
+                times = 1 / max(ratios) if low else min(ratios)
                 if times > 1.05:
                     case = _case(one, self._section.split)
                     found.append(f"{one.subject}{case}: {ratio(times)} times")
@@ -123,6 +130,19 @@ class Table:
         found = [one for one in self._mains() if one.subject == name]
         same = [one for one in found if one.case == main.case]
         return (same or found or [None])[0]
+
+    def _with_one(self, main: Result) -> Result | None:
+        """The same contestant with one of what was varied, all else being equal."""
+        case = main.case | {self._section.scaled: 1}
+        found = [one for one in self._mains() if one.subject == main.subject]
+        return next((one for one in found if one.case == case), None)
+
+    def _times(self, one: Result, other: Result) -> float:
+        """How many times `other` is `one`, round by round."""
+        rounds = list(zip(one.values, other.values, strict=False))
+        if self._section.main in self._section.spreads or len(rounds) < 2:
+            return one.median / other.median  # samples, not rounds
+        return statistics.median(a / b for a, b in rounds)
 
     def _others(self) -> list[tuple[str, str]]:
         found: dict[str, str] = {}
