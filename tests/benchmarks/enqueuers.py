@@ -152,8 +152,10 @@ def main() -> None:
     transact = KINDS[options.kind](queue)
     transact(1)
 
+    turns = iter(range(options.count // options.batch))  # each thread takes the next
+
     def work() -> None:
-        for _ in range(options.count // options.threads // options.batch):
+        for _ in turns:
             transact(options.batch)
 
     threads = [threading.Thread(target=work) for _ in range(options.threads)]
