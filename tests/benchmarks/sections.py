@@ -146,6 +146,11 @@ it makes one: on a queue that is drained meanwhile, all of these are slower.
 not sync**: what they accepted in the last half minute may be gone after a power
 failure, though the transaction was committed. postcommit waits for the disk, as a
 database does.""",
+        steps="""
+In one process, in turn every few dozen transactions, on 2026-11-28: a file that gets
+its name only in ``new`` makes the minimal loop 1.07 to 1.19 times as fast as one that
+is renamed; that the disk is told to begin with it at once lets a commit take 0.85 of
+the time, where an application does something for half a millisecond before it.""",
         limit="minimal loop",
         scaled="threads",
         split=("file system",),
