@@ -1,6 +1,9 @@
 """A delivery for messages that do not say from whom they are."""
 from __future__ import annotations
 
+from email.header import decode_header
+from email.header import make_header
+
 import pytest
 import transaction
 from transaction import TransactionManager
@@ -71,6 +74,7 @@ def test_recipients_that_can_be_read_once(delivery):
         ("Bücher <shop@example.org>", "=?utf-8?q?B=C3=BCcher?= <shop@example.org>"),
         ('"Shop, The" <shop@example.org>', '"Shop, The" <shop@example.org>'),
         ("shop@bücher.example", "shop@bücher.example"),
+        ('"ä<b"@bücher.example', '"ä<b"@bücher.example'),
     ],
 )
 def test_a_name_in_any_script(mailer, sender, field):
@@ -101,3 +105,15 @@ def test_another_transaction_manager(delivery, mailer):
 def test_a_sender_that_can_never_work(mailer):
     with pytest.raises(AddressError):
         DefaultSender(DirectMailDelivery(mailer), "The Shop")
+
+
+@pytest.mark.parametrize(
+    "name", ["Köln, Shop", 'Die "Köln"', "Jörg: Shop", "Shop [Köln]", "Shop @ Köln"]
+)
+def test_a_name_that_no_parser_takes_for_one_is_encoded_whole(mailer, name):
+    written = f'"{name}"' if "," in name else name
+    delivery = DefaultSender(DirectMailDelivery(mailer), f"{written} <a@x.org>")
+    mail = send(delivery, None, "b@example.org", "Subject: x\n\nx\n")
+    field, address = mail.data.splitlines()[0].decode("ascii").rsplit(" ", 1)
+    assert address == "<a@x.org>"
+    assert str(make_header(decode_header(field.removeprefix("From: ")))) == name

@@ -43,7 +43,8 @@ from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
-from postcommit.zcml import _Path
+from postcommit.zcmlfields import FilePath
+from postcommit.zcmlfields import NamedChoice
 
 
 def modules() -> Iterator[Any]:
@@ -119,7 +120,11 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IBatch, store.batch()),
         (interfaces.IBatch, DirectMailDelivery(mailer)._batch()),
         (interfaces.IBatch, OrderBook([])),
-        *((contract, _Path()) for contract in implementedBy(_Path)),
+        *((contract, FilePath()) for contract in implementedBy(FilePath)),
+        *(
+            (contract, NamedChoice(values=["x"]))
+            for contract in implementedBy(NamedChoice)
+        ),
         (*implementedBy(DataManager), data_manager),
         (*implementedBy(Savepoint), data_manager.savepoint()),
     ]:

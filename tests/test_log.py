@@ -1,6 +1,7 @@
 """A log that cannot fail."""
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 
@@ -84,3 +85,16 @@ def test_an_interrupt_is_no_failure_of_the_log() -> None:
             log.error("sent")
     finally:
         logger.removeFilter(interrupted)
+
+
+@pytest.mark.usefixtures("raising")
+def test_not_even_where_the_error_stream_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    stream.close()
+    with pytest.raises(ValueError, match="filter"):
+        logging.getLogger(NAME).error("sent")
+    log.error("sent")
+    assert stream.closed

@@ -101,3 +101,17 @@ def test_a_mailer_needs_send_and_nothing_else() -> None:
     for mailer in (None, 3, type("NoMailer", (), {"send": 3})()):
         with pytest.raises(OptionError, match=r"must have a method send\(\)"):
             checked_mailer(mailer)
+
+
+def test_a_relative_path_where_the_working_directory_is_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(OptionError, match="directory that is no more") as caught:
+        checked_queue_path(IMailQueueProcessor, "queue")
+    assert (caught.value.name, caught.value.value) == ("queuePath", "queue")
+    absolute = str(tmp_path / "queue")
+    assert checked_queue_path(IMailQueueProcessor, absolute) == absolute

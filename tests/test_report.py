@@ -18,6 +18,7 @@ from postcommit.report import Outcome
 from postcommit.report import Reply
 from postcommit.report import Stage
 from postcommit.report import accounting_for
+from postcommit.report import blamed
 from postcommit.report import from_exception
 from postcommit.report import from_result
 from postcommit.report import given_up
@@ -246,6 +247,24 @@ def test_who_is_not_mentioned_in_a_refusal_was_not_sent_either() -> None:
     report = from_exception(error, "1@x.org", BOTH)
     assert str(report.relay_failure) == "421 Going down"
     assert report.outcomes == ()
+    assert report.had_its_turn
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (Reply(421, "4.7.0", "Try again later"), "421 4.7.0 Try again later"),
+        (RelayError("mute"), "4.4.2 The relay fails at this message: mute"),
+    ],
+)
+def test_a_message_that_is_to_blame_is_deferred(
+    failure: Reply | RelayError, said: str
+) -> None:
+    report = blamed(DeliveryReport("1@x.org", BOTH, (), failure, True))
+    assert statuses(report) == dict.fromkeys(BOTH, Status.DEFERRED)
+    assert {str(outcome.reply) for outcome in report.outcomes} == {said}
+    assert report.message_id == "1@x.org"
+    assert report.relay_failure is None
 
 
 def test_a_mailer_may_raise_the_failure_of_another_ones_report() -> None:
@@ -272,6 +291,8 @@ def test_a_reply_about_the_relay_is_its_failure(
     assert report.outcomes == ()
     assert isinstance(report.relay_failure, Reply)
     assert report.relay_failure.code == error.smtp_code
+    in_the_middle = (smtplib.SMTPSenderRefused, smtplib.SMTPDataError)
+    assert report.had_its_turn is isinstance(error, in_the_middle)
 
 
 @pytest.mark.parametrize(

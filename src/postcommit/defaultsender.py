@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 from email.header import Header
-from email.utils import parseaddr
+from email.utils import unquote
 from typing import Any
 
 from transaction.interfaces import ITransactionManager
@@ -21,10 +21,12 @@ from postcommit.message import compose
 
 def _as_field(sender: str) -> str:
     """Return `sender` as a header field has it, its name encoded (RFC 2047)."""
-    name, address = parseaddr(sender)
-    if name.isascii():
+    address = parse_address(sender)
+    # A name is whatever comes before; `email.utils.parseaddr` understands fewer.
+    name = sender.rpartition("<")[0].strip()
+    if name.isascii() or sender == address:
         return sender
-    return f"{Header(name, 'utf-8').encode(linesep='')} <{address}>"
+    return f"{Header(unquote(name), 'utf-8').encode(linesep='')} <{address}>"
 
 
 _FROM = re.compile(rb"^(?:From|Sender)[ \t]*:", re.IGNORECASE | re.MULTILINE)
@@ -41,10 +43,9 @@ class DefaultSender:
     """
 
     def __init__(self, delivery: Any, sender: str) -> None:
-        parse_address(sender)
+        self._field = _as_field(sender)
         self._delivery = delivery
         self._sender = sender
-        self._field = _as_field(sender)
         directlyProvides(self, providedBy(delivery))
 
     def __getattr__(self, name: str) -> Any:

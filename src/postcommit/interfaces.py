@@ -162,6 +162,10 @@ class IDeliveryReport(Interface):
         "The `IReply` by which the relay refused to work, or the `RelayError`"
         " where it did not say; None where the relay is well."
     )
+    had_its_turn = Attribute(
+        "Whether the relay failed in the middle of this very message, as by 421 to a"
+        " recipient. Then it may be the message, and others may fare better."
+    )
 
     def raise_for_failure() -> None:
         """Raise `DeliveryError` unless every recipient was sent."""

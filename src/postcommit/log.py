@@ -7,6 +7,7 @@ look as if it was not, and would be sent again.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -35,4 +36,5 @@ class Log(_Adapter):
             self.logger.log(level, msg, *args, stacklevel=2, **kwargs)
         except Exception:
             record = {"name": self.logger.name, "msg": msg, "args": args}
-            _last_resort.handleError(logging.makeLogRecord(record))
+            with suppress(Exception):  # as where the error stream is closed
+                _last_resort.handleError(logging.makeLogRecord(record))

@@ -98,7 +98,13 @@ def checked_queue_path(schema: type[Interface], value: Any) -> str:
     Raises `OptionError` as `checked` does.
     """
     path: str = checked(schema, "queuePath", value)
-    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    if os.path.isabs(path):
+        return path
+    try:
+        return os.path.join(os.getcwd(), path)
+    except OSError as error:
+        reason = f"is relative to a working directory that is no more: {error.strerror}"
+        raise OptionError("queuePath", path, reason) from error
 
 
 def checked_mailer(mailer: Any) -> IMailer:

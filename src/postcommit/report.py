@@ -73,6 +73,7 @@ class DeliveryReport:
     recipients: tuple[str, ...]
     outcomes: tuple[Outcome, ...] = ()
     relay_failure: Reply | RelayError | None = None
+    had_its_turn: bool = False
 
     @classmethod
     def alike(
@@ -132,6 +133,16 @@ def accounting_for(
         for recipient in recipients
     )
     return DeliveryReport(report.message_id, recipients, outcomes)
+
+
+def blamed(report: IDeliveryReport) -> DeliveryReport:
+    """Return `report` for when it is the message that the relay fails at."""
+    failure = report.relay_failure
+    if not isinstance(failure, Reply):
+        failure = Reply(0, "4.4.2", f"The relay fails at this message: {failure}")
+    return DeliveryReport.alike(
+        report.message_id, report.recipients, Status.DEFERRED, failure
+    )
 
 
 def given_up(report: IDeliveryReport) -> DeliveryReport:
@@ -246,7 +257,10 @@ def _from_response(
     reply = _reply((error.smtp_code, error.smtp_error))
     status = None if stage is Stage.SESSION else judge(stage, reply.code)
     if status is None:
-        return DeliveryReport(message_id, recipients, relay_failure=reply)
+        turn = stage is not Stage.SESSION
+        return DeliveryReport(
+            message_id, recipients, relay_failure=reply, had_its_turn=turn
+        )
     if status is Status.SENT:
         status = Status.DEFERRED  # an exception, whatever its code, is no success
     return DeliveryReport.alike(message_id, recipients, status, reply)
@@ -265,7 +279,9 @@ def _from_refusals(
         reply = _reply(refused.get(recipient, f"Not sent: {error}"))
         status = judge(Stage.RCPT, reply.code)
         if status is None:
-            return DeliveryReport(message_id, recipients, relay_failure=reply)
+            return DeliveryReport(
+                message_id, recipients, relay_failure=reply, had_its_turn=True
+            )
         if status is Status.SENT:
             status = Status.DEFERRED
         outcomes.append(Outcome(recipient, status, reply))

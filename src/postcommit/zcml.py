@@ -5,7 +5,6 @@ have. What they take is derived from the contracts in `postcommit.interfaces`.
 """
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from importlib import import_module
@@ -17,18 +16,9 @@ from zope.component.zcml import handler
 from zope.component.zcml import proxify
 from zope.configuration.exceptions import ConfigurationError
 from zope.configuration.fields import Bool
-from zope.configuration.fields import Path
 from zope.interface import Interface
 from zope.interface.interface import InterfaceClass
-from zope.schema import Bool as SchemaBool
-from zope.schema import Choice
-from zope.schema import Field
-from zope.schema import Password
-from zope.schema import Text
 from zope.schema import TextLine
-from zope.schema import getFieldsInOrder
-from zope.schema.interfaces import ConstraintNotSatisfied
-from zope.schema.interfaces import InvalidValue
 
 from postcommit.delivery import DirectMailDelivery
 from postcommit.delivery import QueuedMailDelivery
@@ -45,10 +35,8 @@ from postcommit.maildir import check_path
 from postcommit.queue.runner import QueueProcessor
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
+from postcommit.zcmlfields import attributes
 
-
-# Relative ones begin at the file that they are written in.
-_PATHS = ("cafile", "command", "folder", "queuePath")
 
 # Threads start when all the rest of the configuration has been done.
 _LAST = 1_000_000
@@ -59,55 +47,6 @@ _MODES = {
     "force_tls": TLSMode.STARTTLS.value,
     "no_tls": TLSMode.NONE.value,
 }
-
-
-class _Path(Path):  # type: ignore[misc]
-    """A path that is not empty, which would be the folder of the file itself."""
-
-    def fromUnicode(self, value: str) -> Any:
-        if not value.strip():
-            raise InvalidValue("it is empty").with_field_and_value(self, value)
-        return super().fromUnicode(value)
-
-
-class _Choice(Choice):
-    """A choice that says what there is to choose from."""
-
-    def fromUnicode(self, value: str) -> Any:
-        try:
-            return super().fromUnicode(value)
-        except ConstraintNotSatisfied:
-            choices = ", ".join(term.value for term in self.vocabulary)
-            error = InvalidValue(f"{value!r} is none of {choices}")
-            raise error.with_field_and_value(self, value) from None
-
-
-def _attribute(field: Field) -> Any:
-    """Return `field` of a contract as an attribute of a directive."""
-    needed = field.required and field.default is None
-    words = {"title": field.title, "description": field.description}
-    if field.__name__ in _PATHS:
-        return _Path(required=needed, **words)
-    if isinstance(field, SchemaBool):
-        # The field of zope.schema takes all but "true" for false.
-        return Bool(required=needed, default=field.default, **words)
-    if isinstance(field, Password):
-        # What a field refuses it repeats; the mailer checks without doing so.
-        return Text(required=needed, **words)
-    if isinstance(field, Choice):
-        values = [term.value for term in field.vocabulary]
-        return _Choice(values=values, required=needed, default=field.default, **words)
-    made = copy.copy(field)
-    made.required = needed
-    return made
-
-
-def _attributes(contract: Any, *without: str) -> dict[str, Field]:
-    return {
-        name: _attribute(field)
-        for name, field in getFieldsInOrder(contract)
-        if name not in without
-    }
 
 
 class IMailerDirective(Interface):
@@ -137,7 +76,7 @@ class _IOlderTLS(IMailerDirective):
 ISMTPMailerDirective = InterfaceClass(
     "ISMTPMailerDirective",
     (_IOlderTLS,),
-    _attributes(ISMTPMailer),
+    attributes(ISMTPMailer),
     "Registers a mailer that talks to an SMTP relay.",
     __name__,
 )
@@ -145,7 +84,7 @@ ISMTPMailerDirective = InterfaceClass(
 ISendmailMailerDirective = InterfaceClass(
     "ISendmailMailerDirective",
     (IMailerDirective,),
-    _attributes(ISendmailMailer),
+    attributes(ISendmailMailer),
     "Registers a mailer that runs the local sendmail command.",
     __name__,
 )
@@ -153,7 +92,7 @@ ISendmailMailerDirective = InterfaceClass(
 IFileMailerDirective = InterfaceClass(
     "IFileMailerDirective",
     (IMailerDirective,),
-    _attributes(IFileMailer),
+    attributes(IFileMailer),
     "Registers a mailer that writes files, for development.",
     __name__,
 )
@@ -192,7 +131,7 @@ class _IProcessorThread(IDeliveryDirective):
 IQueuedDeliveryDirective = InterfaceClass(
     "IQueuedDeliveryDirective",
     (_IProcessorThread,),
-    _attributes(IMailQueueProcessor, "mailer"),
+    attributes(IMailQueueProcessor, "mailer"),
     "Registers a delivery that accepts messages into a queue.",
     __name__,
 )

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tests.support.certificates import Authority
 from tests.support.dialogue import Dialogue
+from tests.support.service import eventually
 from tests.support.smtpd import ScriptedRelay
 from transaction import TransactionManager
 
@@ -31,6 +32,7 @@ from postcommit.testing import FakeClock
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
+POISON = "poison@example.org"
 
 # Entries, and seconds of the processor's clocks.
 COUNT = int(os.environ.get("POSTCOMMIT_ENTRIES", "300"))
@@ -268,3 +270,38 @@ def test_a_name_that_nobody_knows_touches_no_entry(tmp_path: Path) -> None:
         mailer = SMTPMailer("127.0.0.1", relay.port)
         assert QueueProcessor(str(queue), mailer).flush() == Tally(20, 0, 0)
         mailer.close()
+
+
+def hangs_up(relay: ScriptedRelay) -> None:
+    relay.drop("RCPT", after="421 4.7.0 Try again later", address=POISON)
+
+
+def falls_silent(relay: ScriptedRelay) -> None:
+    relay.hold("RCPT", times=None, address=POISON)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("fail", [hangs_up, falls_silent])
+def test_a_relay_that_fails_at_one_message_is_not_away(
+    tmp_path: Path, fail: Callable[[ScriptedRelay], None], workers: int
+) -> None:
+    queue = tmp_path / "queue"
+    with ScriptedRelay() as relay:
+        fail(relay)
+        mailer = SMTPMailer("127.0.0.1", relay.port, timeout=1.0)
+        manager = TransactionManager()
+        delivery = QueuedMailDelivery(str(queue), transaction_manager=manager)
+        with manager:
+            delivery.send(BOB, POISON, TEXT.format("poison"))
+            for number in range(20):
+                delivery.send(BOB, ANN, TEXT.format(number))
+        processor = QueueProcessor(str(queue), mailer, 100, workers=workers)
+        processor.start()
+        eventually(lambda: len(relay.messages) == 20)
+        eventually(lambda: os.listdir(queue / "cur"))
+        assert processor.stop(60)
+        mailer.close()
+    assert {message.recipients for message in relay.messages} == {(ANN,)}
+    [deferred] = (queue / "cur").iterdir()
+    assert b"X-Zope-Attempts: 1" in deferred.read_bytes().splitlines()
+    assert not list((queue / "new").iterdir())

@@ -27,6 +27,7 @@ from postcommit.queue.wakeup import ring
 from tests.support.faults import without_privileges
 from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import Taken
 from tests.support.service import eventually
 
 
@@ -386,6 +387,98 @@ def test_after_a_pause_a_single_entry_is_tried_first(queue: Queue) -> None:
         probe = asked[-1]
         eventually(lambda: time.monotonic() - probe > 0.5)
         assert len(asked) == first + 1
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_is_in_flight_does_not_keep_a_pause_from_ending(
+    tmp_path: Path, workers: int
+) -> None:
+    """One reply may take ten minutes; the relay is back after a second."""
+    mailer = ScriptedMailer()
+    queue = Queue(tmp_path / "queue", mailer)
+    reached, hold = threading.Event(), threading.Event()
+
+    def wait(taken: Taken) -> None:
+        if taken.recipients == ("slow@x.org",):
+            reached.set()
+            assert hold.wait(30)
+
+    mailer.before = wait
+    queue.send(1, "slow@x.org")
+    with Running(queue.drain(workers=max(2, workers))):
+        assert reached.wait(10)
+        mailer.failure = RelayError("no connection")
+        queue.send(3)
+        eventually(lambda: posted(str(queue.path)) is not None)
+        mailer.failure = None
+        eventually(lambda: queue.left() == 1)
+        assert not hold.is_set()
+        hold.set()
+        eventually(lambda: queue.left() == 0)
+    assert len(mailer.sent) == 4
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_message_at_which_the_relay_fails_does_not_stop_the_others(
+    queue: Queue, workers: int
+) -> None:
+    queue.send(1, "poison@x.org")
+    queue.send(10)
+    with Running(queue.drain(workers)) as drain:
+        eventually(lambda: len(queue.mailer.sent) == 10)
+        # It fails at this one again, and did not at the others: an attempt counts.
+        eventually(lambda: os.listdir(queue.path / "cur"))
+        assert drain.is_going_on
+        queue.send(1)
+        eventually(lambda: len(queue.mailer.sent) == 11)
+    [deferred] = queue.store.maildir.paths("cur")
+    lines = Path(deferred).read_bytes().splitlines()
+    assert b"X-Zope-To: poison@x.org" in lines
+    assert b"X-Zope-Attempts: 1" in lines
+    assert b"X-Zope-Reply: 421 4.7.0 Try again later" in lines
+    assert queue.left() == 1
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_once_is_enough_to_get_past_a_message_at_which_the_relay_fails(
+    queue: Queue, workers: int
+) -> None:
+    queue.send(1, "poison@x.org")
+    queue.send(10)
+    assert queue.drain(workers).once() == Tally(10, 1, 0)
+    assert len(os.listdir(queue.path / "cur")) == 1
+    # It is alone: then nobody knows whether it is the relay.
+    [path] = queue.store.maildir.paths("cur")
+    os.utime(path, (1e9, 1e9))
+    before = os.stat(path)
+    asked: list[Taken] = []
+    queue.mailer.before = asked.append
+    assert queue.drain(workers).once() == Tally(0, 0, 0)
+    assert len(asked) == 1
+    after = os.stat(path)
+    assert (after.st_ino, after.st_mtime) == (before.st_ino, before.st_mtime)
+
+
+def test_where_the_relay_fails_at_each_message_once_ends_after_two(
+    queue: Queue,
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    queue.mailer.before = lambda taken: asked.append(taken.recipients)
+    queue.send(5, "poison@x.org")
+    assert queue.drain(workers=1).once() == Tally(0, 0, 0)
+    # One mailer is a message ahead of its reports.
+    assert len(asked) == (3 if isinstance(queue.mailer, ScriptedBatchMailer) else 2)
+    assert queue.left() == len(list(queue.store.maildir.paths("new"))) == 5
+
+
+def test_one_that_is_stopped_gets_past_nothing(queue: Queue) -> None:
+    queue.send(1, "poison@x.org")
+    queue.send(3)
+    drain = queue.drain(workers=1)
+    queue.mailer.before = lambda taken: drain.stop()
+    assert drain.once() == Tally(0, 0, 0)
+    assert queue.left() == 4
 
 
 @pytest.mark.usefixtures("short_pauses")

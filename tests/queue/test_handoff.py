@@ -98,6 +98,24 @@ def test_join_waits_for_all_that_was_put() -> None:
     assert is_over(waiting)
 
 
+def test_join_need_not_wait_for_what_was_there_before() -> None:
+    handoff = Handoff(10, 2)
+    handoff.put("a")
+    assert handoff.begin()
+    assert next(handoff.take()) == "a"
+    in_flight = handoff.unfinished
+    assert in_flight == 1
+    handoff.put("b")
+    waiting = in_thread(lambda: handoff.join(left=in_flight))
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    assert next(handoff.take()) == "b"
+    handoff.done(1)
+    assert is_over(waiting)
+    assert handoff.unfinished == 1
+    assert not handoff.join(0)
+
+
 def test_the_others_are_called_where_a_worker_does_not_get_on() -> None:
     clock = FakeClock(0)
     handoff = Handoff(10, 3, clock)

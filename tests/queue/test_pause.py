@@ -155,3 +155,20 @@ def test_of_two_successes_at_once_the_log_hears_once(
     pause.succeeded()
     assert caplog.text.count("the queue goes on") == 1
     assert pause.state is State.OPEN
+
+
+def test_a_first_pause_can_be_shortened_once() -> None:
+    clock = Clock()
+    pause = Pause("queue", clock)
+    assert not pause.shorten()
+    pause.failed("away")
+    assert pause.shorten()
+    assert pause.state is State.PROBING
+    assert not pause.shorten()
+    pause.failed("still away")
+    assert not pause.shorten()
+    assert pause.seconds_left() == 2
+    pause.succeeded()
+    assert not pause.shorten()
+    pause.failed("away again")
+    assert pause.shorten()

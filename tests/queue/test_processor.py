@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import transaction
+from zope.interface import classImplements
 
+from postcommit.errors import QueueError
 from postcommit.errors import RelayError
 from postcommit.event import MailDeferredEvent
 from postcommit.event import MailRejectedEvent
 from postcommit.event import MailSentEvent
+from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import Tally
 from postcommit.queue import processor
@@ -25,6 +28,7 @@ from postcommit.queue.processor import Processor
 from postcommit.queue.processor import Result
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
+from postcommit.report import DeliveryReport
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
 from tests.support.mailers import NEVER
@@ -405,6 +409,95 @@ def test_a_name_that_does_not_tell_the_time_may_be_gone_when_it_is_settled(
     assert queue.work() == []
 
 
+@pytest.mark.parametrize("recipients", [(ANN,), (ANN, LATER), (ANN, REFUSED, LATER)])
+def test_what_a_maildir_reader_moves_during_an_attempt_is_settled_where_it_is(
+    queue: Queue, recipients: tuple[str, ...]
+) -> None:
+    path = queue.send(*recipients)
+    queue.send(BOB, message_id="2@x.org")  # another one, which stays where it is
+    seen = f"{queue.path}/cur/{os.path.basename(path)}:2,S"
+
+    def read(taken: object) -> None:
+        if os.path.exists(path):
+            os.rename(path, seen)
+
+    queue.mailer.before = read
+    results = queue.work()
+    assert all(result.trouble is None for result in results)
+    left = [entry.recipients for entry in queue.entries("cur")]
+    assert left == ([(LATER,)] if LATER in recipients else [])
+    assert queue.work() == [Result(stayed=True)] * len(left)
+    assert [taken.recipients for taken in queue.mailer.attempts].count(recipients) == 1
+
+
+def test_what_was_changed_under_its_name_is_not_what_was_sent(queue: Queue) -> None:
+    """Somebody removes the entry, and puts another one in its place."""
+    path = queue.send(ANN)
+
+    def replace(taken: object) -> None:
+        queue.mailer.before = lambda taken: None
+        os.rename(path, f"{path}.away")
+        os.rename(queue.send(BOB), f"{queue.path}/cur/{os.path.basename(path)}:2,")
+        os.unlink(f"{path}.away")
+
+    queue.mailer.before = replace
+    [result] = queue.work()
+    assert result == Result(Tally(1, 0, 0))
+    assert [entry.recipients for entry in queue.entries("cur")] == [(BOB,)]
+
+
+def test_who_may_not_look_takes_nothing_for_removed(queue: Queue) -> None:
+    """Some were sent, some rejected: until it is settled, nobody tries it again."""
+    queue.send(ANN, REFUSED, LATER)
+    new = queue.path / "new"
+    queue.mailer.before = lambda taken: new.chmod(0)
+    troubles: list[object] = []
+    paths = list(queue.store.maildir.paths("new"))
+    without_privileges(
+        lambda: troubles.extend(r.trouble for r in queue.processor.work(paths))
+    )
+    new.chmod(0o700)
+    assert [type(trouble) for trouble in troubles] == [QueueError]
+    assert len(queue.work()) == 2  # what was left is settled; the entry has moved
+    assert [taken.recipients for taken in queue.mailer.attempts] == [
+        (ANN, REFUSED, LATER)
+    ]
+    assert [entry.recipients for entry in queue.entries("cur")] == [(LATER,)]
+
+
+def test_a_removal_that_finds_nothing_where_something_is_is_tried_again(
+    queue: Queue,
+) -> None:
+    path = queue.send(ANN)
+    new, away = queue.path / "new", queue.path / "away"
+    queue.mailer.before = lambda taken: os.rename(new, away)
+    [result] = queue.work()
+    assert isinstance(result.trouble, QueueError)
+    os.rename(away, new)
+    assert list(queue.processor.work([])) == [Result(Tally(1, 0, 0))]
+    assert not os.path.exists(path)
+    assert len(queue.mailer.attempts) == 1
+
+
+@pytest.mark.parametrize("folder", ["new", "cur"])
+def test_whose_name_does_not_tell_the_time_is_given_up_one_day(
+    queue: Queue, folder: str
+) -> None:
+    path = queue.path / folder / ("mail-42" if folder == "new" else "mail-42:2,S")
+    os.rename(queue.send(LATER), path)
+    os.utime(path, (queue.now, queue.now))
+    began = queue.now
+    for _ in range(30):
+        queue.work()
+        queue.now += DAY / 4
+        if not queue.entries("cur"):
+            break
+    assert 5 * DAY <= queue.now - began <= 6 * DAY
+    assert queue.events()[-1] == (MailRejectedEvent, (LATER,))
+    [dead] = (queue.path / ".Failed" / "new").iterdir()
+    assert dead.name.startswith(f"{int(began)}.mail-42.R")
+
+
 def test_a_folder_that_vanishes_leaves_an_attempt_unsettled(queue: Queue) -> None:
     queue.send(LATER)
     new, away = queue.path / "new", queue.path / "away"
@@ -596,3 +689,25 @@ def test_a_line_for_each_recipient_is_logged(
         "<1@x.org> to ann@x.org: sent: 250 2.0.0 Queued",
         f"<1@x.org> to never@x.org: rejected: {NEVER}",
     ]
+
+
+def test_a_report_that_does_not_know_whose_turn_it_was_blames_nobody(
+    queue: Queue,
+) -> None:
+    class Report:
+        """Of a mailer that is older than the question."""
+
+        def __init__(self, report: DeliveryReport) -> None:
+            self.message_id, self.recipients = report.message_id, report.recipients
+            self.outcomes, self.relay_failure = (), report.relay_failure
+
+    directly = queue.mailer.send
+    queue.mailer.send = lambda *message: Report(directly(*message))  # type: ignore
+    classImplements(Report, IDeliveryReport)
+    queue.send("poison@x.org")
+    for _ in range(2):
+        [result] = queue.work()
+        assert result.stayed
+        assert result.trouble is not None
+        queue.processor.suspects.answered("another")
+    assert not queue.processor.suspects

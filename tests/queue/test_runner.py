@@ -309,6 +309,7 @@ send()
 wait(1)
 child = os.fork()
 if not child:
+    assert processor.last_beat is None, "nothing lives in the child"
     assert processor.stop(0), "the child has nothing to stop"
     other = QueueProcessor(sys.argv[1] + "2", Mailer(), 3_600_000)
     delivery = QueuedMailDelivery(sys.argv[1] + "2")
@@ -321,6 +322,7 @@ if not child:
     os._exit(0)
 _, status = os.waitpid(child, 0)
 assert os.waitstatus_to_exitcode(status) == 0
+assert processor.last_beat is not None
 send()
 wait(2)
 assert processor.stop(10)

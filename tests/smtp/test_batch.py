@@ -265,6 +265,49 @@ def test_always_out_of_step(start, connect):
     assert relay.connections == 2
 
 
+@WITHOUT
+@pytest.mark.parametrize(
+    ("ehlo", "said"),
+    [
+        (b"250-x\r\n250 PIPELINING\r\n421 4.3.2 Bye\r\n", "421 4.3.2 Bye"),
+        (b"250 x\r\n250 PIPELINING\r\n", "250 PIPELINING"),
+        (b"250 x\r\n421 4.3", "incomplete"),
+    ],
+)
+def test_out_of_step_before_the_first_message(start, connect, without, ehlo, said):
+    """A connection that is of no use is not opened again and again."""
+    relay = start(without=without, provoked=True)
+    relay.on("EHLO", lambda dialogue, usual: dialogue.say(ehlo))
+    mailer = connect(relay)
+    reports = list(mailer.send_batch(batch(3)))
+    assert [told(report) for report in reports] == ["relay", "relay", "relay"]
+    assert said in str(reports[0].relay_failure)
+    assert not any(report.had_its_turn for report in reports)
+    assert relay.connections == 1
+
+
+@WITHOUT
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "END"])
+def test_whose_turn_it_was_when_the_relay_failed(start, connect, without, stage):
+    relay = start(without=without)
+    who = "r1@example.org" if stage == "RCPT" else "s1@example.org"
+    relay.drop(stage, after="421 4.3.2 Bye", address=who)
+    messages = [
+        (sender, (f"r{number}@example.org",), text)
+        for number, (sender, _, text) in enumerate(batch(4))
+    ]
+    reports = list(connect(relay).send_batch(messages))
+    assert [told(report) for report in reports] == [["sent"], *["relay"] * 3]
+    assert [report.had_its_turn for report in reports] == [False, True, False, False]
+
+
+def test_nobodys_turn_it_was_where_there_is_no_connection(relay, connect):
+    relay.down()
+    reports = list(connect(relay).send_batch(batch(2)))
+    assert [told(report) for report in reports] == ["relay", "relay"]
+    assert not any(report.had_its_turn for report in reports)
+
+
 def test_out_of_step_at_the_end(relay, connect):
     relay.reply("END", "354 Go on", times=1)
     assert send(connect(relay), batch(2)) == [["uncertain"], ["sent"]]

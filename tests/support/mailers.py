@@ -24,6 +24,7 @@ OK = Reply(250, "2.0.0", "Queued")
 LATER = Reply(450, "4.2.0", "Greylisted")
 NEVER = Reply(550, "5.1.1", "No such user")
 LOST = Reply(0, "4.4.2", "Connection lost")
+BYE = Reply(421, "4.7.0", "Try again later")
 
 OUTCOMES = {
     "later": (Status.DEFERRED, LATER),
@@ -42,9 +43,9 @@ class Taken(NamedTuple):
 class ScriptedMailer:
     """Decides by the local part of a recipient, as `OUTCOMES` has it.
 
-    `failure` is that of its relay while it is set, `before` is called with each
-    message. `attempts` has what it was asked to send, `events` those that were
-    published.
+    At a message to `poison` its relay fails, in the middle of it. `failure` is that
+    of its relay while it is set, `before` is called with each message. `attempts` has
+    what it was asked to send, `events` those that were published.
     """
 
     def __init__(self) -> None:
@@ -76,6 +77,8 @@ class ScriptedMailer:
         message_id = message_id_of(message)
         if self.failure is not None:
             return DeliveryReport(message_id, taken.recipients, (), self.failure)  # type: ignore[arg-type]
+        if any(r.startswith("poison@") for r in taken.recipients):
+            return DeliveryReport(message_id, taken.recipients, (), BYE, True)
         with self._lock:
             self.attempts.append(taken)
         outcomes = (

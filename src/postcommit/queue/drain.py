@@ -72,6 +72,7 @@ class Drain:
         self._pause = pause
         self._handoff = Handoff(pace.workers * _BATCH, pace.workers)
         self._bell = Bell(store.path)
+        self._probes_suspects = True
         self._stopping = False
         self._over = threading.Event()
         self._tally = Tally()
@@ -131,10 +132,26 @@ class Drain:
 
     def once(self) -> Tally:
         """Try once all that is due; end early if the relay is in trouble."""
+        self._probes_suspects = False  # that is for whoever has waited
         with self._running():
-            self._feed()
-            self._patiently(self._handoff.join)
+            for _ in self._passes():
+                self._feed()
+                self._patiently(self._handoff.join)
         return self._tally
+
+    def _passes(self) -> Iterator[None]:
+        """Yield once; and again, as long as one more may get further.
+
+        That is so where the relay failed in the middle of a message, for the first
+        time in a row: that message may be all that it fails at.
+        """
+        while not self._stopping:
+            pauses = self._pause.count
+            yield
+            if self._pause.count == pauses or not self._processor.suspects:
+                return
+            if self._pause.state is not State.OPEN and not self._pause.shorten():
+                return
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -160,12 +177,15 @@ class Drain:
                 if self._stopping or self._pause.state is State.PAUSED:
                     self._scan.look_again()
                     return
+                in_flight = self._handoff.unfinished
                 if paths:
                     self._keep_pace()
                     self._patiently(functools.partial(self._handoff.put, paths))
                 self._handoff.review()
                 if self._pause.state is State.PROBING:
-                    self._patiently(self._handoff.join)
+                    # Not for what was in flight before: that may take very long.
+                    end = functools.partial(self._handoff.join, left=in_flight)
+                    self._patiently(end)
         except OSError as error:
             self._pause.failed(error)
             self._scan.look_again()
@@ -174,7 +194,7 @@ class Drain:
         """Yield what is due, a few at a time; none where looking takes long."""
         paths: list[str] = []
         until = time.monotonic() + _PORTION_SECONDS
-        for path in self._scan.due(_PORTION_SECONDS):
+        for path in self._suspects_last():
             if path is not None:
                 paths.append(path)
             if path is None or self._is_portion(paths, until):
@@ -182,6 +202,17 @@ class Drain:
                 paths, until = [], time.monotonic() + _PORTION_SECONDS
         if paths:
             yield paths
+
+    def _suspects_last(self) -> Iterator[str | None]:
+        """Yield what is due; last of all, what the relay has failed at."""
+        suspects = []
+        for path in self._scan.due(_PORTION_SECONDS):
+            if path is not None and path in self._processor.suspects:
+                suspects.append(path)
+            else:
+                yield path
+        if self._pause.state is not State.PROBING or self._probes_suspects:
+            yield from suspects
 
     def _is_portion(self, paths: list[str], until: float) -> bool:
         one_by_one = self._pace.rate_limit or self._pause.state is State.PROBING
@@ -236,9 +267,9 @@ class Drain:
             except BaseException as error:
                 # A mailer that keeps no contract must not end the loop, nor this
                 # thread, whatever it raises.
-                log.exception("%s: a worker failed", self._store.path)
                 self._note(Result(trouble=error), since)
                 taken.extend(self._handoff.take())
+                log.exception("%s: a worker failed", self._store.path)
             finally:
                 self._count(tallies)
                 self._handoff.done(len(taken))

@@ -15,9 +15,12 @@ none of its own lines can be taken for ours.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import stat
+from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from email.errors import HeaderParseError
@@ -218,15 +221,31 @@ class Claim:
         """The file's name without the flags that it has in ``cur``."""
         return stem(self.path)
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether somebody has removed the file, or moved it elsewhere.
+    def find(self, folders: Sequence[str]) -> bool:
+        """Tell whether the file is still there, and follow it to where it is now.
 
-        A folder that is gone is another matter: it may come back, and the file in it.
+        A Maildir reader moves what it has seen from ``new`` to ``cur``, and changes
+        the flags of its name. What is in none of `folders` any more was removed.
+        Raises OSError where that cannot be told: where one of them is gone, it may
+        come back, and the file in it.
         """
-        if os.path.lexists(self.path):
-            return False
-        return os.path.isdir(os.path.dirname(self.path))
+        locked = os.fstat(self._lock.descriptor)
+        for path in itertools.chain((self.path,), self._namesakes(folders)):
+            try:
+                is_here = os.path.samestat(os.lstat(path), locked)
+            except FileNotFoundError:
+                continue
+            if is_here:
+                self.path = path
+                return True
+        return False
+
+    def _namesakes(self, folders: Sequence[str]) -> Iterator[str]:
+        own = stem(self.path)
+        for folder in folders:
+            for name in os.listdir(folder):
+                if stem(name) == own:
+                    yield f"{folder}/{name}"
 
     def read(self) -> Entry:
         """Read the entry. Raises `EntryError` where it is none."""

@@ -56,8 +56,9 @@ class Handoff:
         self._closed = False
         self._put = 0  # paths, in all
         self._reviewed = self._progress()
-        # With so many left, the feeder wants to be woken.
+        # With so many left, or so many unfinished, the feeder wants to be woken.
         self._waits_for = -1
+        self._waits_for_unfinished = 0
         # Reentrant: a signal handler that stops the queue may interrupt us.
         lock = threading.RLock()
         self._work_there = threading.Condition(lock)
@@ -92,10 +93,21 @@ class Handoff:
                 timeout,
             )
 
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until all that was put is worked on."""
+    @property
+    def unfinished(self) -> int:
+        """How many paths were put, and are not worked on yet."""
+        return self._unfinished
+
+    def join(self, timeout: float | None = None, *, left: int = 0) -> bool:
+        """Wait until all that was put is worked on, but for so many that are `left`."""
         with self._feeder:
-            return self._wait_for_left(-1, lambda: not self._unfinished, timeout)
+            self._waits_for_unfinished = left
+            try:
+                return self._wait_for_left(
+                    -1, lambda: self._unfinished <= left, timeout
+                )
+            finally:
+                self._waits_for_unfinished = 0
 
     def wait_closed(self, timeout: float) -> bool:
         """Sleep, unless this is closed."""
@@ -173,6 +185,7 @@ class Handoff:
             self._unfinished -= count
             if not self._unfinished:
                 self.called = 1
+            if self._unfinished <= self._waits_for_unfinished:
                 self._feeder.notify()
 
     # Both

@@ -49,6 +49,7 @@ class Pause:
         self._queue_path = queue_path
         self._lock = threading.Lock()
         self.count = 0  # pauses, up to now
+        self._shortened = 0  # which of them was shortened last
         self._failures = 0
         self._until = 0.0
         self._told: set[str] = set()
@@ -103,6 +104,15 @@ class Pause:
                     self._told.clear()
                 self._told.add(str(reason))
                 log.error("%s: the queue pauses: %s", self._queue_path, reason)
+
+    def shorten(self) -> bool:
+        """Have a first pause over now; tell whether there is one, once for each."""
+        with self._lock:
+            if self._failures != 1 or self._shortened == self.count:
+                return False
+            self._shortened = self.count
+            self._until = self._clock()
+            return True
 
     def succeeded(self) -> None:
         """End the pause: it works again."""

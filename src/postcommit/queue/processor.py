@@ -8,7 +8,8 @@ report                   the entry
 every recipient sent     removed
 some failed for now      rewritten with just those; due by the schedule
 some were rejected       those go to ``.Failed``; the rest goes on
-the relay failed         left as it is, no attempt counted
+the relay failed         left as it is, no attempt counted; but where it fails
+                         at this one again, and not at others, all are deferred
 too old                  what failed for now is rejected
 unreadable               to ``.Failed``, with the reason
 =======================  ==================================================
@@ -49,7 +50,9 @@ from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
+from postcommit.queue.suspects import Suspects
 from postcommit.queue.troubles import Troubles
+from postcommit.report import blamed
 from postcommit.report import given_up
 
 
@@ -125,6 +128,7 @@ class Processor:
         self._clock = clock
         self._unsettled: deque[_Settlement] = deque()
         self._troubles = Troubles(store.path)
+        self.suspects = Suspects()
 
     def work(self, paths: Iterable[str]) -> Iterator[Result]:
         """Work on the entries at `paths`, and yield a result for each.
@@ -245,7 +249,11 @@ class Processor:
 
     def _conclude(self, job: _Job, attempt: Attempt) -> Result:
         report = attempt.report
-        if report.relay_failure is not None:
+        if report.relay_failure is None:
+            self.suspects.answered(job.claim.path)
+        elif self._is_to_blame(job, report):
+            report = blamed(report)
+        else:
             job.claim.release()
             return Result(stayed=True, trouble=report.relay_failure)
         tally, due = _tally(report), None
@@ -258,6 +266,11 @@ class Processor:
                 due = self._schedule.next_attempt(accepted, now)
         told = announcements(attempt, self._mailer, report)
         return self._settle(_Settlement(job, report, tally, due, told))
+
+    def _is_to_blame(self, job: _Job, report: IDeliveryReport) -> bool:
+        # A mailer written elsewhere may have reports that do not know.
+        had_its_turn = getattr(report, "had_its_turn", False)
+        return had_its_turn and self.suspects.failed(job.claim.path)
 
     def _settle(self, settlement: _Settlement) -> Result:
         job = settlement.job
@@ -284,7 +297,7 @@ class Processor:
         if due is None:
             self._store.finish(job.claim)
             return
-        if job.claim.is_gone:
+        if not self._store.still_has(job.claim):
             log.warning(
                 "%s: somebody has removed it during the attempt; it is not tried again",
                 job.claim.path,

@@ -110,8 +110,7 @@ class QueueProcessor:
         subscriber to an event, or in a signal handler that interrupts `run`.
         """
         atexit.unregister(self.stop)
-        # A forked child has no part in what its parent runs.
-        drains = [d for d, pid in list(self._drains.items()) if pid == os.getpid()]
+        drains = self._own_drains()
         for drain in drains:
             drain.stop()
         until = None if timeout is None else time.monotonic() + timeout
@@ -136,7 +135,11 @@ class QueueProcessor:
 
         None where nothing runs. Half a minute without one is a long time.
         """
-        return max((drain.last_beat for drain in list(self._drains)), default=None)
+        return max((drain.last_beat for drain in self._own_drains()), default=None)
+
+    def _own_drains(self) -> list[Drain]:
+        # A forked child has no part in what its parent runs.
+        return [d for d, pid in list(self._drains.items()) if pid == os.getpid()]
 
     def _run(self, drain: Drain) -> None:
         try:

@@ -110,9 +110,18 @@ class Store:
     def finish(self, claim: Claim) -> None:
         """Remove the entry: nothing is left to do for it."""
         try:
-            remove(claim.path)
+            os.unlink(claim.path)
+        except FileNotFoundError:
+            if self.still_has(claim):
+                with explained(claim.path, "remove the entry"):
+                    os.unlink(claim.path)
         except OSError as error:
             raise unable(claim.path, "remove the entry", error) from error
+
+    def still_has(self, claim: Claim) -> bool:
+        """Tell whether nobody has removed the entry; if it was moved, follow it."""
+        with explained(claim.path, "look for the entry"):
+            return claim.find([self.maildir.folder("new"), self.maildir.folder("cur")])
 
     def defer(self, claim: Claim, entry: Entry, due: float) -> None:
         """Replace the entry by `entry`, and make it due then.
@@ -140,10 +149,15 @@ class Store:
             self._move_to_cur(claim)
 
     def _move_to_cur(self, claim: Claim) -> None:
-        target = f"{self.maildir.folder('cur')}/{claim.stem}:2,"
-        if os.path.dirname(claim.path) != self.maildir.folder("cur"):
-            os.rename(claim.path, target)
-            claim.path = target
+        name = claim.stem
+        if accepted_at(name) is None:
+            # Some other program's: it would be as young as its last attempt for ever.
+            name = f"{int(claim.changed):010d}.{name}"
+        elif os.path.dirname(claim.path) == self.maildir.folder("cur"):
+            return
+        target = f"{self.maildir.folder('cur')}/{name}:2,"
+        os.rename(claim.path, target)
+        claim.path = target
 
     def _sync(self, name: str) -> None:
         """Sync a folder where what is done cannot be done again.

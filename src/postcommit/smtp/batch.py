@@ -107,7 +107,8 @@ class Batch:
             if self._offered is not None:
                 self._read_envelope(session, self._offered)
             if session.is_out_of_step:
-                raise RelayError("the relay is out of step: a reply too many")
+                stray = session.stray or "incomplete"
+                raise RelayError(f"the relay is out of step: a reply too many: {stray}")
             self._speak(session)
         except OSError as error:
             self._lose(session, error)
@@ -181,6 +182,10 @@ class Batch:
         self._sessions.discard(session)
         self._session = self._ended = self._offered = None
         if offered is None:
+            if ended is None and not session.messages:
+                # A new connection, of no use before anything was offered: the next
+                # one would be, too.
+                self._failure = RelayError(str(error))
             return
         if self._failure is not None:
             offered.fail(self._failure)

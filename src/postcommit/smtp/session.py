@@ -71,6 +71,12 @@ class Session:
         return self._channel.unread
 
     @property
+    def stray(self) -> Reply | None:
+        """What it said then, if that is a whole reply."""
+        taken = take(self._channel.data, self._channel.position)
+        return taken[0] if taken else None
+
+    @property
     def is_quiet(self) -> bool:
         """Whether the relay has neither hung up nor spoken up meanwhile."""
         return self._channel.is_quiet()

@@ -80,6 +80,7 @@ class Transfer:
         self._accepted: list[int] = []
         self._outcomes: dict[int, Outcome] = {}
         self._failure: RelayError | None = None
+        self._had_its_turn = False
 
     # What is to be said
 
@@ -252,6 +253,7 @@ class Transfer:
         failure = _trouble(error)
         refusals = any(outcome.reply.code for outcome in self._outcomes.values())
         if failure is not None and not refusals:
+            self._had_its_turn = True
             self.fail(failure)
         elif isinstance(said := getattr(failure, "reply", None), Reply):
             self._settle(Status.DEFERRED, said)
@@ -294,7 +296,12 @@ class Transfer:
             outcomes = tuple(map(self._outcomes.__getitem__, order))
             return DeliveryReport(self.message_id, self.recipients, outcomes)
         said = failure.reply if isinstance(failure.reply, Reply) else failure
-        return DeliveryReport(self.message_id, self.recipients, relay_failure=said)
+        return DeliveryReport(
+            self.message_id,
+            self.recipients,
+            relay_failure=said,
+            had_its_turn=self._had_its_turn,
+        )
 
 
 def _trouble(error: OSError) -> RelayError | None:
