@@ -37,9 +37,10 @@ class Crew:
 
     def _work(self) -> None:
         if self.handoff.begin():
-            self.taken += itertools.islice(self.handoff.take(), 1)
+            mine = list(itertools.islice(self.handoff.take(), 1))
+            self.taken += mine
             self._may_end.wait(10)
-            self.handoff.done(1)
+            self.handoff.done(mine)
 
     def has_taken(self, count: int) -> bool:
         until = time.monotonic() + 10
@@ -93,27 +94,27 @@ def test_join_waits_for_all_that_was_put() -> None:
         waiting.join(0.05)
         assert waiting.is_alive()
         assert handoff.begin()
-        next(handoff.take())
-        handoff.done(1)
+        handoff.done([next(handoff.take())])
     assert is_over(waiting)
 
 
-def test_join_need_not_wait_for_what_was_there_before() -> None:
+def test_what_was_put_last_is_waited_for_whatever_was_there_before() -> None:
     handoff = Handoff(10, 2)
-    handoff.put("a")
-    assert handoff.begin()
-    assert next(handoff.take()) == "a"
-    in_flight = handoff.unfinished
-    assert in_flight == 1
-    handoff.put("b")
-    waiting = in_thread(lambda: handoff.join(left=in_flight))
+    assert handoff.join_last()
+    handoff.put("ab")
+    before = [next(handoff.take()), next(handoff.take())]
+    handoff.put("c")
+    waiting = in_thread(handoff.join_last)
+    probe = [next(handoff.take())]
+    # That something else ends is no news.
+    handoff.done(before[:1])
     waiting.join(0.05)
     assert waiting.is_alive()
-    assert next(handoff.take()) == "b"
-    handoff.done(1)
+    handoff.done(probe)
     assert is_over(waiting)
-    assert handoff.unfinished == 1
     assert not handoff.join(0)
+    handoff.done(before[1:])
+    assert handoff.join(0)
 
 
 def test_the_others_are_called_where_a_worker_does_not_get_on() -> None:

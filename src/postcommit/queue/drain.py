@@ -177,15 +177,13 @@ class Drain:
                 if self._stopping or self._pause.state is State.PAUSED:
                     self._scan.look_again()
                     return
-                in_flight = self._handoff.unfinished
                 if paths:
                     self._keep_pace()
                     self._patiently(functools.partial(self._handoff.put, paths))
                 self._handoff.review()
                 if self._pause.state is State.PROBING:
                     # Not for what was in flight before: that may take very long.
-                    end = functools.partial(self._handoff.join, left=in_flight)
-                    self._patiently(end)
+                    self._patiently(self._handoff.join_last)
         except OSError as error:
             self._pause.failed(error)
             self._scan.look_again()
@@ -272,7 +270,7 @@ class Drain:
                 log.exception("%s: a worker failed", self._store.path)
             finally:
                 self._count(tallies)
-                self._handoff.done(len(taken))
+                self._handoff.done(taken)
 
     def _paths(self, taken: list[str]) -> Iterator[str]:
         """Yield what there is to do, as long as all is well."""

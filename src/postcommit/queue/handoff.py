@@ -56,9 +56,9 @@ class Handoff:
         self._closed = False
         self._put = 0  # paths, in all
         self._reviewed = self._progress()
-        # With so many left, or so many unfinished, the feeder wants to be woken.
+        self._last: str | None = None  # of what was put, until it is worked on
+        # With so many left, the feeder wants to be woken.
         self._waits_for = -1
-        self._waits_for_unfinished = 0
         # Reentrant: a signal handler that stops the queue may interrupt us.
         lock = threading.RLock()
         self._work_there = threading.Condition(lock)
@@ -79,6 +79,7 @@ class Handoff:
             if not self._unfinished:
                 self._reviewed = self._progress()
             self._paths.extend(paths)
+            self._last = paths[-1]
             self._put += len(paths)
             self._unfinished += len(paths)
             self._work_there.notify(max(0, min(len(paths), self.called - self._busy)))
@@ -93,21 +94,15 @@ class Handoff:
                 timeout,
             )
 
-    @property
-    def unfinished(self) -> int:
-        """How many paths were put, and are not worked on yet."""
-        return self._unfinished
-
-    def join(self, timeout: float | None = None, *, left: int = 0) -> bool:
-        """Wait until all that was put is worked on, but for so many that are `left`."""
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put is worked on."""
         with self._feeder:
-            self._waits_for_unfinished = left
-            try:
-                return self._wait_for_left(
-                    -1, lambda: self._unfinished <= left, timeout
-                )
-            finally:
-                self._waits_for_unfinished = 0
+            return self._wait_for_left(-1, lambda: not self._unfinished, timeout)
+
+    def join_last(self, timeout: float | None = None) -> bool:
+        """Wait until what was put last is worked on, whatever else is not."""
+        with self._feeder:
+            return self._wait_for_left(-1, lambda: self._last is None, timeout)
 
     def wait_closed(self, timeout: float) -> bool:
         """Sleep, unless this is closed."""
@@ -178,14 +173,16 @@ class Handoff:
         except IndexError:
             pass
 
-    def done(self, count: int) -> None:
-        """Tell that one ends what one did `begin`, and took so many paths."""
+    def done(self, taken: Sequence[str]) -> None:
+        """Tell that one ends what one did `begin`, and took these paths."""
         with self._feeder:
             self._busy -= 1
-            self._unfinished -= count
+            self._unfinished -= len(taken)
+            if self._last in taken:
+                self._last = None
             if not self._unfinished:
                 self.called = 1
-            if self._unfinished <= self._waits_for_unfinished:
+            if self._last is None:
                 self._feeder.notify()
 
     # Both

@@ -114,15 +114,16 @@ class Pool:
 
     def _sweep(self) -> None:
         """Close sessions whose time is over, until there are none (a thread)."""
+        changed = self._changed  # after a `forget`, there is another one
         while True:
-            with self._changed:
+            with changed:
                 if not self._idle:
                     self._sweeper = None
                     return
                 since, session = self._idle[0]
                 wait = since + self._idle_timeout - time.monotonic()
                 if wait > 0:
-                    self._changed.wait(wait)
+                    changed.wait(wait)
                     continue
                 self._idle.popleft()
             session.quit()
