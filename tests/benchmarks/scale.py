@@ -182,7 +182,7 @@ NAMES = {
 _RACING = ("postcommit", "zope", "repoze", "listing")
 
 # So many are sent in the rounds of whole queues together: the deepest has one.
-_WHOLE = 1_000_000
+_WHOLE = 300_000
 
 
 def parser() -> argparse.ArgumentParser:
