@@ -224,9 +224,7 @@ those before them.""",
 Of a queue with so many entries: how long until the first mail is sent, how fast
 the first 500 are, and how much memory it takes. *poll* is the processor time of one
 poll when all of them are deferred: *postcommit, idle*. At the default interval there
-are 720 polls in an hour, and an idle processor does nothing else. The depths were
-measured apart: 300,000 on 2026-11-28, in five rounds, the others on 2026-11-23, in
-three, a million in two.""",
+are 720 polls in an hour, and an idle processor does nothing else.""",
         limits="""
 Reading the folder. postcommit sends while it reads, and keeps no list of all; its
 peers read and sort the whole folder first, in each pass. *first fifth* and *last fifth*
