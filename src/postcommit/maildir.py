@@ -259,8 +259,10 @@ class NamelessMessage(MaildirMessage):
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
-        with suppress(OSError):  # all that matters is synced, or not wanted
+        try:
             os.close(descriptor)
+        except OSError:
+            pass  # all that matters is synced, or not wanted
 
     def __del__(self) -> None:
         if self._descriptor != -1:

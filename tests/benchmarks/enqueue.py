@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=600, help="in one transaction")
     made.add_argument(
         "--folders",
-        nargs="+",
+        nargs="*",
         default=[".", "/dev/shm"],
         help="one on each file system to measure",
     )
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--flush",
         type=float,
         nargs="*",
-        default=[5.0],
+        default=[1.0, 5.0],
         metavar="MS",
         help="and disks that take so long for a flush, with a tenth of the messages",
     )
