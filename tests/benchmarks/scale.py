@@ -205,50 +205,76 @@ def run(options: argparse.Namespace) -> list[Result]:
             tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder,
             sink() as port,
         ):
-            queue = Path(folder) / "queue"
-            command = [sys.executable, "-m", "tests.benchmarks.scale"]
-            command += ["--folder", folder, "--port", str(port), "--contestant"]
-
-            def contestant(
-                kind: str,
-                count: Callable[[], int] = lambda: count,
-                command: list[str] = command,
-                depth: int = depth,
-            ) -> Contestant:
-                _, name, what = NAMES[kind]
-                case: dict[str, float | str] = {"depth": depth}
-
-                def prepare() -> list[str]:
-                    return [*command, kind, "--count", str(count())]
-
-                return Contestant(name, prepare, what, case)
-
-            def filled(queue: Path = queue, depth: int = depth) -> int:
-                """Fill the queue, if it is empty; return how many are there."""
-                left = sum(1 for _ in queue.glob("new/[0-9]*"))
-                if not left:
-                    # Entries that each of them reads.
-                    fill(queue, depth, 200, "both")
-                os.sync()  # or the disk would write it while others are measured
-                return left or depth
-
-            filled()
-            racing = [contestant(kind) for kind in _RACING]
-            results += interleave("scale", racing, rounds)
-            # The peers end before they remove the last of theirs.
-            taken = depth - filled()
-            assert taken >= 3 * (count - 1) * rounds, taken
-            if taken > depth / 10:
-                fill(queue, depth, 200, "both")
+            deep = Deep(folder, port, depth, count)
+            results += deep.begin(rounds)
             # The same entries from now on: those that are made when as many were
             # removed take ext4 long.
-            defer(queue)
-            os.sync()
-            results += interleave("scale", [contestant("polls")], rounds)
-            accept(queue)
-            few = min(rounds, max(1, _WHOLE // depth))
-            results += interleave("scale", [contestant("whole", filled)], few)
+            results += deep.poll(rounds)
+            results += deep.drain(min(rounds, max(1, _WHOLE // depth)))
     return results
+
+
+class Deep:
+    """A queue of `depth` entries; each method measures something with it.
+
+    A contestant takes `count` of them in a round, if it does not take all.
+    """
+
+    def __init__(self, folder: str, port: int, depth: int, count: int) -> None:
+        self._queue = Path(folder) / "queue"
+        self._depth = depth
+        self._count = count
+        self._command = [sys.executable, "-m", "tests.benchmarks.scale"]
+        self._command += ["--folder", folder, "--port", str(port)]
+        self._fill()
+
+    def begin(self, rounds: int) -> list[Result]:
+        """How soon and how fast each of the contestants begins."""
+        racing = [self._contestant(kind) for kind in _RACING]
+        results = interleave("scale", racing, rounds)
+        # The peers end before they remove the last of theirs.
+        taken = self._depth - self._left()
+        assert taken >= 3 * (self._count - 1) * rounds, taken
+        if taken > self._depth / 10:
+            self._fill()
+        return results
+
+    def poll(self, rounds: int) -> list[Result]:
+        """What a poll costs, when all entries are deferred."""
+        defer(self._queue)
+        os.sync()
+        results = interleave("scale", [self._contestant("polls")], rounds)
+        accept(self._queue)
+        return results
+
+    def drain(self, rounds: int) -> list[Result]:
+        """How fast all of the entries are sent; new ones are made for each round."""
+
+        def count() -> int:
+            left = self._left()
+            if not left:
+                self._fill()
+            return left or self._depth
+
+        return interleave("scale", [self._contestant("whole", count)], rounds)
+
+    def _left(self) -> int:
+        return sum(1 for _ in self._queue.glob("new/[0-9]*"))
+
+    def _fill(self) -> None:
+        fill(self._queue, self._depth, 200, "both")  # what each of them reads
+        os.sync()  # or the disk would write it while others are measured
+
+    def _contestant(
+        self, kind: str, count: Callable[[], int] | None = None
+    ) -> Contestant:
+        _, name, what = NAMES[kind]
+
+        def prepare() -> list[str]:
+            asked = self._count if count is None else count()
+            return [*self._command, "--contestant", kind, "--count", str(asked)]
+
+        return Contestant(name, prepare, what, {"depth": self._depth})
 
 
 def defer(queue: Path) -> None:

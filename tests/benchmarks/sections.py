@@ -124,28 +124,33 @@ relay allows.""",
         text="""
 ``send()`` and commit, messages of 4 KB. *minimal loop* is the least that is durable:
 open, write, fsync, rename, fsync the folder; *bare data manager* is as little in a
-transaction. They check no address, and leave behind whatever fails. On tmpfs a sync
-costs nothing, and what remains is the work of the processor. The slow disk is an ext4
-whose disk, in memory, answers each flush after 5 ms: what the kernel writes together
-for several threads, it writes together there, too.""",
+transaction. They write what an entry holds, but check no address, and leave behind
+whatever fails. On tmpfs a sync costs nothing, and what remains is the work of the
+processor. The slow disks are an ext4 whose disk, in memory, answers each flush after 1
+or 5 ms: what the kernel writes together for several threads, it writes together there,
+too.""",
         limits="""
 The disk: two syncs for each transaction, and what several threads wait for at once, the
-kernel writes together. **On a disk that is slow to flush that is all there is**: one
-thread is as fast as the minimal loop, and eight get several times as far. **Where a
-sync takes but half a millisecond, it is the processors**: one thread loses a tenth to a
-fifth to Python, which is cold after each sync. It keeps one of two processors half
-busy, in Python, in the kernel and in the journal's thread, so there is not much more
-than twice as much to have; and with each call the threads hand over the interpreter's
-lock, which costs each transaction more, the more threads there are. The bare data
-manager meets that, too. What was tried instead: one thread that syncs for those that
-wait (1.0 times as fast), a folder that stays open (1.05), a lock around what is not a
-sync (0.9), no hint to the disk to begin early (1.05, but a single thread that does
-something for half a millisecond between ``send()`` and commit then waits 1.18 times as
-long). And ext4 looks past each file that was removed in the last minutes when it makes
-one: on a queue that is drained meanwhile, all of these are slower. **zope.sendmail and
-repoze.sendmail are faster on a disk where they are, because they do not sync**: what
-they accepted in the last half minute may be gone after a power failure, though the
-transaction was committed. postcommit waits for the disk, as a database does.""",
+kernel writes together. **On a disk that takes a millisecond or more to flush that is
+all there is**: one thread is as fast as the minimal loop, and eight get several times
+as far. **Where a sync takes but a quarter of a millisecond, it is the processors**: one
+thread loses an eighth to Python, which is cold after each sync. A transaction then
+keeps the machine busy for 0.53 ms, in Python, in the kernel and in the journal's
+thread, of the 1.38 ms that two processors have meanwhile: if threads cost nothing,
+there were 2.6 times as much to have. But with each call that may wait they hand over
+the interpreter's lock: among eight threads it changes twenty times in a transaction,
+not six, which then takes 0.7 ms; a third of that is the kernel's, to change them. The
+bare data manager has less of all that: 0.45 ms, eight such calls, thirteen changes.
+What was tried instead: one thread that syncs for those that wait (1.0 times as fast), a
+folder that stays open (1.05), a lock around what is not a sync (0.9), three or four
+threads at a time (1.0), no hint to the disk to begin early (1.05, but a single thread
+that does something for half a millisecond between ``send()`` and commit then waits 1.18
+times as long), no look for a processor to wake (1.04). And ext4 looks past each file
+that was removed in the last minutes when it makes one: on a queue that is drained
+meanwhile, all of these are slower. **zope.sendmail and repoze.sendmail are faster on a
+disk where they are, because they do not sync**: what they accepted in the last half
+minute may be gone after a power failure, though the transaction was committed.
+postcommit waits for the disk, as a database does.""",
         steps="""
 In one process, in turn every few dozen transactions, on 2026-11-28: a file that gets
 its name only in ``new`` makes the minimal loop 1.07 to 1.19 times as fast as one that
