@@ -259,10 +259,8 @@ class NamelessMessage(MaildirMessage):
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
-        try:
+        with suppress(OSError):  # all that matters is synced, or not wanted
             os.close(descriptor)
-        except OSError:
-            pass  # all that matters is synced, or not wanted
 
     def __del__(self) -> None:
         if self._descriptor != -1:
