@@ -109,7 +109,7 @@ def compose(
     if b"bcc" in lowered:
         header = _BCC.sub(b"", header)
     added = []
-    message_id = _message_id(header, lowered)
+    message_id = _message_id(header) if b"message-id" in lowered else ""
     if not message_id:
         message_id = _new_message_id(sender, header)
         added += [b"Message-Id: <", message_id.encode(), b">", end_of_line]
@@ -205,14 +205,8 @@ def message_id_of(data: bytes) -> str:
     return _id_in(found[1]) if found else ""
 
 
-def _message_id(header: bytes, lowered: bytes) -> str:
+def _message_id(header: bytes) -> str:
     """Return the id that the header has, ``''`` where it has none."""
-    mentioned = lowered.count(b"message-id")
-    if not mentioned:
-        return ""
-    ordinary = _ORDINARY_ID.match(header) if mentioned == 1 else None
-    if ordinary:
-        return ordinary[1].decode()
     values = _MESSAGE_ID.findall(header)
     if not values:
         return ""

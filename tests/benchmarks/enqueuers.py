@@ -159,7 +159,7 @@ def main() -> None:
     transact(1)
 
     whole, rest = divmod(options.count, options.batch)
-    sizes = [options.batch] * whole + [rest] * bool(rest)
+    sizes = [options.batch] * whole + ([rest] if rest else [])
     turns = iter(sizes)  # each thread takes the next
 
     def work() -> None:

@@ -245,6 +245,7 @@ class Deep:
         os.sync()
         results = interleave("scale", [self._contestant("polls")], rounds)
         accept(self._queue)
+        os.sync()
         return results
 
     def drain(self, rounds: int) -> list[Result]:
