@@ -220,13 +220,13 @@ def test_contestants_take_turns() -> None:
 
         return Contestant(name, prepare)
 
-    results = harness.interleave("none", [contestant("a"), contestant("b")], 2)
-    assert turns == ["a", "b", "a", "b"]
+    results = harness.interleave("none", [contestant("a"), contestant("b")], 3)
+    assert turns == ["a", "b", "b", "a", "a", "b"]
     assert [(one.subject, one.values) for one in results] == [
-        ("a", [1, 3]),
-        ("b", [2, 4]),
+        ("a", [1, 4, 5]),
+        ("b", [2, 3, 6]),
     ]
-    assert results[0].median == 2
+    assert results[0].median == 4
 
 
 # The page

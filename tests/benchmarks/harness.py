@@ -2,7 +2,8 @@
 
 A *contestant* is a command that does a piece of work in a process of its own and
 prints one line of JSON: its figures, each with a unit. They run interleaved, A B C
-A B C, because the speed of a shared machine drifts.
+C B A, because the speed of a shared machine drifts, and because what ran just before
+leaves its traces: a disk that is busy, or rested.
 
 A *program* is a module here with ``parser()`` and ``run(options)``, which returns
 a list of `Result`; `program` makes a command line of both. ``--json FILE`` appends
@@ -137,11 +138,13 @@ def interleave(
 ) -> list[Result]:
     """Run all of them in turn, `rounds` times; a result for each of their figures."""
     told: list[dict[str, tuple[str, list[float]]]] = [{} for _ in contestants]
+    turns = list(zip(contestants, told, strict=True))
     for number in range(1, rounds + 1):
-        for contestant, figures in zip(contestants, told, strict=True):
+        for contestant, figures in turns:
             for figure, (unit, value) in contestant.run().items():
                 values = figures.setdefault(figure, (unit, []))[1]
                 values += value if isinstance(value, list) else [value]
+        turns.reverse()
         print(f"{run}: round {number} of {rounds}", file=sys.stderr)
     return [
         Result(run, one.name, figure, unit, values, one.kind, one.case)
