@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -162,6 +163,24 @@ def test_a_note_of_what_is_due_is_kept(queue: Queue) -> None:
     queue.settle()
     queue.now += 30
     assert queue.due() == ["1"]
+
+
+def test_no_note_is_lost_when_two_come_at_once(queue: Queue) -> None:
+    earlier = threading.Thread(target=queue.scan.note_due, args=(NOW + 30,))
+
+    class Interrupted(float):
+        """While it is compared, another thread gives its note."""
+
+        def __lt__(self, other: float) -> bool:
+            is_less = super().__lt__(other)
+            earlier.start()
+            earlier.join(0.2)
+            return is_less
+
+    queue.settle()
+    queue.scan.note_due(Interrupted(NOW + 90))
+    earlier.join()
+    assert queue.scan.seconds_to_wait() == pytest.approx(30)
 
 
 def test_an_entry_that_another_one_removes_meanwhile_is_skipped(queue: Queue) -> None:

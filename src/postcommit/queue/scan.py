@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Scan:
         self._monotonic = monotonic
         self._seen: dict[str, float | None] = {"new": None, "cur": None}
         self._next_due = math.inf
+        self._lock = threading.Lock()  # around what is read and then set
         self._not_before = -math.inf
 
     def look_again(self) -> None:
@@ -56,7 +58,8 @@ class Scan:
 
     def note_due(self, due: float) -> None:
         """Learn that an entry was deferred until then."""
-        self._next_due = min(self._next_due, due)
+        with self._lock:
+            self._next_due = min(self._next_due, due)
 
     def seconds_to_wait(self) -> float:
         """Return for how long, as far as is known, nothing will be due."""
