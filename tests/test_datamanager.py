@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from transaction import TransactionManager
 from transaction.interfaces import DoomedTransaction
 from transaction.interfaces import IDataManagerSavepoint
 from transaction.interfaces import InvalidSavepointRollbackError
@@ -53,6 +54,7 @@ class Batch:
         self.alone: list[bool] = []
         self.refusal: Exception | None = None
         self.failure: Exception | None = None
+        self.interrupts = 0  # so many times, it cannot discard
 
     def _note(self, what: str, items: Sequence[Item]) -> None:
         self.done.append(" ".join([what, *(item.name for item in items)]))
@@ -71,6 +73,9 @@ class Batch:
 
     def discard(self, items: Sequence[Item]) -> None:
         self._note("discard", items)
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
 
 
 class Sender:
@@ -246,19 +251,62 @@ def test_afterwards_comes_after_the_last_resource(sender: Sender) -> None:
 
 
 def test_abort_may_come_again_in_every_phase(sender: Sender) -> None:
-    current = sender.manager.get()
     for endings in (["abort"], ["tpc_abort", "abort", "tpc_abort"]):
-        joined = DataManager(sender, sender.batch, current, sender.manager)
-        prepared = DataManager(sender, sender.batch, current, sender.manager)
-        prepared.tpc_vote(current)
-        published = DataManager(sender, sender.batch, current, sender.manager)
-        published.tpc_vote(current)
-        published.tpc_finish(current)
+        one, other = TransactionManager().get(), TransactionManager().get()
+        joined = DataManager(sender, sender.batch, one, sender.manager)
+        prepared = DataManager(sender, sender.batch, one, sender.manager)
+        prepared.tpc_vote(one)
+        published = DataManager(sender, sender.batch, other, sender.manager)
+        published.tpc_vote(other)
+        published.tpc_finish(other)
         sender.done.clear()
-        for data_manager in (joined, prepared, published):
+        for data_manager in (joined, prepared):
             for ending in endings:
-                getattr(data_manager, ending)(current)
+                getattr(data_manager, ending)(one)
+        for ending in endings:
+            getattr(published, ending)(other)
         assert sender.done == ["discard", "discard"]
+
+
+def two_senders(manager: Any) -> tuple[Sender, Sender]:
+    """Return two that have sent, in one transaction; the first one ends first."""
+    one, two = Sender(manager, Batch("~mail:1")), Sender(manager, Batch("~mail:2"))
+    one.send("a")
+    two.send("b")
+    return one, two
+
+
+def test_once_one_of_ours_has_to_finish_all_of_them_do(manager: Any) -> None:
+    one, two = two_senders(manager)
+    one.batch.failure = OSError("gone")
+    partner = Partner(BEFORE)
+    manager.get().join(partner)
+    with pytest.raises(OSError, match="gone"):
+        manager.commit()
+    manager.abort()
+    assert "tpc_finish" in partner.calls
+    assert one.done == ["prepare a", "publish a"]
+    assert two.done == ["prepare b", "publish b", "afterwards"]
+
+
+def test_a_partner_that_fails_between_two_of_ours_stops_neither(manager: Any) -> None:
+    one, two = two_senders(manager)
+    manager.get().join(failing("tpc_finish", "~mail:15"))
+    with pytest.raises(PartnerFailed):
+        manager.commit()
+    manager.abort()
+    assert one.done == ["prepare a", "publish a", "afterwards"]
+    assert two.done == ["prepare b", "publish b", "afterwards"]
+
+
+def test_what_an_interrupt_has_left_the_next_abort_discards(sender: Sender) -> None:
+    sender.send("a")
+    sender.batch.interrupts = 1
+    sender.manager.get().join(failing("tpc_vote", AFTER))
+    with pytest.raises(KeyboardInterrupt):
+        sender.manager.commit()
+    sender.manager.abort()
+    assert sender.done == ["prepare a", "discard a", "discard a"]
 
 
 def test_a_synchronizer_that_fails_after_the_commit_undoes_nothing(

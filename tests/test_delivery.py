@@ -654,6 +654,27 @@ def test_a_queue_that_vanishes_after_the_vote_is_told_and_kept_in_doubt(
     assert len(files(queue)) == 1
 
 
+def test_where_one_queue_fails_after_the_decision_the_others_get_their_mail(
+    tmp_path: Path,
+) -> None:
+    manager = explicit()
+    manager.begin()
+    broken, *others = (
+        Office(kind, tmp_path / f"{number} {kind}", manager)
+        for number, kind in enumerate(["queued", "queued", "direct"])
+    )
+    for office in (broken, *others):
+        office.send("a")
+    # The database, which has committed before any mail is told to go.
+    database = Partner(BEFORE, tpc_finish=(broken.queue / "new").rmdir)
+    manager.get().join(database)
+    with pytest.raises(PublishError) as caught:
+        manager.commit()
+    manager.abort()
+    assert files(broken.queue) == [f"tmp/{name}" for name in caught.value.names]
+    assert [office.left for office in others] == [["a"], ["a"]]
+
+
 # Direct delivery
 
 

@@ -10,11 +10,17 @@ phase         call                next phase    effect
 ``JOINED``    savepoint rollback  ``JOINED``    the later items are discarded
 ``JOINED``    ``tpc_vote``        ``PREPARED``  `prepare`; raises to refuse
 ``PREPARED``  ``tpc_finish``      ``PUBLISHED`` `publish`
+``PREPARED``  ``tpc_abort``, once ``PUBLISHED`` `publish`
+              it is decided
 both          ``abort``,          ``DISCARDED`` `discard`
               ``tpc_abort``
 the others    ``abort``,          same          nothing
               ``tpc_abort``
 ============  ==================  ============  =================================
+
+It is decided as soon as any data manager of ours is told to finish: all have voted,
+and each resource before it has committed. If one fails then, the others' mail
+belongs to a transaction that took place, whatever `transaction` tells them to do.
 
 A child that is forked while the transaction runs gets a copy of all this, but
 the items are its parent's: the copy discards nothing, and refuses to vote.
@@ -46,6 +52,9 @@ def _count_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_count_fork)
+
+# Under which a transaction keeps that it is decided.
+_decided = object()
 
 
 class Phase(enum.Enum):
@@ -164,9 +173,10 @@ class DataManager:
         return len(resources) == 1 and resources[0] is self
 
     def tpc_finish(self, transaction: ITransaction) -> None:
-        # First the phase: should it fail half way, what is already published
-        # must survive the tpc_abort that follows, and so must what is not,
-        # for the other resources have committed.
+        transaction.set_data(_decided, True)
+        # Before anything else the phase: should it fail half way, what is already
+        # published must survive the tpc_abort that follows, and so must what is
+        # not, for the other resources have committed.
         self._phase = Phase.PUBLISHED
         items, self._items = self._items, []
         afterwards = self._batch.publish(items)
@@ -174,18 +184,22 @@ class DataManager:
             transaction.addAfterCommitHook(_call, (afterwards,))
 
     def tpc_abort(self, transaction: ITransaction) -> None:
-        """As `abort`.
+        """As `abort`, or as `tpc_finish` once it is decided.
 
         It comes in any phase, and even after a `tpc_finish` that succeeded,
         when another resource fails in its own.
         """
-        self.abort(transaction)
+        if self._phase is Phase.PREPARED and _is_decided(transaction):
+            self.tpc_finish(transaction)
+        else:
+            self.abort(transaction)
 
     def abort(self, transaction: ITransaction) -> None:
         if self._phase in (Phase.JOINED, Phase.PREPARED):
+            # Last the phase: should this be interrupted, the next one does it again.
+            self._discard(self._items)
             self._phase = Phase.DISCARDED
-            items, self._items = self._items, []
-            self._discard(items)
+            self._items = []
 
     def sortKey(self) -> str:
         sort_key: str = self._batch.sort_key
@@ -202,6 +216,13 @@ class Savepoint:
 
     def rollback(self) -> None:
         self._data_manager._rollback(self._count)
+
+
+def _is_decided(transaction: ITransaction) -> bool:
+    try:
+        return bool(transaction.data(_decided))
+    except KeyError:
+        return False
 
 
 def _call(committed: bool, afterwards: Callable[[], None]) -> None:
