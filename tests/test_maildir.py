@@ -29,6 +29,7 @@ from postcommit.maildir import MaildirMessageWriter
 from postcommit.maildir import _begin_to_write_back
 from postcommit.maildir import check_path
 from postcommit.maildir import unique_name
+from tests.support import children
 from tests.support.faults import small_files
 from tests.support.faults import without_privileges
 from tests.support.strace import needs_strace
@@ -424,6 +425,25 @@ def test_a_file_that_cannot_be_removed_is_named(maildir: Maildir) -> None:
     without_privileges(abort)
 
 
+def test_what_a_server_has_renamed_without_saying_so_is_followed(
+    maildir: Maildir,
+) -> None:
+    message = maildir.add([b"x"])
+    # As on NFS, where the answer to the first request was lost.
+    os.rename(message.path, message.target)
+    message.move(message.target)
+    assert message.path == message.target
+    message.abort()
+    assert list(maildir) == [message.target]
+
+
+def test_what_is_gone_cannot_be_renamed(maildir: Maildir) -> None:
+    message = maildir.add([b"x"])
+    os.unlink(message.path)
+    with pytest.raises(FileNotFoundError):
+        message.move(message.target)
+
+
 # A message without a name
 
 
@@ -471,6 +491,31 @@ def test_what_has_no_name_is_gone_when_it_is_forgotten(maildir: Maildir) -> None
     assert len(open_files()) == len(before) + 1
     del message
     assert open_files() == before
+
+
+def _fork_with_a_nameless_message(path: str) -> None:
+    maildir = Maildir(path)
+    message = maildir.add([b"x"], nameless=True)
+    child = os.fork()
+    if not child:
+        # What we have open is closed, as a daemon does; files of its own get the
+        # numbers, that of the message, too.
+        os.closerange(3, 256)
+        own = [os.open(path, os.O_RDONLY) for _ in range(8)]
+        message.abort()
+        del message
+        assert [os.path.sameopenfile(fd, own[0]) for fd in own] == [True] * 8
+        assert not any(f"{path}/" in name for name in open_files())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    message.commit()
+
+
+def test_a_child_of_a_fork_closes_what_has_no_name_and_nothing_else(
+    maildir: Maildir,
+) -> None:
+    children.call(_fork_with_a_nameless_message, maildir.path)
+    assert len(list(maildir)) == 1
 
 
 def test_what_has_no_name_needs_one_that_is_free(maildir: Maildir) -> None:

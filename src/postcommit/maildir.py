@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import suppress
+from weakref import WeakSet
 
 from zope.interface import implementer
 from zope.interface import provider
@@ -169,6 +170,8 @@ class MaildirMessage:
         self.target = f"{maildir.folder('new')}/{name}"
         self.checksum = 0
         self._aborted = False
+        # Where the file may be already: an interrupt comes when a call is done.
+        self._moving_to = ""
 
     def fill(self, lines: Sequence[bytes | memoryview]) -> None:
         """Write all of it, in few calls; if that fails, nothing is left."""
@@ -191,7 +194,14 @@ class MaildirMessage:
 
     def move(self, path: str) -> None:
         """Rename the file to `path`; at `target` it is committed."""
-        os.rename(self.path, path)
+        self._moving_to = path
+        try:
+            os.rename(self.path, path)
+        except FileNotFoundError:
+            # A server of NFS whose answer was lost is asked again, for a file that
+            # has its new name by then.
+            if not os.path.lexists(path):
+                raise
         self.path = path
 
     def commit(self) -> None:
@@ -205,11 +215,12 @@ class MaildirMessage:
             sync(os.path.dirname(self.target))
 
     def abort(self) -> None:
-        if self._aborted or self.path == self.target:
+        if self.path == self.target:
             return
         self._aborted = True
         with explained(self.path, "remove the file"):
-            remove(self.path)
+            for path in {self.path, self._moving_to or self.path} - {self.target}:
+                remove(path)
 
 
 class NamelessMessage(MaildirMessage):
@@ -217,12 +228,14 @@ class NamelessMessage(MaildirMessage):
 
     A file system has less to do for it, and should the process die, nothing is
     left. Until it has a name it costs an open file. To name it takes ``/proc``.
+    A child that is forked meanwhile closes its copy.
     """
 
     _descriptor = -1
 
     def fill(self, lines: Sequence[bytes | memoryview]) -> None:
         self._descriptor = os.open(self._folder, _NAMELESS, 0o600)
+        _nameless.add(self)
         try:
             self.checksum = write(self._descriptor, lines)
         except BaseException:
@@ -244,6 +257,7 @@ class NamelessMessage(MaildirMessage):
         if self._descriptor == -1:
             super().move(path)
         else:
+            self._moving_to = path
             # Only with a descriptor does Python follow the link; any will do.
             open_file = f"/proc/self/fd/{self._descriptor}"
             os.link(open_file, path, src_dir_fd=self._descriptor)
@@ -251,20 +265,33 @@ class NamelessMessage(MaildirMessage):
             self._close()
 
     def abort(self) -> None:
-        if self._descriptor == -1:
+        if self._descriptor == -1 or self._moving_to:
             super().abort()
-        else:
-            self._aborted = True
-            self._close()
+        self._aborted = self.path != self.target
+        self._close()
 
     def _close(self) -> None:
+        if self._descriptor == -1:
+            return
         descriptor, self._descriptor = self._descriptor, -1
         with suppress(OSError):  # all that matters is synced, or not wanted
             os.close(descriptor)
 
     def __del__(self) -> None:
-        if self._descriptor != -1:
-            self._close()
+        self._close()
+
+
+_nameless: WeakSet[NamelessMessage] = WeakSet()
+
+
+def _close_copies() -> None:
+    # The objects, not just their descriptors: a child may get the same numbers
+    # for files of its own.
+    for message in list(_nameless):
+        message._close()
+
+
+os.register_at_fork(after_in_child=_close_copies)
 
 
 @implementer(IMaildirMessageWriter)

@@ -327,6 +327,16 @@ def test_publishing_that_is_interrupted_leaves_the_rest_in_doubt(
     assert (queue / "new" / items[2].name).is_file()
 
 
+def test_what_an_interrupt_leaves_prepared_does_not_look_alive(
+    queue: Path, maildir: Maildir
+) -> None:
+    items = staged(maildir)
+    batch = Staging(maildir)
+    batch.prepare(items)
+    del batch  # as the transaction is forgotten, without a word to it
+    assert len(in_doubt(queue)) == 3
+
+
 # In doubt
 
 

@@ -161,6 +161,11 @@ class Staging:
             self._leader.release()
             self._leader = None
 
+    def __del__(self) -> None:
+        # An interrupt may come before anything here can see to it; what is in doubt
+        # since then must not look as if its transaction was alive.
+        self._release()
+
 
 def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
     """Call each of `syncs`, side by side; raise what one of them raises."""
