@@ -1,15 +1,23 @@
 """One attempt by any of the three kinds of mailers."""
 from __future__ import annotations
 
+import os
 import smtplib
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from email import message_from_bytes
+from pathlib import Path
+from typing import Any
 
 import pytest
+import transaction
 import zope.event
 from zope.interface import implementer
 
+from postcommit import QueuedMailDelivery
+from postcommit import QueueProcessor
 from postcommit.attempt import Attempt
 from postcommit.attempt import Transmission
 from postcommit.attempt import announcements
@@ -20,8 +28,10 @@ from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Status
+from postcommit.interfaces import Tally
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
+from tests.support.smtpd import ScriptedRelay
 
 
 ANN, BOB = "ann@x.org", "bob@x.org"
@@ -184,3 +194,109 @@ def test_an_error_out_of_the_transmissions_is_the_callers() -> None:
         attempts = attempt_all(mailer, broken())
         with pytest.raises(KeyError, match="no more"):
             list(attempts)
+
+
+# Mailers written with smtplib, at a relay and at a queue
+
+
+class SmtplibMailer:
+    """As one that smtplib's users write; `dialogue` is what it does."""
+
+    def __init__(self, relay: ScriptedRelay, dialogue: Callable[..., Any]) -> None:
+        self.relay = relay
+        self.dialogue = dialogue
+
+    def send(self, fromaddr: str, toaddrs: Sequence[str], message: bytes) -> Any:
+        smtp = smtplib.SMTP("127.0.0.1", self.relay.port, "client.example")
+        try:
+            return self.dialogue(smtp, fromaddr, toaddrs, message)
+        finally:
+            smtp.close()
+
+
+class Queue:
+    """A queue, and what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.delivery = QueuedMailDelivery(str(path))
+
+    def send(self, *recipients: str) -> None:
+        self.delivery.send("me@x.org", recipients or (ANN,), b"Subject: x\n\nx\n")
+        transaction.commit()
+
+    def flush(self, mailer: Any) -> Tally:
+        return QueueProcessor(str(self.path), mailer, workers=1).flush()
+
+    def files(self) -> dict[Path, tuple[int, int]]:
+        found = {path: os.stat(path) for path in self.path.rglob("*.*M*")}
+        return {path: (it.st_ino, it.st_mtime_ns) for path, it in found.items()}
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    return Queue(tmp_path / "queue")
+
+
+def starttls(smtp: smtplib.SMTP, *message: Any) -> Any:
+    smtp.starttls()
+
+
+def login(smtp: smtplib.SMTP, *message: Any) -> Any:
+    smtp.login("me", "secret")
+    return smtp.sendmail(*message)
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "mechanisms", "failure"),
+    [
+        (starttls, None, "STARTTLS extension not supported by server"),
+        (login, None, "SMTP AUTH extension not supported by server"),
+        (login, ["XOAUTH2"], "No suitable authentication method found"),
+        (login, ["PLAIN"], "Server AUTH mechanism infinite loop"),
+    ],
+)
+def test_a_relay_that_lacks_what_no_message_needs_pauses_the_queue(
+    queue: Queue,
+    dialogue: Callable[..., Any],
+    mechanisms: list[str] | None,
+    failure: str,
+) -> None:
+    queue.send()
+    queue.send()
+    before = queue.files()
+    with ScriptedRelay() as relay:
+        if mechanisms is not None:
+            relay.users, relay.mechanisms = {"me": "secret"}, mechanisms
+        if mechanisms == ["PLAIN"]:
+            relay.reply("AUTH", b"334 \r\n" * 9)
+        mailer = SmtplibMailer(relay, dialogue)
+        [attempt] = attempt_all(mailer, [transmission(1)])
+        assert failure in str(attempt.report.relay_failure)
+        assert not attempt.report.outcomes
+        assert queue.flush(mailer) == Tally(0, 0, 0)
+        assert relay.connections == 2  # by the attempt, and for one entry of two
+        assert queue.files() == before
+        assert len(before) == 2
+        relay.script.clear()
+        relay.users, relay.mechanisms = {"me": "secret"}, ["PLAIN"]
+        assert queue.flush(SmtplibMailer(relay, login)) == Tally(2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "dialogue",
+    [
+        lambda smtp, *message: smtp.sendmail(*message, mail_options=["SMTPUTF8"]),
+        lambda smtp, sender, to, message: smtp.send_message(
+            message_from_bytes(message), sender, to
+        ),
+    ],
+)
+def test_a_message_that_needs_what_a_relay_lacks_is_rejected(
+    queue: Queue, dialogue: Callable[..., Any]
+) -> None:
+    queue.send("jörg@x.org")
+    with ScriptedRelay(without=["SMTPUTF8"]) as relay:
+        assert queue.flush(SmtplibMailer(relay, dialogue)) == Tally(0, 0, 1)
+    [dead] = (queue.path / ".Failed" / "new").iterdir()
+    assert "SMTPUTF8" in dead.read_text()

@@ -297,9 +297,15 @@ def test_a_reply_about_the_relay_is_its_failure(
 
 @pytest.mark.parametrize(
     "error",
-    [ConnectionRefusedError("No"), TimeoutError("Late"), ssl.SSLError("Bad")],
+    [
+        ConnectionRefusedError("No"),
+        TimeoutError("Late"),
+        ssl.SSLError("Bad"),
+        smtplib.SMTPNotSupportedError("STARTTLS extension not supported by server."),
+        smtplib.SMTPException("No suitable authentication method found."),
+    ],
 )
-def test_a_network_error_is_the_relays_failure(error: OSError) -> None:
+def test_an_error_before_any_message_is_the_relays_failure(error: OSError) -> None:
     report = from_exception(error, "1@x.org", BOTH)
     assert report.outcomes == ()
     assert isinstance(report.relay_failure, RelayError)

@@ -193,6 +193,9 @@ def judge(stage: Stage, code: int) -> Status | None:
 
 # Mailers written elsewhere: results and exceptions as smtplib has them
 
+# What its `login` says, in no class of its own, when it cannot even try a password.
+_NO_LOGIN = ("No suitable authentication method", "Server AUTH mechanism infinite loop")
+
 
 def from_result(
     result: object, message_id: str, recipients: tuple[str, ...]
@@ -229,12 +232,24 @@ def from_exception(
         return DeliveryReport.alike(message_id, recipients, Status.UNCERTAIN, reply)
     if isinstance(error, smtplib.SMTPResponseException):
         return _from_response(error, message_id, recipients)
-    if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
+    if isinstance(error, OSError) and _is_the_relays(error):
         return DeliveryReport(message_id, recipients, relay_failure=_failure(error))
     final = isinstance(error, ValueError | smtplib.SMTPNotSupportedError)
     status = Status.REJECTED if final else Status.DEFERRED
     reply = Reply(0, "5.6.0" if final else "4.3.0", f"{type(error).__name__}: {error}")
     return DeliveryReport.alike(message_id, recipients, status, reply)
+
+
+def _is_the_relays(error: OSError) -> bool:
+    """Tell whether `error` came before any message: of the network, or of a login.
+
+    What smtplib finds missing is STARTTLS or AUTH, or else SMTPUTF8, for a message.
+    """
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return "SMTPUTF8" not in str(error)
+    if isinstance(error, smtplib.SMTPException):
+        return str(error).startswith(_NO_LOGIN)
+    return True
 
 
 def _failure(error: OSError) -> RelayError:
