@@ -300,3 +300,24 @@ def test_a_message_that_needs_what_a_relay_lacks_is_rejected(
         assert queue.flush(SmtplibMailer(relay, dialogue)) == Tally(0, 0, 1)
     [dead] = (queue.path / ".Failed" / "new").iterdir()
     assert "SMTPUTF8" in dead.read_text()
+
+
+def test_who_is_refused_by_an_encoded_address_is_not_taken_for_sent(
+    queue: Queue,
+) -> None:
+    def transmit(
+        smtp: smtplib.SMTP, sender: str, to: Sequence[str], message: bytes
+    ) -> Any:
+        parts = [address.rpartition("@") for address in to]
+        encoded = [
+            name + at + domain.encode("idna").decode() for name, at, domain in parts
+        ]
+        return smtp.sendmail(sender, encoded, message)
+
+    queue.send("ann@bücher.example", BOB)
+    with ScriptedRelay() as relay:
+        relay.reply("RCPT", "550 No", address="ann@xn--bcher-kva.example")
+        assert queue.flush(SmtplibMailer(relay, transmit)) == Tally(1, 0, 1)
+        assert [message.recipients for message in relay.messages] == [(BOB,)]
+    [dead] = (queue.path / ".Failed" / "new").iterdir()
+    assert "X-Zope-To: ann@bücher.example\n" in dead.read_text()

@@ -28,6 +28,8 @@ from postcommit.report import judge
 ANN, BOB, CAROL = "ann@x.org", "bob@x.org", "carol@x.org"
 BOTH = (ANN, BOB)
 
+UMLAUT, ENCODED = "ann@bücher.example", "ann@xn--bcher-kva.example"
+
 LATER = Reply(450, "4.2.0", "Greylisted")
 NEVER = Reply(550, "5.1.1", "No such user")
 
@@ -162,7 +164,7 @@ def test_whom_a_mailer_says_nothing_of_is_uncertain() -> None:
 # Results and exceptions of other mailers
 
 
-@pytest.mark.parametrize("result", [None, {}, "queued as 1"])
+@pytest.mark.parametrize("result", [None, {}, "queued as 1", {"id": "1", 2: "sent"}])
 def test_who_does_not_raise_has_sent(result: object) -> None:
     report = from_result(result, "1@x.org", BOTH)
     assert set(statuses(report).values()) == {Status.SENT}
@@ -176,6 +178,32 @@ def test_a_mapping_has_the_refused_recipients() -> None:
     report = from_result({BOB: (550, b"N\xf6 such user")}, "1@x.org", BOTH)
     assert statuses(report) == {ANN: Status.SENT, BOB: Status.REJECTED}
     assert report.rejected[0].reply.text == "N\ufffd such user"
+
+
+def test_a_refused_recipient_is_found_by_the_address_that_smtplib_takes() -> None:
+    report = from_result({ENCODED: (550, b"No")}, "1@x.org", (UMLAUT, BOB))
+    assert statuses(report) == {UMLAUT: Status.REJECTED, BOB: Status.SENT}
+    assert str(report.rejected[0].reply) == "550 No"
+    error = smtplib.SMTPRecipientsRefused({ENCODED: (550, b"No"), BOB: (450, b"Later")})
+    report = from_exception(error, "1@x.org", (UMLAUT, BOB))
+    assert statuses(report) == {UMLAUT: Status.REJECTED, BOB: Status.DEFERRED}
+    error = smtplib.SMTPRecipientsRefused({ENCODED: (421, b"Going down")})
+    report = from_exception(error, "1@x.org", (UMLAUT,))
+    assert str(report.relay_failure) == "421 Going down"
+
+
+def test_when_somebody_is_refused_nobody_knows_who_who_was_sent_is_uncertain() -> None:
+    refused = {"ann": (1, 2), "Ann <ann@x.org>": (550, b"No"), CAROL: (450, b"Later")}
+    report = from_result(refused, "1@x.org", (ANN, BOB, CAROL))
+    assert statuses(report) == {
+        ANN: Status.UNCERTAIN,
+        BOB: Status.UNCERTAIN,
+        CAROL: Status.DEFERRED,
+    }
+    assert {str(outcome.reply) for outcome in report.uncertain} == {
+        "4.3.0 Refused was who is no recipient: Ann <ann@x.org>: 550 No"
+    }
+    assert not any(outcome.reply.code for outcome in report.uncertain)
 
 
 @pytest.mark.parametrize("code", [421, 530, 535])
@@ -234,11 +262,10 @@ def test_recipients_that_were_refused_have_their_own_replies() -> None:
 
 
 def test_who_is_not_mentioned_in_a_refusal_was_not_sent_either() -> None:
-    """A mailer that encodes domains, and smtplib's when the relay hangs up."""
-    umlaut = "ann@bücher.example"
-    error = smtplib.SMTPRecipientsRefused({"ann@xn--bcher-kva.example": (550, b"No")})
-    report = from_exception(error, "1@x.org", (umlaut,))
-    assert statuses(report) == {umlaut: Status.DEFERRED}
+    """A mailer that rewrites addresses, and smtplib's when the relay hangs up."""
+    error = smtplib.SMTPRecipientsRefused({"Ann <ann@x.org>": (550, b"No")})
+    report = from_exception(error, "1@x.org", (ANN,))
+    assert statuses(report) == {ANN: Status.DEFERRED}
     assert "550" in str(report.outcomes[0].reply)
     error = smtplib.SMTPRecipientsRefused({ANN: (250, b"Ok"), BOB: (550, b"No")})
     report = from_exception(error, "1@x.org", BOTH)

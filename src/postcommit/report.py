@@ -10,9 +10,11 @@ import smtplib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from zope.interface import implementer
 
+from postcommit.address import on_the_wire
 from postcommit.errors import DeliveryError
 from postcommit.errors import RelayError
 from postcommit.interfaces import IDeliveryReport
@@ -204,18 +206,47 @@ def from_result(
 
     That is a report, a mapping of the refused recipients, as
     `smtplib.SMTP.sendmail` returns it, or anything else: it did not raise, so
-    all was sent.
+    all was sent. But where somebody else was refused, nobody knows whom that
+    was meant to be, and who is not mentioned is uncertain.
     """
     if IDeliveryReport.providedBy(result):
         return result
     refused = result if isinstance(result, Mapping) else {}
+    names = _names(recipients, refused)
+    unmentioned = (Status.SENT, Reply(250))
+    others = _refused_others(refused, set(names.values()))
+    if others:
+        reply = Reply(0, "4.3.0", f"Refused was who is no recipient: {others}")
+        unmentioned = (Status.UNCERTAIN, reply)
     outcomes = []
     for recipient in recipients:
-        reply = _reply(refused.get(recipient, (250, "")))
-        # Others may have been sent: whatever the reply, it is not about them.
-        status = judge(Stage.RCPT, reply.code) or Status.DEFERRED
+        status, reply = unmentioned
+        if names[recipient] in refused:
+            reply = _reply(refused[names[recipient]])
+            # Others may have been sent: whatever the reply, it is not about them.
+            status = judge(Stage.RCPT, reply.code) or Status.DEFERRED
         outcomes.append(Outcome(recipient, status, reply))
     return DeliveryReport(message_id, recipients, tuple(outcomes))
+
+
+def _names(recipients: tuple[str, ...], refused: Mapping[Any, Any]) -> dict[str, str]:
+    """Return by which address each of `recipients` may be among the `refused`.
+
+    smtplib takes a domain in ASCII only.
+    """
+    return {r: r if r in refused else on_the_wire(r) for r in recipients}
+
+
+def _refused_others(refused: Mapping[Any, Any], names: set[str]) -> str:
+    """Return who else was refused, and why.
+
+    An answer of another kind may be a mapping, too, but not of addresses.
+    """
+    return "; ".join(
+        f"{address}: {_reply(said)}"
+        for address, said in refused.items()
+        if address not in names and "@" in str(address)
+    )
 
 
 def from_exception(
@@ -286,12 +317,12 @@ def _from_refusals(
 ) -> DeliveryReport:
     """Nobody got the message, also who is not mentioned.
 
-    That is so if a mailer has encoded an address, or if the relay hung up.
+    That is so if a mailer has rewritten an address, or if the relay hung up.
     """
     refused = error.recipients if isinstance(error.recipients, Mapping) else {}
     outcomes = []
-    for recipient in recipients:
-        reply = _reply(refused.get(recipient, f"Not sent: {error}"))
+    for recipient, name in _names(recipients, refused).items():
+        reply = _reply(refused.get(name, f"Not sent: {error}"))
         status = judge(Stage.RCPT, reply.code)
         if status is None:
             return DeliveryReport(
