@@ -179,6 +179,9 @@ def test_an_entry_of_repoze_sendmail_is_read(tmp_path: Path) -> None:
         ("0000000001.M000000P1Q1.host", 1),
         ("message", None),
         ("12.host", None),
+        ("20261128101112.host", None),  # a date
+        ("1732791600000.host", None),  # milliseconds
+        ("202611281011.M000123P1.host", None),
     ],
 )
 def test_the_name_tells_when_an_entry_was_accepted(

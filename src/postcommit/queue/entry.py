@@ -174,9 +174,10 @@ def _decoded(value: bytes) -> str:
 def accepted_at(name: str) -> float | None:
     """Return when the entry of this file name was accepted, None if it tells not.
 
-    Names of other Maildir writers begin with the seconds, too.
+    Names of other Maildir writers begin with the seconds, too. A longer number is
+    something else: a date, or milliseconds.
     """
-    match = re.match(r"(\d{9,11})(?:\.M(\d{1,6})(?!\d))?", name)
+    match = re.match(r"(\d{9,11})(?!\d)(?:\.M(\d{1,6})(?!\d))?", name)
     if match is None:
         return None
     return int(match[1]) + int(match[2] or 0) / 1e6
