@@ -9,17 +9,21 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from email import message_from_bytes
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import transaction
 import zope.event
+from transaction import TransactionManager
 from zope.interface import implementer
 
+from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit.attempt import Attempt
 from postcommit.attempt import Transmission
+from postcommit.attempt import accounting_for
 from postcommit.attempt import announcements
 from postcommit.attempt import attempt_all
 from postcommit.event import Announcement
@@ -29,7 +33,9 @@ from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
+from postcommit.message import message_id_of
 from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
 from postcommit.report import Reply
 from tests.support.smtpd import ScriptedRelay
 
@@ -87,6 +93,20 @@ class AnnouncingMailer:
         report = sent(1)
         announce(report, self.notify)
         return report
+
+
+@implementer(IMailer)
+class TellingMailer:
+    """Reports of all recipients as it was told."""
+
+    def __init__(self, outcome: Callable[[str], Any]) -> None:
+        self.outcome = outcome
+
+    def send(
+        self, fromaddr: str, toaddrs: Sequence[str], message: bytes
+    ) -> IDeliveryReport:
+        outcomes = tuple(map(self.outcome, toaddrs))
+        return DeliveryReport(message_id_of(message), tuple(toaddrs), outcomes)
 
 
 class RaisingMailer:
@@ -196,7 +216,54 @@ def test_an_error_out_of_the_transmissions_is_the_callers() -> None:
             list(attempts)
 
 
-# Mailers written with smtplib, at a relay and at a queue
+def test_whom_a_mailer_says_nothing_of_is_uncertain() -> None:
+    report = DeliveryReport.alike("1@x.org", [BOB], Status.REJECTED, Reply(550))
+    whole = accounting_for(report, (ANN, BOB))
+    assert [o.recipient for o in whole.outcomes] == [ANN, BOB]
+    assert [o.status for o in whole.outcomes] == [Status.UNCERTAIN, Status.REJECTED]
+    assert accounting_for(whole, (ANN, BOB)) is whole
+    odd: Any = Outcome(ANN, "delivered", Reply(550))  # no status at all
+    [unclear] = accounting_for(DeliveryReport("1", (ANN,), (odd,)), (ANN,)).outcomes
+    assert unclear.status is Status.UNCERTAIN
+
+
+@pytest.mark.parametrize(
+    ("said", "reply"),
+    [
+        ({}, Reply(0, "", "The mailer gave no reply")),
+        ({"reply": None}, Reply(0, "", "The mailer gave no reply")),
+        ({"reply": (450, b"Later")}, Reply(0, "", "(450, b'Later')")),
+        ({"reply": "Later"}, Reply(0, "", "Later")),
+    ],
+)
+@pytest.mark.parametrize("status", Status)
+def test_what_a_mailer_says_without_a_reply_counts_and_gets_one(
+    status: Status, said: dict[str, Any], reply: Reply
+) -> None:
+    odd: Any = SimpleNamespace(recipient=ANN, status=status, **said)
+    good = Outcome(BOB, Status.SENT, Reply(250))
+    report = DeliveryReport("1@x.org", (BOB, ANN), (good, odd))
+    whole = accounting_for(report, (BOB, ANN))
+    assert whole.outcomes == (good, Outcome(ANN, status, reply))
+    assert accounting_for(report, (BOB,)).outcomes == (good,)
+
+
+def test_an_outcome_without_a_reply_harms_no_commit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mailer = TellingMailer(
+        lambda to: SimpleNamespace(recipient=to, status=Status.DEFERRED)
+    )
+    manager = TransactionManager()
+    delivery = DirectMailDelivery(mailer, transaction_manager=manager)
+    delivery.send("me@x.org", ANN, message(1))
+    manager.commit()
+    assert [r.getMessage() for r in caplog.records] == [
+        "<1@x.org> to ann@x.org: deferred: The mailer gave no reply"
+    ]
+
+
+# Mailers written elsewhere, at a queue
 
 
 class SmtplibMailer:

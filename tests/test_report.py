@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import smtplib
 import ssl
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +16,6 @@ from postcommit.report import DeliveryReport
 from postcommit.report import Outcome
 from postcommit.report import Reply
 from postcommit.report import Stage
-from postcommit.report import accounting_for
 from postcommit.report import blamed
 from postcommit.report import from_exception
 from postcommit.report import from_result
@@ -148,17 +146,6 @@ def test_what_is_given_up_is_rejected_with_the_last_reply() -> None:
     report = given_up(mixed())
     assert [o.status for o in report.outcomes] == [Status.SENT] + 3 * [Status.REJECTED]
     assert [o.reply for o in report.outcomes] == [o.reply for o in mixed().outcomes]
-
-
-def test_whom_a_mailer_says_nothing_of_is_uncertain() -> None:
-    report = DeliveryReport.alike("1@x.org", [BOB], Status.REJECTED, NEVER)
-    whole = accounting_for(report, BOTH)
-    assert [o.recipient for o in whole.outcomes] == [ANN, BOB]
-    assert [o.status for o in whole.outcomes] == [Status.UNCERTAIN, Status.REJECTED]
-    assert accounting_for(whole, BOTH) is whole
-    odd: Any = Outcome(ANN, "delivered", NEVER)  # no status at all
-    [unclear] = accounting_for(DeliveryReport("1", (ANN,), (odd,)), (ANN,)).outcomes
-    assert unclear.status is Status.UNCERTAIN
 
 
 # Results and exceptions of other mailers

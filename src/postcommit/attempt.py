@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
+from typing import Any
 from typing import NamedTuple
 
 import zope.event
@@ -19,8 +20,13 @@ from postcommit.event import hold
 from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import IOutcome
+from postcommit.interfaces import IReply
+from postcommit.interfaces import Status
 from postcommit.message import message_id_of
-from postcommit.report import accounting_for
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
 from postcommit.report import from_exception
 from postcommit.report import from_result
 
@@ -103,3 +109,40 @@ def _single(mailer: IMailer, transmission: Transmission) -> IDeliveryReport:
     except Exception as error:  # whatever a mailer raises is an outcome
         return from_exception(error, message_id, recipients)
     return from_result(result, message_id, recipients)
+
+
+def accounting_for(
+    report: IDeliveryReport, recipients: tuple[str, ...]
+) -> IDeliveryReport:
+    """Return `report` with an outcome, and in it a reply, for each of `recipients`.
+
+    Of whom a mailer, against its contract, says nothing, or nothing that is a
+    status, nobody knows.
+    """
+    if report.relay_failure is not None:
+        return report
+    known: dict[str, Any] = {
+        o.recipient: _with_reply(o)
+        for o in report.outcomes
+        if isinstance(o.status, Status)
+    }
+    silence = Reply(0, "4.3.0", "The mailer did not report on this recipient")
+    outcomes = tuple(
+        known.get(recipient) or Outcome(recipient, Status.UNCERTAIN, silence)
+        for recipient in recipients
+    )
+    if outcomes == report.outcomes:
+        return report
+    return DeliveryReport(report.message_id, recipients, outcomes)
+
+
+def _with_reply(outcome: IOutcome) -> IOutcome:
+    """Return `outcome`; what it has instead of a reply becomes the text of one.
+
+    What became of the recipient, it has said all the same.
+    """
+    said = getattr(outcome, "reply", None)
+    if IReply.providedBy(said):
+        return outcome
+    reply = Reply(0, "", str(said or "The mailer gave no reply"))
+    return Outcome(outcome.recipient, outcome.status, reply)

@@ -117,26 +117,6 @@ class DeliveryReport:
             raise DeliveryError(self, told)
 
 
-def accounting_for(
-    report: IDeliveryReport, recipients: tuple[str, ...]
-) -> IDeliveryReport:
-    """Return `report` with an outcome for each of `recipients`.
-
-    Of whom a mailer, against its contract, says nothing, or nothing that is a
-    status, nobody knows.
-    """
-    told = [o.recipient for o in report.outcomes if isinstance(o.status, Status)]
-    if report.relay_failure is not None or told == list(recipients):
-        return report
-    known = {o.recipient: o for o in report.outcomes if isinstance(o.status, Status)}
-    silence = Reply(0, "4.3.0", "The mailer did not report on this recipient")
-    outcomes = tuple(
-        known.get(recipient) or Outcome(recipient, Status.UNCERTAIN, silence)
-        for recipient in recipients
-    )
-    return DeliveryReport(report.message_id, recipients, outcomes)
-
-
 def blamed(report: IDeliveryReport) -> DeliveryReport:
     """Return `report` for when it is the message that the relay fails at."""
     failure = report.relay_failure
