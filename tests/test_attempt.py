@@ -31,6 +31,7 @@ from postcommit.event import announce
 from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
 from postcommit.message import message_id_of
@@ -281,6 +282,18 @@ class SmtplibMailer:
             smtp.close()
 
 
+@implementer(IReply)
+class EscapedReply:
+    """As of a mailer that decodes what is no UTF-8."""
+
+    code = 450
+    enhanced = ""
+    text = b"Sp\xe4ter".decode(errors="surrogateescape")
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}"
+
+
 class Queue:
     """A queue, and what is in it."""
 
@@ -388,3 +401,22 @@ def test_who_is_refused_by_an_encoded_address_is_not_taken_for_sent(
         assert [message.recipients for message in relay.messages] == [(BOB,)]
     [dead] = (queue.path / ".Failed" / "new").iterdir()
     assert "X-Zope-To: ann@bücher.example\n" in dead.read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "folder", "tally"),
+    [
+        (Status.DEFERRED, "cur", Tally(0, 2, 0)),
+        (Status.UNCERTAIN, "cur", Tally(0, 2, 0)),
+        (Status.REJECTED, ".Failed/new", Tally(0, 0, 2)),
+    ],
+)
+def test_a_reply_that_cannot_be_encoded_does_not_pause_the_queue(
+    queue: Queue, status: Status, folder: str, tally: Tally
+) -> None:
+    queue.send()
+    queue.send()
+    mailer = TellingMailer(lambda to: Outcome(to, status, EscapedReply()))  # type: ignore[arg-type]
+    assert queue.flush(mailer) == tally
+    kept = [path.read_text() for path in (queue.path / folder).iterdir()]
+    assert ["X-Zope-Reply: 450 Sp?ter\n" in text for text in kept] == [True, True]

@@ -136,6 +136,11 @@ def test_a_preamble_keeps_own_lines_of_a_message_apart() -> None:
     assert preamble("", ("a@x.org",), b"Subject: x").count(b"\n") == 2
 
 
+def test_a_preamble_is_written_whatever_was_said() -> None:
+    lines = preamble("", ("a@x.org",), b"Subject: x", 1, "450 Sp\udce4ter")
+    assert lines.endswith(b"X-Zope-Attempts: 1\nX-Zope-Reply: 450 Sp?ter\n")
+
+
 # Entries of the older libraries
 
 

@@ -96,7 +96,8 @@ def preamble(
     )
     if not (attempts or last_reply or beginning.lower().startswith(b"x-zope-")):
         return envelope
-    one_line = " ".join(last_reply.split()).encode()
+    # What a mailer written elsewhere says may have halves of characters.
+    one_line = " ".join(last_reply.split()).encode(errors="replace")
     return b"%b%b%d\n%b%b\n" % (envelope, ATTEMPTS, attempts, REPLY, one_line)
 
 
