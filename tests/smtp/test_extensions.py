@@ -9,6 +9,9 @@ from email.policy import SMTP
 
 import pytest
 
+from postcommit.interfaces import Tally
+from postcommit.queue.runner import QueueProcessor
+from postcommit.queue.store import Store
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
@@ -186,6 +189,84 @@ def test_what_cannot_be_said_in_seven_bits(start, connect, message):
     assert told(report) == ["rejected"]
     assert "needs 8BITMIME" in str(report.rejected[0].reply)
     assert mails(relay) == []
+
+
+@pytest.mark.parametrize("mark", ["\v", "\f", "\x1c", "\x1d", "\x1e", "\x00"])
+@pytest.mark.parametrize("word", ["Re:", "for"])
+def test_a_header_of_seven_bits_stays_as_it_is(start, connect, mark, word):
+    """Some characters end a line for Python, but none for a mail."""
+    relay = start(without=["8BITMIME"])
+    field = f"Subject: Invoice{mark}{word} you,\r\n\tand  others \r\n".encode()
+    message = b"Message-Id: <1@x>\r\n" + field + f"\r\n{UMLAUT}\r\n".encode()
+    assert told(connect(relay).send(SENDER, B, message)) == ["sent"]
+    assert field in relay.messages[0].data
+    assert message_from_bytes(relay.messages[0].data).get_payload() == "M=C3=BCller\r\n"
+
+
+@pytest.mark.parametrize("mark", ["\v", "\f", "\x1c"])
+def test_a_mark_beside_what_gets_encoded(start, connect, mark):
+    relay = start(without=["8BITMIME"])
+    message = f"Message-Id: <1@x>\r\nSubject: {UMLAUT}{mark}Re: x\r\n\r\nx\r\n"
+    assert told(connect(relay).send(SENDER, B, message.encode())) == ["sent"]
+    parsed = message_from_bytes(relay.messages[0].data)
+    subject = str(make_header(decode_header(parsed["Subject"])))
+    assert subject.split() == [UMLAUT, "Re:", "x"]
+    assert parsed.get_payload() == "x\r\n"
+
+
+# What the parser of the standard library stumbles over.
+STUMBLING = {
+    "parameters": (
+        b"Message-Id: <0@x>\r\n"
+        b"Content-Type: text/plain; charset*=utf-8''utf-8; charset*0=utf-8\r\n\r\n"
+        b"M\xc3\xbcller\r\n"
+    ),
+    "nesting": (
+        b"Message-Id: <0@x>\r\n"
+        + b"Content-Type: message/rfc822\r\n\r\n" * 2000
+        + b"M\xc3\xbcller\r\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", STUMBLING.values(), ids=STUMBLING)
+def test_what_cannot_be_parsed_for_seven_bits(start, connect, message):
+    relay = start(without=["8BITMIME"])
+    batch = [(SENDER, [B], data) for data in (MESSAGE, message, MESSAGE, MESSAGE)]
+    reports = list(connect(relay).send_batch(batch))
+    results = [told(report) for report in reports]
+    assert results == [["sent"], ["rejected"], ["sent"], ["sent"]]
+    reply = str(reports[1].rejected[0].reply)
+    assert reply.startswith("5.6.3 The message needs 8BITMIME, the relay lacks it, and")
+    assert "Error: " in reply
+    assert len(relay.messages) == 3
+
+
+def test_too_little_memory_for_seven_bits(start, connect, monkeypatch):
+    """Another time there may be more of it."""
+
+    def encode(message):
+        raise MemoryError
+
+    monkeypatch.setattr("postcommit.smtp.transfer.to_seven_bits", encode)
+    relay = start(without=["8BITMIME"])
+    batch = [(SENDER, [B], data) for data in (MESSAGE, MESSAGE + b"\xff", MESSAGE)]
+    reports = list(connect(relay).send_batch(batch))
+    assert [told(report) for report in reports] == [["sent"], ["deferred"], ["sent"]]
+    assert str(reports[1].deferred[0].reply).startswith("4.3.0 ")
+
+
+@pytest.mark.parametrize("message", STUMBLING.values(), ids=STUMBLING)
+def test_a_queue_goes_on_behind_what_cannot_be_said(start, connect, tmp_path, message):
+    relay = start(without=["8BITMIME"])
+    store = Store(str(tmp_path / "queue"))
+    for data in (message, MESSAGE, MESSAGE):
+        store.stage(SENDER, (B,), [data]).commit()
+    processor = QueueProcessor(store.path, connect(relay), workers=1)
+    assert processor.flush() == Tally(2, 0, 1)
+    assert len(relay.messages) == 2
+    assert len(list(store.maildir.paths(".Failed/new"))) == 1
+    assert list(store.maildir.paths("new")) == []
 
 
 # SMTPUTF8 and IDNA

@@ -8,12 +8,21 @@ from email.generator import BytesGenerator
 from email.header import Header
 from email.message import Message
 from email.parser import BytesParser
-from email.policy import compat32
+from email.policy import Compat32
 from io import BytesIO
 
 
-# Lines are long enough as they are: nothing is folded anew.
-_POLICY = compat32.clone(linesep="\r\n", max_line_length=0)
+class _AsItIs(Compat32):
+    """Header fields are written as they are: their lines are long enough."""
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        # To the usual folding, VT, FF and the like are line ends, but a mail has
+        # no others than CRLF.
+        field = f"{name}: {value}{self.linesep}"
+        return field.encode("ascii", "surrogateescape")
+
+
+_POLICY = _AsItIs(linesep="\r\n")
 
 _WORD = r'[^\s<>,;"]*[^\x00-\x7f\s][^\s<>,;"]*'
 
@@ -29,7 +38,8 @@ def to_seven_bits(message: bytes) -> bytes:
 
     Text becomes quoted-printable, other content base64, and header fields get
     encoded words (RFC 2047). That says the same, though a signature over it no
-    longer fits. What cannot be re-encoded is left as it is.
+    longer fits. What cannot be re-encoded is left as it is. Raises whatever the
+    standard library's parser stumbles with.
     """
     parsed = BytesParser(policy=_POLICY).parsebytes(message)
     for part in parsed.walk():

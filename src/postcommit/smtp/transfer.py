@@ -29,6 +29,7 @@ _UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 _NO_SMTPUTF8 = Reply(0, "5.6.7", "The address needs SMTPUTF8, the relay lacks it")
 _NO_8BITMIME = Reply(0, "5.6.3", "The message needs 8BITMIME, the relay lacks it")
+_NO_MEMORY = Reply(0, "4.3.0", "Too little memory to do without 8BITMIME")
 _NO_ADDRESS = Reply(0, "5.1.3", "A control character in an address")
 
 
@@ -121,16 +122,32 @@ class Transfer:
 
     def _fitting(self, extensions: Mapping[str, str]) -> bytes | None:
         """Return the message as the relay can take it, or refuse it."""
-        message = self._message
-        if not message.isascii() and "8BITMIME" not in extensions:
-            message = to_seven_bits(message)
-            if not message.isascii():
-                self._settle(Status.REJECTED, _NO_8BITMIME)
-                return None
+        message: bytes | None = self._message
+        if not self._message.isascii() and "8BITMIME" not in extensions:
+            message = self._in_seven_bits()
+        if message is None:
+            return None
         limit = extensions.get("SIZE", "")
         if limit.isdecimal() and 0 < int(limit) < len(message):
             text = f"The message has {len(message)} bytes, the relay takes {limit}"
             self._settle(Status.REJECTED, Reply(0, "5.3.4", text))
+            return None
+        return message
+
+    def _in_seven_bits(self) -> bytes | None:
+        """Return the message with ASCII characters only, or refuse it."""
+        try:
+            message = to_seven_bits(self._message)
+        except MemoryError:
+            self._settle(Status.DEFERRED, _NO_MEMORY)
+            return None
+        except Exception as error:
+            # Whatever it is, it is about this message, and others go on.
+            text = f"{_NO_8BITMIME.text}, and {type(error).__name__}: {error}"
+            self._settle(Status.REJECTED, Reply(0, "5.6.3", text))
+            return None
+        if not message.isascii():
+            self._settle(Status.REJECTED, _NO_8BITMIME)
             return None
         return message
 
