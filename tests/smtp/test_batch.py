@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from postcommit.smtp.batch import Batch
+from postcommit.smtp.transfer import Transfer
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import C
@@ -348,6 +350,53 @@ def test_an_interrupt_does_not_wait(relay, connect):
 
     with pytest.raises(KeyboardInterrupt):
         list(connect(relay).send_batch(messages()))
+
+
+class Broken(Transfer):
+    """Raises what nobody expects, at one stage."""
+
+    stage = ""
+
+    def prepare(self, extensions, *, reset=False):
+        self._break_at("MAIL")
+        super().prepare(extensions, reset=reset)
+
+    def content(self):
+        self._break_at("DATA")
+        return super().content()
+
+    def finish(self, reply):
+        self._break_at("END")
+        super().finish(reply)
+
+    def _break_at(self, stage):
+        if stage == self.stage:
+            raise LookupError(stage)
+
+
+@WITHOUT
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("stage", ["MAIL", "DATA", "END"])
+def test_an_error_of_the_program_waits_for_the_reports(
+    start, connect, without, which, stage
+):
+    """What was sent is not sent again because of it."""
+    relay = start(without=without)
+    mailer = connect(relay)
+    transfers = [Broken(*words, "") for words in batch(4)]
+    transfers[which].stage = stage
+    reports = []
+    with pytest.raises(LookupError, match=stage):
+        reports.extend(iter(Batch(mailer._pool, transfers)))
+    expected = [["sent"]] * which
+    if stage == "MAIL" and not without:
+        expected = expected[1:]  # its envelope would leave with the content before it
+    if stage == "END":
+        expected.append(["uncertain"])
+    assert [told(report) for report in reports] == expected
+    relay.wait_until(lambda: not relay.open)
+    assert ids(relay) == list(range(len(expected)))
+    assert send(mailer, batch(1)) == [["sent"]]
 
 
 def test_the_caller_loses_interest(relay, connect):

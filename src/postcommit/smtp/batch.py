@@ -71,13 +71,26 @@ class Batch:
         try:
             is_going_on = True
             while is_going_on:
-                is_going_on = self._advance()
+                is_going_on = self._go_on()
                 while (report := self._source.report()) is not None:
                     yield report
         finally:
             if self._session is not None:  # the caller lost interest
                 self._sessions.discard(self._session)
         self._source.reraise()
+
+    def _go_on(self) -> bool:
+        """As `_advance`; an error of the program waits for the reports, too.
+
+        What is not reported would be sent again.
+        """
+        try:
+            return self._advance()
+        except Exception as error:
+            if self._ended is not None:
+                self._ended.doubt(error)
+            self._source.fail(error)
+            return False
 
     def _advance(self) -> bool:
         """Go on for about one round trip; return whether there was anything to do."""
@@ -150,11 +163,12 @@ class Batch:
             self._offered = self._next(session)
             if self._offered is not None:
                 envelope = self._offered.next_group(_GROUP if session.pipelining else 1)
+        data = content + envelope
         if content:
             self._ended = leaving
             self._point_of_no_return = len(content)
-        if content or envelope:
-            session.write(content + envelope)
+        if data:
+            session.write(data)
 
     def _next(self, session: Session) -> Transfer | None:
         """Return the next message that `session` can take."""
@@ -276,6 +290,10 @@ class _Source:
     ) -> bool:
         self._error = error
         return isinstance(error, Exception)
+
+    def fail(self, error: Exception) -> None:
+        """Have `error` raised as if it came out of the transfers."""
+        self._error = error
 
     def reraise(self) -> None:
         """Raise the error, if there was one."""

@@ -278,7 +278,7 @@ class Transfer:
             text = f"The dialogue was interrupted: {error}"
             self._settle(Status.DEFERRED, Reply(0, "4.4.2", text))
 
-    def doubt(self, error: OSError) -> None:
+    def doubt(self, error: Exception) -> None:
         """The final dot was sent, and no reply came but `error`."""
         text = f"No reply to the end of the message: {error}"
         self._settle(Status.UNCERTAIN, Reply(0, "4.4.2", text))
