@@ -13,6 +13,7 @@ from tests.smtp.messages import B
 from tests.smtp.messages import C
 from tests.smtp.messages import message
 from tests.smtp.messages import told
+from tests.support.script import Hangup
 
 
 WITHOUT = pytest.mark.parametrize("without", [(), ("PIPELINING",)], ids=str)
@@ -301,6 +302,37 @@ def test_whose_turn_it_was_when_the_relay_failed(start, connect, without, stage)
     reports = list(connect(relay).send_batch(messages))
     assert [told(report) for report in reports] == [["sent"], *["relay"] * 3]
     assert [report.had_its_turn for report in reports] == [False, True, False, False]
+
+
+@WITHOUT
+def test_silence_at_the_end_is_not_the_turn_of_the_next(start, connect, without):
+    relay = start(without=without)
+    relay.hold("END", address="s1@example.org")
+    reports = list(connect(relay, timeout=0.3).send_batch(batch(4)))
+    results = [told(report) for report in reports]
+    if without:  # nothing was on the wire behind it: there is a new connection
+        assert results == [["sent"], ["uncertain"], ["sent"], ["sent"]]
+    else:
+        assert results == [["sent"], ["uncertain"], "relay", "relay"]
+        assert "fell silent" in str(reports[2].relay_failure)
+    assert not any(report.had_its_turn for report in reports)
+
+
+def test_silence_in_a_content_is_not_the_turn_of_the_next(relay, connect):
+    def fall_silent(dialogue, usual):
+        dialogue.say(b"354 Go on\r\n")
+        dialogue.flush()
+        relay.stopping.wait()
+        raise Hangup
+
+    relay.reply("RCPT", "550 5.1.1 Unknown", address=C)
+    relay.on("DATA", fall_silent)
+    big = message(0) + (b"x" * 70 + b"\r\n") * 120_000
+    messages = [(SENDER, [B, C], big), *batch(2)]
+    reports = list(connect(relay, timeout=0.3).send_batch(messages))
+    results = [told(report) for report in reports]
+    assert results == [["deferred", "rejected"], "relay", "relay"]
+    assert not any(report.had_its_turn for report in reports)
 
 
 def test_nobodys_turn_it_was_where_there_is_no_connection(relay, connect):

@@ -28,6 +28,7 @@ from postcommit.report import DeliveryReport
 from postcommit.report import Stage
 from postcommit.smtp.session import Session
 from postcommit.smtp.transfer import Transfer
+from postcommit.smtp.transfer import silence
 
 
 log = Log(__name__)
@@ -201,6 +202,9 @@ class Batch:
                 # one would be, too.
                 self._failure = RelayError(str(error))
             return
+        if ended is not None and isinstance(error, TimeoutError):
+            # The relay has not come to what is offered, so it is not its turn.
+            self._failure = self._failure or silence(error)
         if self._failure is not None:
             offered.fail(self._failure)
         elif self._may_retry(session, offered, error):

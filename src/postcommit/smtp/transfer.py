@@ -321,8 +321,13 @@ class Transfer:
         )
 
 
+def silence(error: TimeoutError) -> RelayError:
+    """Return the trouble of a relay that does not answer in time."""
+    return RelayError(f"the relay fell silent: {error}")
+
+
 def _trouble(error: OSError) -> RelayError | None:
     """Return the trouble of the relay that `error` tells of, None for a loss."""
     if isinstance(error, TimeoutError):
-        return RelayError(f"the relay fell silent: {error}")
+        return silence(error)
     return error if isinstance(error, RelayError) else None
