@@ -3,11 +3,19 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
 from postcommit.errors import RelayError
+from postcommit.smtp.batch import Batch
+from postcommit.smtp.channel import Channel
+from postcommit.smtp.mailer import SMTPMailer
+from postcommit.smtp.session import Session
+from postcommit.smtp.transfer import Transfer
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
@@ -221,3 +229,88 @@ def test_cut_in_the_middle_of_a_large_message(start, connect, authority):
     relay.on("DATA", cut)
     big = MESSAGE + (b"x" * 70 + b"\r\n") * 100_000
     assert told(mailer.send(SENDER, B, big)) == ["deferred"]
+
+
+# A relay that stops reading
+
+
+@contextmanager
+def tunnel(authority):
+    """Yield a channel and the socket of its peer, with TLS between, and little room."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+    theirs.settimeout(10)
+    client = ssl.create_default_context(cafile=authority.cafile)
+    server = authority.server()
+    server.num_tickets = 0  # nobody here would read them
+    channel = Channel(ours)
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(server.wrap_socket, theirs, server_side=True)
+        channel.start_tls(client, "localhost", 10)
+        peer = begun.result(10)
+    with peer:
+        yield channel, peer
+        channel.close()
+
+
+def read_all(peer):
+    """Return what comes until the connection is closed; half a record is nothing."""
+    received = b""
+    while more := peer.recv(1 << 16):
+        received += more
+    return received
+
+
+@pytest.mark.parametrize("size", [60_000, 1_000_000])
+def test_no_more_has_left_than_the_channel_says(authority, size):
+    with tunnel(authority) as (channel, peer):
+        with pytest.raises(TimeoutError):
+            channel.write(b"x" * size, 0.2)
+        channel.close()
+        assert 0 < len(read_all(peer)) <= channel.sent < size
+
+
+class OneSession:
+    """A place where there is one session, and no other."""
+
+    pipelining = True
+
+    def __init__(self, channel):
+        self.session = Session(channel, SMTPMailer(timeout=0.3)._relay())
+        self.session.pipelining = True
+
+    def checkout(self, *, fresh=False):
+        return self.session
+
+    def discard(self, session):
+        session.close()
+
+    def is_full(self, session):
+        return False
+
+
+def test_a_final_dot_that_left_is_not_taken_for_one_that_did_not(authority):
+    """The relay stops to read in the middle of the envelope behind it."""
+    given_up = threading.Event()
+
+    def serve(peer):
+        received = b""
+        while not received.endswith(b"DATA\r\n"):
+            received += peer.recv(1 << 16)
+        peer.sendall(b"250 Ok\r\n250 Ok\r\n354 Go on\r\n")
+        assert given_up.wait(10)
+        return read_all(peer)
+
+    many = [f"{'x' * 450}.{number}@example.org" for number in range(150)]
+    transfers = [
+        Transfer(SENDER, [B], MESSAGE + b"x" * 10_000, ""),
+        Transfer(SENDER, many, MESSAGE, ""),
+    ]
+    with tunnel(authority) as (channel, peer), ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve, peer)
+        reports = list(Batch(OneSession(channel), transfers))
+        given_up.set()
+        received = served.result(10)
+    assert b"\r\n.\r\nMAIL" in received
+    assert not received.endswith(b"DATA\r\n")
+    assert [told(report) for report in reports] == [["uncertain"], "relay"]

@@ -14,6 +14,10 @@ from typing import TypeAlias
 # No single call of send() is handed more, so that the time-out is for so much.
 _BLOCK = 1 << 16
 
+# Nor, under TLS, more than a record has (RFC 8446, 5.1). Of several records, send()
+# may have some on their way, and fail without telling how many.
+_RECORD = 1 << 14
+
 _READ_SIZE = 1 << 16
 
 _AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
@@ -63,6 +67,7 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._timeout: float | None = None
+        self._most = _BLOCK
         self.data = b""
         self.position = 0
         self.sent = 0
@@ -70,7 +75,7 @@ class Channel:
     def write(self, data: bytes, timeout: float) -> None:
         """Send all of `data`; each block of 64 KiB may take `timeout`."""
         self.sent = 0
-        if len(data) <= _BLOCK:
+        if len(data) <= self._most:
             # It hardly ever waits here. The time-out of the last reply is as good
             # a bound, and setting one is a system call for each message.
             self.sent = self._send(data)
@@ -84,7 +89,7 @@ class Channel:
         deadline = time.monotonic() + timeout
         while block:
             self._bound(_remaining(deadline))
-            taken = self._send(block)
+            taken = self._send(block[: self._most])
             self.sent += taken
             block = block[taken:]
 
@@ -151,6 +156,7 @@ class Channel:
         self._timeout = timeout
         self._socket.settimeout(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
+        self._most = _RECORD
 
     @property
     def is_encrypted(self) -> bool:
