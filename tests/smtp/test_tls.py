@@ -1,6 +1,8 @@
 """TLS: one option, verified unless one says otherwise."""
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -11,9 +13,11 @@ from contextlib import contextmanager
 import pytest
 
 from postcommit.errors import RelayError
+from postcommit.interfaces import TLSMode
 from postcommit.smtp.batch import Batch
 from postcommit.smtp.channel import Channel
 from postcommit.smtp.mailer import SMTPMailer
+from postcommit.smtp.policy import TLS
 from postcommit.smtp.session import Session
 from postcommit.smtp.transfer import Transfer
 from tests.smtp.messages import MESSAGE
@@ -202,6 +206,32 @@ def test_a_cafile_that_is_none(start, connect, authority, tmp_path, content):
     report = connect(relay, tls="starttls", cafile=str(cafile)).send(SENDER, B, MESSAGE)
     assert "holds no certificates to trust" in str(report.relay_failure)
     assert str(cafile) in str(report.relay_failure)
+
+
+@pytest.mark.parametrize("loopback", [False, True])
+def test_a_fork_while_certificates_are_read(authority, tmp_path, loopback):
+    slow, quick = tmp_path / "slow.pem", tmp_path / "quick.pem"
+    os.mkfifo(slow)
+    quick.write_bytes(authority.ca.cert_pem.bytes())
+    tls = TLS(TLSMode.AUTO, str(slow), verify=True)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(tls.context, loopback=loopback)
+        with slow.open("wb") as writer:  # as soon as somebody reads
+            quick.replace(slow)
+            pid = os.fork()
+            if not pid:
+                try:
+                    signal.alarm(5)
+                    tls.context(loopback=loopback)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            assert status == 0
+            context = tls.context(loopback=loopback)
+            writer.write(authority.ca.cert_pem.bytes())
+        # Both have made one, and the same is kept for both.
+        assert reading.result(10) is context
 
 
 def test_the_relay_hangs_up_under_tls(start, connect, authority):

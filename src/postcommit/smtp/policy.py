@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field
@@ -44,7 +43,6 @@ class TLS:
         self._cafile = cafile
         self._verify = verify
         self._contexts: dict[bool, ssl.SSLContext] = {}
-        self._lock = threading.Lock()
 
     @property
     def is_required(self) -> bool:
@@ -57,11 +55,11 @@ class TLS:
         """
         trusting = loopback and self.mode is TLSMode.AUTO
         verify = self._verify and not trusting
-        with self._lock:
-            context = self._contexts.get(verify)
-            if context is None:
-                context = self._contexts[verify] = self._make(verify)
-            return context
+        context = self._contexts.get(verify)
+        if context is None:
+            # No lock: a child that is forked meanwhile would wait for it for ever.
+            context = self._contexts.setdefault(verify, self._make(verify))
+        return context
 
     def _make(self, verify: bool) -> ssl.SSLContext:
         try:
