@@ -20,6 +20,8 @@ from postcommit.commands.progress import Progress
 from postcommit.commands.progress import WatchedMailer
 from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import Status
+from postcommit.interfaces import Tally
+from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
@@ -175,6 +177,28 @@ def test_the_bar_is_not_drawn_too_often(monkeypatch: pytest.MonkeyPatch) -> None
     with Progress(1, stream) as progress:
         progress.note(report())
     assert "1 of 1" not in stream.getvalue()
+
+
+def test_a_terminal_that_goes_away_takes_no_report_with_it(
+    relay: ScriptedRelay, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("postcommit.commands.progress._INTERVAL", 0.0)
+    wait(store)
+    wait(store)
+    ours, theirs = pty.openpty()
+    stream = os.fdopen(theirs, "w")
+    mailer = SMTPMailer("127.0.0.1", relay.port)
+    with Progress(2, stream) as progress:
+        os.close(ours)
+        processor = QueueProcessor(store.path, WatchedMailer(mailer, progress.note))
+        tally = processor.flush()
+    mailer.close()
+    with pytest.raises(OSError, match="Input/output error"):
+        stream.close()  # what could not be shown is still there
+    assert tally == Tally(4, 0, 0)
+    assert len(relay.messages) == 2
+    assert list(store.maildir) == []
 
 
 def test_a_watched_mailer_is_as_the_one_it_watches(

@@ -100,5 +100,9 @@ class Progress:
             self._print(f"[{'#' * full}{' ' * (room - full)}]{told}")
 
     def _print(self, text: str) -> None:
-        # Back to the beginning of the line, and clear it.
-        print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
+        try:
+            # Back to the beginning of the line, and clear it.
+            print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
+        except OSError:
+            # Nobody sees it any more, and a mail that was sent must not suffer.
+            self._is_shown = False
