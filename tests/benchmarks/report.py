@@ -36,13 +36,14 @@ machine can do. ``tox -e bench`` measures all of it and writes this page;
 repoze.sendmail.
 
 Each contestant does its work in a process of its own. They run in turn, one round after
-another, because the speed of a machine drifts, and every second round in the opposite
-order, because what ran just before leaves a disk busy or rested; a figure is the median
-of its rounds. A ratio is to the contestant that it names, in the same table: above one
-is more. It is the median of the rounds' ratios, for what is near in time had the same
-machine; so it may differ from the ratio of two figures. *ms processor* is the processor
-time for each message, *MiB peak* the most memory that the process ever held. What is
-called a *limit* does less than a mail queue has to do.
+another, because the speed of a machine drifts; a figure is the median of its rounds. In
+the latest runs, enqueueing and latency, every second round has the opposite order, for
+what ran just before leaves a disk busy or rested. A ratio is to the contestant that it
+names, in the same table: above one is more. It is the median of the rounds' ratios, for
+what is near in time had the same machine; so it may differ from the ratio of two
+figures. *ms processor* is the processor time for each message, *MiB peak* the most
+memory that the process ever held. What is called a *limit* does less than a mail queue
+has to do.
 """
 
 _UNITS = {"rate": "per s", "processor time": "ms processor", "peak memory": "MiB peak"}

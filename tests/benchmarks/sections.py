@@ -132,25 +132,27 @@ too.""",
         limits="""
 The disk: two syncs for each transaction, and what several threads wait for at once, the
 kernel writes together. **On a disk that takes a millisecond or more to flush that is
-all there is**: one thread is as fast as the minimal loop, and eight get several times
-as far. **Where a sync takes but a quarter of a millisecond, it is the processors**: one
-thread loses an eighth to Python, which is cold after each sync. A transaction then
-keeps the machine busy for 0.53 ms, in Python, in the kernel and in the journal's
-thread, of the 1.38 ms that two processors have meanwhile: if threads cost nothing,
-there were 2.6 times as much to have. But with each call that may wait they hand over
-the interpreter's lock: among eight threads it changes twenty times in a transaction,
-not six, which then takes 0.7 ms; a third of that is the kernel's, to change them. The
-bare data manager has less of all that: 0.45 ms, eight such calls, thirteen changes.
-What was tried instead: one thread that syncs for those that wait (1.0 times as fast), a
-folder that stays open (1.05), a lock around what is not a sync (0.9), three or four
-threads at a time (1.0), no hint to the disk to begin early (1.05, but a single thread
-that does something for half a millisecond between ``send()`` and commit then waits 1.18
-times as long), no look for a processor to wake (1.04). And ext4 looks past each file
-that was removed in the last minutes when it makes one: on a queue that is drained
-meanwhile, all of these are slower. **zope.sendmail and repoze.sendmail are faster on a
-disk where they are, because they do not sync**: what they accepted in the last half
-minute may be gone after a power failure, though the transaction was committed.
-postcommit waits for the disk, as a database does.""",
+all there is**: one thread is as fast as the minimal loop, and eight get 3.7 times as
+far. **Where a sync takes but a quarter of a millisecond, it is the interpreter's
+lock**, which threads hand over with each call that may wait. On tmpfs, where a sync
+costs nothing, eight threads get half as far as one, whoever it is: 0.55 for postcommit,
+and 0.55 for the minimal loop, which has nothing but eight such calls; and so does, on
+the ext4, zope.sendmail, which does not sync. So much for what eight can have: 3,099 a
+second with no disk at all. 2.5 times what one sends on this ext4 would be 2,640, while
+each transaction also waits for two commits of the journal. Of the time that two
+processors have, one thread uses 0.53 ms for a transaction, the kernel's part included;
+among eight the lock changes twenty times in a transaction, not six, and it takes 0.7
+ms. What was tried instead: one thread that syncs for those that wait (1.0 times as
+fast; 0.8 where it links for them, too), a folder that stays open (1.05), a lock around
+what is not a sync (0.9), three or four threads at a time (1.0), no hint to the disk to
+begin early (1.05, but a single thread that does something for half a millisecond
+between ``send()`` and commit then waits 1.18 times as long), no look for a processor to
+wake (1.04). And ext4 looks past each file that was removed in the last minutes when it
+makes one: on a queue that is drained meanwhile, all of these are slower.
+**zope.sendmail and repoze.sendmail are faster on a disk where they are, because they do
+not sync**: what they accepted in the last half minute may be gone after a power
+failure, though the transaction was committed. postcommit waits for the disk, as a
+database does.""",
         steps="""
 In one process, in turn every few dozen transactions, on 2026-11-28: a file that gets
 its name only in ``new`` makes the minimal loop 1.07 to 1.19 times as fast as one that
