@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from postcommit.queue.schedule import Schedule
 from postcommit.queue.schedule import pause_after
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import ring
+from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
 from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
@@ -560,6 +562,40 @@ def test_what_was_sent_but_cannot_be_removed_is_settled_when_it_can(
 
     without_privileges(run)
     assert len(queue.mailer.attempts) == 1
+
+
+def test_where_the_disk_is_full_each_flush_does_not_send_another_copy(
+    tmp_path: Path,
+) -> None:
+    with full_disk(tmp_path, kilobytes=96) as disk:
+        queue = Queue(disk / "queue", ScriptedBatchMailer())
+        queue.store.stage("", ("ann@x.org", "later@x.org"), [b"\n"]).commit()
+        with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while filler.write(b"x" * 4096):
+                pass
+        for _ in range(3):
+            assert queue.drain().once() == Tally(0, 0, 0)
+        assert len(queue.mailer.attempts) == 1
+
+
+def test_what_can_be_settled_when_it_ends_is_counted(queue: Queue) -> None:
+    new, away = queue.path / "new", queue.path / "away"
+
+    class Mending(logging.Handler):
+        """As soon as it is told that the folder is away, it is back."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            os.rename(away, new)
+
+    queue.send()
+    queue.mailer.before = lambda taken: os.rename(new, away)
+    logger, mending = logging.getLogger("postcommit.queue.troubles"), Mending()
+    logger.addHandler(mending)
+    try:
+        assert queue.drain(workers=1).once() == Tally(1, 0, 0)
+    finally:
+        logger.removeHandler(mending)
+    assert queue.left() == 0
 
 
 def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> None:

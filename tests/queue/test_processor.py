@@ -560,15 +560,63 @@ def test_who_ends_while_something_is_unsettled_says_that_it_is_sent_again(
 ) -> None:
     path = queue.send(ANN)
     (queue.path / "new").chmod(0o500)
-    without_privileges(lambda: [None for _ in queue.work()] and None)
+
+    def work_and_end() -> None:
+        queue.work()
+        [result] = queue.processor.abandon()
+        assert isinstance(result.trouble, OSError)
+
+    without_privileges(work_and_end)
     (queue.path / "new").chmod(0o700)
-    queue.processor.abandon()
     [record] = [r for r in caplog.records if r.levelno == logging.CRITICAL]
     assert path in record.getMessage()
     assert "sent again" in record.getMessage()
+    assert queue.mailer.events == []
     claim = queue.store.claim(path)
     assert claim is not None
     claim.release()
+
+
+@pytest.mark.parametrize("recipients", [(ANN,), (ANN, LATER), (ANN, REFUSED)])
+def test_who_ends_settles_what_can_be_settled_by_now(
+    queue: Queue, caplog: pytest.LogCaptureFixture, recipients: tuple[str, ...]
+) -> None:
+    queue.send(*recipients)
+    new, away = queue.path / "new", queue.path / "away"
+    queue.mailer.before = lambda taken: os.rename(new, away)
+    [result] = queue.work()
+    assert isinstance(result.trouble, OSError)
+    os.rename(away, new)
+    [result] = queue.processor.abandon()
+    assert sum(result.tally) == len(recipients)
+    assert queue.events()[0] == (MailSentEvent, (ANN,))
+    assert queue.entries("new") == []
+    left = [entry.recipients for entry in queue.entries("cur")]
+    assert left == ([(LATER,)] if LATER in recipients else [])
+    assert not [r for r in caplog.records if r.levelno == logging.CRITICAL]
+
+
+@pytest.mark.parametrize("recipients", [(ANN, LATER), (ANN, REFUSED)])
+def test_what_cannot_be_settled_at_the_end_is_sent_again_by_the_schedule(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recipients: tuple[str, ...]
+) -> None:
+    with full_disk(tmp_path, kilobytes=96) as disk:
+        queue = Queue(disk / "queue", ScriptedMailer())
+        queue.send(*recipients)
+        with pytest.raises(OSError, match=r"space|large"):
+            _fill(disk / "filler")
+        queue.work()
+        [result] = queue.processor.abandon()
+        assert isinstance(result.trouble, OSError)
+        assert queue.work() == [Result(stayed=True)]
+        [path] = queue.store.maildir.paths("cur")
+        assert 54 <= os.stat(path).st_mtime - queue.now <= 66
+        queue.now += 70
+        assert queue.work()[0].trouble is not None
+        assert len(queue.mailer.attempts) == 2
+        queue.processor.abandon()
+    critical = [r for r in caplog.records if r.levelno == logging.CRITICAL]
+    assert len(critical) == 2
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ class Drain:
             self._handoff.close()
             for worker in started:
                 worker.join()
-            self._processor.abandon()
+            self._count([result.tally for result in self._processor.abandon()])
             self.cancel()
 
     def _feed(self) -> None:

@@ -151,25 +151,43 @@ class Processor:
             for job in this.jobs:
                 job.claim.release()
 
+    def abandon(self) -> list[Result]:
+        """Settle what could not be settled, for the last time, and let go of it.
+
+        Return a result for each, as `work` does.
+        """
+        results = list(self._settle_again())
+        for settlement in self._take_unsettled():
+            self._let_go(settlement)
+        return results
+
     def _settle_again(self) -> Iterator[Result]:
+        for settlement in self._take_unsettled():
+            yield self._settle(settlement)
+
+    def _take_unsettled(self) -> Iterator[_Settlement]:
         for _ in range(len(self._unsettled)):
             try:
                 settlement = self._unsettled.popleft()
             except IndexError:
                 return  # another worker was here
-            yield self._settle(settlement)
+            yield settlement
 
-    def abandon(self) -> None:
-        """Let go of what was transmitted, but could not be settled."""
-        while self._unsettled:
-            settlement = self._unsettled.popleft()
-            log.critical(
-                "%s: transmitted, but it could not be removed from the queue;"
-                " it will be sent again: %s",
-                settlement.job.claim.path,
-                settlement.report,
-            )
-            settlement.job.claim.release()
+    def _let_go(self, settlement: _Settlement) -> None:
+        claim, report = settlement.job.claim, settlement.report
+        # It is sent again, but not by whoever looks next: that may be each minute.
+        accepted, now = self._store.accepted(claim), self._clock()
+        try:
+            self._store.postpone(claim, self._schedule.next_attempt(accepted, now))
+        except OSError as error:
+            self._troubles.log(claim.path, error)
+        log.critical(
+            "%s: transmitted, but it could not be removed from the queue;"
+            " it will be sent again: %s",
+            claim.path,
+            report,
+        )
+        claim.release()
 
     # Take
 
