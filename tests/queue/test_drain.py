@@ -564,6 +564,26 @@ def test_what_was_sent_but_cannot_be_removed_is_settled_when_it_can(
     assert len(queue.mailer.attempts) == 1
 
 
+@pytest.mark.usefixtures("short_pauses")
+def test_where_nothing_can_be_removed_no_more_is_sent_until_it_can(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.send(5)
+    (queue.path / "new").chmod(0o500)
+    drain = queue.drain(workers=1)
+
+    def run() -> None:
+        with Running(drain):
+            eventually(lambda: drain._pause.count >= 4)
+            assert len(queue.mailer.attempts) <= 2
+            (queue.path / "new").chmod(0o700)
+            eventually(lambda: queue.left() == 0)
+
+    without_privileges(run)
+    assert len(set(queue.mailer.sent)) == len(queue.mailer.sent) == 5
+    assert "a worker failed" not in caplog.text
+
+
 def test_where_the_disk_is_full_each_flush_does_not_send_another_copy(
     tmp_path: Path,
 ) -> None:

@@ -531,6 +531,56 @@ def test_two_workers_settle_what_is_left_without_being_in_each_others_way(
     assert queue.entries("new") == []
 
 
+def test_where_several_cannot_be_settled_nothing_more_is_transmitted(
+    queue: Queue,
+) -> None:
+    paths = [queue.send(ANN, message_id=f"{number}@x.org") for number in range(4)]
+    new = queue.path / "new"
+    new.chmod(0o500)
+
+    def work() -> None:
+        for path in paths:
+            assert all(r.trouble for r in queue.processor.work([path]))
+
+    without_privileges(work)
+    new.chmod(0o700)
+    assert len(queue.mailer.attempts) == 2
+    assert list(queue.processor.work(paths[2:])) == 4 * [Result(Tally(1, 0, 0))]
+    assert len(queue.mailer.attempts) == 4
+
+
+def test_one_that_can_never_be_settled_does_not_stop_the_others(queue: Queue) -> None:
+    """As a file that is immutable."""
+    stuck = queue.send(LATER, message_id="stuck@x.org")
+    others = [queue.send(ANN, message_id=f"{number}@x.org") for number in range(3)]
+    cur = f"{queue.path}/cur/{os.path.basename(stuck)}:2,"
+    os.mkdir(cur)  # so that it cannot get there
+    [result] = queue.processor.work([stuck])
+    assert isinstance(result.trouble, OSError)
+    for path in others:
+        again, sent = queue.processor.work([path])
+        assert again.trouble is not None
+        assert sent.tally == Tally(1, 0, 0)
+    os.rmdir(cur)
+    assert queue.processor.abandon()[0].tally == Tally(0, 1, 0)
+
+
+def test_on_a_full_disk_more_is_transmitted_for_what_is_removed_makes_room(
+    tmp_path: Path,
+) -> None:
+    with full_disk(tmp_path, kilobytes=96) as disk:
+        queue = Queue(disk / "queue", ScriptedMailer())
+        paths = [queue.send(ANN, LATER, message_id=f"{n}@x.org") for n in range(2)]
+        paths.append(queue.send(ANN, message_id="alone@x.org"))
+        with pytest.raises(OSError, match=r"space|large"):
+            _fill(disk / "filler")
+        for path in paths:
+            list(queue.processor.work([path]))
+        assert len(queue.mailer.attempts) == 3
+        tallies = [result.tally for result in queue.processor.work([])]
+        assert tallies == 2 * [Tally(1, 1, 0)]
+
+
 def test_what_was_sent_but_cannot_be_removed_is_not_sent_again(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:

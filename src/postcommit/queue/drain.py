@@ -166,7 +166,7 @@ class Drain:
             self._handoff.close()
             for worker in started:
                 worker.join()
-            self._count([result.tally for result in self._processor.abandon()])
+            self._count(self._processor.abandon())
             self.cancel()
 
     def _feed(self) -> None:
@@ -252,15 +252,16 @@ class Drain:
     def _work(self) -> None:
         while self._handoff.begin():
             taken: list[str] = []
-            tallies: list[Tally] = []
+            results: list[Result] = []
             since = self._pause.count
             try:
                 paths = self._paths(taken)
                 first = iter(list(itertools.islice(paths, 1)))
                 for result in self._processor.work(itertools.chain(first, paths)):
                     self._note(result, since)
-                    tallies.append(result.tally)
-                if next(first, None) is not None:
+                    results.append(result)
+                troubled = any(result.trouble is not None for result in results)
+                if next(first, None) is not None and not troubled:
                     raise RuntimeError("the mailer took none of its messages")
             except BaseException as error:
                 # A mailer that keeps no contract must not end the loop, nor this
@@ -269,7 +270,7 @@ class Drain:
                 taken.extend(self._handoff.take())
                 log.exception("%s: a worker failed", self._store.path)
             finally:
-                self._count(tallies)
+                self._count(results)
                 self._handoff.done(taken)
 
     def _paths(self, taken: list[str]) -> Iterator[str]:
@@ -295,6 +296,7 @@ class Drain:
         if result.trouble is not None or result.due is not None:
             self._bell.ring()  # the feeder has to reckon anew when to wake
 
-    def _count(self, tallies: list[Tally]) -> None:
+    def _count(self, results: list[Result]) -> None:
+        tallies = [result.tally for result in results]
         with self._tally_lock:
             self._tally = Tally(*map(sum, zip(self._tally, *tallies, strict=True)))

@@ -71,6 +71,9 @@ _FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
+# A single entry may be to blame itself if it cannot be settled; so many are not.
+_SEVERAL = 2
+
 
 class Result(NamedTuple):
     """What came of one entry, for whoever schedules the work.
@@ -134,11 +137,16 @@ class Processor:
         """Work on the entries at `paths`, and yield a result for each.
 
         A path is only taken when the mailer is ready for it, or will be within
-        milliseconds; and none more once relay or disk are in trouble. Raises what
-        `paths` raises, and what a mailer does against its contract; no claim is
-        left then.
+        milliseconds; and none more once relay or disk are in trouble, so perhaps
+        none at all. Raises what `paths` raises, and what a mailer does against its
+        contract; no claim is left then.
         """
-        yield from self._settle_again()
+        stuck = 0
+        for result in self._settle_again():
+            stuck += result.trouble is not None and not _is_full(result.trouble)
+            yield result
+        if stuck >= _SEVERAL:
+            return  # what is transmitted now could not be settled, either
         this = _Round()
         try:
             for attempt in attempt_all(self._mailer, self._take_all(paths, this)):
@@ -326,9 +334,14 @@ class Processor:
         try:
             self._store.defer(job.claim, _tried(job.entry, left, reply), due)
         except OSError as error:
-            if error.errno not in _FULL or left != job.entry.recipients:
+            if not _is_full(error) or left != job.entry.recipients:
                 raise
             self._store.postpone(job.claim, due)
+
+
+def _is_full(trouble: object) -> bool:
+    """Tell whether there is no space. Then go on: what is removed makes room."""
+    return isinstance(trouble, OSError) and trouble.errno in _FULL
 
 
 def _tally(report: IDeliveryReport) -> Tally:
