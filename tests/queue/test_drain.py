@@ -442,6 +442,21 @@ def test_a_message_at_which_the_relay_fails_does_not_stop_the_others(
     assert queue.left() == 1
 
 
+@pytest.mark.usefixtures("short_pauses")
+def test_silence_does_not_end_a_pause(queue: Queue) -> None:
+    queue.mailer.failure = RelayError("no connection")
+    queue.send(3, "lost@x.org")
+    with Running(queue.drain(workers=1)):
+        eventually(lambda: posted(str(queue.path)) is not None)
+        queue.mailer.failure = None
+        eventually(lambda: len(queue.mailer.attempts) == 3)
+        eventually(lambda: len(os.listdir(queue.path / "cur")) == 3)
+        await_sign_of_life(queue)
+        assert posted(str(queue.path)) is not None
+        queue.send()
+        eventually(lambda: posted(str(queue.path)) is None)
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_once_is_enough_to_get_past_a_message_at_which_the_relay_fails(
     queue: Queue, workers: int

@@ -809,3 +809,23 @@ def test_a_report_that_does_not_know_whose_turn_it_was_blames_nobody(
         assert result.trouble is not None
         queue.processor.suspects.answered("another")
     assert not queue.processor.suspects
+
+
+def test_silence_at_others_is_no_answer_that_has_a_message_blamed(
+    queue: Queue,
+) -> None:
+    poison = queue.send("poison@x.org")
+    lost = queue.send(LOST, message_id="2@x.org")
+    [failed] = queue.processor.work([poison])
+    assert failed.trouble is not None
+    [uncertain] = queue.processor.work([lost])
+    assert uncertain.silent
+    [failed] = queue.processor.work([poison])
+    assert failed.trouble is not None
+    assert queue.entries("new")[0].attempts == 0
+    later = queue.send(LATER, message_id="3@x.org")
+    [deferred] = queue.processor.work([later])
+    assert not deferred.silent
+    [blamed] = queue.processor.work([poison])
+    assert blamed.tally == Tally(0, 1, 0)
+    assert blamed.silent

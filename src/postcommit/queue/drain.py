@@ -289,7 +289,7 @@ class Drain:
         elif result.stayed:
             self._scan.look_again()
             return
-        else:
+        elif not result.silent:
             self._pause.succeeded()
         if result.due is not None:
             self._scan.note_due(result.due)

@@ -25,7 +25,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field
-from dataclasses import replace
 from typing import NamedTuple
 
 import transaction
@@ -42,7 +41,6 @@ from postcommit.event import dispatch
 from postcommit.event import dispatch_events
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
-from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
 from postcommit.log import Log
 from postcommit.message import message_id_of
@@ -52,6 +50,10 @@ from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
 from postcommit.queue.suspects import Suspects
 from postcommit.queue.troubles import Troubles
+from postcommit.queue.verdict import is_answer
+from postcommit.queue.verdict import part_left
+from postcommit.queue.verdict import rejected_part
+from postcommit.queue.verdict import tally_of
 from postcommit.report import blamed
 from postcommit.report import given_up
 
@@ -67,8 +69,6 @@ _BYTES_AHEAD = 1 << 16
 
 _NOTHING = Tally()
 
-_FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
-
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # A single entry may be to blame itself if it cannot be settled; so many are not.
@@ -80,13 +80,14 @@ class Result(NamedTuple):
 
     `due` is when it is tried again; `stayed`, that it is where it was, though
     it is due; `trouble`, that relay or disk are in trouble, and every other
-    entry would fare alike.
+    entry would fare alike; `silent`, that the relay had no answer to it.
     """
 
     tally: Tally = _NOTHING
     due: float | None = None
     stayed: bool = False
     trouble: object = None
+    silent: bool = False
 
 
 class _Job(NamedTuple):
@@ -113,6 +114,7 @@ class _Settlement(NamedTuple):
     tally: Tally
     due: float | None
     announcements: list[Announcement]
+    silent: bool
 
 
 class Processor:
@@ -275,23 +277,24 @@ class Processor:
 
     def _conclude(self, job: _Job, attempt: Attempt) -> Result:
         report = attempt.report
-        if report.relay_failure is None:
+        answered = report.relay_failure is None and is_answer(report)
+        if answered:
             self.suspects.answered(job.claim.path)
-        elif self._is_to_blame(job, report):
+        if report.relay_failure is not None:
+            if not self._is_to_blame(job, report):
+                job.claim.release()
+                return Result(stayed=True, trouble=report.relay_failure)
             report = blamed(report)
-        else:
-            job.claim.release()
-            return Result(stayed=True, trouble=report.relay_failure)
-        tally, due = _tally(report), None
+        tally, due = tally_of(report), None
         if tally.deferred:
             now, accepted = self._clock(), self._store.accepted(job.claim)
             if self._schedule.is_too_old(accepted, now):
                 report = given_up(report)
-                tally = _tally(report)
+                tally = tally_of(report)
             else:
                 due = self._schedule.next_attempt(accepted, now)
         told = announcements(attempt, self._mailer, report)
-        return self._settle(_Settlement(job, report, tally, due, told))
+        return self._settle(_Settlement(job, report, tally, due, told, not answered))
 
     def _is_to_blame(self, job: _Job, report: IDeliveryReport) -> bool:
         # A mailer written elsewhere may have reports that do not know.
@@ -311,15 +314,13 @@ class Processor:
         job.claim.release(removed=settlement.due is None)
         for announcement in settlement.announcements:
             dispatch(announcement, transaction.manager)
-        return Result(settlement.tally, settlement.due)
+        return Result(settlement.tally, settlement.due, silent=settlement.silent)
 
     def _write(self, settlement: _Settlement) -> None:
         """Do to the entry what the report says."""
         job, report, due = settlement.job, settlement.report, settlement.due
         if settlement.tally.rejected:
-            rejected = tuple(o.recipient for o in report.rejected)
-            reply = _replies(report, (Status.REJECTED,))
-            self._store.bury(job.claim, _tried(job.entry, rejected, reply))
+            self._store.bury(job.claim, rejected_part(job.entry, report))
         if due is None:
             self._store.finish(job.claim)
             return
@@ -329,12 +330,11 @@ class Processor:
                 job.claim.path,
             )
             return
-        left = tuple(o.recipient for o in report.outcomes if o.status in _FOR_NOW)
-        reply = _replies(report, _FOR_NOW)
+        left = part_left(job.entry, report)
         try:
-            self._store.defer(job.claim, _tried(job.entry, left, reply), due)
+            self._store.defer(job.claim, left, due)
         except OSError as error:
-            if not _is_full(error) or left != job.entry.recipients:
+            if not _is_full(error) or left.recipients != job.entry.recipients:
                 raise
             self._store.postpone(job.claim, due)
 
@@ -342,24 +342,3 @@ class Processor:
 def _is_full(trouble: object) -> bool:
     """Tell whether there is no space. Then go on: what is removed makes room."""
     return isinstance(trouble, OSError) and trouble.errno in _FULL
-
-
-def _tally(report: IDeliveryReport) -> Tally:
-    statuses = [outcome.status for outcome in report.outcomes]
-    sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
-    return Tally(sent, len(statuses) - sent - rejected, rejected)
-
-
-def _tried(entry: Entry, recipients: tuple[str, ...], reply: str) -> Entry:
-    return replace(
-        entry, recipients=recipients, attempts=entry.attempts + 1, last_reply=reply
-    )
-
-
-def _replies(report: IDeliveryReport, statuses: tuple[Status, ...]) -> str:
-    """Return the reply that the outcomes share, or each with its recipient."""
-    outcomes = [o for o in report.outcomes if o.status in statuses]
-    replies = dict.fromkeys(str(o.reply) for o in outcomes)
-    if len(replies) == 1:
-        return next(iter(replies))
-    return "; ".join(f"{o.recipient}: {o.reply}" for o in outcomes)

@@ -1,0 +1,65 @@
+"""What a report means for an entry."""
+from __future__ import annotations
+
+import pytest
+
+from postcommit.interfaces import Status
+from postcommit.interfaces import Tally
+from postcommit.queue.entry import Entry
+from postcommit.queue.verdict import is_answer
+from postcommit.queue.verdict import part_left
+from postcommit.queue.verdict import rejected_part
+from postcommit.queue.verdict import tally_of
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
+from tests.support.mailers import LATER
+from tests.support.mailers import LOST
+from tests.support.mailers import NEVER
+from tests.support.mailers import OK
+
+
+FATES = {
+    "ann@x.org": (Status.SENT, OK),
+    "bob@x.org": (Status.DEFERRED, LATER),
+    "carol@x.org": (Status.UNCERTAIN, LOST),
+    "dan@x.org": (Status.REJECTED, NEVER),
+}
+
+REPORT = DeliveryReport(
+    "1@x.org", tuple(FATES), tuple(Outcome(r, *fate) for r, fate in FATES.items())
+)
+
+ENTRY = Entry("shop@x.org", tuple(FATES), b"Text.", 2, "before")
+
+
+def test_each_recipient_is_counted_once() -> None:
+    assert tally_of(REPORT) == Tally(1, 2, 1)
+
+
+def test_each_part_has_its_recipients_and_their_replies() -> None:
+    assert rejected_part(ENTRY, REPORT) == Entry(
+        "shop@x.org", ("dan@x.org",), b"Text.", 3, str(NEVER)
+    )
+    left = part_left(ENTRY, REPORT)
+    assert left.recipients == ("bob@x.org", "carol@x.org")
+    assert left.last_reply == f"bob@x.org: {LATER}; carol@x.org: {LOST}"
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "expected"),
+    [
+        (Status.SENT, OK, True),
+        (Status.SENT, Reply(), True),  # of a mailer that shows none
+        (Status.DEFERRED, LATER, True),
+        (Status.REJECTED, NEVER, True),
+        (Status.UNCERTAIN, LOST, False),
+        (Status.DEFERRED, Reply(0, "4.4.2", "The dialogue was interrupted"), False),
+        (Status.REJECTED, Reply(0, "5.3.4", "The message is too large"), False),
+        (Status.DEFERRED, None, False),
+    ],
+)
+def test_what_the_relay_did_not_say_is_no_answer(
+    status: Status, reply: Reply, expected: bool
+) -> None:
+    assert is_answer(DeliveryReport.alike("1", ["a@x.org"], status, reply)) is expected
