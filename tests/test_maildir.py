@@ -18,6 +18,7 @@ from zope.interface.verify import verifyObject
 from postcommit import Maildir
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
+from postcommit.files import begin_to_write_back
 from postcommit.files import explained
 from postcommit.files import remove
 from postcommit.files import sync
@@ -26,7 +27,6 @@ from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
 from postcommit.maildir import FOLDERS
 from postcommit.maildir import MaildirMessageWriter
-from postcommit.maildir import _begin_to_write_back
 from postcommit.maildir import check_path
 from postcommit.maildir import unique_name
 from tests.support import children
@@ -566,7 +566,7 @@ def test_a_folder_that_lets_nothing_in_lets_in_nothing_without_a_name(
 def test_advice_to_the_disk_need_not_be_taken(tmp_path: Path) -> None:
     no_file = os.open(tmp_path, os.O_RDONLY)
     os.close(no_file)
-    _begin_to_write_back(no_file)
+    begin_to_write_back(no_file)
 
 
 # Helpers

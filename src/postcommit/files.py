@@ -86,3 +86,13 @@ def write(
         while written < len(piece):
             written += os.write(descriptor, memoryview(piece)[written:])
     return checksum
+
+
+def begin_to_write_back(descriptor: int) -> None:
+    """Have the disk begin while we go on: then there is less to wait for."""
+    try:
+        # Not with all of a large file: what has reached the disk by then is
+        # dropped from memory, and a processor wants it soon.
+        os.posix_fadvise(descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED)
+    except OSError:
+        pass  # it was but advice

@@ -28,7 +28,7 @@ from zope.interface import provider
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
 from postcommit.files import CREATE
-from postcommit.files import ONE_WRITE
+from postcommit.files import begin_to_write_back
 from postcommit.files import explained
 from postcommit.files import remove
 from postcommit.files import sync
@@ -198,8 +198,7 @@ class MaildirMessage:
         try:
             os.rename(self.path, path)
         except FileNotFoundError:
-            # A server of NFS whose answer was lost is asked again, for a file that
-            # has its new name by then.
+            # NFS asks again where an answer was lost, and by then it has its name.
             if not os.path.lexists(path):
                 raise
         self.path = path
@@ -227,8 +226,8 @@ class NamelessMessage(MaildirMessage):
     """One whose file has no name until it is revealed, or moved (``O_TMPFILE``).
 
     A file system has less to do for it, and should the process die, nothing is
-    left. Until it has a name it costs an open file. To name it takes ``/proc``.
-    A child that is forked meanwhile closes its copy.
+    left. Until it has a name it costs an open file, of which a forked child closes
+    its copy. To name it takes ``/proc``.
     """
 
     _descriptor = -1
@@ -241,7 +240,7 @@ class NamelessMessage(MaildirMessage):
         except BaseException:
             self.abort()
             raise
-        _begin_to_write_back(self._descriptor)
+        begin_to_write_back(self._descriptor)
 
     def sync(self) -> None:
         if self._descriptor == -1:
@@ -271,22 +270,19 @@ class NamelessMessage(MaildirMessage):
         self._close()
 
     def _close(self) -> None:
-        if self._descriptor == -1:
-            return
         descriptor, self._descriptor = self._descriptor, -1
-        with suppress(OSError):  # all that matters is synced, or not wanted
-            os.close(descriptor)
+        if descriptor != -1:
+            with suppress(OSError):  # all that matters is synced, or not wanted
+                os.close(descriptor)
 
-    def __del__(self) -> None:
-        self._close()
+    __del__ = _close
 
 
 _nameless: WeakSet[NamelessMessage] = WeakSet()
 
 
 def _close_copies() -> None:
-    # The objects, not just their descriptors: a child may get the same numbers
-    # for files of its own.
+    # The objects, not just their descriptors: a child gets the same numbers again.
     for message in list(_nameless):
         message._close()
 
@@ -323,16 +319,6 @@ class MaildirMessageWriter(MaildirMessage):
         with suppress(OSError):  # what could not be written is not wanted any more
             self._file.close()
         super().abort()
-
-
-def _begin_to_write_back(descriptor: int) -> None:
-    """Have the disk begin while we go on: then there is less to wait for."""
-    try:
-        # Not with all of a large file: what has reached the disk by then is
-        # dropped from memory, and a processor wants it soon.
-        os.posix_fadvise(descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED)
-    except OSError:
-        pass  # it was but advice
 
 
 def _exists(path: str) -> bool:
