@@ -23,6 +23,8 @@ from postcommit.event import MailSentEvent
 from postcommit.interfaces import Tally
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
+from postcommit.queue.wakeup import heartbeat
+from tests.support import children
 from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
 from tests.support.service import eventually
@@ -391,6 +393,36 @@ def _voluntary_switches() -> int:
         status = Path(f"/proc/self/task/{thread}/status").read_text()
         total += int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
     return total
+
+
+def _interrupted_twice(queue: str) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    class Thinking(ScriptedMailer):
+        def send(self, *args: object) -> None:
+            begun.set()
+            time.sleep(3600)
+
+    def interrupt() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        while not over.wait(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        QueueProcessor(queue, Thinking(), HOUR_IN_MS, workers=1).run()
+    over.set()
+    assert heartbeat(queue) is None
+
+
+def test_who_interrupts_twice_does_not_wait_for_the_relay(
+    delivery: QueuedMailDelivery,
+) -> None:
+    send(delivery)
+    children.call(_interrupted_twice, delivery.queuePath)
+    assert len(list(Store(delivery.queuePath).maildir)) == 1
 
 
 # Bad input

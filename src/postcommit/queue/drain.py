@@ -164,10 +164,13 @@ class Drain:
             yield
         finally:
             self._handoff.close()
-            for worker in started:
-                worker.join()
-            self._count(self._processor.abandon())
-            self.cancel()
+            try:
+                for worker in started:
+                    worker.join()
+            finally:
+                # Also where somebody does not want to wait for them.
+                self._count(self._processor.abandon())
+                self.cancel()
 
     def _feed(self) -> None:
         """Hand all that is due to the workers, unless there is trouble."""
