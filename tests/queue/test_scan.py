@@ -165,6 +165,18 @@ def test_a_note_of_what_is_due_is_kept(queue: Queue) -> None:
     assert queue.due() == ["1"]
 
 
+def test_a_look_that_is_put_off_is_not_forgotten(queue: Queue) -> None:
+    queue.deferred("1", NOW + 4000)
+    queue.settle()
+    assert queue.due() == []
+    assert queue.scan.seconds_to_wait() == pytest.approx(4000)
+    queue.deferred("2", NOW)  # by somebody who rings, and not twice
+    assert queue.due() == []
+    assert 0 < queue.scan.seconds_to_wait() < 0.001
+    queue.rest()
+    assert queue.due() == ["2"]
+
+
 def test_no_note_is_lost_when_two_come_at_once(queue: Queue) -> None:
     earlier = threading.Thread(target=queue.scan.note_due, args=(NOW + 30,))
 

@@ -47,6 +47,7 @@ class Scan:
         self._next_due = math.inf
         self._lock = threading.Lock()  # around what is read and then set
         self._not_before = -math.inf
+        self._is_put_off = False
 
     def look_again(self) -> None:
         """Learn that an entry stayed where it was, though it is due.
@@ -63,9 +64,12 @@ class Scan:
 
     def seconds_to_wait(self) -> float:
         """Return for how long, as far as is known, nothing will be due."""
+        rest = max(0.0, self._not_before - self._monotonic())
+        if self._is_put_off:
+            return rest
         if self._next_due == math.inf:
             return math.inf
-        return max(self._wait(self._next_due), self._not_before - self._monotonic())
+        return max(self._wait(self._next_due), rest)
 
     def due(self, patience: float = math.inf) -> Iterator[str | None]:
         """Yield the paths of what is due, as far as anything has changed.
@@ -90,11 +94,11 @@ class Scan:
         yield from self._maildir.paths("new")
 
     def _is_deferred_worth_a_look(self) -> bool:
-        if self._monotonic() < self._not_before:
-            return False
-        if self._next_due < math.inf and not self._wait(self._next_due):
-            return True
-        return self._changed_at("cur") != self._seen["cur"]
+        is_one_due = self._next_due < math.inf and not self._wait(self._next_due)
+        is_worth = is_one_due or self._changed_at("cur") != self._seen["cur"]
+        # Whoever rang will not do so again when the rest is over.
+        self._is_put_off = is_worth and self._monotonic() < self._not_before
+        return is_worth and not self._is_put_off
 
     def _deferred(self, patience: float) -> Iterator[str | None]:
         self._seen["cur"] = _if_settled(self._changed_at("cur"))
