@@ -146,6 +146,7 @@ def test_binary_in_seven_bits(start, connect):
         (f"To: {UMLAUT} <b@example.org>, c@example.org", None),
         (f'To: "{UMLAUT}, B." <b@example.org>', f"To: {UMLAUT}, B. <b@example.org>"),
         (f"Subject: a {UMLAUT} {UMLAUT} b", None),
+        (f"Subject: a {UMLAUT}\N{NO-BREAK SPACE}: b", None),
         (f"Subject: {'x' * 60} {(UMLAUT + ' ') * 20}b", None),
         (f"X-Latin: {UMLAUT}", None),
     ],

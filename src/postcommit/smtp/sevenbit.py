@@ -29,7 +29,8 @@ _WORD = r'[^\s<>,;"]*[^\x00-\x7f\s][^\s<>,;"]*'
 # A quoted string, or words in a row, with a character that is not ASCII; the
 # local part of an address is not meant.
 _FOREIGN = re.compile(
-    rf'"[^"]*[^\x00-\x7f"][^"]*"(?!@)|(?!\S*@){_WORD}(?:\s+(?!\S*@){_WORD})*'
+    rf'"[^"]*[^\x00-\x7f"][^"]*"(?!@)|(?!\S*@){_WORD}(?:\s+(?!\S*@){_WORD})*',
+    re.ASCII,  # to a mail, the spaces of Unicode are letters as others
 )
 
 
