@@ -93,6 +93,15 @@ def lazy() -> Message:
     return message
 
 
+def bounced() -> Message:
+    blocks = [simple("text/plain", text) for text in ("Short\n", LINES, LINES.strip())]
+    status = MIMEBase("message", "delivery-status")
+    status.set_payload(blocks)
+    message = MIMEMultipart("report")
+    message.attach(status)
+    return message
+
+
 MESSAGES: dict[str, Callable[[], Message]] = {
     "attachments": attached,
     "signed": mime,
@@ -107,6 +116,7 @@ MESSAGES: dict[str, Callable[[], Message]] = {
     "message as text": lambda: simple("message/rfc822", LINES.replace("\n", "\r\n")),
     "eight bits": lambda: parsed(LINES.replace("of", "öf")),
     "nothing": Message,
+    "bounced": bounced,
     "lazy": lazy,
 }
 
