@@ -27,6 +27,7 @@ from postcommit.errors import AddressTypeError
         (b"ann@example.org", "ann@example.org"),
         (" ann@example.org ", "ann@example.org"),
         ("<ann@example.org>", "ann@example.org"),
+        ("\tAnn\t<ann@example.org>\t", "ann@example.org"),
         ("Ann <ann@example.org>", "ann@example.org"),
         ('"Example, Ann" <ann@example.org>', "ann@example.org"),
         ("=?utf-8?q?J=C3=B6rg?= <joerg@example.org>", "joerg@example.org"),
@@ -56,6 +57,8 @@ def test_an_address_becomes_a_bare_one(given_: str | bytes, bare: str) -> None:
     ("bad", "reason"),
     [
         ("", "empty"),
+        ("ann\t@example.org", "space"),
+        ('"a\tb"@example.org', "space"),
         ("  ", "empty"),
         ("Ann <>", "empty"),
         ("ann", "before and after an @"),
@@ -81,19 +84,19 @@ def test_an_address_becomes_a_bare_one(given_: str | bytes, bare: str) -> None:
         ("<ann@example.org", "only a quoted local part"),
         ("ann@bob@example.org", "only a quoted local part"),
         ("a(b)@example.org", "only a quoted local part"),
-        ("ann@example..org", "no domain"),
-        ("ann@example.org.", "no domain"),
-        ("ann@-example.org", "no domain"),
-        ("ann@exam>ple.org", "no domain"),
-        ("ann@[127.0.0.1", "no domain"),
-        (f"ann@{'x' * 64}.org", "no domain"),
-        ("ann@bü..example", "no domain"),
-        ("ann@.bücher.example", "no domain"),
-        ("ann@bücher.example.", "no domain"),
-        ("ann@bücher.example\u3002", "no domain"),
+        ("ann@example..org", "not a domain"),
+        ("ann@example.org.", "not a domain"),
+        ("ann@-example.org", "not a domain"),
+        ("ann@exam>ple.org", "not a domain"),
+        ("ann@[127.0.0.1", "not a domain"),
+        (f"ann@{'x' * 64}.org", "not a domain"),
+        ("ann@bü..example", "not a domain"),
+        ("ann@.bücher.example", "not a domain"),
+        ("ann@bücher.example.", "not a domain"),
+        ("ann@bücher.example\u3002", "not a domain"),
         ("ann\ufffd@example.org", "lost in decoding"),
         (f"{'x' * 250}@example.org", "longer than 254"),
-        (b"ann\xff@example.org", "no UTF-8"),
+        (b"ann\xff@example.org", "not UTF-8"),
     ],
 )
 def test_a_bad_address_is_refused_by_name(bad: str | bytes, reason: str) -> None:
@@ -155,13 +158,22 @@ def test_the_null_sender_is_a_sender_but_no_recipient(null: str | bytes) -> None
 
 @pytest.mark.parametrize("nobody", [[], (), iter([]), {}])
 def test_no_recipients_are_refused(nobody: list[str]) -> None:
-    with pytest.raises(AddressError, match="no recipients"):
+    with pytest.raises(AddressError, match=r"^no recipients: toaddrs is "):
         parse_recipients(nobody)
 
 
 def test_each_recipient_stands_once_and_in_order() -> None:
     wanted = (a for a in ["b@x.org", "a@x.org", "B <b@x.org>", b"c@x.org"])
     assert parse_recipients(wanted) == ("b@x.org", "a@x.org", "c@x.org")
+
+
+def test_two_spellings_of_a_domain_are_one_mailbox() -> None:
+    wanted = ["a@bücher.example", "a@xn--bcher-kva.example", "a@BÜCHER.example"]
+    assert parse_recipients(wanted) == ("a@bücher.example",)
+    wanted = ["a@x.org", "a@X.ORG", "A@x.org", "Postmaster", "postmaster"]
+    assert parse_recipients(wanted) == ("a@x.org", "A@x.org", "Postmaster")
+    wanted = ["jö@bücher.example", "jö@xn--bcher-kva.example", "jo@bücher.example"]
+    assert parse_recipients(wanted) == ("jö@bücher.example", "jo@bücher.example")
 
 
 @given(st.one_of(st.text(), st.binary()))
@@ -233,10 +245,17 @@ def test_a_list_is_split_outside_of_quotes_comments_and_brackets(
     ("text", "addresses"),
     [
         ("a@x.org (one), b@x.org", ["a@x.org", "b@x.org"]),
-        ("Ann(one)Lee <a@x.org>", ["Ann Lee <a@x.org>"]),
+        ("Ann(one)Lee <a@x.org>", ["a@x.org"]),
+        ("Ann\u2028 <a@x.org> (one)", ["a@x.org"]),
+        ("Ann < a@x.org >", ["a@x.org"]),
+        ("a . b (one) @ x . org", ["a.b@x.org"]),
+        ('"a . b" @x.org', ['"a . b" @x.org']),
+        ("Ann <a@x.org> Lee", ["Ann <a@x.org> Lee"]),
+        ("Ann <a@x.org", ["Ann <a@x.org"]),
+        ("Ann <>", ["<>"]),
         ("Friends: a@x.org, b@x.org;, c@x.org", ["a@x.org", "b@x.org", "c@x.org"]),
         ('"My, dear: friends": a@x.org; c@x.org', ["a@x.org", "c@x.org"]),
-        ('"a:b;c" <a@x.org>, d@[IPv6:::1]', ['"a:b;c" <a@x.org>', "d@[IPv6:::1]"]),
+        ('"a:b;c" <a@x.org>, d@[IPv6:::1]', ["a@x.org", "d@[IPv6:::1]"]),
         ("undisclosed-recipients:;", []),
         ("(nobody)", []),
     ],
@@ -252,7 +271,12 @@ def test_a_list_loses_nothing_but_commas(text: str) -> None:
     pieces = split_addresses(text)
     kept = [c for c in text if c not in ", "]
     assert [c for piece in pieces for c in piece if c not in ", "] == kept
-    for address in header_addresses(text):
+    try:
+        found = header_addresses(text)
+    except AddressError:
+        assert ":" in text
+        return
+    for address in found:
         assert address.strip() == address != ""
 
 

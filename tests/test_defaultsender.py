@@ -73,7 +73,17 @@ def test_recipients_that_can_be_read_once(delivery):
     [
         ("Bücher <shop@example.org>", "=?utf-8?q?B=C3=BCcher?= <shop@example.org>"),
         ('"Shop, The" <shop@example.org>', '"Shop, The" <shop@example.org>'),
-        ("shop@bücher.example", "shop@bücher.example"),
+        ("shop@bücher.example", "shop@xn--bcher-kva.example"),
+        (
+            "Größe <shop@größe.example>",
+            "=?utf-8?q?Gr=C3=B6=C3=9Fe?= <shop@xn--gre-6ka8i.example>",
+        ),
+        ("Council: Reform <site@x.org>", '"Council: Reform" <site@x.org>'),
+        ("Shop [EU] <site@x.org>", '"Shop [EU]" <site@x.org>'),
+        ("@home <site@x.org>", '"@home" <site@x.org>'),
+        ('"The \\"Shop\\"" <site@x.org>', '"The \\"Shop\\"" <site@x.org>'),
+        ("=?utf-8?q?=C3=84?= <site@x.org>", "=?utf-8?q?=C3=84?= <site@x.org>"),
+        ("<site@x.org>", "<site@x.org>"),
         ('"ä<b"@bücher.example', '"ä<b"@bücher.example'),
     ],
 )

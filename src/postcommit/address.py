@@ -1,8 +1,8 @@
 """Envelope addresses: read what `send` is given, and refuse what cannot work.
 
-After RFC 5321, 4.1.2, and RFC 6531 for what is not ASCII. Strict where a relay
-could be made to understand something else (line breaks, spaces, brackets);
-lenient where relays are, such as with dots in a local part.
+The rules are those of RFC 5321, 4.1.2, and of RFC 6531 for addresses that are not
+ASCII. They are strict where a relay could understand another address (line breaks,
+spaces, brackets), and lenient where relays are, for example with dots in a local part.
 """
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import idna
 
 from postcommit.errors import AddressError
 from postcommit.errors import AddressTypeError
+from postcommit.errors import shown
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 
@@ -31,18 +32,19 @@ _LOCAL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LITERAL = re.compile(r"\[(?:IPv6:)?[0-9A-Fa-f:.]+\]", re.IGNORECASE)
 
-# Control characters, and what breaks a line for Unicode; and halves of
-# characters, which cannot be encoded.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Control characters except TAB, the line breaks of Unicode, and surrogates, which
+# cannot be encoded.
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-# «Ann <ann@example.org>», with a display name that may be quoted.
+# Ann <ann@example.org>, with a display name that may be quoted.
 _NAMED = re.compile(r'((?:[^"<>,;\\]|"(?:[^"\\]|\\.)*")*)<([^<>]*)>')
 
-# What can hide a comma.
+# The characters that begin something in which a comma does not separate.
 _HIDING = re.compile(r'["<(\[]')
 
-# What hides a comma, whole, even where its end is missing; what separates; and
-# what is between. A comment may hold another one, see `_end_of_comment`.
+# The units of an address list: a quoted string, an address in angle brackets, or a
+# domain literal, even if its end is missing; a separator; and the text between them.
+# Comments can be nested, so `_end_of_comment` finds their end.
 _UNIT = re.compile(
     r'"(?:[^"\\]|\\.)*"?'
     r'|<(?:[^<>"]|"(?:[^"\\]|\\.)*"?)*>?'
@@ -52,6 +54,9 @@ _UNIT = re.compile(
     re.DOTALL,
 )
 _IN_COMMENT = re.compile(r"\\.|[()]|[^()\\]+|\\", re.DOTALL)
+
+# RFC 5322, 4.4, allows white space and comments around the @ and the dots.
+_AROUND_DOTS = re.compile(r"[ \t]*([@.])[ \t]*")
 
 
 def parse_address(value: Address) -> str:
@@ -64,7 +69,7 @@ def parse_address(value: Address) -> str:
         return text
     if _CONTROL.search(text):
         raise AddressError(value, "it has a line break or a control character")
-    text = text.strip(" ")
+    text = text.strip(" \t")
     named = _NAMED.fullmatch(text)
     if named:
         text = named[2]
@@ -81,10 +86,10 @@ def _text(value: Address) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            raise AddressError(value, f"it is no UTF-8: {error}") from error
+            raise AddressError(value, f"it is not UTF-8: {error}") from error
     if not isinstance(value, str):
-        raise AddressTypeError(value, "it is no str and no bytes")
-    # A template's kind of str would escape the brackets that we put around it.
+        raise AddressTypeError(value, f"it is not a str or bytes but {value!r:.80}")
+    # A template's subclass of str would escape the brackets that we put around it.
     return str.__str__(value)
 
 
@@ -103,7 +108,8 @@ def _fault(address: str) -> str:
         return "it needs something before and after an @"
     if not quoted and re.search("[,;]", address):
         return "it looks like a list; pass a list of addresses"
-    if any(character.isspace() for character in (domain if quoted else address)):
+    unquoted = domain if quoted else address
+    if "\t" in address or any(character.isspace() for character in unquoted):
         return "it has a space"
     if not quoted and not _LOCAL.fullmatch(local):
         return "it has a character that only a quoted local part may have"
@@ -115,34 +121,49 @@ def _fault(address: str) -> str:
 def _domain_fault(domain: str) -> str:
     if domain.isascii():
         good = _LITERAL.fullmatch(domain) or _DOMAIN.fullmatch(domain)
-        return "" if good else "what follows the @ is no domain"
+        return "" if good else "the part after the @ is not a domain"
     try:
         encoded = _a_labels(domain)
     except idna.IDNAError as error:
-        return f"what follows the @ is no domain: {error}"
+        return f"the part after the @ is not a domain: {error}"
     # The idna package lets a final dot pass.
-    return "" if _DOMAIN.fullmatch(encoded) else "what follows the @ is no domain"
+    return "" if _DOMAIN.fullmatch(encoded) else "the part after the @ is not a domain"
 
 
 def parse_sender(value: Address) -> str:
-    """As `parse_address`, but ``''`` and ``'<>'`` are the null sender, ``''``."""
+    """Return the bare address of `value`; ``''`` for the null sender, ``'<>'``.
+
+    Raises what `parse_address` raises.
+    """
     return "" if _text(value) in ("", "<>") else parse_address(value)
 
 
 def parse_recipients(value: Addresses) -> tuple[str, ...]:
-    """Return the bare addresses of `value`, each once, in order.
+    """Return the bare addresses of `value`, each mailbox once, in order.
 
-    A str or bytes is one address. Raises `AddressError` for one that cannot
-    work, or where there is none.
+    A str or bytes is one address. Two addresses are the same mailbox if they differ
+    only in the case or the encoding of the domain, for example ``a@Bücher.example``
+    and ``a@xn--bcher-kva.example``. Raises `AddressError` for an address that cannot
+    work, and if there is no recipient.
     """
     if isinstance(value, str | bytes):
         return (parse_address(value),)
     if not isinstance(value, Iterable):
-        raise AddressTypeError(value, "it is no str, no bytes and no list of them")
-    addresses = tuple(dict.fromkeys(map(parse_address, value)))
-    if not addresses:
-        raise AddressError(value, "there are no recipients")
-    return addresses
+        raise AddressTypeError(value, "it is not a str, bytes or an iterable of them")
+    mailboxes: dict[str, str] = {}
+    for address in map(parse_address, value):
+        mailboxes.setdefault(_mailbox_key(address), address)
+    if not mailboxes:
+        raise AddressError(None, f"no recipients: toaddrs is {shown(value)}")
+    return tuple(mailboxes.values())
+
+
+def _mailbox_key(address: str) -> str:
+    """Return a text that is equal for two spellings of one mailbox."""
+    local, at, domain = address.rpartition("@")
+    if not at:
+        return address.lower()  # postmaster
+    return f"{local}@{(domain if domain.isascii() else _a_labels(domain)).lower()}"
 
 
 def split_addresses(text: str) -> list[str]:
@@ -150,7 +171,7 @@ def split_addresses(text: str) -> list[str]:
     if not _HIDING.search(text):
         return [piece for part in text.split(",") if (piece := part.strip())]
     pieces: list[list[str]] = [[]]
-    for unit in _units(text):
+    for unit in units(text):
         if unit == ",":
             pieces.append([])
         else:
@@ -159,19 +180,40 @@ def split_addresses(text: str) -> list[str]:
 
 
 def header_addresses(text: str) -> list[str]:
-    """Return the addresses in a header field's value (RFC 5322, 3.4).
+    """Return the addresses in the value of a header field (RFC 5322, 3.4).
 
-    As `split_addresses`; comments are dropped, groups are opened.
+    Display names and comments are dropped, and the members of groups are returned like
+    the others. The addresses are not checked. Raises `AddressError` if the name of a
+    group looks like an address: in ``ann@x.org: bob@x.org``, Ann would get no mail.
     """
     pieces: list[list[str]] = [[]]
-    for unit in _units(text):
+    for unit in units(text):
         if unit in (",", ";"):
             pieces.append([])
         elif unit == ":":
-            pieces[-1].clear()  # that was the name of a group
+            _check_group_name(pieces[-1])
+            pieces[-1].clear()
+        elif unit.startswith("("):
+            pieces[-1].append(" ")
         else:
-            pieces[-1].append(" " if unit.startswith("(") else unit)
-    return _joined(pieces)
+            pieces[-1].append(unit)
+    return [address for piece in pieces if (address := _address_in(piece))]
+
+
+def _check_group_name(units: list[str]) -> None:
+    unquoted = "".join(unit for unit in units if not unit.startswith('"'))
+    if "@" in unquoted or _CONTROL.search(unquoted):
+        reason = "it stands before a colon, where only the name of a group may stand"
+        raise AddressError("".join(units).strip(), reason)
+
+
+def _address_in(units: list[str]) -> str:
+    """Return the address of a mailbox without the white space around its dots."""
+    text = "".join(units).strip()
+    brackets = [unit for unit in units if unit.startswith("<")]
+    if len(brackets) == 1 and text.endswith(brackets[0]) and text.endswith(">"):
+        text = brackets[0][1:-1].strip() or "<>"
+    return text if '"' in text else _AROUND_DOTS.sub(r"\1", text)
 
 
 def _joined(pieces: list[list[str]]) -> list[str]:
@@ -179,8 +221,8 @@ def _joined(pieces: list[list[str]]) -> list[str]:
     return [piece for piece in joined if piece]
 
 
-def _units(text: str) -> Iterator[str]:
-    """Yield `text` in parts: what hides a comma, a separator, or neither."""
+def units(text: str) -> Iterator[str]:
+    """Yield the units of an address list, see `_UNIT`, and its comments."""
     position = 0
     while position < len(text):
         found = _UNIT.match(text, position)
@@ -190,7 +232,7 @@ def _units(text: str) -> Iterator[str]:
 
 
 def _end_of_comment(text: str, position: int) -> int:
-    """Return where the comment ends that begins at `position`."""
+    """Return the end of the comment that begins at `position`."""
     depth = 0
     for found in _IN_COMMENT.finditer(text, position):
         depth += {"(": 1, ")": -1}.get(found[0], 0)
@@ -200,12 +242,14 @@ def _end_of_comment(text: str, position: int) -> int:
 
 
 def needs_smtputf8(address: str) -> bool:
-    """Tell whether only a relay with SMTPUTF8 can take `address` (RFC 6531)."""
+    """Return True if `address` needs a relay with SMTPUTF8 (RFC 6531)."""
     return not address.rpartition("@")[0].isascii()
 
 
 def on_the_wire(address: str) -> str:
-    """Return `address` as a relay is told: its domain in ASCII where possible.
+    """Return `address` as it is written in an envelope and a header.
+
+    Its domain is in A-labels (RFC 5890) unless the local part is not ASCII either.
 
     Raises `AddressError` for a domain that cannot be encoded (RFC 5891).
     """

@@ -1,8 +1,8 @@
-"""A delivery for messages that do not say from whom they are."""
+"""A delivery that adds a sender to messages without one."""
 from __future__ import annotations
 
 import re
-from email.header import Header
+from email.utils import quote
 from email.utils import unquote
 from typing import Any
 
@@ -12,6 +12,7 @@ from zope.interface import implementer
 from zope.interface import providedBy
 
 from postcommit.address import parse_address
+from postcommit.headers import encoded_field
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IMailDelivery
@@ -19,27 +20,31 @@ from postcommit.interfaces import Sendable
 from postcommit.message import compose
 
 
-def _as_field(sender: str) -> str:
-    """Return `sender` as a header field has it, its name encoded (RFC 2047)."""
-    address = parse_address(sender)
-    # A name is whatever comes before; `email.utils.parseaddr` understands fewer.
-    name = sender.rpartition("<")[0].strip()
-    if name.isascii() or sender == address:
-        return sender
-    return f"{Header(unquote(name), 'utf-8').encode(linesep='')} <{address}>"
-
+# The characters that need quotes in a display name (RFC 5322, 3.2.3).
+_SPECIALS = re.compile(r'[][\\()<>@,:;".]')
 
 _FROM = re.compile(rb"^(?:From|Sender)[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 
+def _as_field(sender: str) -> bytes:
+    """Return the From field of `sender`: its display name quoted, or encoded."""
+    address = parse_address(sender)
+    if sender != address:
+        name = unquote(sender.rpartition("<")[0].strip())
+        if _SPECIALS.search(name):
+            name = f'"{quote(name)}"'
+        sender = f"{name} <{address}>".lstrip()
+    return encoded_field("From", sender, "\n")
+
+
 @implementer(IMailDelivery)
 class DefaultSender:
-    """Sends by `delivery`, in the name of `sender` where nobody else is named.
+    """Sends through `delivery`, from `sender` if a message has no sender.
 
-    That is, where `fromaddr` is None and the header has no From or Sender. The
-    message then gets a From; `sender` may have a display name. Raises
-    `AddressError` for one that can never work. Otherwise as `delivery`, which
-    it also is as far as interfaces and attributes go.
+    A message has no sender if `fromaddr` is None and its header has neither From nor
+    Sender. It then gets a From field. `sender` may have a display name. Interfaces and
+    attributes are those of `delivery`. Raises `AddressError` for a `sender` that cannot
+    work.
     """
 
     def __init__(self, delivery: Any, sender: str) -> None:
@@ -63,13 +68,13 @@ class DefaultSender:
         toaddrs: Addresses | None,
         message: Sendable,
     ) -> str:
-        """See `IMailDelivery`."""
+        """Send `message` when the transaction commits, see `IMailDelivery.send`."""
         if fromaddr is None:
             composed = compose(self._sender, toaddrs, message)
             if toaddrs is not None:
-                toaddrs = composed.recipients  # they may be there to be read once
+                toaddrs = composed.recipients  # an iterator can be read only once
             if not _FROM.search(composed.header):
                 fromaddr, toaddrs = self._sender, composed.recipients
-                message = b"From: " + self._field.encode() + b"\n" + bytes(composed)
+                message = self._field + bytes(composed)
         message_id: str = self._delivery.send(fromaddr, toaddrs, message)
         return message_id

@@ -73,15 +73,17 @@ class ConfigError(OptionError):
 
 
 class AddressError(PostcommitError, ValueError):
-    """An envelope address that no relay may be handed.
+    """An address that cannot be in an envelope, or an envelope without addresses.
 
-    `address` is what was given, `reason` what is wrong with it.
+    `address` is the value that was refused, None if there is none. `reason` says what
+    is wrong with it.
     """
 
     def __init__(self, address: object, reason: str) -> None:
         self.address = address
         self.reason = reason
-        super().__init__(f"{shown(address)} is not an envelope address: {reason}")
+        named = f"{shown(address)} is not an envelope address: "
+        super().__init__(reason if address is None else named + reason)
 
 
 class AddressTypeError(AddressError, TypeError):

@@ -1,24 +1,23 @@
-"""Messages: anything sendable to bytes, with what `send` adds and removes.
+"""Composes what `send` is given into a message with its envelope.
 
-`compose` is what the deliveries and mailers call. The header is looked at with
-regular expressions, and changed by lines; the body is never copied or changed.
+Deliveries and mailers call `compose`. The header is read with regular expressions and
+changed by lines. The body is neither copied nor changed. The addresses of a message
+object come from its header values, never from its flattened bytes.
 """
 from __future__ import annotations
 
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.errors import MessageError as EmailError
-from email.header import decode_header
-from email.header import make_header
 from email.message import Message
 from email.utils import formatdate
-from typing import Any
+from functools import partial
+from typing import TypeAlias
 
 from postcommit.address import domain_in_ascii
-from postcommit.address import header_addresses
-from postcommit.address import needs_smtputf8
 from postcommit.address import parse_address
 from postcommit.address import parse_recipients
 from postcommit.address import parse_sender
@@ -27,44 +26,47 @@ from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
 from postcommit.errors import shown
 from postcommit.flatten import flattened
+from postcommit.headers import field_policy
+from postcommit.headers import mailboxes_in
+from postcommit.headers import mailboxes_of
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import Sendable
 
 
-# In a Message-Id, where neither the sender nor From has a domain. The name of
-# this host would need DNS, which may take long.
+# Domain of a new Message-Id if neither the sender nor From has one. The name of this
+# host would need DNS, which can take long.
 _NO_DOMAIN = "localhost.localdomain"
 
-# Each of the three ends a line: what is not CRLF becomes so on the wire, and
-# then no field may come to light that was none before.
+# CR and LF also end a line, because each becomes CRLF on the wire. Otherwise a field
+# could appear there that was not a field here.
 _LINE_END = re.compile(rb"\r\n?|\n")
 
-# No field's name is longer than a line may be (RFC 5322, 2.1.1).
+# The name of a field is not longer than a line may be (RFC 5322, 2.1.1).
 _NAME = rb"[!-9;-~]{1,998}[ \t]*:"
 _FOLDED = rb"[^\r\n]*(?:(?:\r\n?|\n)[ \t][^\r\n]*)*(?:\r\n?|\n|\Z)"
 _HEADER = re.compile(rb"(?:" + _NAME + _FOLDED + rb")*")
 
-# A header as most messages have it: each line ends with LF, up to the blank one.
+# The header of most messages: all lines, and the blank line, end with LF.
 _ORDINARY = re.compile(
     rb"((?:[!-9;-~]{1,998}:[^\r\n]*\n(?:[ \t][^\r\n]*\n)*)+)\n"
 )
 
-# The line before a message in a mailbox file, no part of the message.
+# The line before a message in a mailbox file. It is not a part of the message.
 _UNIX_FROM = re.compile(
     rb">?From \S* +(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[^\r\n]* \d\d?:\d\d[^\r\n]*"
     rb"(?:\r\n?|\n)(?=" + _NAME + rb")"
 )
 
-# In a header whose line ends are LF or CRLF: the rest of a field, that is its
-# value, with the lines that are folded.
+# The rest of a field after its name, in a header whose line ends are LF or CRLF: its
+# value with all folded lines.
 _VALUE = rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)"
 _MESSAGE_ID = re.compile(rb"^Message-Id" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _DATE = re.compile(rb"^Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _BCC = re.compile(rb"^(?:Resent-)?Bcc" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _END_OF_HEADER = re.compile(rb"\n\r?\n")
 
-# The first one, as most messages have it.
+# The Message-Id of most messages: the first one, well-formed and not folded.
 _ORDINARY_ID = re.compile(
     rb"(?:(?!Message-Id)[^\r\n].*\n)*"
     rb"Message-Id:[ \t]*<([!-;=?-~]+)>[ \t]*\r?\n(?![ \t])",
@@ -77,8 +79,8 @@ _GOOD_ID = re.compile(r"<([^<>\s]+)>")
 class Composed:
     """A message with its envelope, ready to be sent.
 
-    `header` ends with the blank line. `body` is a view of what the caller gave,
-    so that a large message is not copied.
+    `header` ends with the blank line. `body` is a view of the caller's bytes, so that a
+    large message is not copied.
     """
 
     sender: str
@@ -96,22 +98,42 @@ class Composed:
         return b"".join(self.chunks)
 
 
+# What the generator raises if parts of a message object contradict each other.
+_NOT_FLATTENED = (
+    *(EmailError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+
+# Returns the mailboxes of all fields with a name, in order.
+_Mailboxes: TypeAlias = Callable[[str], list[str]]
+
+
 def compose(
     fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
 ) -> Composed:
-    """Return what `IMailDelivery.send` is to send; see there, also for errors."""
+    """Return the message that `IMailDelivery.send` sends, with its envelope.
+
+    Arguments and errors are those of `IMailDelivery.send`.
+    """
     data = _bytes(message)
     header, body, end_of_line = _split(data)
-    sender = _sender(header) if fromaddr is None else parse_sender(fromaddr)
-    recipients = _recipients(header) if toaddrs is None else parse_recipients(toaddrs)
-    # A look for the letters is cheaper than one for a field.
+    mailboxes: _Mailboxes = (
+        partial(mailboxes_of, message)
+        if isinstance(message, Message)
+        else partial(_mailboxes, header)
+    )
+    sender = _sender(mailboxes) if fromaddr is None else parse_sender(fromaddr)
+    recipients = (
+        _recipients(mailboxes) if toaddrs is None else parse_recipients(toaddrs)
+    )
+    # Searching for the letters is faster than searching for a field.
     lowered = header.lower()
     if b"bcc" in lowered:
         header = _BCC.sub(b"", header)
     added = []
     message_id = _message_id(header) if b"message-id" in lowered else ""
     if not message_id:
-        message_id = _new_message_id(sender, header)
+        message_id = _new_message_id(sender, mailboxes)
         added += [b"Message-Id: <", message_id.encode(), b">", end_of_line]
     if b"\ndate:" not in lowered and not _DATE.search(header):
         added += [b"Date: ", formatdate(localtime=True).encode(), end_of_line]
@@ -123,43 +145,40 @@ def compose(
 
 
 def _bytes(message: Sendable) -> bytes:
+    data = _as_bytes(message)
+    if b"\0" in data:
+        # RFC 2045, 2.7 and 2.8. OpenSMTPD, for example, drops the rest of the line.
+        raise MessageError(
+            f"the message has a NUL character at byte {data.index(0)}, and relays may"
+            " cut the line there; remove it, or encode the part as base64"
+        )
+    return data
+
+
+def _as_bytes(message: Sendable) -> bytes:
     if isinstance(message, bytes):
         return message
     if isinstance(message, str):
         try:
             return message.encode()
         except UnicodeEncodeError as error:
-            raise MessageError(f"the message is no text: {error}") from error
+            raise MessageError(f"the message is not text: {error}") from error
     if isinstance(message, Message):
-        return _flattened(message)
+        try:
+            return flattened(message, field_policy(message.policy))
+        except _NOT_FLATTENED as error:
+            raise MessageError(f"the message cannot be made bytes: {error}") from error
     raise MessageTypeError(
         f"cannot send {shown(message)} of type {type(message).__name__};"
         " pass bytes, str or email.message.Message"
     )
 
 
-def _flattened(message: Message) -> bytes:
-    """Return a `Message` as bytes; it is not changed itself."""
-    policy: Any = message.policy
-    try:
-        if any(map(_needs_utf8, message.values())):
-            policy = policy.clone(utf8=True)
-        return flattened(message, policy)
-    except (EmailError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise MessageError(f"the message cannot be made bytes: {error}") from error
-
-
-def _needs_utf8(value: Any) -> bool:
-    """Tell whether a header field has addresses that RFC 2047 cannot encode."""
-    addresses = getattr(value, "addresses", ())
-    return any(needs_smtputf8(address.addr_spec) for address in addresses)
-
-
 def _split(data: bytes) -> tuple[bytes, memoryview, bytes]:
-    """Return the header's fields, the body, and the line end of the header.
+    """Return the fields of the header, the body, and the line end of the header.
 
-    What does not begin with a header is all body; a body that follows the
-    header without a blank line is one all the same.
+    A message that does not begin with a field is all body. The body begins at the first
+    line that is not a field, even if no blank line stands before it.
     """
     ordinary = _ORDINARY.match(data)
     if ordinary:
@@ -206,7 +225,10 @@ def message_id_of(data: bytes) -> str:
 
 
 def _message_id(header: bytes) -> str:
-    """Return the id that the header has, ``''`` where it has none."""
+    """Return the id in a header, ``''`` if it has none.
+
+    Raises `MessageError` if there are several, or if it is malformed.
+    """
     values = _MESSAGE_ID.findall(header)
     if not values:
         return ""
@@ -220,7 +242,7 @@ def _message_id(header: bytes) -> str:
 
 
 def _id_in(value: bytes) -> str:
-    """Return the id that a field's `value` is, ``''`` for anything else."""
+    """Return the id in the value of a field, ``''`` if it is malformed."""
     try:
         good = _GOOD_ID.fullmatch(value.strip(b" \t\r\n").decode())
     except UnicodeDecodeError:
@@ -228,15 +250,15 @@ def _id_in(value: bytes) -> str:
     return good[1] if good and good[1].isprintable() else ""
 
 
-def _new_message_id(sender: str, header: bytes) -> str:
+def _new_message_id(sender: str, mailboxes: _Mailboxes) -> str:
     """Return an id that is unique, and cannot be guessed (RFC 5322, 3.6.4)."""
-    domain = domain_in_ascii(sender) or _domain_of_from(header) or _NO_DOMAIN
+    domain = domain_in_ascii(sender) or _domain_of_from(mailboxes) or _NO_DOMAIN
     return f"{time.time_ns()}.{secrets.token_hex(8)}@{domain}"
 
 
-def _domain_of_from(header: bytes) -> str:
+def _domain_of_from(mailboxes: _Mailboxes) -> str:
     try:
-        return domain_in_ascii(parse_address(_mailboxes(header, b"From")[0]))
+        return domain_in_ascii(parse_address(mailboxes("From")[0]))
     except (AddressError, IndexError):
         return ""
 
@@ -244,47 +266,28 @@ def _domain_of_from(header: bytes) -> str:
 # The envelope, from the header
 
 
-def _sender(header: bytes) -> str:
-    for name in (b"Sender", b"From"):
-        found = _mailboxes(header, name)
+def _sender(mailboxes: _Mailboxes) -> str:
+    for name in ("Sender", "From"):
+        found = mailboxes(name)
         if len(found) > 1:
-            # RFC 5322, 3.6.2: then there has to be a Sender.
-            reason = f"{name.decode()} has several; pass fromaddr"
+            # RFC 5322, 3.6.2: such a message needs a Sender.
+            reason = f"{name} has several addresses; pass fromaddr"
             raise AddressError(", ".join(found), reason)
         if found:
             return parse_address(found[0])
     raise AddressError(None, "the header has no Sender or From; pass fromaddr")
 
 
-def _recipients(header: bytes) -> tuple[str, ...]:
-    names = (b"To", b"Cc", b"Bcc")
-    found = [mailbox for name in names for mailbox in _mailboxes(header, name)]
+def _recipients(mailboxes: _Mailboxes) -> tuple[str, ...]:
+    found = [mailbox for name in ("To", "Cc", "Bcc") for mailbox in mailboxes(name)]
     if not found:
-        raise AddressError(None, "nobody is in To, Cc or Bcc; pass toaddrs")
+        raise AddressError(None, "no address in To, Cc or Bcc; pass toaddrs")
     return parse_recipients(found)
 
 
-def _mailboxes(header: bytes, name: bytes) -> list[str]:
-    """Return the mailboxes of the fields `name`, also those in groups."""
-    field = re.compile(rb"^" + name + _VALUE, re.IGNORECASE | re.MULTILINE)
-    found = []
-    for value in field.findall(header):
-        # A name that is no UTF-8 does no harm, as only the address is used.
-        text = re.sub(r"\r?\n", "", value.decode("utf-8", "replace"))
-        for mailbox in header_addresses(text):
-            found += header_addresses(_decoded(mailbox))
-    return found
-
-
-def _decoded(mailbox: str) -> str:
-    """Undo what `Message` does to all of a field that is not ASCII.
-
-    An encoded word may only be part of a name (RFC 2047, 5), so where there is
-    an address outside of it, it is left alone.
-    """
-    if "@" in mailbox or "=?" not in mailbox:
-        return mailbox
-    try:
-        return str(make_header(decode_header(mailbox)))
-    except (EmailError, LookupError, ValueError):
-        return mailbox
+def _mailboxes(header: bytes, name: str) -> list[str]:
+    """Return the mailboxes of the fields `name` in the bytes of a header."""
+    field = re.compile(rb"^" + name.encode() + _VALUE, re.IGNORECASE | re.MULTILINE)
+    # A display name that is not UTF-8 is harmless, because only the address is used.
+    values = (value.decode("utf-8", "replace") for value in field.findall(header))
+    return [mailbox for value in values for mailbox in mailboxes_in(value)]
