@@ -68,7 +68,7 @@ class Status(enum.Enum):
     UNCERTAIN = "uncertain"
 
 
-class TLSMode(str, enum.Enum):
+class TLSMode(enum.StrEnum):
     """How a mailer uses TLS towards its relay."""
 
     AUTO = "auto"

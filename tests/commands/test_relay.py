@@ -85,7 +85,7 @@ def test_an_expired_certificate_is_shown(
 def test_a_certificate_that_expires_soon(
     start: Start, authority: Authority, capsys: Any
 ) -> None:
-    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=3)
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.ca.issue_cert("127.0.0.1", not_after=soon).configure_cert(context)
     relay = start(tls=context, implicit_tls=True)
@@ -177,7 +177,7 @@ def der(*names: str, **options: Any) -> bytes:
 
 
 def test_what_a_certificate_says() -> None:
-    until = datetime.datetime(2060, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+    until = datetime.datetime(2060, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
     names = ["mx.example.org", "192.0.2.7", "2001:db8::7", "a@example.org"]
     found = parse(
         der(*names, common_name="mx", organization_name="Shop \xe9", not_after=until)

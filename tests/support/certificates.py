@@ -31,7 +31,7 @@ class Authority:
         return context
 
     def _issue(self, *names: str, expired: bool) -> trustme.LeafCert:
-        past = datetime.datetime(2001, 1, 1, tzinfo=datetime.timezone.utc)
+        past = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
         return self.ca.issue_cert(
             *names,
             not_before=past if expired else None,

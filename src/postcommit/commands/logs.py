@@ -6,8 +6,8 @@ import logging
 import sys
 from collections.abc import Callable
 from collections.abc import Mapping
+from datetime import UTC
 from datetime import datetime
-from datetime import timezone
 from typing import Any
 
 from postcommit.errors import RelayError
@@ -39,7 +39,7 @@ def before_each(call: Callable[[], None]) -> None:
 
 
 def _time(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, timezone.utc)
+    moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds")
 
 

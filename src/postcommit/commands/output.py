@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from datetime import datetime
-from datetime import timezone
 from typing import Any
 from typing import TextIO
 
@@ -54,7 +54,7 @@ def timestamp(seconds: float | None) -> str | None:
     """Return a time since the epoch for programs: ISO 8601, UTC."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def size(count: int) -> str:

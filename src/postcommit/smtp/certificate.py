@@ -8,8 +8,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC
 from datetime import datetime
-from datetime import timezone
 
 
 # Tags of DER (X.690).
@@ -101,7 +101,7 @@ def _time(tag: int, value: bytes) -> datetime:
     if tag != _GENERALIZED_TIME:
         # Two digits for the year (RFC 5280, 4.1.2.5.1).
         text = ("20" if text[:2] < "50" else "19") + text
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _host_names(data: bytes) -> Iterator[str]:
