@@ -1,10 +1,22 @@
-"""In CI, what would be skipped fails: there everything is installed."""
+"""Settings of the whole suite: skipped tests, and signals.
+
+In CI, a skipped test fails, because everything is installed there.
+"""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts its background jobs with SIGINT ignored, and nohup does so with
+    # SIGHUP. Programs that tests start would inherit this, and ignore their signals.
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

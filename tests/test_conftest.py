@@ -1,4 +1,4 @@
-"""Nothing is skipped in CI."""
+"""Nothing is skipped in CI, and no test depends on inherited signal dispositions."""
 from __future__ import annotations
 
 import os
@@ -64,3 +64,33 @@ def test_elsewhere_it_is_skipped(suite: Path) -> None:
     done = run(suite)
     assert done.returncode == 0
     assert "4 skipped" in done.stdout
+
+
+IGNORED = """\
+import os, signal, sys
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"])
+"""
+
+DISPOSITIONS = """\
+import signal, subprocess, sys
+SHOW = "import signal as s; print(*(s.getsignal(n) is s.SIG_IGN for n in (1, 2, 15)))"
+def test_it():
+    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"] * 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+def test_no_program_inherits_signals_that_are_ignored(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    (tmp_path / "test_signals.py").write_text(DISPOSITIONS)
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORED],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "1 passed" in done.stdout, done.stdout
