@@ -1,0 +1,251 @@
+"""Header fields with ASCII characters only, by their kind (RFC 2047, 5).
+
+There are fields with addresses, fields with parameters, and text. Fields such as
+Date and Received are text with comments.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import chain
+
+from postcommit.address import on_the_wire
+from postcommit.errors import AddressError
+from postcommit.errors import MessageError
+from postcommit.errors import shown
+from postcommit.smtp.encodedword import MAX_WORD
+from postcommit.smtp.encodedword import Word
+from postcommit.smtp.encodedword import encoded
+from postcommit.smtp.encodedword import folded
+from postcommit.smtp.encodedword import words_of
+from postcommit.smtp.parameter import Decode
+from postcommit.smtp.parameter import words_with_parameters
+
+
+_ADDRESSES = frozenset(
+    f"{prefix}{name}"
+    for prefix in ("", "resent-")
+    for name in ("from", "sender", "reply-to", "to", "cc", "bcc")
+) | {
+    "apparently-to",
+    "delivered-to",
+    "disposition-notification-to",
+    "envelope-to",
+    "errors-to",
+    "mail-followup-to",
+    "mail-reply-to",
+    "return-path",
+    "return-receipt-to",
+    "x-original-to",
+}
+_PARAMETERS = frozenset({"content-type", "content-disposition"})
+_COMMENTED = frozenset(
+    {
+        "content-id",
+        "content-transfer-encoding",
+        "date",
+        "in-reply-to",
+        "message-id",
+        "mime-version",
+        "received",
+        "references",
+        "resent-date",
+        "resent-message-id",
+    }
+)
+
+# The tokens of RFC 5322, 3.2; what has no end goes on to the end of the text. A
+# comment can hold others, so that only its beginning is found.
+_TOKEN = re.compile(
+    r"(?P<space>[ \t]*+)"
+    r'(?:(?P<quoted>"(?:[^"\\]|\\.)*+"?)'
+    r'|(?P<angle><(?:[^<>"]|"(?:[^"\\]|\\.)*+"?)*+>?)'
+    r"|(?P<comment>\()"
+    r"|(?P<end>[,;:])"
+    r'|(?P<atom>\[[^\[\]]*+\]|[^ \t"<(,;:\[]++|\[))',
+    re.DOTALL,
+)
+_WHOLE = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_IN_COMMENT = re.compile(r"\\.|[()]|[^()\\]++|\\", re.DOTALL)
+_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+
+Token = tuple[str, Word]  # the kind, and the word
+
+
+def ascii_field(name: str, value: bytes, decode: Decode) -> bytes:
+    """Return the field `name` with ASCII characters only, and its line end.
+
+    `value` is what follows the colon, and `decode` makes text of its bytes. Raises
+    `MessageError` for an address that only SMTPUTF8 can carry.
+    """
+    raw = value.replace(b"\r\n", b"").decode("ascii", "surrogateescape")
+    kind = name.strip().lower()
+    if kind in _PARAMETERS:
+        words = words_with_parameters(raw, decode)
+    else:
+        text = decode(raw.encode("ascii", "surrogateescape"))
+        if kind in _ADDRESSES:
+            words = _addresses(name, text)
+        elif kind in _COMMENTED:
+            words = _with_comments(text)
+        else:
+            words = encoded(words_of(text))
+    return folded(name, words).encode("ascii")
+
+
+# Addresses (RFC 5322, 3.4)
+
+
+def _addresses(field: str, text: str) -> list[Word]:
+    """Return the words of an address field.
+
+    It is a list of mailboxes, and of names of groups, which end with a colon.
+    """
+    words: list[Word] = []
+    element: list[Token] = []
+    for kind, word in _tokens(text):
+        if kind == "end":
+            words += _element(field, element)
+            # RFC 2047, 5: there is white space around an encoded word in a phrase.
+            space = " " if words and words[-1].is_encoded else word.space
+            words.append(Word(space, word.text, word.content, is_separator=True))
+            element = []
+        else:
+            element.append((kind, word))
+    return words + _element(field, element)
+
+
+def _element(field: str, tokens: Sequence[Token]) -> list[Word]:
+    """Return the words of one mailbox, or of the name of a group."""
+    if not any(word.is_foreign for _, word in tokens):
+        return [word for _, word in tokens]
+    kinds = [kind for kind, _ in tokens]
+    if "angle" in kinds:
+        angle = kinds.index("angle")
+        words = _phrase(field, tokens[:angle])
+        rest = [_in_mailbox(field, token) for token in tokens[angle:]]
+        if words and not rest[0][0].space:
+            rest[0] = [rest[0][0].apart()]
+        return [*words, *chain(*rest)]
+    if any(kind == "atom" and "@" in word.text for kind, word in tokens):
+        return list(chain(*(_in_mailbox(field, token) for token in tokens)))
+    return _phrase(field, tokens)
+
+
+def _phrase(field: str, tokens: Sequence[Token]) -> list[Word]:
+    """Return the words of a name, and then its comments.
+
+    The name is encoded as a whole, because encoded words and words in quotation
+    marks beside each other are read in different ways.
+    """
+    name: list[Word] = []
+    comments: list[Word] = []
+    for kind, word in tokens:
+        space = word.space
+        if name or comments:
+            space = " " if space else ""
+        if kind == "comment":
+            comments += _comment(space or " ", word.text)
+        elif kind == "quoted":
+            name += _quoted(field, space, word.text)
+        else:
+            name.append(Word(space, word.text, word.content))
+    return encoded(name, whole=True) + comments
+
+
+def _quoted(field: str, space: str, text: str) -> list[Word]:
+    """Return the words of a quoted string: several if some were encoded before."""
+    if not _WHOLE.fullmatch(text):
+        raise MessageError(f"{field}: a quotation mark has no end: {shown(text)}")
+    content = _QUOTED_PAIR.sub(r"\1", text[1:-1])
+    words = words_of(content)
+    if any(word.is_encoded for word in words):
+        return [Word(space, words[0].text, words[0].content), *words[1:]]
+    return [Word(space, text, content)]
+
+
+def _in_mailbox(field: str, token: Token) -> list[Word]:
+    """Return a word that is no part of a name: of the address, or behind it."""
+    kind, word = token
+    if kind == "comment":
+        return _comment(word.space, word.text)
+    if word.text.isascii():
+        return [word]
+    address = word.text
+    if kind == "angle" and address.endswith(">"):
+        address = address[1:-1].strip(" \t")
+    try:
+        text = on_the_wire(address) if "@" in address else address
+    except AddressError as error:
+        raise MessageError(f"{field}: {shown(address)}: {error.reason}") from error
+    if not text.isascii():
+        raise MessageError(f"{field}: only SMTPUTF8 can carry {shown(address)}")
+    text = f"<{text}>" if kind == "angle" else text
+    return [Word(word.space, text, text)]
+
+
+# Comments, and what both kinds are made of
+
+
+def _comment(space: str, text: str) -> list[Word]:
+    """Return the words of a comment, which may hold other comments."""
+    if text.isascii() and len(text) <= MAX_WORD:
+        return [Word(space, text, text)]
+    words: list[Word] = []
+    inside: list[str] = []
+    for found in _IN_COMMENT.finditer(text):
+        if found[0] not in "()":
+            inside.append(found[0])
+            continue
+        content = "".join(inside)
+        words += _text_in_comment(content)
+        if words:
+            space = content[len(content.rstrip(" \t")) :]
+        words.append(Word(space, found[0], found[0]))
+        inside = []
+    return words + _text_in_comment("".join(inside))
+
+
+def _text_in_comment(text: str) -> list[Word]:
+    words = [
+        Word(word.space, word.text, _QUOTED_PAIR.sub(r"\1", word.text))
+        for word in words_of(text)
+    ]
+    return encoded(words)
+
+
+def _with_comments(text: str) -> list[Word]:
+    """Return the words of a field in which only comments can be encoded.
+
+    If there is something else to encode, the field is broken, and taken for text.
+    """
+    words: list[Word] = []
+    for kind, word in _tokens(text):
+        words += _comment(word.space, word.text) if kind == "comment" else [word]
+    if any(word.is_foreign for word in words):
+        return encoded(words_of(text))
+    return words
+
+
+def _tokens(text: str) -> Iterator[Token]:
+    """Yield the tokens of a structured field, each with the white space before it."""
+    position = 0
+    while found := _TOKEN.match(text, position):
+        kind = found.lastgroup or ""
+        end = found.end()
+        if kind == "comment":
+            end = _end_of_comment(text, found.start(kind))
+        token = text[found.start(kind) : end]
+        yield kind, Word(found["space"], token, token)
+        position = end
+
+
+def _end_of_comment(text: str, position: int) -> int:
+    """Return where the comment ends that begins at `position`."""
+    depth = 0
+    for found in _IN_COMMENT.finditer(text, position):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if not depth:
+            return found.end()
+    return len(text)
