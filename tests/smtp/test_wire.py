@@ -13,6 +13,7 @@ from hypothesis import strategies
 
 from postcommit.smtp.channel import _BLOCK
 from postcommit.smtp.mailer import SMTPMailer
+from postcommit.smtp.wire import complete
 from postcommit.smtp.wire import stuffed
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
@@ -106,16 +107,40 @@ def test_arbitrary_bytes(wired, bodies):
     assert deliver(wired, messages) == [expected(m) for m in messages]
 
 
-@given(strategies.lists(strategies.sampled_from([b"\r\n", b".", b"x"])).map(b"".join))
+@given(
+    strategies.one_of(
+        strategies.binary(max_size=40),
+        strategies.lists(strategies.sampled_from([*PIECES, b"x"])).map(b"".join),
+    )
+)
+@example(b"x\n.\r\n")
 def test_stuffed(message):
+    """Whatever made the message, each line ends with CRLF, and it ends only once."""
     wire = stuffed(message)
+    assert not re.search(rb"\r(?!\n)|(?<!\r)\n", wire)
     assert wire.endswith(b".\r\n")
     # there is one end of data: the last one
     assert (b"\r\n" + wire).find(b"\r\n.\r\n") == len(wire) - 3
     lines = wire[:-3].split(b"\r\n")
     plain = b"\r\n".join(line.removeprefix(b".") for line in lines)
-    assert plain in (message, message + b"\r\n")
+    assert plain == complete(message) == (expected(message) if message else b"")
 
 
 def test_an_empty_message_is_a_lone_dot():
     assert stuffed(b"") == b".\r\n"
+
+
+def test_a_re_encoder_that_makes_other_line_ends(wired, monkeypatch):
+    """What it returns goes the same way to the wire as any other message."""
+    relay, _ = wired
+    made = HEADER + b"x\n.\nMAIL FROM:<evil@x>\r.\ry"
+    monkeypatch.setattr("postcommit.smtp.transfer.to_seven_bits", lambda message: made)
+    monkeypatch.setattr(relay, "extensions", ["SIZE", "PIPELINING"])
+    with_another_session = SMTPMailer("127.0.0.1", relay.port, timeout=5)
+    relay.messages.clear()
+    report = with_another_session.send(SENDER, B, HEADER + b"\xff")
+    with_another_session.close()
+    assert told(report) == ["sent"]
+    [message] = relay.messages
+    assert message.data == expected(made)
+    assert message.parameters == {"SIZE": str(len(expected(made)))}

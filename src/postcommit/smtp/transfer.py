@@ -14,7 +14,6 @@ from postcommit.address import needs_smtputf8
 from postcommit.address import on_the_wire
 from postcommit.errors import RelayError
 from postcommit.interfaces import Status
-from postcommit.message import to_crlf
 from postcommit.report import DeliveryReport
 from postcommit.report import Outcome
 from postcommit.report import Reply
@@ -22,6 +21,7 @@ from postcommit.report import Stage
 from postcommit.report import judge
 from postcommit.smtp.sevenbit import to_seven_bits
 from postcommit.smtp.wire import END_OF_DATA
+from postcommit.smtp.wire import complete
 from postcommit.smtp.wire import stuffed
 
 
@@ -63,7 +63,7 @@ class Transfer:
         self.message_id = message_id
         self.retried = False
         self.is_first = False
-        self._message = to_crlf(message)
+        self._message = complete(message)
         self._reset()
         addresses = "".join((sender, *self.recipients))
         self._is_plain = addresses.isascii()
@@ -137,12 +137,12 @@ class Transfer:
     def _in_seven_bits(self) -> bytes | None:
         """Return the message with ASCII characters only, or refuse it."""
         try:
-            message = to_seven_bits(self._message)
+            message = complete(to_seven_bits(self._message))
         except MemoryError:
             self._settle(Status.DEFERRED, _NO_MEMORY)
             return None
         except Exception as error:
-            # Whatever it is, it is about this message, and others go on.
+            # An error of any kind is about this message. The others go on.
             text = f"{_NO_8BITMIME.text}, and {type(error).__name__}: {error}"
             self._settle(Status.REJECTED, Reply(0, "5.6.3", text))
             return None

@@ -1,7 +1,12 @@
-"""A message as it goes over the wire after DATA."""
+"""A message as it goes over the wire after DATA.
+
+`stuffed` is the only way there: whatever made the message, its line ends are CRLF.
+"""
 from __future__ import annotations
 
 import re
+
+from postcommit.message import to_crlf
 
 
 END_OF_DATA = b".\r\n"
@@ -10,16 +15,25 @@ END_OF_DATA = b".\r\n"
 _DOT = re.compile(rb"\n\.")
 
 
-def stuffed(message: bytes) -> bytes:
-    """Return `message`, whose line ends are all CRLF, ready to be sent.
+def complete(message: bytes) -> bytes:
+    """Return `message` with CRLF at the end of each line, also of the last one.
 
-    Dots at the beginning of a line are doubled (RFC 5321, 4.5.2), the last line
-    is ended, and the final dot follows.
+    Its length is what SIZE counts (RFC 1870, 5). An empty message stays empty.
     """
+    message = to_crlf(message)
+    if message and not message.endswith(b"\n"):
+        message += b"\r\n"
+    return message
+
+
+def stuffed(message: bytes) -> bytes:
+    """Return `message` ready to be sent, as `complete` and with the final dot.
+
+    Dots at the beginning of a line are doubled (RFC 5321, 4.5.2).
+    """
+    message = complete(message)
     if _DOT.search(message):
         message = message.replace(b"\n.", b"\n..")
     if message.startswith(b"."):
         message = b"." + message
-    if message and not message.endswith(b"\n"):
-        message += b"\r\n"
     return message + END_OF_DATA
