@@ -63,7 +63,7 @@ _TOKEN = re.compile(
     r'|(?P<angle><(?:[^<>"]|"(?:[^"\\]|\\.)*+"?)*+>?)'
     r"|(?P<comment>\()"
     r"|(?P<end>[,;:])"
-    r'|(?P<atom>\[[^\[\]]*+\]|[^ \t"<(,;:\[]++|\[))',
+    r'|(?P<atom>\[[^][,;<>"()]*+\]|[^ \t"<(,;:\[]++|\[))',
     re.DOTALL,
 )
 _WHOLE = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
@@ -173,7 +173,9 @@ def _in_mailbox(field: str, token: Token) -> list[Word]:
     if word.text.isascii():
         return [word]
     address = word.text
-    if kind == "angle" and address.endswith(">"):
+    if kind == "angle":
+        if not address.endswith(">"):
+            raise MessageError(f"{field}: a bracket has no end: {shown(address)}")
         address = address[1:-1].strip(" \t")
     try:
         text = on_the_wire(address) if "@" in address else address
@@ -189,9 +191,13 @@ def _in_mailbox(field: str, token: Token) -> list[Word]:
 
 
 def _comment(space: str, text: str) -> list[Word]:
-    """Return the words of a comment, which may hold other comments."""
+    """Return the words of a comment, which may hold other comments.
+
+    There can be a line end before and behind each word.
+    """
     if text.isascii() and len(text) <= MAX_WORD:
         return [Word(space, text, text)]
+    space = space or " "
     words: list[Word] = []
     inside: list[str] = []
     for found in _IN_COMMENT.finditer(text):
@@ -204,7 +210,8 @@ def _comment(space: str, text: str) -> list[Word]:
             space = content[len(content.rstrip(" \t")) :]
         words.append(Word(space, found[0], found[0]))
         inside = []
-    return words + _text_in_comment("".join(inside))
+    words += _text_in_comment("".join(inside))
+    return [Word(one.space, one.text, one.content, is_separator=True) for one in words]
 
 
 def _text_in_comment(text: str) -> list[Word]:
