@@ -167,5 +167,4 @@ def _units(words: Iterable[Word]) -> Iterator[tuple[str, str]]:
             space = word.space
         texts.append(word.text)
         may_break = word.is_separator
-    if texts:
-        yield space, "".join(texts)
+    yield space, "".join(texts)

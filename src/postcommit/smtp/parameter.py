@@ -36,7 +36,7 @@ class _Parameter:
     """One parameter, or one section of a parameter that has several (RFC 2231, 3).
 
     `raw` is how it is written. `value` is without quotation marks and comments, and
-    percent-encoded if `is_extended`.
+    percent-encoded if `is_extended`. A plain parameter has the section -1.
     """
 
     raw: str
@@ -108,7 +108,9 @@ def _parameter(raw: str) -> _Parameter:
         value = _QUOTED_PAIR.sub(r"\1", end[0][1:] if end else "")
     elif name not in _FREE_TEXT:
         value = _COMMENT.sub("", value).strip(" \t")
-    return _Parameter(raw, name, int(found[2] or 0), bool(found[3]), value)
+    is_extended = found[3] is not None
+    section = int(found[2] or 0) if found[2] or is_extended else -1
+    return _Parameter(raw, name, section, is_extended, value)
 
 
 def _text(several: Iterable[_Parameter], decode: Decode) -> str:
@@ -124,10 +126,10 @@ def _joined(several: Iterable[_Parameter]) -> tuple[str, bytes]:
     """Return the charset that the sections of one parameter name, and their bytes."""
     sections: dict[int, _Parameter] = {}
     for one in several:
-        known = sections.get(one.section)
-        # A plain value beside an extended one is for readers without RFC 2231.
-        if known is None or (one.is_extended and not known.is_extended):
-            sections[one.section] = one
+        sections.setdefault(one.section, one)
+    if len(sections) > 1:
+        # A plain parameter beside them is for readers without RFC 2231.
+        sections.pop(-1, None)
     charset, pieces = "", list[bytes]()
     for number, one in sorted(sections.items()):
         value = one.value

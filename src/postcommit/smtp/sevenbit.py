@@ -37,7 +37,9 @@ _WORD = re.compile(r"[^ \t;(]*")
 _MASK = bytes(range(128)) + b"*" * 128
 
 _CHARSET = re.compile(rb"charset[ \t]*=[ \t]*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
-_WITH_ASCII = re.compile(r"iso8859|cp\d|koi8|euc|gb|big5|shift_jis|mac|tis|kz|johab")
+_WITH_ASCII = re.compile(
+    r"utf-8|iso8859|cp\d|koi8|euc|gb|big5|shift_jis|mac|tis|kz|johab"
+)
 _ASCII_SAMPLE = b"az AZ 09 <@>:;\r\n"
 _NOT_IN_LATIN_1 = re.compile(rb"[\x80-\x9f]")
 
@@ -128,8 +130,6 @@ class _Entity:
         if places:
             self.fields[places[0]] = field
         else:
-            if self.fields and not self.fields[-1].endswith(b"\n"):
-                self.fields[-1] += b"\r\n"
             self.fields.append(field)
 
     def relabel(self, body: bytes, encoding: str) -> None:
@@ -188,7 +188,7 @@ class _Decoder:
 
     @functools.cached_property
     def _declared(self) -> str:
-        """The first charset that the message names and that contains ASCII."""
+        """The first charset that the message names and that has ASCII and more."""
         for found in _CHARSET.finditer(self._message):
             charset = found[1].decode("ascii")
             try:
