@@ -424,6 +424,19 @@ def test_the_comment_of_another_structured_field():
     assert made.endswith(b"?=) by <y> (z);\tMon, 1 Jan 2024\r\n 10:10:10 +0200")
 
 
+def test_what_is_no_comment_of_a_structured_field():
+    made = re_encoded("Received: from größe (HELO größe)(ä) by größe(x) ä; 1 Jan 2024")
+    shown = decoded(made).replace(") (", ")(")
+    assert shown == "from größe (HELO größe)(ä) by größe (x) ä; 1 Jan 2024"
+    assert made.startswith(b"Received: from =?")
+    assert made.endswith(b"?= 1 Jan 2024")
+
+
+def test_a_comment_is_not_folded_where_it_begins():
+    made = re_encoded(f"To: {'a' * 50}@x.org (Öffentlichkeitsarbeit)")
+    assert b".org\r\n (=?" in made
+
+
 def test_a_structured_field_that_is_broken():
     assert decoded(re_encoded("Date: früh am Morgen (x)")) == "früh am Morgen (x)"
 

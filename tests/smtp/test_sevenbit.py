@@ -571,6 +571,7 @@ REPEATED = {
     "no header": "{x}{ }\n\nü",
     "spaces in a body": "\nü{ }x{\t}\n",
     "a line of a body": "\nü{x}{=}{ü}",
+    "fields": "{Content-Transfer-Encoding: 8bit\n}\nü",
     "charsets": "Subject: ü\n\n{charset }{charset=x}",
     "dashes": "Content-Type: multipart/mixed; boundary=-\n\n---\n\nü{-}",
 }

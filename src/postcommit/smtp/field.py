@@ -191,27 +191,35 @@ def _in_mailbox(field: str, token: Token) -> list[Word]:
 
 
 def _comment(space: str, text: str) -> list[Word]:
-    """Return the words of a comment, which may hold other comments.
-
-    There can be a line end before and behind each word.
-    """
+    """Return the words of a comment."""
     if text.isascii() and len(text) <= MAX_WORD:
         return [Word(space, text, text)]
-    space = space or " "
+    first, *rest = _with_comments(text)
+    return [Word(space or " ", first.text, first.content, first.is_separator), *rest]
+
+
+def _with_comments(text: str) -> list[Word]:
+    """Return the words of a text with comments, which may hold other comments.
+
+    There can be a line end before and behind each word, but if possible not behind
+    the parenthesis that begins a comment.
+    """
     words: list[Word] = []
-    inside: list[str] = []
+    between: list[str] = []
     for found in _IN_COMMENT.finditer(text):
         if found[0] not in "()":
-            inside.append(found[0])
+            between.append(found[0])
             continue
-        content = "".join(inside)
+        content = "".join(between)
         words += _text_in_comment(content)
-        if words:
-            space = content[len(content.rstrip(" \t")) :]
-        words.append(Word(space, found[0], found[0]))
-        inside = []
-    words += _text_in_comment("".join(inside))
-    return [Word(one.space, one.text, one.content, is_separator=True) for one in words]
+        space = content[len(content.rstrip(" \t")) :]
+        before = words[-1] if words else Word("", "", "")
+        if found[0] == "(" and before.is_encoded:
+            space = space or " "
+        may_break = found[0] == ")" or before.text == "("
+        words.append(Word(space, found[0], found[0], is_separator=may_break))
+        between = []
+    return words + _text_in_comment("".join(between))
 
 
 def _text_in_comment(text: str) -> list[Word]:
@@ -219,20 +227,10 @@ def _text_in_comment(text: str) -> list[Word]:
         Word(word.space, word.text, _QUOTED_PAIR.sub(r"\1", word.text))
         for word in words_of(text)
     ]
-    return encoded(words)
-
-
-def _with_comments(text: str) -> list[Word]:
-    """Return the words of a field in which only comments can be encoded.
-
-    If there is something else to encode, the field is broken, and taken for text.
-    """
-    words: list[Word] = []
-    for kind, word in _tokens(text):
-        words += _comment(word.space, word.text) if kind == "comment" else [word]
-    if any(word.is_foreign for word in words):
-        return encoded(words_of(text))
-    return words
+    return [
+        Word(word.space, word.text, word.content, is_separator=True)
+        for word in encoded(words)
+    ]
 
 
 def _tokens(text: str) -> Iterator[Token]:

@@ -123,14 +123,16 @@ class _Entity:
 
     def set(self, name: str, value: str) -> None:
         """Have one field `name`, in the place of the first one."""
-        places = [n for n, one in enumerate(self.fields) if _name(one) == name.lower()]
         field = f"{name}: {value}\r\n".encode("ascii", "surrogateescape")
-        for place in reversed(places[1:]):
-            del self.fields[place]
-        if places:
-            self.fields[places[0]] = field
-        else:
-            self.fields.append(field)
+        fields: list[bytes] = []
+        is_set = False
+        for one in self.fields:
+            if _name(one) != name.lower():
+                fields.append(one)
+            elif not is_set:
+                fields.append(field)
+                is_set = True
+        self.fields = fields if is_set else [*fields, field]
 
     def relabel(self, body: bytes, encoding: str) -> None:
         """Have another body, with its Content-Transfer-Encoding."""
