@@ -1,6 +1,7 @@
 """Header fields of 8 bits, with ASCII characters only: by kind, and by meaning."""
 from __future__ import annotations
 
+import email.utils
 import random
 import re
 from email import message_from_bytes
@@ -8,7 +9,6 @@ from email import message_from_string
 from email.header import decode_header
 from email.header import make_header
 from email.policy import default
-from email.utils import getaddresses
 
 import pytest
 from hypothesis import example
@@ -20,6 +20,12 @@ from postcommit.address import header_addresses
 from postcommit.address import on_the_wire
 from postcommit.errors import MessageError
 from postcommit.smtp.sevenbit import to_seven_bits
+
+
+# Some versions find no address at all where one of several has a literal or a comment.
+LENIENT = (
+    {"strict": False} if getattr(email.utils, "supports_strict_parsing", False) else {}
+)
 
 
 def re_encoded(field: str | bytes) -> bytes:
@@ -57,7 +63,7 @@ def pairs(field: bytes) -> list[tuple[str, str]]:
     value = field.decode("ascii").partition(":")[2].replace("\r\n", "")
     return [
         (str(make_header(decode_header(name))), address)
-        for name, address in getaddresses([value])
+        for name, address in email.utils.getaddresses([value], **LENIENT)
     ]
 
 
@@ -429,7 +435,7 @@ def test_what_is_no_comment_of_a_structured_field():
     shown = decoded(made).replace(") (", ")(")
     assert shown == "from größe (HELO größe)(ä) by größe (x) ä; 1 Jan 2024"
     assert made.startswith(b"Received: from =?")
-    assert made.endswith(b"?= 1 Jan 2024")
+    assert made.endswith(b"?= 1 Jan\r\n 2024")
 
 
 def test_a_comment_is_not_folded_where_it_begins():
