@@ -6,6 +6,7 @@ from collections.abc import Callable
 from email import message_from_bytes
 from email import message_from_string
 from email import policy
+from email import utils
 from email.errors import HeaderParseError
 from email.header import Header
 from email.headerregistry import Address
@@ -110,8 +111,12 @@ def test_the_recipients_and_their_names_are_those_of_the_object(
     wanted = [at for _, at in listed]
     assert list(composed.recipients) == wanted
     assert [at for _, at in pairs(on_wire(composed))] == wanted
-    assert [at for _, at in getaddresses([on_wire_text(composed)])] == wanted
+    assert [at for _, at in getaddresses([on_wire_text(composed)], **LENIENT)] == wanted
     assert max(map(len, composed.header.splitlines())) <= 998
+
+
+# Newer versions of Python find no address at all if one of several has a literal.
+LENIENT = {"strict": False} if hasattr(utils, "supports_strict_parsing") else {}
 
 
 def on_wire_text(composed: Composed) -> str:
@@ -165,6 +170,30 @@ def test_an_object_that_was_read_from_bytes() -> None:
         composed = sent(message_from_bytes(data, policy=of))
         assert composed.recipients == ("b@x.org", "c@x.org")
         assert bytes(composed).endswith(data)
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("times", [1, 300])
+def test_a_field_of_eight_bits_is_encoded_only_if_it_has_to_be(
+    times: int, charset: str
+) -> None:
+    subject = "Füße " * times
+    data = f"From: a@x.org\nSubject: {subject}\n\nx\n".encode(charset)
+    for of in (policy.default, policy.SMTP.clone(cte_type="7bit")):
+        composed = compose(None, "b@x.org", message_from_bytes(data, policy=of))
+        if times == 1 and of.cte_type == "8bit":
+            assert bytes(composed).endswith(data)
+        else:
+            assert composed.header.isascii()
+            assert on_wire(composed)["Subject"] == subject.strip()
+            assert max(map(len, composed.header.splitlines())) <= 76
+
+
+def test_a_file_name_in_a_value_of_the_older_class() -> None:
+    message = MIMEText("Text.")
+    message["Content-Disposition"] = 'attachment; filename="Rechnung für Ann.pdf"'
+    read = on_wire(compose("a@x.org", "b@x.org", message))
+    assert read.get_filename() == "Rechnung für Ann.pdf"
 
 
 def test_bytes_whose_recipients_are_encoded_as_a_whole() -> None:
@@ -419,4 +448,4 @@ def test_any_names_and_addresses_reach_exactly_these_addresses(
 def mailboxes(composed: Composed) -> list[str]:
     """Return the mailboxes in To, as the standard library's older class reads them."""
     read = message_from_string(bytes(composed).decode())
-    return [at for _, at in getaddresses([read["To"]])]
+    return [at for _, at in getaddresses([read["To"]], **LENIENT)]

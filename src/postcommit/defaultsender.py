@@ -12,7 +12,7 @@ from zope.interface import implementer
 from zope.interface import providedBy
 
 from postcommit.address import parse_address
-from postcommit.headers import encoded_field
+from postcommit.field import utf8_field
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IMailDelivery
@@ -34,7 +34,7 @@ def _as_field(sender: str) -> bytes:
         if _SPECIALS.search(name):
             name = f'"{quote(name)}"'
         sender = f"{name} <{address}>".lstrip()
-    return encoded_field("From", sender, "\n")
+    return utf8_field("From", sender, "\n")
 
 
 @implementer(IMailDelivery)

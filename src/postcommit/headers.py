@@ -4,7 +4,7 @@ The generator of the standard library damages fields when it folds or encodes th
 name loses its quotes, and the addresses in it become recipients. Encoded words swallow
 an address, or get into a domain. A line break in the value of an older `Message` begins
 another field. So `FieldPolicy` decides for each field. ASCII that fits on a line is
-left to the generator, and `encoded_field` writes everything else. A value that would
+left to the generator, and `utf8_field` writes everything else. A value that would
 not become exactly one field is refused.
 """
 from __future__ import annotations
@@ -12,48 +12,29 @@ from __future__ import annotations
 import functools
 import re
 from binascii import a2b_base64
-from binascii import b2a_base64
 from email.errors import HeaderParseError
 from email.header import Header
 from email.message import Message
 from email.policy import Policy
 from email.quoprimime import header_decode
-from email.utils import unquote
 from itertools import groupby
 from typing import Any
 from typing import cast
 
 from postcommit.address import header_addresses
-from postcommit.address import on_the_wire
-from postcommit.address import units
 from postcommit.errors import AddressError
+from postcommit.errors import MessageError
+from postcommit.field import ADDRESS_FIELDS
+from postcommit.field import utf8_field
 
 
-# Maximum octets of a line without its end (RFC 5322, 2.1.1), and the usual number.
+# Maximum octets of a line without its end (RFC 5322, 2.1.1).
 MOST_OCTETS = 998
-_USUAL_OCTETS = 76
 
-# The fields whose value is a list of addresses (RFC 5322, 3.6; RFC 8098, 2.1).
-ADDRESS_FIELDS = frozenset(
-    {
-        *("from", "sender", "reply-to", "to", "cc", "bcc"),
-        *("resent-from", "resent-sender", "resent-to", "resent-cc", "resent-bcc"),
-        *("return-path", "disposition-notification-to", "mail-followup-to"),
-        *("mail-reply-to", "errors-to", "return-receipt-to", "delivered-to"),
-    }
-)
-
-# The fields whose value has parameters (RFC 2231).
-_PARAMETER_FIELDS = frozenset({"content-type", "content-disposition"})
-
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
 _NAME = re.compile("[!-9;-~]+")
 _ONE_FIELD = re.compile(rb"[!-9;-~]+:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*\r?\n")
-
-# A word with the white space before it. The spaces of Unicode are letters here. In an
-# address field, a quoted string is a part of a word, so that it is not folded.
-_WORD = re.compile(r"([ \t]*)([^ \t]+)")
-_ADDRESS_WORD = re.compile(r'([ \t]*)((?:"(?:[^"\\]|\\.)*"|[^ \t"]|")+)')
 
 # An encoded word (RFC 2047, 2), perhaps with a language (RFC 2231, 5).
 _ENCODED_WORD = re.compile(r"=\?([^?*\s]+)(?:\*[^?\s]*)?\?([BbQq])\?([^?\s]*)\?=")
@@ -65,13 +46,6 @@ _ENCODED_WORDS = re.compile(
 _DROPPED = ("invalid address in address-list", "invalid mailbox in mailbox-list")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
-
-# The bytes that stand for themselves in an encoded word, also within a display name
-# (RFC 2047, 5 (3)).
-_PLAIN = frozenset(
-    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/"
-)
 
 
 # Addresses
@@ -139,129 +113,6 @@ def _bytes_of(word: tuple[str, str, str]) -> bytes:
     return header_decode(encoded).encode("latin-1")
 
 
-def _with_decoded_words(text: str) -> str:
-    return _ENCODED_WORDS.sub(lambda found: _decoded(found[0]), text)
-
-
-def _encoded(text: str) -> str:
-    """Return `text` as encoded words of at most 75 characters each (RFC 2047, 2)."""
-    plain = sum(map(str.isascii, text)) * 2 > len(text)
-    encode, most = (_quoted_printable, 63) if plain else (_base64, 45)
-    words, length, start = [], 0, 0
-    for position, character in enumerate(text):
-        data = character.encode("utf-8", "replace")
-        cost = len(_quoted_printable(data)) if plain else len(data)
-        if length + cost > most:
-            words.append(text[start:position])
-            start, length = position, 0
-        length += cost
-    words.append(text[start:])
-    kind = "q" if plain else "b"
-    return " ".join(
-        f"=?utf-8?{kind}?{encode(word.encode('utf-8', 'replace'))}?=" for word in words
-    )
-
-
-def _quoted_printable(data: bytes) -> str:
-    return "".join(
-        chr(byte) if byte in _PLAIN else "_" if byte == 32 else f"={byte:02X}"
-        for byte in data
-    )
-
-
-def _base64(data: bytes) -> str:
-    return b2a_base64(data, newline=False).decode("ascii")
-
-
-# Fields in ASCII
-
-
-def encoded_field(name: str, text: str, linesep: str) -> bytes:
-    """Return a header field in ASCII whose value means `text`, folded.
-
-    In an address field, display names and comments become encoded words (RFC 2047),
-    and domains A-labels (RFC 5890). An address whose local part is not ASCII stays as
-    it is, because nothing can encode it (RFC 6531). Every other field is unstructured:
-    the words from the first to the last one that is not ASCII are encoded as one text.
-    """
-    text = _FOLD.sub("", text)
-    if name.lower() in ADDRESS_FIELDS:
-        words = _ADDRESS_WORD.findall(_address_list(text))
-    else:
-        words = _WORD.findall(_unstructured(text))
-    lines = [f"{name}:"]
-    for space, word in words:
-        if len(lines[-1]) + len(space) + len(word) > _USUAL_OCTETS:
-            lines.append("")
-        lines[-1] += (space or " ") + word
-    return "".join(line + linesep for line in lines).encode("utf-8", "replace")
-
-
-def _is_plain(text: str) -> bool:
-    return text.isascii() and len(text) <= _USUAL_OCTETS
-
-
-def _unstructured(text: str) -> str:
-    words = _WORD.findall(text)
-    encode = [
-        number
-        for number, (_, word) in enumerate(words)
-        if not _is_plain(word) or _ENCODED_WORD.search(word)
-    ]
-    if not encode:
-        return text
-    first, last = encode[0], encode[-1] + 1
-    run = "".join(map("".join, words[first:last])).lstrip(" \t")
-    words[first:last] = [(" ", _encoded(_with_decoded_words(run)))]
-    return "".join(map("".join, words))
-
-
-def _address_list(text: str) -> str:
-    parts: list[str] = []
-    phrase: list[str] = []
-    for unit in (*units(text), ""):
-        if unit and unit[0] not in ",:;<(":
-            phrase.append(unit)
-            continue
-        is_name = unit.startswith(("<", ":"))
-        parts.append(_phrase(phrase, is_name=is_name))
-        phrase = []
-        if unit.startswith("("):
-            parts.append(_comment(unit))
-        elif unit.startswith("<"):
-            parts.append(f"<{_ascii_address(unit.strip('<> '))}>")
-        else:
-            parts.append(f"{unit} ")  # a list can be folded after its separators
-    return "".join(parts)
-
-
-def _phrase(parts: list[str], *, is_name: bool) -> str:
-    """Return a display name, the name of a group, or a bare address, in ASCII."""
-    text = "".join(parts)
-    if all(map(_is_plain, parts)):
-        return text
-    if not is_name and any("@" in part for part in parts if part[0] != '"'):
-        return re.sub(r"[^ \t]+", lambda found: _ascii_address(found[0]), text)
-    decoded = [
-        unquote(part) if part[0] == '"' else _with_decoded_words(part) for part in parts
-    ]
-    return f" {_encoded(''.join(decoded).strip())} "
-
-
-def _comment(text: str) -> str:
-    if _is_plain(text):
-        return text
-    inner = _with_decoded_words(text[1:].removesuffix(")"))
-    return f"({_encoded(_QUOTED_PAIR.sub(lambda found: found[1], inner))})"
-
-
-def _ascii_address(address: str) -> str:
-    try:
-        return on_the_wire(address)
-    except AddressError:
-        return address
-
-
 # Message objects
 
 
@@ -288,42 +139,57 @@ class FieldPolicy:
     """
 
     linesep: str
+    cte_type: str
 
     def fold_binary(self, name: str, value: Any) -> bytes:
+        """Return the field `name` in bytes, with its line end."""
         if not _NAME.fullmatch(name):
             raise HeaderParseError(f"{name!r} is not the name of a header field")
-        if self._damages(name, value):
-            folded = encoded_field(name, _text(value), self.linesep)
-        else:
-            try:
-                folded = super().fold_binary(name, value)  # type: ignore[misc]
-            except HeaderParseError as error:
-                raise HeaderParseError(f"header field {name!r}: {error}") from error
-        if not _ONE_FIELD.fullmatch(folded):
+        field = self._written(name, value)
+        if not _ONE_FIELD.fullmatch(field):
             problem = "a line break that would begin another field; remove it"
             raise HeaderParseError(f"header field {name!r} has {problem}")
-        return folded
+        return field
 
-    def _damages(self, name: str, value: Any) -> bool:
-        """Return True if the standard library would damage this field."""
-        text, is_address = str(value), name.lower() in ADDRESS_FIELDS
-        if text.isascii() and not is_address:
-            return False
-        is_long = len(name) + 2 + max(map(len, text.split("\n"))) > MOST_OCTETS
+    def _written(self, name: str, value: Any) -> bytes:
+        text = str(value)
+        if not text.isascii() or name.lower() in ADDRESS_FIELDS:
+            fits = max(map(len, text.split("\n"))) < MOST_OCTETS - len(name)
+            is_raw = _SURROGATE.search(text) is not None
+            if is_raw and fits and self.cte_type == "8bit":
+                return _as_read(name, text, self.linesep)
+            if is_raw or self._is_damaged(name, value, fits):
+                try:
+                    return utf8_field(name, _decoded_text(text), self.linesep)
+                except MessageError:
+                    pass  # the generator encodes what is not an address
+        try:
+            return cast(bytes, super().fold_binary(name, value))  # type: ignore[misc]
+        except (HeaderParseError, UnicodeError) as error:
+            raise HeaderParseError(f"header field {name!r}: {error}") from error
+
+    def _is_damaged(self, name: str, value: Any, fits: bool) -> bool:
+        """Return True if the generator would damage an address or a text."""
+        text, kind = str(value), name.lower()
         if text.isascii():
-            return is_long or "=?" in text
-        if name.lower() in _PARAMETER_FIELDS:
-            return False
-        if _SURROGATE.search(text):
-            return is_long  # otherwise it is written as it was read
-        # A `Header` has the charset that the application wants.
-        keeps = isinstance(value, Header) or getattr(self, "utf8", False)
-        return is_address or not keeps
+            return not fits or "=?" in text
+        if kind in ADDRESS_FIELDS:
+            return True
+        # A `Header` has the charset that the application wants, and a header object
+        # writes its own parameters.
+        is_own = isinstance(value, Header) or hasattr(value, "params")
+        return not is_own and not getattr(self, "utf8", False)
 
 
-def _text(value: Any) -> str:
-    """Return the value of a field as text, its 8-bit bytes read as UTF-8 or Latin-1."""
-    data = str(value).encode("utf-8", "surrogateescape")
+def _as_read(name: str, text: str, linesep: str) -> bytes:
+    """Return a field that was read from bytes, with other line ends."""
+    lines = _LINE_END.split(f"{name}: {text}")
+    return "".join(line + linesep for line in lines).encode("utf-8", "surrogateescape")
+
+
+def _decoded_text(text: str) -> str:
+    """Return the value of a field, with its 8-bit bytes read as UTF-8 or Latin-1."""
+    data = text.encode("utf-8", "surrogateescape")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

@@ -23,8 +23,8 @@ from postcommit.smtp.wire import complete
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
-from tests.smtp.test_field import check_lines
 from tests.support.smtpd import well_treated
+from tests.test_field import check_lines
 
 
 OURS = sorted((Path(__file__).parent.parent / "corpus").glob("*.eml"))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from postcommit.errors import MessageError
 from postcommit.message import to_crlf
 from postcommit.smtp.sevenbit import to_seven_bits
-from tests.smtp.test_field import check_lines
+from tests.test_field import check_lines
 
 
 UMLAUT = "Müller"

@@ -13,9 +13,9 @@ import secrets
 from base64 import encodebytes
 
 from postcommit.errors import MessageError
-from postcommit.smtp.field import ascii_field
-from postcommit.smtp.parameter import raw_parameter
-from postcommit.smtp.parameter import with_parameter
+from postcommit.field import ascii_field
+from postcommit.parameter import raw_parameter
+from postcommit.parameter import with_parameter
 
 
 # Maximum number of entities inside each other.

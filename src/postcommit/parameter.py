@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from email.utils import encode_rfc2231
 from urllib.parse import unquote_to_bytes
 
-from postcommit.smtp.encodedword import MAX_WORD
-from postcommit.smtp.encodedword import Word
+from postcommit.encodedword import MAX_WORD
+from postcommit.encodedword import Word
 
 
 # What is between two semicolons, and may have one in quotation marks.

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from postcommit.address import header_addresses
 from postcommit.address import on_the_wire
+from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.smtp.sevenbit import to_seven_bits
 
@@ -563,9 +564,16 @@ TOKENS = [
 ]
 
 
-def readable(text: str) -> list[str]:
-    """Return the ordinary addresses of a field, as a lenient reader finds them."""
-    found = [re.sub(r".*<([^<>]*)>.*", r"\1", one) for one in header_addresses(text)]
+def readable(text: str) -> list[str] | None:
+    """Return the ordinary addresses of a field, as a lenient reader finds them.
+
+    None if `header_addresses` refuses the field.
+    """
+    try:
+        listed = header_addresses(text)
+    except AddressError:
+        return None
+    found = [re.sub(r".*<([^<>]*)>.*", r"\1", one) for one in listed]
     return [
         on_the_wire(one.strip())
         for one in found
@@ -588,8 +596,9 @@ def test_a_field_in_disorder_keeps_its_addresses(seed):
         encoded += 1
         text = made.decode().replace("\r\n", "").partition(":")[2]
         before = f"{value}ä".replace("\r\n", "")
-        if '"' not in value:
-            assert readable(text) == readable(before), value
+        wanted = readable(before)
+        if '"' not in value and wanted is not None:
+            assert readable(text) == wanted, value
     assert encoded > 100
 
 

@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from itertools import chain
 
+from postcommit.address import end_of_comment
 from postcommit.address import on_the_wire
+from postcommit.encodedword import MAX_WORD
+from postcommit.encodedword import Word
+from postcommit.encodedword import encoded
+from postcommit.encodedword import folded
+from postcommit.encodedword import words_of
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import shown
-from postcommit.smtp.encodedword import MAX_WORD
-from postcommit.smtp.encodedword import Word
-from postcommit.smtp.encodedword import encoded
-from postcommit.smtp.encodedword import folded
-from postcommit.smtp.encodedword import words_of
-from postcommit.smtp.parameter import Decode
-from postcommit.smtp.parameter import words_with_parameters
+from postcommit.parameter import Decode
+from postcommit.parameter import words_with_parameters
 
 
-_ADDRESSES = frozenset(
+ADDRESS_FIELDS = frozenset(
     f"{prefix}{name}"
     for prefix in ("", "resent-")
     for name in ("from", "sender", "reply-to", "to", "cc", "bcc")
@@ -39,7 +40,7 @@ _ADDRESSES = frozenset(
     "return-receipt-to",
     "x-original-to",
 }
-_PARAMETERS = frozenset({"content-type", "content-disposition"})
+PARAMETER_FIELDS = frozenset({"content-type", "content-disposition"})
 _COMMENTED = frozenset(
     {
         "content-id",
@@ -74,24 +75,40 @@ Token = tuple[str, Word]  # the kind, and the word
 
 
 def ascii_field(name: str, value: bytes, decode: Decode) -> bytes:
-    """Return the field `name` with ASCII characters only, and its line end.
+    """Return the field `name` with ASCII characters only, and its line end, CRLF.
 
     `value` is what follows the colon, and `decode` makes text of its bytes. Raises
-    `MessageError` for an address that only SMTPUTF8 can carry.
+    `MessageError` for an address that cannot be encoded.
     """
+    words = _words(name, value, decode)
+    for word in words:
+        if not word.text.isascii():
+            address = shown(word.text.strip("<>"))
+            raise MessageError(f"{name}: only SMTPUTF8 can carry {address}")
+    return folded(name, words).encode("ascii")
+
+
+def utf8_field(name: str, text: str, linesep: str) -> bytes:
+    """Return the field `name`, which means `text`, in lines that end with `linesep`.
+
+    It is as `ascii_field` makes it, but an address whose local part is not ASCII stays
+    as it is (RFC 6531).
+    """
+    field = folded(name, _words(name, text.encode(), bytes.decode))
+    return field.replace("\r\n", linesep).encode()
+
+
+def _words(name: str, value: bytes, decode: Decode) -> list[Word]:
     raw = value.replace(b"\r\n", b"").decode("ascii", "surrogateescape")
     kind = name.strip().lower()
-    if kind in _PARAMETERS:
-        words = words_with_parameters(raw, decode)
-    else:
-        text = decode(raw.encode("ascii", "surrogateescape"))
-        if kind in _ADDRESSES:
-            words = _addresses(name, text)
-        elif kind in _COMMENTED:
-            words = _with_comments(text)
-        else:
-            words = encoded(words_of(text))
-    return folded(name, words).encode("ascii")
+    if kind in PARAMETER_FIELDS:
+        return words_with_parameters(raw, decode)
+    text = decode(raw.encode("ascii", "surrogateescape"))
+    if kind in ADDRESS_FIELDS:
+        return _addresses(name, text)
+    if kind in _COMMENTED:
+        return _with_comments(text)
+    return encoded(words_of(text))
 
 
 # Addresses (RFC 5322, 3.4)
@@ -181,8 +198,6 @@ def _in_mailbox(field: str, token: Token) -> list[Word]:
         text = on_the_wire(address) if "@" in address else address
     except AddressError as error:
         raise MessageError(f"{field}: {shown(address)}: {error.reason}") from error
-    if not text.isascii():
-        raise MessageError(f"{field}: only SMTPUTF8 can carry {shown(address)}")
     text = f"<{text}>" if kind == "angle" else text
     return [Word(word.space, text, text)]
 
@@ -240,17 +255,7 @@ def _tokens(text: str) -> Iterator[Token]:
         kind = found.lastgroup or ""
         end = found.end()
         if kind == "comment":
-            end = _end_of_comment(text, found.start(kind))
+            end = end_of_comment(text, found.start(kind))
         token = text[found.start(kind) : end]
         yield kind, Word(found["space"], token, token)
         position = end
-
-
-def _end_of_comment(text: str, position: int) -> int:
-    """Return where the comment ends that begins at `position`."""
-    depth = 0
-    for found in _IN_COMMENT.finditer(text, position):
-        depth += {"(": 1, ")": -1}.get(found[0], 0)
-        if not depth:
-            return found.end()
-    return len(text)
