@@ -1,7 +1,7 @@
 """Encoded words (RFC 2047), and header fields folded around them.
 
-The text of a field is a list of `Word`. Words are folded at the white space between
-them and nowhere else. Line breaks of the original field are no part of the text.
+The value of a field is a list of `Word`. A field is folded only at the white space
+between two words. The line breaks of the original field are not part of its value.
 """
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 # Maximum length of a line with an encoded word (RFC 2047, 2), without CRLF.
 _LINE = 76
 
-# Maximum length of one encoded word here. RFC 2047 allows 75; the rest is for
-# the parentheses and commas beside it.
+# Maximum length of one encoded word here. RFC 2047 allows 75, and the difference is
+# for parentheses and commas beside the word.
 _LONGEST = 66
 
 # Maximum length of a word and of white space that stays as it is. A line can have
@@ -53,7 +53,8 @@ class Word:
     @property
     def is_encoded(self) -> bool:
         """Whether this is an encoded word already."""
-        return _ENCODED_WORD.fullmatch(self.text) is not None
+        found = _ENCODED_WORD.fullmatch(self.text)
+        return found is not None and len(self.text) <= MAX_WORD
 
     @property
     def is_foreign(self) -> bool:
@@ -66,7 +67,7 @@ class Word:
 
 
 def words_of(text: str) -> list[Word]:
-    """Return the words of an unstructured `text`: what is between white space."""
+    """Return the words of an unstructured `text`. White space divides them."""
     found = _SPACED.findall(text.rstrip(" \t"))
     return [Word(space, word, word) for space, word in found]
 
@@ -157,7 +158,7 @@ def folded(name: str, words: Iterable[Word]) -> str:
 
 
 def _units(words: Iterable[Word]) -> Iterator[tuple[str, str]]:
-    """Yield what no fold can divide, with the white space before it."""
+    """Yield pieces that cannot be folded, each with the white space before it."""
     space, texts, may_break = "", list[str](), False
     for word in words:
         if texts and (word.space or may_break):

@@ -56,8 +56,8 @@ _COMMENTED = frozenset(
     }
 )
 
-# The tokens of RFC 5322, 3.2; what has no end goes on to the end of the text. A
-# comment can hold others, so that only its beginning is found.
+# Tokens of RFC 5322, 3.2. A token without its end goes on to the end of the text. Only
+# the beginning of a comment is found, because a comment can hold others.
 _TOKEN = re.compile(
     r"(?P<space>[ \t]*+)"
     r'(?:(?P<quoted>"(?:[^"\\]|\\.)*+"?)'
@@ -99,11 +99,11 @@ def utf8_field(name: str, text: str, linesep: str) -> bytes:
 
 
 def _words(name: str, value: bytes, decode: Decode) -> list[Word]:
-    raw = value.replace(b"\r\n", b"").decode("ascii", "surrogateescape")
+    unfolded = value.replace(b"\r\n", b"")
     kind = name.strip().lower()
     if kind in PARAMETER_FIELDS:
-        return words_with_parameters(raw, decode)
-    text = decode(raw.encode("ascii", "surrogateescape"))
+        return words_with_parameters(unfolded, decode)
+    text = decode(unfolded)
     if kind in ADDRESS_FIELDS:
         return _addresses(name, text)
     if kind in _COMMENTED:
@@ -183,7 +183,7 @@ def _quoted(field: str, space: str, text: str) -> list[Word]:
 
 
 def _in_mailbox(field: str, token: Token) -> list[Word]:
-    """Return a word that is no part of a name: of the address, or behind it."""
+    """Return an address or what is behind it, but not the words of a name."""
     kind, word = token
     if kind == "comment":
         return _comment(word.space, word.text)
@@ -202,7 +202,7 @@ def _in_mailbox(field: str, token: Token) -> list[Word]:
     return [Word(word.space, text, text)]
 
 
-# Comments, and what both kinds are made of
+# Comments and tokens
 
 
 def _comment(space: str, text: str) -> list[Word]:

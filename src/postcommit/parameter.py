@@ -13,7 +13,7 @@ from postcommit.encodedword import MAX_WORD
 from postcommit.encodedword import Word
 
 
-# What is between two semicolons, and may have one in quotation marks.
+# Text between two semicolons. It can have others in quotation marks.
 _PIECE = re.compile(r'(?:[^";]|"(?:[^"\\]|\\.)*+"?)++')
 _PARAMETER = re.compile(
     r"[ \t]*([^ \t=*]+)(?:\*(\d{1,6}))?(\*)?[ \t]*=[ \t]*(.*)", re.DOTALL
@@ -25,7 +25,7 @@ _EXTENDED = re.compile(r"([^']*)'[^']*'(.*)", re.DOTALL)
 # A piece of percent-encoded text. It ends between two characters.
 _SECTION = re.compile(r".{1,50}(?<!%)(?<!%.)(?=\Z|[^%]|%[0-7C-F])")
 
-# The values of these may have spaces without quotation marks, and parentheses.
+# Parameters whose values can have spaces and parentheses without quotation marks.
 _FREE_TEXT = ("name", "filename")
 
 Decode = Callable[[bytes], str]
@@ -51,7 +51,10 @@ class _Parameter:
 
 
 def raw_parameter(value: str, name: str) -> bytes:
-    """Return the parameter `name` of a field's `value`, ``b""`` if it has none."""
+    """Return the parameter `name` of a field's `value`, ``b""`` if it has none.
+
+    `value` has a surrogate (PEP 383) for each byte that is not ASCII.
+    """
     _, parameters = _parsed(value)
     return _joined([one for one in parameters if one.name == name])[1]
 
@@ -63,14 +66,13 @@ def with_parameter(value: str, name: str, content: bytes) -> str:
     return ";\r\n ".join([main, *others, f'{name}="{content.decode("ascii")}"'])
 
 
-def words_with_parameters(value: str, decode: Decode) -> list[Word]:
-    """Return the `value` of a parameter field with ASCII characters only.
+def words_with_parameters(value: bytes, decode: Decode) -> list[Word]:
+    """Return the words of a parameter field's `value` with ASCII characters only.
 
-    Parameters that are not ASCII are written as RFC 2231 says. `value` has a
-    surrogate (PEP 383) for each byte that is not ASCII, and `decode` makes text of
-    such bytes. The other parameters stay as they are.
+    Parameters that are not ASCII are written in the form of RFC 2231, and `decode`
+    makes text of their bytes. The other parameters stay as they are.
     """
-    main, parameters = _parsed(value)
+    main, parameters = _parsed(value.decode("ascii", "surrogateescape"))
     texts = [main if main.isascii() else _masked(main)]
     sections = {one.name: list[_Parameter]() for one in parameters}
     for one in parameters:
@@ -79,7 +81,7 @@ def words_with_parameters(value: str, decode: Decode) -> list[Word]:
         if name and any(one.is_foreign for one in several):
             texts += _encoded(name, _text(several, decode))
         else:
-            # What is no parameter and not ASCII says nothing to any reader.
+            # A piece that is neither a parameter nor ASCII means nothing to readers.
             texts += [one.raw for one in several if one.raw.isascii()]
     words = [Word(" ", f"{text};", text) for text in texts[:-1]]
     return [*words, Word(" ", texts[-1], texts[-1])]

@@ -1,8 +1,8 @@
 """Messages of 8 bits for relays that take only 7 (RFC 6152, 3).
 
-A message is divided into its header, its body and its parts. What has only ASCII
-characters stays as it is, byte for byte, so that a signature over such a part is
-still valid.
+A message is divided into its header, its body and its parts. Fields and parts with
+ASCII characters only stay as they are, byte for byte, so that a signature over such a
+part is still valid.
 """
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from postcommit.parameter import with_parameter
 # Maximum number of entities inside each other.
 _MAX_DEPTH = 100
 
-# The lines that most readers take for the header. The first line can be that of a
-# mailbox file, and a line can be the rest of a field that has no beginning.
+# Lines that most readers take for the header. The first one can be the separator line
+# of a mailbox file. A line that begins with white space can come before any field.
 _HEADER = re.compile(
     rb"(?:From [^\n]*(?:\n|\Z))?+(?:(?:[!-9;-~]*+[ \t]*+:|[ \t])[^\n]*(?:\n|\Z))*+"
 )
@@ -32,8 +32,8 @@ _BLANK = re.compile(rb"((?:\r\n){2,})")
 _TYPE = re.compile(r"[ \t]*([^ \t/;()]+)[ \t]*/[ \t]*([^ \t/;()]+)")
 _WORD = re.compile(r"[^ \t;(]*")
 
-# An asterisk for each byte that is not ASCII. No boundary of a multipart can have
-# an asterisk (RFC 2046, 5.1.1), so that no delimiter comes into being.
+# Table with an asterisk for each byte that is not ASCII. A boundary cannot have an
+# asterisk (RFC 2046, 5.1.1), therefore the result cannot be a delimiter.
 _MASK = bytes(range(128)) + b"*" * 128
 
 _CHARSET = re.compile(rb"charset[ \t]*=[ \t]*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
@@ -46,15 +46,15 @@ _NOT_IN_LATIN_1 = re.compile(rb"[\x80-\x9f]")
 # Encodings of a body that is not encoded.
 _IDENTITY = ("", "7bit", "8bit", "binary")
 
-# Encodings that readers decode, and whose result has ASCII characters only.
+# Encodings that readers decode, and that use ASCII characters only.
 _ALL_ASCII = ("base64", "x-uuencode", "uuencode", "x-uue", "uue")
 
 # Quoted-printable (RFC 2045, 6.7).
 _UNPRINTABLE = re.compile(rb"[^\t\r\n -<>-~]+|[ \t](?=\r\n|\Z)")
 _EIGHT_BITS = re.compile(rb"[\x80-\xff]+")
 _MAX_LINE = 76
-# Two hyphens inside a line may be those of a delimiter, hence a line must not begin
-# with them because of the break.
+# Place of a soft line break. Two hyphens inside a line can be those of a delimiter.
+# They must not come to the beginning of a line, so that a hyphen there is encoded.
 _BREAK = re.compile(rb"([^\n]{70,72}(?<!=)(?<!=[^\n]))(-?)(?=[^\n]{2})")
 
 
@@ -122,7 +122,7 @@ class _Entity:
         return ""
 
     def set(self, name: str, value: str) -> None:
-        """Have one field `name`, in the place of the first one."""
+        """Replace all fields `name` by one, in the place of the first."""
         field = f"{name}: {value}\r\n".encode("ascii", "surrogateescape")
         fields: list[bytes] = []
         is_set = False
@@ -135,12 +135,12 @@ class _Entity:
         self.fields = fields if is_set else [*fields, field]
 
     def relabel(self, body: bytes, encoding: str) -> None:
-        """Have another body, with its Content-Transfer-Encoding."""
+        """Replace the body and its Content-Transfer-Encoding."""
         self.set("Content-Transfer-Encoding", encoding)
         self.refill(body)
 
     def refill(self, body: bytes) -> None:
-        """Have another body. Its first line could look like a field."""
+        """Replace the body. A blank line keeps its first line out of the header."""
         self.body = body
         self.has_blank_line = True
 
@@ -154,7 +154,7 @@ def _name(field: bytes) -> str:
 
 
 def _ascii(field: bytes, decode: _Decoder) -> bytes:
-    """Return a whole field, or what is in the place of one."""
+    """Return a field, or a line in the place of one, with ASCII characters only."""
     if field.isascii():
         return field
     name, colon, value = field.partition(b":")
@@ -167,8 +167,8 @@ def _ascii(field: bytes, decode: _Decoder) -> bytes:
 class _Decoder:
     """Makes text of the bytes in the fields of one message.
 
-    These are UTF-8, or in the charset that the message names for its text, or else
-    in the one of Western Europe.
+    They are read as UTF-8, otherwise in the charset that the message names for its
+    text, otherwise as Windows-1252 or ISO-8859-1.
     """
 
     def __init__(self, message: bytes) -> None:
@@ -220,7 +220,7 @@ def _encode_body(entity: _Entity, decode: _Decoder, depth: int) -> None:
 
 
 def _parts(entity: _Entity, decode: _Decoder, depth: int) -> bytes | None:
-    """Return the body of a multipart, None if it has no parts."""
+    """Return the body of a multipart, or None if it has no parts."""
     content_type = entity.value("Content-Type")
     boundary = raw_parameter(content_type, "boundary").rstrip()
     line = rb"^--%b(--)?[ \t]*(?:\r\n|\Z)" % re.escape(boundary)
@@ -250,9 +250,9 @@ def _parts(entity: _Entity, decode: _Decoder, depth: int) -> bytes | None:
 
 
 def _nested(entity: _Entity, decode: _Decoder, depth: int) -> bytes:
-    """Return the body of a message/*, which is a message itself, or fields."""
+    """Return the body of a message/*, which is another message or a list of fields."""
     if entity.subtype == "partial":
-        # No encoding is allowed, and the header is in the first fragment only.
+        # RFC 2046, 5.2.2: it must not be encoded. Its header is in the first fragment.
         raise MessageError("a fragment (message/partial) cannot be re-encoded")
     if entity.subtype == "delivery-status":
         return b"".join(
@@ -264,9 +264,9 @@ def _nested(entity: _Entity, decode: _Decoder, depth: int) -> bytes:
 
 
 def _encode_leaf(entity: _Entity, decode: _Decoder) -> None:
-    """Encode a body that is no multipart and no message.
+    """Encode a body without parts.
 
-    An unknown encoding is none, as it is to most readers.
+    Most readers ignore an unknown encoding, and so does this function.
     """
     body = entity.body
     if entity.encoding == "quoted-printable":

@@ -1,6 +1,6 @@
 """A message as it goes over the wire after DATA.
 
-`stuffed` is the only way there: whatever made the message, its line ends are CRLF.
+Every message passes through `stuffed`, which makes its line ends CRLF.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DOT = re.compile(rb"\n\.")
 
 
 def complete(message: bytes) -> bytes:
-    """Return `message` with CRLF at the end of each line, also of the last one.
+    """Return `message` with CRLF at the end of each line, including the last one.
 
     Its length is what SIZE counts (RFC 1870, 5). An empty message stays empty.
     """
