@@ -570,16 +570,9 @@ TOKENS = [
 ]
 
 
-def readable(text: str) -> list[str] | None:
-    """Return the ordinary addresses of a field, as a lenient reader finds them.
-
-    None if `header_addresses` refuses the field.
-    """
-    try:
-        listed = header_addresses(text)
-    except AddressError:
-        return None
-    found = [re.sub(r".*<([^<>]*)>.*", r"\1", one) for one in listed]
+def readable(text: str) -> list[str]:
+    """Return the ordinary addresses of a field, as a lenient reader finds them."""
+    found = [re.sub(r".*<([^<>]*)>.*", r"\1", one) for one in header_addresses(text)]
     return [
         on_the_wire(one.strip())
         for one in found
@@ -597,14 +590,13 @@ def test_a_field_in_disorder_keeps_its_addresses(seed):
         value = value.replace('"', "") if chance.random() < 0.8 else value
         try:
             made = re_encoded(f"To: {value}ä")
-        except MessageError:
+            before = readable(f"{value}ä".replace("\r\n", ""))
+        except (AddressError, MessageError):
             continue
         encoded += 1
         text = made.decode().replace("\r\n", "").partition(":")[2]
-        before = f"{value}ä".replace("\r\n", "")
-        wanted = readable(before)
-        if '"' not in value and wanted is not None:
-            assert readable(text) == wanted, value
+        if '"' not in value:
+            assert readable(text) == before, value
     assert encoded > 100
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from itertools import chain
 
-from postcommit.address import end_of_comment
 from postcommit.address import on_the_wire
+from postcommit.address import units
 from postcommit.encodedword import MAX_WORD
 from postcommit.encodedword import Word
 from postcommit.encodedword import encoded
@@ -56,17 +56,9 @@ _COMMENTED = frozenset(
     }
 )
 
-# Tokens of RFC 5322, 3.2. A token without its end goes on to the end of the text. Only
-# the beginning of a comment is found, because a comment can hold others.
-_TOKEN = re.compile(
-    r"(?P<space>[ \t]*+)"
-    r'(?:(?P<quoted>"(?:[^"\\]|\\.)*+"?)'
-    r'|(?P<angle><(?:[^<>"]|"(?:[^"\\]|\\.)*+"?)*+>?)'
-    r"|(?P<comment>\()"
-    r"|(?P<end>[,;:])"
-    r'|(?P<atom>\[[^][,;<>"()]*+\]|[^ \t"<(,;:\[]++|\[))',
-    re.DOTALL,
-)
+# Kinds of units of an address list, by their first character. The others are text.
+_KINDS = {'"': "quoted", "<": "angle", "(": "comment", **dict.fromkeys(",;:", "end")}
+
 _WHOLE = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _IN_COMMENT = re.compile(r"\\.|[()]|[^()\\]++|\\", re.DOTALL)
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
@@ -145,7 +137,7 @@ def _element(field: str, tokens: Sequence[Token]) -> list[Word]:
         if words and not rest[0][0].space:
             rest[0] = [rest[0][0].apart()]
         return [*words, *chain(*rest)]
-    if any(kind == "atom" and "@" in word.text for kind, word in tokens):
+    if any(kind == "text" and "@" in word.text for kind, word in tokens):
         return list(chain(*(_in_mailbox(field, token) for token in tokens)))
     return _phrase(field, tokens)
 
@@ -202,7 +194,7 @@ def _in_mailbox(field: str, token: Token) -> list[Word]:
     return [Word(word.space, text, text)]
 
 
-# Comments and tokens
+# Comments and words
 
 
 def _comment(space: str, text: str) -> list[Word]:
@@ -249,13 +241,15 @@ def _text_in_comment(text: str) -> list[Word]:
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    """Yield the tokens of a structured field, each with the white space before it."""
-    position = 0
-    while found := _TOKEN.match(text, position):
-        kind = found.lastgroup or ""
-        end = found.end()
-        if kind == "comment":
-            end = end_of_comment(text, found.start(kind))
-        token = text[found.start(kind) : end]
-        yield kind, Word(found["space"], token, token)
-        position = end
+    """Yield the kinds and words of an address list."""
+    space = ""
+    for unit in units(text):
+        kind = _KINDS.get(unit[0], "text")
+        if kind != "text":
+            yield kind, Word(space, unit, unit)
+            space = ""
+            continue
+        for word in words_of(unit):
+            yield kind, Word(space + word.space, word.text, word.content)
+            space = ""
+        space += unit[len(unit.rstrip(" \t")) :]

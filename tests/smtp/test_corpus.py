@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from postcommit.address import on_the_wire
+from postcommit.errors import MessageError
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sevenbit import to_seven_bits
 from postcommit.smtp.wire import complete
@@ -199,6 +200,10 @@ def test_as_an_application_sends_it(relays, path):
     message = path.read_bytes()
     relay, mailer = relays[0]
     relay.messages.clear()
+    if b"\0" in message:
+        with pytest.raises(MessageError, match="NUL"):
+            mailer.send(SENDER, B, message)
+        return
     assert told(mailer.send(SENDER, B, message)) == ["sent"]
     [arrived] = relay.messages
     expected = lines_of(complete(re.sub(rb"\AFrom [^\n]*\n", b"", message)))
