@@ -238,7 +238,8 @@ def test_a_header_of_seven_bits_stays_as_it_is(start, connect, mark, word):
     relay = start(without=["8BITMIME"])
     field = f"Subject: Invoice{mark}{word} you,\r\n\tand  others \r\n".encode()
     message = b"Message-Id: <1@x>\r\n" + field + f"\r\n{UMLAUT}\r\n".encode()
-    assert told(connect(relay).send(SENDER, B, message)) == ["sent"]
+    [report] = connect(relay).send_batch([(SENDER, [B], message)])
+    assert told(report) == ["sent"]
     assert field in relay.messages[0].data
     assert message_from_bytes(relay.messages[0].data).get_payload() == "M=C3=BCller\r\n"
 
