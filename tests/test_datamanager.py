@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import weakref
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from transaction import Transaction
 from transaction import TransactionManager
 from transaction.interfaces import DoomedTransaction
 from transaction.interfaces import IDataManagerSavepoint
@@ -53,7 +55,7 @@ class Batch:
         self.done: list[str] = []
         self.alone: list[bool] = []
         self.refusal: Exception | None = None
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.interrupts = 0  # so many times, it cannot discard
 
     def _note(self, what: str, items: Sequence[Item]) -> None:
@@ -76,6 +78,9 @@ class Batch:
         if self.interrupts:
             self.interrupts -= 1
             raise KeyboardInterrupt
+
+    def abandon(self, items: Sequence[Item]) -> None:
+        self._note("abandon", items)
 
 
 class Sender:
@@ -307,6 +312,152 @@ def test_what_an_interrupt_has_left_the_next_abort_discards(sender: Sender) -> N
         sender.manager.commit()
     sender.manager.abort()
     assert sender.done == ["prepare a", "discard a", "discard a"]
+
+
+INTERRUPTS = [KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, RecursionError]
+
+
+@pytest.mark.parametrize("error", INTERRUPTS)
+def test_an_interrupt_after_the_vote_of_all_leaves_the_items_in_doubt(
+    sender: Sender, error: type[BaseException]
+) -> None:
+    def interrupt() -> None:
+        raise error
+
+    # Whether the database has committed before the interrupt, it does not say.
+    sender.manager.get().join(Partner(BEFORE, tpc_finish=interrupt))
+    sender.send("a")
+    with pytest.raises(error):
+        sender.manager.commit()
+    sender.manager.abort()
+    assert sender.done == ["prepare a", "abandon a"]
+
+
+def test_an_interrupt_where_all_resources_are_ours_leaves_no_doubt(
+    manager: Any,
+) -> None:
+    class Interrupted(Batch):
+        def publish(self, items: Sequence[Item]) -> Any:
+            raise AssertionError("nothing was decided")
+
+    def interrupt(committing: Any) -> None:
+        raise KeyboardInterrupt
+
+    one, two = Sender(manager, Interrupted("~mail:1")), Sender(manager)
+    one.send("a")
+    two.send("b")
+    # An interrupt at the beginning of the call, before the first line of it.
+    one.data_manager.tpc_finish = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        manager.commit()
+    manager.abort()
+    assert one.done == ["prepare a", "discard a"]
+    assert two.done == ["prepare b", "discard b"]
+
+
+def test_an_abort_that_comes_late_publishes_what_is_decided(manager: Any) -> None:
+    """An interrupt in `transaction` may keep ``tpc_abort`` from coming at all."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    one, two = two_senders(manager)
+    one.batch.failure = OSError("gone")
+    manager.get().join(Partner(BEFORE, tpc_abort=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manager.commit()
+    assert two.done == ["prepare b"]
+    manager.abort()
+    assert one.done == ["prepare a", "publish a"]
+    assert two.done == ["prepare b", "publish b"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), MemoryError()])
+def test_what_is_interrupted_while_it_is_published_is_abandoned(
+    sender: Sender, failure: Any
+) -> None:
+    sender.send("a")
+    sender.batch.failure = failure
+    with pytest.raises(type(failure)):
+        sender.manager.commit()
+    sender.manager.abort()
+    assert sender.done == ["prepare a", "publish a", "abandon a"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_after_the_commit_is_raised_when_all_is_done(
+    manager: Any, error: type[BaseException]
+) -> None:
+    class Interrupted(Batch):
+        def publish(self, items: Sequence[Item]) -> Callable[[], None]:
+            super().publish(items)
+            return self.afterwards
+
+        def afterwards(self) -> None:
+            self.done.append("afterwards")
+            raise error(self.sort_key)
+
+    one = Sender(manager, Interrupted("~mail:1"))
+    two = Sender(manager, Interrupted("~mail:2"))
+    one.send("a")
+    two.send("b")
+    hooks: list[Any] = []
+    manager.get().addAfterCommitHook(hooks.append)
+    with pytest.raises(error):
+        manager.commit()
+    assert one.done == ["prepare a", "publish a", "afterwards"]
+    assert two.done == ["prepare b", "publish b", "afterwards"]
+    assert hooks == [True]
+    # The manager has no transaction, as after any commit.
+    manager.begin()
+    three = Sender(manager)
+    three.send("c")
+    manager.commit()
+    assert three.done == ["prepare c", "publish c", "afterwards"]
+
+
+def test_an_interrupt_after_a_commit_that_fails_is_raised_by_the_abort(
+    sender: Sender,
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    sender.batch.publish = lambda items: interrupt  # type: ignore[method-assign]
+    sender.send("a")
+    sender.manager.get().join(failing("tpc_finish", AFTER))
+    with pytest.raises(PartnerFailed):
+        sender.manager.commit()
+    with pytest.raises(KeyboardInterrupt):
+        sender.manager.abort()
+    sender.manager.begin()
+
+
+def test_transaction_still_ends_where_we_raise_what_came_late() -> None:
+    """If this fails, look at `postcommit.datamanager._raise_at_the_end` again."""
+    for end in (Transaction.commit, Transaction.abort):
+        assert "self._free()" in inspect.getsource(end)
+    assert "_free_manager()" in inspect.getsource(Transaction._free)
+
+
+def test_an_interrupt_while_joining_does_not_make_us_join_twice(
+    sender: Sender,
+) -> None:
+    data_manager, current = sender.data_manager, sender.manager.get()
+
+    class Interrupted:
+        data = staticmethod(current.data)
+        join = staticmethod(current.join)
+
+        def set_data(self, *args: object) -> None:
+            current.set_data(*args)
+            raise KeyboardInterrupt
+
+    data_manager._transaction = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        data_manager.add(Item("a"))
+    sender.send("b")
+    sender.manager.commit()
+    assert sender.done == ["discard a", "prepare b", "publish b", "afterwards"]
 
 
 def test_a_synchronizer_that_fails_after_the_commit_undoes_nothing(

@@ -5,6 +5,7 @@ import errno
 import gc
 import logging
 import os
+import socket
 import threading
 import tracemalloc
 import weakref
@@ -47,6 +48,7 @@ from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
 from postcommit.message import message_id_of
+from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
 from tests.support import children
@@ -728,6 +730,87 @@ def test_a_relay_is_only_asked_when_there_is_mail() -> None:
     assert (mailer.checks, len(mailer.sent)) == (1, 1)
 
 
+class VotingMailer(Mailer):
+    """Can say why it will not send, as the mailers of zope.sendmail."""
+
+    def __init__(self, *failures: Exception | None) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.failures = dict(zip(("vote", "abort"), failures, strict=False))
+
+    def _called(self, name: str, *args: Any) -> None:
+        self.calls.append(" ".join([name, *(message_id_of(a) for a in args[2:])]))
+        if failure := self.failures.get(name):
+            raise failure
+
+    def vote(self, fromaddr: Any, toaddrs: Any, message: Any) -> None:
+        assert (fromaddr, toaddrs) == (ANN, (BOB,))
+        self._called("vote", fromaddr, toaddrs, message)
+
+    def abort(self) -> None:
+        self._called("abort")
+
+
+def _vote(mailer: Any, **options: Any) -> TransactionManager:
+    """Return the manager of a transaction with two mails."""
+    manager = TransactionManager()
+    delivery = DirectMailDelivery(mailer, transaction_manager=manager, **options)
+    for name in ("a", "b"):
+        delivery.send(ANN, BOB, mail(f"{name}@example.org"))
+    return manager
+
+
+def test_a_mailer_with_a_vote_is_asked_about_each_message() -> None:
+    mailer = VotingMailer()
+    _vote(mailer, check_relay=True).commit()
+    assert mailer.calls == ["vote a@example.org", "vote b@example.org"]
+    assert len(mailer.sent) == 2
+
+
+def test_a_mailer_with_a_vote_is_asked_only_if_that_is_wanted() -> None:
+    mailer = VotingMailer(RuntimeError("HELO refused"))
+    _vote(mailer).commit()
+    _vote(mailer).abort()
+    assert mailer.calls == []
+    assert len(mailer.sent) == 2
+
+
+@pytest.mark.parametrize("failure", [None, OSError("not connected")])
+def test_a_mailer_that_votes_no_aborts_the_transaction(
+    failure: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    mailer = VotingMailer(RuntimeError("HELO refused"), failure)
+    manager = _vote(mailer, check_relay=True)
+    with pytest.raises(RuntimeError, match="HELO refused"):
+        manager.commit()
+    manager.abort()
+    assert mailer.calls == ["vote a@example.org", "abort"]
+    assert mailer.sent == []
+    assert ("not connected" in caplog.text) == bool(failure)
+
+
+def test_a_mailer_that_votes_may_have_no_abort() -> None:
+    class Voting(Mailer):
+        def vote(self, *args: Any) -> None: ...
+
+    mailer = Voting()
+    _vote(mailer, check_relay=True).abort()
+    _vote(mailer, check_relay=True).commit()
+    assert len(mailer.sent) == 2
+
+
+def test_a_mailer_of_zope_sendmail_is_asked_whether_its_relay_is_there() -> None:
+    from zope.sendmail.mailer import SMTPMailer as ZopeMailer
+
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        mailer = ZopeMailer("127.0.0.1", unused.getsockname()[1])
+        manager = _vote(mailer, check_relay=True)
+        with pytest.raises(ConnectionRefusedError):
+            manager.commit()
+        manager.abort()
+
+
 def test_nothing_is_asked_where_all_was_rolled_back() -> None:
     manager = explicit()
     manager.begin()
@@ -859,7 +942,140 @@ def test_an_interrupt_in_the_middle_leaves_the_log_of_what_was_sent(
     with pytest.raises(KeyboardInterrupt):
         manager.commit()
     assert "<a@example.org> to bob@example.org: sent: 250" in caplog.text
+    assert "<b@example.org> to bob@example.org: uncertain" in caplog.text
+
+
+class Subscriber(Hearing):
+    """Raises `failure` when it hears of the message `a`."""
+
+    def __init__(self, failure: BaseException) -> None:
+        self.failure = failure
+
+    def __call__(self, event: Any) -> None:
+        super().__call__(event)
+        if event.messageId == "a@example.org":
+            raise self.failure
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+@pytest.mark.parametrize("failure", [KeyboardInterrupt("^C"), SystemExit(3)])
+def test_an_interrupt_in_a_subscriber_is_raised_after_the_commit(
+    kind: str, failure: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "postcommit")
+    with begun(kind) as manager:
+        hearing = Subscriber(failure)
+        mailer = Mailer(notify=hearing)
+        database = Partner(AFTER)
+        manager.get().join(database)
+        hooks: list[Any] = []
+        manager.get().addAfterCommitHook(hooks.append)
+        delivery = DirectMailDelivery(mailer, transaction_manager=manager)
+        for name in ("a", "b"):
+            delivery.send(ANN, BOB, mail(f"{name}@example.org"))
+        with pytest.raises(type(failure)) as caught:
+            manager.commit()
+        assert caught.value is failure
+        # The outcome stays, and the others hear of theirs.
+        assert database.calls[-1] == "abort", "the last step of a commit with hooks"
+        assert "tpc_finish" in database.calls
+        assert hooks == [True]
+        assert [event.messageId for event in hearing] == [
+            "a@example.org",
+            "b@example.org",
+        ]
+        assert "<a@example.org> to bob@example.org: sent" in caplog.text
+        # The manager is as after any commit.
+        manager.begin()
+        delivery.send(ANN, BOB, mail("c@example.org"))
+        manager.commit()
+        assert len(mailer.sent) == 3
+
+
+def test_an_interrupt_while_mail_is_transmitted_is_raised_after_the_commit(
+    hearing: Hearing,
+) -> None:
+    manager = explicit()
+    manager.begin()
+    delivery = DirectMailDelivery(Interrupted(hearing), transaction_manager=manager)
+    for name in ("a", "b", "c"):
+        delivery.send(ANN, BOB, mail(f"{name}@example.org"))
+    other = Partner(AFTER)
+    manager.get().join(other)
+    with pytest.raises(KeyboardInterrupt):
+        manager.commit()
+    assert "tpc_finish" in other.calls
+    assert "tpc_abort" not in other.calls
+    assert [(type(event), event.messageId) for event in hearing] == [
+        (MailSentEvent, "a@example.org"),
+        (MailDeferredEvent, "b@example.org"),
+        (MailDeferredEvent, "c@example.org"),
+    ]
+    assert "Perhaps not sent" in hearing[1].errorMessage
+    assert "Not sent: interrupted by KeyboardInterrupt" in hearing[2].errorMessage
+
+
+def test_a_subscriber_s_own_mail_may_be_interrupted_too() -> None:
+    """Each of the two commits raises the interrupt when it is over."""
+    manager = explicit()
+    manager.begin()
+    inner = DirectMailDelivery(
+        Mailer(notify=Subscriber(KeyboardInterrupt())), transaction_manager=manager
+    )
+
+    def send_on(event: Any) -> None:
+        inner.send(ANN, BOB, mail("a@example.org"))
+
+    outer = DirectMailDelivery(Mailer(notify=send_on), transaction_manager=manager)
+    outer.send(ANN, BOB, mail("b@example.org"))
+    with pytest.raises(KeyboardInterrupt):
+        manager.commit()
+    assert len(inner.mailer.sent) == 1  # type: ignore[attr-defined]
+    manager.begin()
+
+
+def test_what_an_interrupted_commit_does_not_send_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    manager = explicit()
+    manager.begin()
+    mailer = Mailer()
+    delivery = DirectMailDelivery(mailer, transaction_manager=manager)
+    delivery.send(ANN, [BOB, ANN], mail("a@example.org"))
+    manager.get().join(Partner(BEFORE, tpc_finish=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manager.commit()
     manager.abort()
+    assert mailer.sent == []
+    [record] = [r for r in caplog.records if r.name == "postcommit.delivery"]
+    assert record.levelname == "CRITICAL"
+    assert record.getMessage() == (
+        f"<a@example.org> to {BOB}, {ANN}: the commit was interrupted, the mail is not"
+        " sent"
+    )
+
+
+def test_what_an_interrupted_commit_leaves_in_doubt_is_in_the_log(
+    queue: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    manager = explicit()
+    manager.begin()
+    Office("queued", queue, manager).send("a")
+    manager.get().join(Partner(BEFORE, tpc_finish=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manager.commit()
+    manager.abort()
+    [name] = files(queue)
+    assert [f"tmp/{os.path.basename(p)}" for p in Store(str(queue)).in_doubt()] == [
+        name
+    ]
+    assert f"in doubt, for 'postcommit recover': {name[4:]}" in caplog.text
 
 
 # Memory, forks

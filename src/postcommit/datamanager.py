@@ -1,34 +1,48 @@
-"""Two-phase commit around anything with prepare, publish and discard.
+"""Two-phase commit around anything with prepare, publish, discard and abandon.
 
-What one delivery does in one transaction is an `IBatch`; the items that it
-works on are collected here while the transaction runs.
+The work of one delivery in one transaction is an `IBatch`. The data manager collects
+the items of the batch while the transaction runs.
 
-============  ==================  ============  =================================
-phase         call                next phase    effect
-============  ==================  ============  =================================
-``JOINED``    ``add``             ``JOINED``    one more item
-``JOINED``    savepoint rollback  ``JOINED``    the later items are discarded
-``JOINED``    ``tpc_vote``        ``PREPARED``  `prepare`; raises to refuse
-``PREPARED``  ``tpc_finish``      ``PUBLISHED`` `publish`
-``PREPARED``  ``tpc_abort``, once ``PUBLISHED`` `publish`
-              it is decided
-both          ``abort``,          ``DISCARDED`` `discard`
-              ``tpc_abort``
-the others    ``abort``,          same          nothing
-              ``tpc_abort``
-============  ==================  ============  =================================
+=============  ======================  =============  =============================
+phase          call                    next phase     effect
+=============  ======================  =============  =============================
+``JOINED``     ``add``                 ``JOINED``     one more item
+``JOINED``     savepoint rollback      ``JOINED``     the later items are discarded
+``JOINED``     ``tpc_vote``            ``PREPARED``   `prepare`; raises to refuse
+``PREPARED``   ``tpc_finish``          ``FINISHING``  `publish`
+``FINISHING``  `publish` ends          ``ENDED``      its function becomes an
+                                                      after-commit hook
+``JOINED``     abort                   ``ENDED``      `discard`
+``PREPARED``   abort                   ``ENDED``      `discard`
+``PREPARED``   abort, once decided     ``FINISHING``  `publish`
+``PREPARED``   abort, in doubt         ``ENDED``      `abandon`
+``FINISHING``  abort                   ``ENDED``      `abandon`
+``ENDED``      abort                   ``ENDED``      nothing
+=============  ======================  =============  =============================
 
-It is decided as soon as any data manager of ours is told to finish: all have voted,
-and each resource before it has committed. If one fails then, the others' mail
-belongs to a transaction that took place, whatever `transaction` tells them to do.
+Here abort means both ``abort`` and ``tpc_abort``. `transaction` calls them in any
+phase, more than once, and ``tpc_abort`` even after our ``tpc_finish``, if another
+resource fails to finish.
 
-A child that is forked while the transaction runs gets a copy of all this, but
-the items are its parent's: the copy discards nothing, and refuses to vote.
+The commit is *decided* as soon as any data manager of ours is told to finish: all
+resources have voted, and each resource before it has committed. If one fails then, the
+mail of the others belongs to a transaction that took place, so they publish it although
+`transaction` tells them to abort.
+
+The commit is *in doubt* if an interrupt (Ctrl-C, ``sys.exit`` in a signal handler,
+``gevent.Timeout``, MemoryError) arrives after all have voted and before any of ours is
+told to finish. Another resource may have committed already, and `transaction` does not
+say whether it has. An ordinary exception in that moment comes from the resource that
+could not finish, so it counts as an abort.
+
+A child process that is forked while the transaction runs gets a copy of all this, but
+the items belong to its parent: the copy discards nothing, and refuses to vote.
 """
 from __future__ import annotations
 
 import enum
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +56,7 @@ from postcommit.errors import ForkedError
 from postcommit.interfaces import IBatch
 
 
-# Which process this is, in the line of those that were forked from each other.
+# Number of forks between the first process and this one.
 _generation = 0
 
 
@@ -53,20 +67,23 @@ def _count_fork() -> None:
 
 os.register_at_fork(after_in_child=_count_fork)
 
-# Under which a transaction keeps that it is decided.
+# Key of the transaction's data that says whether it is decided.
 _decided = object()
 
 
 class Phase(enum.Enum):
     JOINED = "joined"
     PREPARED = "prepared"
-    PUBLISHED = "published"
-    DISCARDED = "discarded"
+    FINISHING = "finishing"
+    ENDED = "ended"
 
 
 @implementer(ISavepointDataManager)
 class DataManager:
-    """See `ISavepointDataManager`; the table of the module has the phases."""
+    """Two-phase commit of one batch, see `ISavepointDataManager`.
+
+    The table of the module has the phases.
+    """
 
     def __init__(
         self,
@@ -75,11 +92,11 @@ class DataManager:
         transaction: ITransaction,
         transaction_manager: ITransactionManager,
     ) -> None:
-        # `transaction` keeps data by the id() of its owner: while we are
-        # there, no other object may get that id.
+        # `transaction` keeps data by the id() of its owner. As long as this data
+        # manager refers to the owner, no other object can get the same id.
         self._owner = owner
         self._batch = batch
-        # That it will join with its first item.
+        # The transaction to join with the first item; None: it was joined.
         self._transaction: ITransaction | None = transaction
         self._items: list[Any] = []
         self._phase = Phase.JOINED
@@ -96,13 +113,13 @@ class DataManager:
     ) -> DataManager:
         """Return the data manager of `owner` in `transaction`.
 
-        A new one joins when it has something to do: with its first item.
+        A new one joins the transaction with its first item.
         """
         try:
             found = transaction.data(owner)
         except KeyError:
             found = None
-        # Anything else was kept for an object that is gone, and had this id().
+        # Other data belongs to an object that was deleted and had the same id().
         if isinstance(found, cls) and found._takes_more:
             return found
         return cls(owner, make_batch(), transaction, transaction_manager)
@@ -120,32 +137,38 @@ class DataManager:
         return not self._items
 
     def add(self, item: Any) -> None:
-        """Have `item` published when the transaction commits.
+        """Publish `item` when the transaction commits.
 
-        Raises what `transaction.join` raises, when it takes no more work; then
-        `item` is discarded.
+        Raises what `transaction.join` raises if it takes no more work; then `item` is
+        discarded.
         """
-        if self._transaction is not None:
-            try:
+        count = len(self._items)
+        try:
+            self._items.append(item)
+            if self._transaction is not None:
                 self._join(self._transaction)
-            except BaseException:
-                self._batch.discard([item])
-                raise
-        self._items.append(item)
+        except BaseException:
+            del self._items[count:]
+            self._batch.discard([item])
+            raise
 
     def _join(self, transaction: ITransaction) -> None:
+        # Before all else: an interrupt that the application survives must not make us
+        # join twice. If joining fails, `of` does not find this data manager again.
+        self._transaction = None
         transaction.join(self)
         transaction.set_data(self._owner, self)
-        self._transaction = None
 
     def savepoint(self) -> Savepoint:
+        """Return a savepoint that keeps the items of now."""
         return Savepoint(self, len(self._items))
 
     def _rollback(self, count: int) -> None:
         """Discard all items but the first `count`."""
         if self._phase is Phase.JOINED:
-            dropped, self._items[count:] = self._items[count:], []
-            self._discard(dropped)
+            # The list is cut last: after an interrupt, the abort discards them again.
+            self._discard(self._items[count:])
+            del self._items[count:]
 
     def _discard(self, items: list[Any]) -> None:
         if self._is_no_copy:
@@ -158,64 +181,81 @@ class DataManager:
         """Nothing to do before the vote."""
 
     def tpc_vote(self, transaction: ITransaction) -> None:
+        """Prepare the items; raise to refuse the commit."""
         if not self._is_no_copy:
             raise ForkedError("the transaction is that of the parent process")
         self._batch.prepare(self._items, alone=self._is_alone(transaction))
         self._phase = Phase.PREPARED
 
     def _is_alone(self, transaction: ITransaction) -> bool:
-        """Tell whether this is all that takes part in the commit.
+        """Return whether no other resource takes part in the commit.
 
-        Only a private attribute tells; without it, or where it names another one,
-        which may have us among its own, we take it that there are more.
+        Only a private attribute says so. If it is missing, or names another resource
+        (which may drive us), there may be others.
         """
-        resources: Any = getattr(transaction, "_resources", ())
+        resources = _resources(transaction)
         return len(resources) == 1 and resources[0] is self
 
     def tpc_finish(self, transaction: ITransaction) -> None:
+        """Publish the items."""
+        # The phase comes first: whatever is interrupted from here on, the other
+        # resources have committed, and the `tpc_abort` that follows must not discard.
+        self._phase = Phase.FINISHING
         transaction.set_data(_decided, True)
-        # Before anything else the phase: should it fail half way, what is already
-        # published must survive the tpc_abort that follows, and so must what is
-        # not, for the other resources have committed.
-        self._phase = Phase.PUBLISHED
-        items, self._items = self._items, []
-        afterwards = self._batch.publish(items)
+        try:
+            afterwards = self._batch.publish(self._items)
+        except BaseException as error:
+            if not _is_interrupt(error):  # the batch failed, and has logged how
+                self._end()
+            raise
         if afterwards is not None:
-            transaction.addAfterCommitHook(_call, (afterwards,))
+            transaction.addAfterCommitHook(_call, (afterwards, transaction))
+        self._end()
 
     def tpc_abort(self, transaction: ITransaction) -> None:
-        """As `abort`, or as `tpc_finish` once it is decided.
-
-        It comes in any phase, and even after a `tpc_finish` that succeeded,
-        when another resource fails in its own.
-        """
-        if self._phase is Phase.PREPARED and _is_decided(transaction):
-            self.tpc_finish(transaction)
-        else:
-            self.abort(transaction)
+        """As `abort`."""
+        self.abort(transaction)
 
     def abort(self, transaction: ITransaction) -> None:
-        if self._phase in (Phase.JOINED, Phase.PREPARED):
-            # Last the phase: should this be interrupted, the next one does it again.
+        """Discard the items, or what the table of the module says; in any phase."""
+        if self._phase is Phase.PREPARED and _is_decided(transaction):
+            self.tpc_finish(transaction)
+        elif self._phase is Phase.FINISHING or (
+            self._phase is Phase.PREPARED and _is_in_doubt(transaction)
+        ):
+            if self._is_no_copy:
+                self._batch.abandon(self._items)
+            self._end()
+        elif self._phase is not Phase.ENDED:
             self._discard(self._items)
-            self._phase = Phase.DISCARDED
-            self._items = []
+            self._end()
+
+    def _end(self) -> None:
+        # Called when the work is done: after an interrupt, the next abort does it
+        # again.
+        self._phase = Phase.ENDED
+        self._items = []
 
     def sortKey(self) -> str:
+        """Return the position among the resources, see `IDataManager`."""
         sort_key: str = self._batch.sort_key
         return sort_key
 
 
 @implementer(IDataManagerSavepoint)
 class Savepoint:
-    """See `IDataManagerSavepoint`."""
+    """The first `count` items of a data manager, see `IDataManagerSavepoint`."""
 
     def __init__(self, data_manager: DataManager, count: int) -> None:
         self._data_manager = data_manager
         self._count = count
 
     def rollback(self) -> None:
+        """Discard the later items."""
         self._data_manager._rollback(self._count)
+
+
+# The state of the commit
 
 
 def _is_decided(transaction: ITransaction) -> bool:
@@ -225,6 +265,63 @@ def _is_decided(transaction: ITransaction) -> bool:
         return False
 
 
-def _call(committed: bool, afterwards: Callable[[], None]) -> None:
+def _is_in_doubt(transaction: ITransaction) -> bool:
+    """Return whether another resource may have committed.
+
+    That is so after the vote of all, unless there are only resources of ours, of which
+    none was told to finish, or a resource has raised because it cannot finish.
+    """
+    error = sys.exc_info()[1]
+    if error is not None and not _is_interrupt(error):
+        return False
+    resources, voted = _resources(transaction), getattr(transaction, "_voted", ())
+    have_all_voted = all(id(resource) in voted for resource in resources)
+    return have_all_voted and not all(isinstance(r, DataManager) for r in resources)
+
+
+def _resources(transaction: ITransaction) -> Any:
+    """Return what has joined `transaction`: a private attribute, perhaps missing."""
+    return getattr(transaction, "_resources", ())
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Return whether `error` can come from anywhere, not just from a resource."""
+    return not isinstance(error, Exception) or isinstance(
+        error, MemoryError | RecursionError
+    )
+
+
+# After the commit
+
+
+def _call(
+    committed: bool, afterwards: Callable[[], None], transaction: ITransaction
+) -> None:
     """Call `afterwards`, also where the commit failed in another's finish."""
-    afterwards()
+    try:
+        afterwards()
+    except Exception:
+        raise  # `transaction` logs it
+    except BaseException as interrupt:
+        _raise_at_the_end(transaction, interrupt)
+
+
+def _raise_at_the_end(transaction: Any, interrupt: BaseException) -> None:
+    """Raise `interrupt` from the ``commit()`` or ``abort()`` that ends `transaction`.
+
+    `transaction` calls after-commit hooks one after the other, and catches and logs
+    all that they raise, also KeyboardInterrupt and SystemExit. To raise in a
+    synchronizer instead would skip the hooks of others, and leave the manager with a
+    transaction that has ended. So the interrupt is raised where the last step is
+    done: ``_free()`` has taken the transaction from its manager. For the application
+    it is as if the interrupt had come right after the commit. The method is private;
+    ``tests/test_datamanager.py`` notices a change of it.
+    """
+    free = transaction._free
+
+    def free_and_raise() -> None:
+        transaction.__dict__.pop("_free", None)
+        free()
+        raise interrupt
+
+    transaction._free = free_and_raise

@@ -1,4 +1,4 @@
-"""The deliveries: what an application looks up, and calls `send` of."""
+"""The deliveries: an application looks one up and calls its `send`."""
 from __future__ import annotations
 
 import copy
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 from typing import TypeVar
+from typing import cast
 
 import transaction
 from transaction.interfaces import ITransactionManager
@@ -34,6 +35,7 @@ from postcommit.interfaces import IMailer
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Sendable
+from postcommit.interfaces import Status
 from postcommit.log import Log
 from postcommit.message import Composed
 from postcommit.message import compose
@@ -41,6 +43,8 @@ from postcommit.options import checked_mailer
 from postcommit.options import checked_manager
 from postcommit.options import checked_queue_path
 from postcommit.queue.store import Store
+from postcommit.report import DeliveryReport
+from postcommit.report import Reply
 from postcommit.report import from_exception
 
 
@@ -52,19 +56,19 @@ _numbers = itertools.count(1)
 
 
 class _MailDelivery(ABC):
-    """What both deliveries do: compose, hand on, join the transaction."""
+    """Composes a message and adds it to the transaction; both deliveries do."""
 
     def __init__(self, transaction_manager: ITransactionManager | None) -> None:
         if transaction_manager is None:
             transaction_manager = transaction.manager
         self.transaction_manager = checked_manager(transaction_manager)
-        # With the copies that `bind` makes we share one data manager.
+        # Shared with the copies that `bind` makes: one data manager for all of them.
         self._owner = object()
 
     def bind(self: _Self, transaction_manager: ITransactionManager) -> _Self:
         """Return a copy that joins the transactions of another manager.
 
-        Raises `OptionError` for what is none.
+        Raises `OptionError` if `transaction_manager` is not a transaction manager.
         """
         bound = copy.copy(self)
         bound.transaction_manager = checked_manager(transaction_manager)
@@ -76,23 +80,23 @@ class _MailDelivery(ABC):
         toaddrs: Addresses | None,
         message: Sendable,
     ) -> str:
-        """See `IMailDelivery`.
+        """Send `message` when the transaction commits, see `IMailDelivery`.
 
-        Raises what `transaction` raises where it takes no more work, or where
-        an explicit manager has not begun one.
+        Raises the exception of `transaction` if the transaction takes no more work, or
+        if an explicit manager has not begun one.
         """
         composed = compose(fromaddr, toaddrs, message)
+        message_id: str = composed.message_id
         manager = self.transaction_manager
         data_manager = DataManager.of(
             self._owner, manager.get(), self._batch, manager
         )
         data_manager.add(self._accept(composed, is_first=data_manager.is_empty))
-        message_id: str = composed.message_id
         return message_id
 
     @abstractmethod
     def _accept(self, composed: Composed, *, is_first: bool) -> Any:
-        """Return a message as an item for the batch; leave nothing if it fails."""
+        """Return a message as an item of the batch; leave no file if that fails."""
 
     @abstractmethod
     def _batch(self) -> IBatch:
@@ -101,11 +105,11 @@ class _MailDelivery(ABC):
 
 @implementer(IQueuedMailDelivery)
 class QueuedMailDelivery(_MailDelivery):
-    """See `IQueuedMailDelivery`.
+    """Accepts messages into a queue, see `IQueuedMailDelivery`.
 
-    Raises `OptionError` for a path that can never be one. The folder is opened
-    by the first `send`, and created where it is missing; a parent that is
-    missing, a file or another folder there is a `QueueError`.
+    Raises `OptionError` for a text that can never be a path. The first `send` opens the
+    folder, and creates it if it is missing. It raises `QueueError` if the parent is
+    missing, or if the path is a file or another folder.
     """
 
     def __init__(
@@ -133,10 +137,13 @@ class QueuedMailDelivery(_MailDelivery):
 
 @implementer(IDirectMailDelivery)
 class DirectMailDelivery(_MailDelivery):
-    """See `IDirectMailDelivery`.
+    """Transmits while the transaction commits, see `IDirectMailDelivery`.
 
-    With `check_relay` the vote asks the mailer whether its relay answers, and
-    the transaction aborts if not; the mailer has to provide `IRelayCheck`.
+    With `check_relay` the vote asks the mailer whether its relay answers, and the
+    transaction aborts if it does not. The mailer provides `IRelayCheck`, or has a
+    ``vote(fromaddr, toaddrs, message)`` that raises, as those of zope.sendmail; then
+    its ``abort()``, if there is one, is called when the transaction aborts. Without
+    `check_relay` neither is called. Raises `OptionError` for a mailer that has none.
     """
 
     def __init__(
@@ -148,14 +155,9 @@ class DirectMailDelivery(_MailDelivery):
     ) -> None:
         super().__init__(transaction_manager)
         self.mailer = checked_mailer(mailer)
-        self._check: Callable[[], None] | None = None
         if not isinstance(check_relay, bool):
             raise OptionError("check_relay", check_relay, "must be True or False")
-        if check_relay:
-            checker = IRelayCheck(mailer, None)
-            if checker is None:
-                raise OptionError("check_relay", True, f"{mailer!r} has no check()")
-            self._check = checker.check
+        self._check = _RelayCheck(self.mailer) if check_relay else None
         self._number = next(_numbers)
 
     def __repr__(self) -> str:
@@ -169,20 +171,56 @@ class DirectMailDelivery(_MailDelivery):
             self.mailer,
             self._check,
             self.transaction_manager,
-            # After `~mail:queued:`, so that entries do not stay in doubt for
-            # as long as the dialogue with a relay takes.
+            # After `~mail:queued:`, so that entries are not in doubt during the
+            # dialogue with a relay.
             f"~mail:relayed:{self._number:08d}",
         )
 
 
+class _RelayCheck:
+    """Asks `mailer`, before the commit, whether its relay answers.
+
+    Raises `OptionError` for a mailer that cannot say: it neither provides `IRelayCheck`
+    nor has ``vote(fromaddr, toaddrs, message)``, which raises to abort the transaction,
+    as the mailers of zope.sendmail.
+    """
+
+    def __init__(self, mailer: IMailer) -> None:
+        self._mailer: Any = mailer
+        # To mypy an adapter that may be missing is always there.
+        self._check = cast(Any, IRelayCheck)(mailer, None)
+        if self._check is None and not callable(getattr(mailer, "vote", None)):
+            reason = f"{mailer!r} has neither check() nor vote()"
+            raise OptionError("check_relay", True, reason)
+
+    def ask(self, items: Sequence[Transmission]) -> None:
+        """Raise if the mailer cannot send `items`."""
+        if self._check is not None:
+            self._check.check()
+        else:
+            for item in items:
+                self._mailer.vote(*item)
+
+    def end(self) -> None:
+        """Close what ``vote()`` may have opened; never raises."""
+        if self._check is None and hasattr(self._mailer, "abort"):
+            try:
+                self._mailer.abort()
+            except Exception:
+                log.exception("%r failed to abort", self._mailer)
+
+
 @implementer(IBatch)
 class _Transmitting:
-    """See `IBatch`; the items are transmissions."""
+    """The messages of one transaction, transmitted by its commit; see `IBatch`.
+
+    The items are transmissions.
+    """
 
     def __init__(
         self,
         mailer: IMailer,
-        check: Callable[[], None] | None,
+        check: _RelayCheck | None,
         transaction_manager: ITransactionManager,
         sort_key: str,
     ) -> None:
@@ -190,45 +228,98 @@ class _Transmitting:
         self._check = check
         self._transaction_manager = transaction_manager
         self.sort_key = sort_key
+        # The number of items that the mailer has taken; for each that it has reported
+        # on, in order, what is to be announced; the number of those that are in the
+        # log.
+        self._taken = 0
+        self._told: list[list[Announcement]] = []
+        self._logged = 0
+        self._interrupt: BaseException | None = None
 
     def prepare(self, items: Sequence[Transmission], *, alone: bool = False) -> None:
+        """Ask whether the relay answers, if that is wanted; see `IBatch`."""
         if items and self._check is not None:
-            self._check()
+            self._check.ask(items)
 
     def publish(self, items: Sequence[Transmission]) -> Callable[[], None]:
-        told: list[Announcement] = []
-        done = 0
+        """Transmit the messages; never raises; see `IBatch`."""
         try:
-            for attempt in attempt_all(self._mailer, items):
-                done += 1
-                told += announcements(attempt, self._mailer, attempt.report)
+            for attempt in attempt_all(self._mailer, self._take(items)):
+                self._tell(attempt)
         except Exception as error:
-            # A mailer that keeps no contract; but the commit is decided.
+            # The mailer breaks its contract, but the commit is decided.
             log.exception("%r failed", self._mailer)
-            told += self._failed(items[done:], error)
+            for item in items[len(self._told) :]:
+                report = from_exception(error, item.message_id, item.recipients)
+                self._tell(Attempt(report))
+        except BaseException as interrupt:
+            # Other resources may still have to finish: it is raised after the commit.
+            self._interrupt = interrupt
+            for attempt in self._interrupted(items, interrupt):
+                self._tell(attempt)
         finally:
-            # Now: a hook of another's that ends the transaction again would have
-            # ours forgotten, and what became of the mail with it. Also where we
-            # are interrupted, and there will be no hook.
+            self._log()
+        return self._dispatch
+
+    def _take(self, items: Sequence[Transmission]) -> Iterator[Transmission]:
+        for item in items:
+            self._taken += 1
+            yield item
+
+    def _tell(self, attempt: Attempt) -> None:
+        """Log an attempt, and keep what is to be announced after the commit."""
+        self._told.append(announcements(attempt, self._mailer, attempt.report))
+        # Log it now: our hook is never called if another's hook ends the transaction
+        # again, or if an interrupt comes before it is added.
+        self._log()
+
+    def _log(self) -> None:
+        for told in self._told[self._logged :]:
             for announcement in told:
                 log_report(announcement.report)
-        return functools.partial(self._dispatch, told)
+            self._logged += 1
 
-    def _failed(
-        self, items: Sequence[Transmission], error: Exception
-    ) -> Iterator[Announcement]:
-        for item in items:
-            report = from_exception(error, item.message_id, item.recipients)
-            attempt = Attempt(report, ())
-            yield from announcements(attempt, self._mailer, report)
+    def _interrupted(
+        self, items: Sequence[Transmission], interrupt: BaseException
+    ) -> Iterator[Attempt]:
+        """Yield an attempt for each item without one.
 
-    def _dispatch(self, told: Sequence[Announcement]) -> None:
-        for announcement in told:
-            dispatch_events(
-                events_of(announcement.report),
-                announcement.notify,
-                self._transaction_manager,
+        A message that the mailer has taken may have reached the relay.
+        """
+        by = f"interrupted by {type(interrupt).__name__}"
+        first = len(self._told)
+        for number, item in enumerate(items[first:], first):
+            status, text = Status.DEFERRED, f"Not sent: {by}"
+            if number < self._taken:
+                status, text = Status.UNCERTAIN, f"Perhaps not sent: {by}"
+            reply = Reply(0, "4.3.0", text)
+            yield Attempt(
+                DeliveryReport.alike(item.message_id, item.recipients, status, reply)
             )
 
+    def _dispatch(self) -> None:
+        """Publish the events; then raise the interrupt, if there was one."""
+        for report, notify in itertools.chain.from_iterable(self._told):
+            interrupt = dispatch_events(
+                events_of(report), notify, self._transaction_manager
+            )
+            if self._interrupt is None:
+                self._interrupt = interrupt
+        if self._interrupt is not None:
+            raise self._interrupt
+
     def discard(self, items: Sequence[Transmission]) -> None:
-        """Nothing has been done."""
+        """Forget the messages; see `IBatch`."""
+        if self._check is not None:
+            self._check.end()
+
+    def abandon(self, items: Sequence[Transmission]) -> None:
+        """Log the messages that were not transmitted; see `IBatch`."""
+        self.discard(items)
+        self._log()
+        for item in items[len(self._told) :]:
+            log.critical(
+                "<%s> to %s: the commit was interrupted, the mail is not sent",
+                item.message_id,
+                ", ".join(item.recipients),
+            )

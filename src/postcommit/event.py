@@ -1,9 +1,9 @@
 """The events, and how they are dispatched.
 
-`announce` tells the log and the subscribers what became of a message. While a
-transaction commits that would run unknown code in the middle of it, so there
-`hold` keeps the announcements back, and `dispatch` makes up for it
-afterwards, each event in a transaction of its own.
+`announce` logs the report of a message and calls the subscribers. While a transaction
+commits, that would run unknown code in the middle of it. There `hold` keeps the
+announcements back, and `dispatch` publishes them afterwards, each event in a
+transaction of its own.
 """
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import zope.event
 from transaction.interfaces import ITransactionManager
+from transaction.interfaces import TransientError
 from zope.interface import implementer
 
 from postcommit.interfaces import IDeliveryReport
@@ -32,6 +33,9 @@ from postcommit.log import Log
 log = Log(__name__)
 
 Notify = Callable[[Any], Any]
+
+# Maximum number of further calls if the transaction of a subscriber has a conflict.
+_REPEATS = 3
 
 
 @implementer(IMailSentEvent)
@@ -203,40 +207,66 @@ def announce(report: IDeliveryReport, notify: Notify) -> None:
 
 
 def dispatch(announcement: Announcement, manager: ITransactionManager) -> None:
-    """Tell log and subscribers, as `dispatch_events` does."""
+    """Log the report of `announcement`, and publish its events as `dispatch_events`."""
     report, notify = announcement
     log_report(report)
-    # Where nobody has subscribed, no transaction is needed to tell nobody.
-    if notify is not zope.event.notify or zope.event.subscribers:
-        dispatch_events(events_of(report), notify, manager)
+    dispatch_events(events_of(report), notify, manager)
 
 
 def dispatch_events(
     events: Iterable[IMailEvent], notify: Notify, manager: ITransactionManager
-) -> None:
-    """Publish `events`, each in a transaction of its own.
+) -> BaseException | None:
+    """Publish `events`, each in a transaction of its own; never raise.
 
-    Never raises: a subscriber that does, whatever it is, has its transaction
-    aborted, and is logged with its traceback. What is settled is no affair of
-    its, and neither are the other messages.
+    If a subscriber raises, its transaction is aborted, the exception is logged with
+    its traceback, and the next event follows: the mail is settled, and the other
+    messages have nothing to do with it. If its transaction fails with a
+    `TransientError`, such as a ZODB conflict, all subscribers of the event are called
+    again, up to three times.
+
+    Returns the last interrupt (KeyboardInterrupt, SystemExit and the like) that arrived
+    in a subscriber, for the caller to raise as soon as nothing is lost by it.
     """
+    if notify is zope.event.notify and not zope.event.subscribers:
+        return None
+    interrupt = None
     for event in events:
         try:
-            with own_transaction(manager):
-                notify(event)
-        except BaseException:
+            _publish(event, notify, manager)
+        except BaseException as error:
             log.exception("A subscriber failed, its transaction was aborted: %r", event)
+            if not isinstance(error, Exception):
+                interrupt = error
+    return interrupt
+
+
+def _publish(event: IMailEvent, notify: Notify, manager: ITransactionManager) -> None:
+    for repeats_left in reversed(range(_REPEATS + 1)):
+        own = own_transaction(manager)
+        try:
+            with own:
+                notify(event)
+            return
+        except Exception:
+            if not (own.failed_for_now and repeats_left):
+                raise
+        log.info("A subscriber's transaction failed for now and is repeated: %r", event)
 
 
 class own_transaction:
     """Runs its body in a new transaction of `manager`.
 
+    `failed_for_now` tells afterwards whether the body or the commit raised an error of
+    which `transaction` says that another attempt may succeed.
+
     A transaction that has just been committed is still its manager's current
     one while the after-commit hooks run, and no new one can begin. It is set
     aside for the body, and put back, so that `transaction` finds what it
-    expects. The attribute is private; ``tests/test_event.py`` would notice a
+    expects. The attribute is private; ``tests/test_event.py`` notices a
     change of it.
     """
+
+    failed_for_now = False
 
     def __init__(self, manager: ITransactionManager) -> None:
         # The thread-local one wraps one.
@@ -251,13 +281,31 @@ class own_transaction:
             self._put_back()
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> None:
         manager = self._manager
         try:
-            if kind is None and manager._txn is not None:  # the body may have ended it
+            # The body may have ended the transaction itself.
+            if error is None and manager._txn is not None:
                 manager.commit()
+        except Exception as failure:
+            error = failure
+            raise
         finally:
-            self._put_back()
+            try:
+                # Before the abort, which forgets the resources that are asked.
+                self.failed_for_now = self._is_for_now(error)
+            finally:
+                self._put_back()
+
+    def _is_for_now(self, error: BaseException | None) -> bool:
+        current = self._manager._txn
+        return isinstance(error, TransientError) or (
+            isinstance(error, Exception)
+            and current is not None
+            and bool(current.isRetryableError(error))
+        )
 
     def _put_back(self) -> None:
         manager = self._manager

@@ -608,3 +608,10 @@ class IBatch(Interface):
 
     def discard(items: Sequence[Any]) -> None:
         """Undo whatever was done for `items`; never raises."""
+
+    def abandon(items: Sequence[Any]) -> None:
+        """End with `items` without knowing whether the transaction took place.
+
+        Called after `prepare` or an interrupted `publish`. Keeps what can be kept, and
+        logs what is left or lost; never raises.
+        """

@@ -41,6 +41,9 @@ class OrderBook:
     def discard(self, items: Sequence[str]) -> None:
         """Nothing was written."""
 
+    def abandon(self, items: Sequence[str]) -> None:
+        """There is nothing to keep."""
+
 
 class Shop:
     """Takes orders; everything about one happens in the same transaction.

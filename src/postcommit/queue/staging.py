@@ -156,6 +156,19 @@ class Staging:
                 log.error("Left behind: %s", error)
         self._release()
 
+    def abandon(self, items: Sequence[MaildirMessage]) -> None:
+        """Leave what is prepared in doubt; discard what is not; see `IBatch`."""
+        left = [os.path.basename(i.path) for i in items if is_prepared(i.path)]
+        if not left:
+            self.discard(items)
+            return
+        self._release()
+        log.critical(
+            "%s: the commit was interrupted; in doubt, for 'postcommit recover': %s",
+            self._maildir.path,
+            ", ".join(left),
+        )
+
     def _release(self) -> None:
         if self._leader is not None:
             self._leader.release()
