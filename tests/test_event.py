@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +15,9 @@ import zope.event
 from transaction import TransactionManager
 from transaction._manager import TransactionManager as RealManager
 from transaction.interfaces import NoTransaction
+from transaction.interfaces import TransientError
 
+from postcommit import event
 from postcommit.errors import RelayError
 from postcommit.event import Announcement
 from postcommit.event import MailDeferredEvent
@@ -21,6 +26,7 @@ from postcommit.event import MailRejectedEvent
 from postcommit.event import MailSentEvent
 from postcommit.event import announce
 from postcommit.event import dispatch
+from postcommit.event import dispatch_events
 from postcommit.event import events_of
 from postcommit.event import hold
 from postcommit.event import own_transaction
@@ -28,6 +34,9 @@ from postcommit.interfaces import Status
 from postcommit.report import DeliveryReport
 from postcommit.report import Outcome
 from postcommit.report import Reply
+from tests.support import children
+from tests.support.transactions import BEFORE
+from tests.support.transactions import Partner
 
 
 OK = Reply(250, "2.0.0", "Queued")
@@ -210,6 +219,181 @@ def test_a_subscriber_whose_commit_fails_harms_nothing(
     assert "no commit" in caplog.text
     with own_transaction(manager):
         assert manager.get().status == "Active"
+
+
+ONE = report(("a@x.org", Status.SENT, OK))
+
+
+class Conflicting:
+    """A subscriber whose transaction fails for now, the first `times`."""
+
+    def __init__(self, manager: Any, times: int, *, in_the_commit: bool) -> None:
+        self.manager = manager
+        self.left = times
+        self.calls = 0
+        self.committed = 0
+        self._in_the_commit = in_the_commit
+
+    def __call__(self, event: Any) -> None:
+        self.calls += 1
+        current = self.manager.get()
+        current.addAfterCommitHook(self._count)
+        if self.left:
+            self.left -= 1
+            if self._in_the_commit:
+                current.addBeforeCommitHook(self._conflict)
+            else:
+                self._conflict()
+
+    def _count(self, committed: bool) -> None:
+        self.committed += committed
+
+    def _conflict(self) -> None:
+        raise TransientError("another was faster")
+
+
+@pytest.mark.parametrize("make", MANAGERS)
+@pytest.mark.parametrize("in_the_commit", [True, False])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_subscriber_with_a_conflict_is_called_again(
+    make: Callable[[], Any],
+    in_the_commit: bool,
+    times: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manager = make()
+    subscriber = Conflicting(manager, times, in_the_commit=in_the_commit)
+    dispatch(Announcement(ONE, subscriber), manager)
+    assert (subscriber.calls, subscriber.committed) == (times + 1, 1)
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("make", MANAGERS)
+def test_a_subscriber_is_called_again_three_times_at_most(
+    make: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make()
+    subscriber = Conflicting(manager, 99, in_the_commit=True)
+    dispatch(Announcement(ONE, subscriber), manager)
+    assert (subscriber.calls, subscriber.committed) == (4, 0)
+    assert "another was faster" in caplog.text
+    with own_transaction(manager):
+        assert manager.get().status == "Active"
+
+
+def test_a_resource_may_say_that_its_error_is_for_now() -> None:
+    """As that of zope.sqlalchemy does of a serialisation failure."""
+
+    class Resource(Partner):
+        def should_retry(self, error: Exception) -> bool:
+            return isinstance(error, OSError)
+
+    manager = TransactionManager()
+    failures = [OSError("could not serialize"), KeyError("a mistake"), None]
+    calls = []
+
+    def subscriber(event: Any) -> None:
+        manager.get().join(Resource(BEFORE))
+        failure = failures[len(calls)]
+        calls.append(event)
+        if failure:
+            raise failure
+
+    dispatch(Announcement(ONE, subscriber), manager)
+    assert len(calls) == 2
+
+
+def test_a_subscriber_that_ended_its_transaction_may_have_a_conflict() -> None:
+    manager = TransactionManager(explicit=True)
+    calls: list[Any] = []
+
+    def subscriber(event: Any) -> None:
+        calls.append(event)
+        manager.commit()
+        raise TransientError if len(calls) == 1 else KeyError
+
+    dispatch(Announcement(ONE, subscriber), manager)
+    assert len(calls) == 2
+
+
+def test_a_subscriber_that_is_repeated_may_cause_another_dispatch() -> None:
+    manager = TransactionManager()
+    inner = Conflicting(manager, 2, in_the_commit=True)
+    outer = Conflicting(manager, 1, in_the_commit=False)
+
+    def subscriber(event: Any) -> None:
+        outer(event)
+        dispatch(Announcement(ONE, inner), manager)
+
+    dispatch(Announcement(ONE, subscriber), manager)
+    assert (outer.calls, outer.committed) == (2, 1)
+    assert (inner.calls, inner.committed) == (3, 1)
+
+
+def test_a_dispatch_does_not_wait_forever_for_one_that_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The subscriber that is repeated waits for a dispatch in another thread."""
+    monkeypatch.setattr(event, "_PATIENCE", 0.01)
+    manager = transaction.manager
+    inner = Conflicting(manager, 1, in_the_commit=True)
+    outer = Conflicting(manager, 1, in_the_commit=False)
+
+    def subscriber(event: Any) -> None:
+        outer(event)
+        thread = threading.Thread(
+            target=dispatch, args=(Announcement(ONE, inner), manager)
+        )
+        thread.start()
+        thread.join()
+
+    dispatch(Announcement(ONE, subscriber), manager)
+    assert (outer.committed, inner.committed) == (1, 1)
+
+
+def _fork_while_it_is_repeated() -> None:
+    manager = TransactionManager()
+    subscriber = Conflicting(manager, 1, in_the_commit=False)
+    began = threading.Event()
+    forked = threading.Event()
+
+    def slow(event: Any) -> None:
+        subscriber(event)
+        began.set()
+        assert forked.wait(10)
+
+    thread = threading.Thread(target=dispatch, args=(Announcement(ONE, slow), manager))
+    thread.start()
+    assert began.wait(10)
+    child = os.fork()
+    if not child:
+        other = Conflicting(TransactionManager(), 1, in_the_commit=False)
+        signal.alarm(2)  # far less than it would wait for the lock
+        dispatch(Announcement(ONE, other), other.manager)
+        assert other.committed == 1
+        return
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_process_does_not_wait_for_its_parent_s_dispatch() -> None:
+    children.call(_fork_while_it_is_repeated)
+
+
+def test_an_interrupt_in_a_subscriber_is_returned_after_the_other_events() -> None:
+    manager = TransactionManager()
+    heard: list[Any] = []
+    failure = KeyboardInterrupt()
+
+    def subscriber(event: Any) -> None:
+        heard.append(event)
+        if len(heard) == 2:
+            raise failure
+
+    returned = dispatch_events(events_of(MIXED), subscriber, manager)
+    assert returned is failure
+    assert len(heard) == 4
 
 
 def test_where_nobody_has_subscribed_there_is_no_transaction(

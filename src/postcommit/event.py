@@ -8,6 +8,7 @@ transaction of its own.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -36,6 +37,22 @@ Notify = Callable[[Any], Any]
 
 # Maximum number of further calls if the transaction of a subscriber has a conflict.
 _REPEATS = 3
+
+# Held while a dispatch is repeated. A subscriber may cause another dispatch.
+_repeating = threading.RLock()
+
+# Maximum number of seconds to wait for the repeated dispatch of another thread. It may
+# take long, or wait for something that this thread does.
+_PATIENCE = 5.0
+
+
+def _forget_the_parent() -> None:
+    """Replace the lock: in the parent, another thread may have held it."""
+    global _repeating
+    _repeating = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_the_parent)
 
 
 @implementer(IMailSentEvent)
@@ -241,16 +258,47 @@ def dispatch_events(
 
 
 def _publish(event: IMailEvent, notify: Notify, manager: ITransactionManager) -> None:
-    for repeats_left in reversed(range(_REPEATS + 1)):
-        own = own_transaction(manager)
-        try:
-            with own:
-                notify(event)
-            return
-        except Exception:
-            if not (own.failed_for_now and repeats_left):
-                raise
-        log.info("A subscriber's transaction failed for now and is repeated: %r", event)
+    """Call the subscribers in a transaction; again, if it failed for now.
+
+    The events of a processor's workers often change the same object, so their
+    transactions conflict. Repeating at once is not enough: while one transaction
+    runs, the others commit and it fails again (of 300 rejections, four workers and a
+    subscriber of 5 ms lost 82). So one dispatch at a time is repeated, and new ones
+    wait until it has ended.
+    """
+    if _repeating.acquire(timeout=_PATIENCE):
+        _repeating.release()
+    if _attempt(event, notify, manager, may_be_repeated=True):
+        return
+    repeating = _repeating  # a fork in between gives the child a new one
+    is_alone = repeating.acquire(timeout=_PATIENCE)
+    try:
+        for left in reversed(range(_REPEATS)):
+            if _attempt(event, notify, manager, may_be_repeated=left > 0):
+                return
+    finally:
+        if is_alone:
+            repeating.release()
+
+
+def _attempt(
+    event: IMailEvent,
+    notify: Notify,
+    manager: ITransactionManager,
+    *,
+    may_be_repeated: bool,
+) -> bool:
+    """Call the subscribers in a transaction; return False if it is to be repeated."""
+    own = own_transaction(manager)
+    try:
+        with own:
+            notify(event)
+    except Exception:
+        if not (own.failed_for_now and may_be_repeated):
+            raise
+        log.info("A subscriber's transaction failed for now, it is repeated: %r", event)
+        return False
+    return True
 
 
 class own_transaction:

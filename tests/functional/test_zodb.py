@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transaction
+from persistent.mapping import PersistentMapping
 from tests.support.transactions import AFTER
 from tests.support.transactions import MANAGERS
 from tests.support.transactions import Hearing
@@ -26,8 +30,10 @@ from ZODB.POSException import ConflictError
 
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
+from postcommit import QueueProcessor
 from postcommit.interfaces import Status
 from postcommit.report import Reply
+from postcommit.testing import RecordingMailer
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -225,6 +231,37 @@ def test_a_subscriber_with_a_conflict_loses_only_its_own_change(
     shop.manager.commit()
     assert shop.seen_by_others() == {"a": "ordered", "other": "faster"}
     assert "ConflictError" in caplog.text
+
+
+def test_workers_that_note_rejections_in_one_object_lose_none(
+    db: DB, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "postcommit.event")
+    with db.transaction() as connection:
+        connection.root()["refused"] = PersistentMapping()
+    here = threading.local()
+
+    def note(event: Any) -> None:
+        if not hasattr(here, "connection"):
+            here.connection = db.open()
+        refused = here.connection.root()["refused"]
+        # Changes of a PersistentMapping always conflict; so that there are many,
+        # a transaction takes longer than its commit.
+        time.sleep(0.002)
+        for recipient in event.recipients:
+            refused[recipient] = event.errorMessage
+
+    mailer = RecordingMailer(notify=note)
+    mailer.refuse_message("550 5.1.1 No such user")
+    delivery = QueuedMailDelivery(str(tmp_path / "queue"))
+    with transaction.manager:
+        for number in range(200):
+            delivery.send(ANN, f"{number}@example.org", mail(f"{number}@x.org"))
+    QueueProcessor(str(tmp_path / "queue"), mailer, workers=4).flush()
+    with db.transaction() as connection:
+        assert len(connection.root()["refused"]) == 200
+    repeated = [r for r in caplog.records if "repeated" in r.getMessage()]
+    assert len(repeated) > 20, "there were hardly any conflicts"
 
 
 @pytest.mark.parametrize("ending", ["commit", "abort", "doom"])
