@@ -24,6 +24,7 @@ from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from postcommit.defaultsender import DefaultSender
 from postcommit.errors import QueueError
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
@@ -102,6 +103,46 @@ def test_a_default_sender() -> None:
     with transaction.manager:
         config.registry.getUtility(IMailDelivery).send(None, "b@example.org", "x")
     assert mailer.outbox[0].message["From"] == "The Shop <shop@example.org>"
+
+
+def test_a_default_sender_of_a_delivery_that_was_added() -> None:
+    config = configurator(default_sender="The Shop <shop@example.org>")
+    mailer = RecordingMailer()
+    for name in ("", "bulk"):
+        config.add_mail_delivery(DirectMailDelivery(mailer), name)
+    config.commit()
+    request = Request.blank("/")
+    request.registry, request.tm = config.registry, TransactionManager(explicit=True)
+    for name in ("", "bulk"):
+        with request.tm:
+            get_mail_delivery(request, name).send(None, "b@example.org", "x")
+        assert mailer.outbox[-1].sender == "shop@example.org"
+        assert mailer.outbox[-1].message["From"] == "The Shop <shop@example.org>"
+
+
+def test_a_delivery_may_have_a_default_sender_of_its_own() -> None:
+    config = configurator(default_sender="shop@example.org")
+    mailer = RecordingMailer()
+    own = DefaultSender(DirectMailDelivery(mailer), "news@example.org")
+    config.add_mail_delivery(own)
+    config.commit()
+    with transaction.manager:
+        config.registry.getUtility(IMailDelivery).send(None, "b@example.org", "x")
+    assert mailer.outbox[0].sender == "news@example.org"
+
+
+def test_a_delivery_without_bind_gets_the_default_sender() -> None:
+    class Elsewhere:
+        def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
+            return str(fromaddr)
+
+    config = configurator(default_sender="shop@example.org")
+    config.add_mail_delivery(Elsewhere())
+    config.commit()
+    request = Request.blank("/")
+    request.registry, request.tm = config.registry, TransactionManager()
+    sent = get_mail_delivery(request).send(None, "b@example.org", "x")
+    assert sent == "shop@example.org"
 
 
 def test_another_prefix() -> None:
@@ -313,17 +354,87 @@ def test_the_processor_starts_with_the_first_request(queue: Path) -> None:
     assert processor.started == [os.getpid()]
 
 
+@pytest.mark.parametrize(
+    ("settings", "started"),
+    [
+        ({}, ["", "bulk"]),
+        ({"processor": "false"}, []),
+        ({"queue_path": "."}, ["bulk"]),
+        ({"queue_path": ".", "processor": "true"}, ["", "bulk"]),
+        ({"queue_path": ".", "processor": "false"}, []),
+    ],
+)
+def test_processors_that_were_added_start_unless_a_setting_says_no(
+    queue: Path, settings: dict[str, str], started: list[str]
+) -> None:
+    if "queue_path" in settings:
+        settings = {**settings, "queue_path": str(queue)}
+    config = configurator(**settings)
+    config.add_mailer(RecordingMailer())
+    processors = {name: Processor() for name in ("", "bulk")}
+    for name, processor in processors.items():
+        config.add_mail_processor(processor, name)
+    app = application(config)
+    for _ in range(2):
+        app.get("/")
+    assert [n for n, p in processors.items() if p.started] == started
+    assert all(len(p.started) <= 1 for p in processors.values())
+
+
+def test_a_processor_that_was_added_drains_its_queue(queue: Path) -> None:
+    config = configurator()
+    mailer = RecordingMailer()
+    config.add_mail_delivery(QueuedMailDelivery(str(queue)))
+    processor = QueueProcessor(str(queue), mailer)
+    config.add_mail_processor(processor, "bulk")
+    app = application(config)
+    try:
+        message_id = app.get("/").text
+    finally:
+        assert processor.stop(30)
+        processor.flush()
+    assert [mail.message_id for mail in mailer.outbox] == [message_id]
+
+
+def test_one_processor_that_cannot_start_does_not_stop_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = configurator()
+    config.add_mailer(RecordingMailer())
+    broken, other = Processor(RuntimeError("no more threads")), Processor()
+    config.add_mail_processor(broken, "broken")
+    config.add_mail_processor(other, "other")
+    app = application(config)
+    app.get("/")
+    assert (broken.started, other.started) == ([], [os.getpid()])
+    assert "no more threads" in caplog.text
+    app.get("/")
+    assert (broken.started, other.started) == ([os.getpid()], [os.getpid()])
+
+
+def test_a_processor_that_is_overridden_does_not_start(queue: Path) -> None:
+    config = configurator()
+    config.add_mailer(RecordingMailer())
+    included, own = Processor(), Processor()
+    config.include(lambda config: config.add_mail_processor(included, "bulk"))
+    config.add_mail_processor(own, "bulk")
+    application(config).get("/")
+    assert (included.started, own.started) == ([], [os.getpid()])
+
+
 def serve_before_and_after_a_fork(queue: str) -> None:
     """To be called in a process of its own, without other threads."""
     config = configurator(queue_path=queue, processor="true")
-    processor = Processor()
-    config.add_mail_processor(processor)
+    processors = {"": Processor(), "bulk": Processor()}
+    for name, processor in processors.items():
+        config.add_mail_processor(processor, name)
     app = application(config)
     app.get("/")
     child = os.fork()
     if not child:
         app.get("/")
-        os._exit(processor.started != [os.getppid(), os.getpid()])
+        expected = [os.getppid(), os.getpid()]
+        os._exit(any(p.started != expected for p in processors.values()))
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
 

@@ -59,7 +59,12 @@ class DefaultSender:
         return getattr(self._delivery, name)
 
     def bind(self, transaction_manager: ITransactionManager) -> DefaultSender:
-        """Return a copy that joins the transactions of another manager."""
+        """Return a copy that joins the transactions of another manager.
+
+        Returns itself if `delivery` has no ``bind()``.
+        """
+        if not hasattr(self._delivery, "bind"):
+            return self
         return type(self)(self._delivery.bind(transaction_manager), self._sender)
 
     def send(

@@ -66,8 +66,8 @@ class MailSettings:
 
     An empty setting is one that is not there. `mailers` has the mailers by
     name, the one without a name is to be used; they publish with `notify`.
-    `queue_path` is None where there is no queue; `runs_processor` is whether the
-    application itself sends it.
+    `queue_path` is None where there is no queue. `runs_processor` is whether the
+    application itself drains it, `forbids_processors` whether it must not run any.
 
     Raises `OptionError`, which names the setting, for one that is unknown or
     can never work.
@@ -86,7 +86,9 @@ class MailSettings:
         self._left = dict(self._given)
         self.mailers = self._mailers(notify)
         self.queue_path: str | None = self._take("queue_path")
-        self.runs_processor = self._truth("processor") is True
+        runs_processor = self._truth("processor")
+        self.runs_processor = runs_processor is True
+        self.forbids_processors = runs_processor is False
         self._processor_options = self._options(IMailQueueProcessor, _PROCESSOR)
         self._default_sender: str | None = self._take("default_sender")
         self._refuse_what_is_left()

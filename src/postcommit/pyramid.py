@@ -1,23 +1,24 @@
 """For Pyramid: ``config.include("postcommit.pyramid")``.
 
-The settings begin with ``mail.``, or with what the setting ``postcommit.prefix``
-has. What `includeme` registers are utilities of the application's registry:
+The names of the settings begin with ``mail.``, or with the value of the setting
+``postcommit.prefix``. `includeme` registers these utilities in the application's
+registry:
 
 =====================  ================  =========================================
 interface              name              which
 =====================  ================  =========================================
 `IMailer`              none              the one that ``mail.mailer`` names
-`IMailer`              its setting       ``smtp``; ``sendmail`` and ``file`` where
+`IMailer`              its setting       ``smtp``; ``sendmail`` and ``file`` if
                                          there are settings for them
-`IMailDelivery`        none              queued where there is a queue, or direct
+`IMailDelivery`        none              queued if there is a queue, or direct
 `IMailDelivery`        ``direct``        through the mailer without a name
-`IMailDelivery`        ``queued``        where there is a ``mail.queue_path``
+`IMailDelivery`        ``queued``        if there is a ``mail.queue_path``
 `IMailDelivery`        ``sendmail``      direct, through the mailer of that name
-`IMailQueueProcessor`  none              where there is a ``mail.queue_path``
+`IMailQueueProcessor`  none              if there is a ``mail.queue_path``
 =====================  ================  =========================================
 
 ``config.add_mailer``, ``config.add_mail_delivery`` and
-``config.add_mail_processor`` take their places, or add to them.
+``config.add_mail_processor`` replace them or add others.
 """
 from __future__ import annotations
 
@@ -37,10 +38,10 @@ from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.threadlocal import manager as threadlocals
 
+from postcommit.defaultsender import DefaultSender
 from postcommit.delivery import DirectMailDelivery
 from postcommit.delivery import QueuedMailDelivery
 from postcommit.errors import OptionError
-from postcommit.errors import QueueError
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
@@ -48,6 +49,10 @@ from postcommit.mailsettings import MailSettings
 
 
 log = logging.getLogger(__name__)
+
+# Keys of the registry: the `MailSettings`, and the `_Starter`.
+_SETTINGS = "postcommit.settings"
+_STARTER = "postcommit.starter"
 
 
 class Publisher:
@@ -106,18 +111,48 @@ def add_mailer(config: Configurator, mailer: Any, name: str = "") -> None:
 
 
 def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> None:
-    """Register `delivery`; without a name it becomes ``request.mail_delivery``."""
-    _add(config, IMailDelivery, name, lambda: delivery)
+    """Register `delivery`; without a name it becomes ``request.mail_delivery``.
+
+    It sends from ``mail.default_sender``, unless it is a `DefaultSender` itself.
+    """
+    settings = config.registry[_SETTINGS]
+
+    def make() -> Any:
+        is_named = isinstance(delivery, DefaultSender)
+        return delivery if is_named else settings.named(delivery)
+
+    _add(config, IMailDelivery, name, make)
 
 
 def add_mail_processor(config: Configurator, processor: Any, name: str = "") -> None:
-    """Register `processor`; that without a name is what ``mail.processor`` starts."""
-    _add(config, IMailQueueProcessor, name, lambda: processor)
+    """Register `processor`; it starts with the first request that a process serves.
+
+    If ``mail.processor`` is false, it does not start. If it replaces the processor of
+    ``mail.queue_path``, it starts only if ``mail.processor`` is true.
+    """
+    settings = config.registry[_SETTINGS]
+    if name or settings.queue_path is None:
+        starts = not settings.forbids_processors
+    else:
+        starts = settings.runs_processor
+    _add_processor(config, name, lambda: processor, starts=starts)
+
+
+def _add_processor(
+    config: Configurator, name: str, make: Callable[[], Any], *, starts: bool
+) -> None:
+    def make_and_note() -> Any:
+        config.registry[_STARTER].note(name, starts=starts)
+        return make()
+
+    _add(config, IMailQueueProcessor, name, make_and_note)
 
 
 def _add(
     config: Configurator, contract: Any, name: str, make: Callable[[], Any]
 ) -> None:
+    """Register what `make` returns, if no other configuration prevails."""
+
     def register() -> None:
         config.registry.registerUtility(make(), contract, name)
 
@@ -134,25 +169,28 @@ def _add(
 
 
 def includeme(config: Configurator) -> None:
-    """Register what the settings say.
+    """Register the utilities that the settings describe.
 
     Raises `ConfigurationError`, which names the setting, for one that is
-    unknown or can never work.
+    unknown or cannot work.
     """
-    for directive in (add_mailer, add_mail_delivery, add_mail_processor):
-        config.add_directive(directive.__name__, directive)
-    config.add_request_method(get_mail_delivery, "mail_delivery", reify=True)
     given = config.registry.settings
     prefix = given.get("postcommit.prefix", "mail.")
     try:
         settings = MailSettings(given, prefix, Publisher(config.registry))
     except OptionError as error:
         raise ConfigurationError(str(error)) from error
+    config.registry[_SETTINGS] = settings
+    config.registry[_STARTER] = starter = _Starter(config.registry)
+    config.add_subscriber(starter, NewRequest)
+    for directive in (add_mailer, add_mail_delivery, add_mail_processor):
+        config.add_directive(directive.__name__, directive)
+    config.add_request_method(get_mail_delivery, "mail_delivery", reify=True)
     for name, mailer in settings.mailers.items():
         config.add_mailer(mailer, name)
     _include_deliveries(config, settings)
     if settings.queue_path is not None:
-        _include_queue(config, settings)
+        _include_processor(config, settings)
 
 
 def _include_deliveries(config: Configurator, settings: MailSettings) -> None:
@@ -174,32 +212,44 @@ def _include_deliveries(config: Configurator, settings: MailSettings) -> None:
         _add(config, IMailDelivery, name, make)
 
 
-def _include_queue(config: Configurator, settings: MailSettings) -> None:
+def _include_processor(config: Configurator, settings: MailSettings) -> None:
     def make() -> Any:
         return settings.processor(config.registry.getUtility(IMailer))
 
-    _add(config, IMailQueueProcessor, "", make)
-    if settings.runs_processor:
-        config.add_subscriber(_starter(config.registry), NewRequest)
+    _add_processor(config, "", make, starts=settings.runs_processor)
 
 
-def _starter(registry: Registry) -> Callable[[NewRequest], None]:
-    """Return a subscriber that starts the processor with the first request.
+class _Starter:
+    """Starts processors with the first request that a process serves.
 
-    Not before: a server that preloads the application forks afterwards, and
-    threads do not survive that. So each process that serves requests has a
-    processor, and the one that they were forked from has none.
+    Not before: a server that loads the application and then forks would lose the
+    threads. This way each process that serves requests runs processors, and the one
+    that they were forked from runs none. At exit, a `QueueProcessor` stops itself.
     """
-    process = 0
 
-    def start(event: NewRequest) -> None:
-        nonlocal process
-        if process != os.getpid():
-            try:
-                registry.getUtility(IMailQueueProcessor).start()
-            except QueueError:
-                log.exception("The queue is not sent; the next request tries again")
-            else:
-                process = os.getpid()
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        # By the name of a processor: the process in which it was started; 0: none yet.
+        self._processes: dict[str, int] = {}
 
-    return start
+    def note(self, name: str, *, starts: bool) -> None:
+        """Start the processor that has `name`, or do not."""
+        self._processes.pop(name, None)
+        if starts:
+            self._processes[name] = 0
+
+    def __call__(self, event: NewRequest) -> None:
+        """Start what does not run in this process."""
+        current = os.getpid()
+        for name, process in self._processes.items():
+            if process != current:
+                try:
+                    self._registry.getUtility(IMailQueueProcessor, name).start()
+                except Exception:
+                    # It may succeed later, and the request need not fail.
+                    log.exception(
+                        "The processor %r cannot start; the next request tries again",
+                        name or "(default)",
+                    )
+                else:
+                    self._processes[name] = current
