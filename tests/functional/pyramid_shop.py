@@ -23,8 +23,12 @@ from pyramid.threadlocal import get_current_registry
 from pyramid.threadlocal import get_current_request
 from sqlalchemy import orm
 
+from postcommit import QueuedMailDelivery
+from postcommit import QueueProcessor
+from postcommit import SMTPMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailSentEvent
+from postcommit.pyramid import get_mail_delivery
 
 
 SHOP, OWNER = "shop@example.org", "owner@example.org"
@@ -66,7 +70,10 @@ def main(global_config: object, **settings: Any) -> Any:
         config.include("postcommit.pyramid")
         config.include(database)
         config.add_subscriber(remember, IMailSentEvent)
-        for view in (order, order_and_fail, order_and_abort, order_again, worker):
+        if "shop.bulk_queue" in settings:
+            bulk(config, settings)
+        views = (order, order_and_fail, order_and_abort, order_again, worker, news)
+        for view in views:
             config.add_route(view.__name__, f"/{view.__name__}")
             config.add_view(view, route_name=view.__name__, renderer="string")
         return config.make_wsgi_app()
@@ -87,6 +94,15 @@ def session_of(engine: sqlalchemy.Engine, manager: Any) -> orm.Session:
     session = orm.Session(engine)
     zope.sqlalchemy.register(session, transaction_manager=manager)
     return session
+
+
+def bulk(config: Configurator, settings: dict[str, Any]) -> None:
+    """Add a queue, a mailer and a processor for newsletters."""
+    queue = settings["shop.bulk_queue"]
+    mailer = SMTPMailer(settings["mail.host"], int(settings["mail.port"]))
+    config.add_mailer(mailer, "bulk")
+    config.add_mail_delivery(QueuedMailDelivery(queue), "bulk")
+    config.add_mail_processor(QueueProcessor(queue, mailer), "bulk")
 
 
 # Views
@@ -130,6 +146,11 @@ def order_again(request: Request) -> str:
             )
     request.dbsession.flush()
     return str(request.environ["retry.attempt"])
+
+
+def news(request: Request) -> str:
+    delivery = get_mail_delivery(request, "bulk")
+    return send(delivery, request.params["customer"], "News")
 
 
 def worker(request: Request) -> str:

@@ -181,6 +181,7 @@ def test_behind_gunicorn_that_preloads_and_forks(
 ) -> None:
     settings["mail.queue_path"] = str(tmp_path / "queue")
     settings["mail.processor"] = "true"
+    settings["shop.bulk_queue"] = str(tmp_path / "bulk queue")
     app = f"{pyramid_shop.__name__}:{pyramid_shop.from_environment.__name__}()"
     command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2"]
     command += ["--bind", "127.0.0.1:0", "--no-control-socket", app]
@@ -197,9 +198,10 @@ def test_behind_gunicorn_that_preloads_and_forks(
             count = 0
             while len(workers) < 2 or count < 4:
                 get(port, "order", item=f"teapot {count}", customer=ANN)
+                get(port, "news", customer=OWNER)
                 workers.add(get(port, "worker"))
                 count += 1
-            relay.wait_until(lambda: len(relay.messages) == 2 * count, timeout=30)
+            relay.wait_until(lambda: len(relay.messages) == 3 * count, timeout=30)
             # The one that forks has no thread but its own.
             assert len(os.listdir(f"/proc/{server.pid}/task")) == 1
             assert str(server.pid) not in workers
@@ -208,9 +210,9 @@ def test_behind_gunicorn_that_preloads_and_forks(
             assert server.returncode == 0
         finally:
             server.kill()
-    assert [path for path in tmp_path.glob("queue/*/*") if path.is_file()] == []
-    assert len(rows(tmp_path, "sent", "message_id")) == 2 * count
-    assert len(relay.messages) == 2 * count
+    assert [path for path in tmp_path.glob("*queue/*/*") if path.is_file()] == []
+    assert len(rows(tmp_path, "sent", "message_id")) == 3 * count
+    assert len(relay.messages) == 3 * count
 
 
 def listening(server: subprocess.Popen[str]) -> int:
