@@ -234,6 +234,21 @@ def test_a_mail_without_subject_or_text():
     assert (mail.subject, mail.text) == ("", "")
 
 
+def test_a_mail_shows_its_subject():
+    shown = repr(Mail(SENDER, (B,), "1@x", b"Subject: =?utf-8?q?T=C3=BCr?=\r\n\r\nHi"))
+    assert shown == (
+        f"Mail(sender={SENDER!r}, subject='T\u00fcr', recipients=({B!r},),"
+        " message_id='1@x')"
+    )
+
+
+def test_an_outbox_may_have_no_mailer():
+    outbox = Outbox()
+    with pytest.raises(LookupError, match="without a mailer"):
+        outbox.mailer  # noqa: B018
+    assert RecordingMailer(outbox).outbox is outbox
+
+
 def test_the_outbox_is_a_sequence(mailer):
     outbox = mailer.outbox
     assert isinstance(outbox, Outbox)
@@ -248,6 +263,7 @@ def test_the_outbox_is_a_sequence(mailer):
     assert outbox != None  # noqa: E711
     assert outbox.to(C) == [second]
     assert repr(outbox).startswith("<Outbox [Mail(sender='a@example.org'")
+    assert outbox.mailer is mailer
     outbox.clear()
     assert outbox == []
 
@@ -375,6 +391,39 @@ def test_the_fixture(components, mail_outbox):
     send(components)
     transaction.commit()
     assert len(mail_outbox) == 1
+
+
+def test_the_mailer_of_the_fixture_can_refuse(components, mail_outbox, monkeypatch):
+    seen = []
+    monkeypatch.setattr(zope.event, "subscribers", [seen.append])
+    mail_outbox.mailer.refuse(B, "550 5.1.1 Unknown")
+    with transaction.manager:
+        send(components, to=[B, C])
+    assert [mail.recipients for mail in mail_outbox] == [(C,)]
+    [event] = filter(IMailRejectedEvent.providedBy, seen)
+    assert event.recipients == (B,)
+
+
+def test_a_failure_of_a_test_shows_the_subject(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import transaction\n"
+        "from zope.component import getUtility\n"
+        "from postcommit.interfaces import IMailDelivery\n"
+        "def test_it(mail_outbox):\n"
+        "    with transaction.manager:\n"
+        "        getUtility(IMailDelivery).send('', 'b@x.org', 'Subject: Teapot')\n"
+        "    assert mail_outbox == []\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "subject='Teapot'" in done.stdout
 
 
 class TestWithARegistryOfItsOwn:

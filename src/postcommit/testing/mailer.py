@@ -1,4 +1,4 @@
-"""A mailer that transmits nothing, and remembers everything."""
+"""A mailer that transmits nothing and records everything."""
 from __future__ import annotations
 
 import threading
@@ -36,7 +36,7 @@ _LOST = Reply(0, "4.4.2", "Connection lost: nobody knows whether it was sent")
 
 @dataclass
 class _Rule:
-    """What is answered, to whom (None: everybody), and how often (None: always)."""
+    """An answer to one recipient or all (None), some times or always (None)."""
 
     outcome: Reply | RelayError
     recipient: str | None
@@ -53,10 +53,11 @@ class _Rule:
 
 @implementer(IBatchMailer, IRelayCheck)
 class RecordingMailer(BaseMailer):
-    """See `IBatchMailer`; it checks, reports and announces as `SMTPMailer` does.
+    """Records messages, see `IBatchMailer`.
 
-    What it takes is in its `outbox`. It takes everything, unless it was told
-    otherwise by `refuse`, `lose` or `fail`; what was told first comes first.
+    It checks its arguments, reports and announces as `SMTPMailer` does. The messages
+    that it takes are in its `outbox`. It takes all of them, until `refuse`, `lose` or
+    `fail` adds a rule to do otherwise; the first rule that applies decides.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class RecordingMailer(BaseMailer):
         *,
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
-        self.outbox = Outbox() if outbox is None else outbox
+        self.outbox = Outbox(self) if outbox is None else outbox
         self.notify = notify
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
@@ -76,30 +77,31 @@ class RecordingMailer(BaseMailer):
     # The script
 
     def refuse(self, recipient: str, reply: str, *, times: int | None = None) -> None:
-        """Answer with `reply` when `recipient` is named, so many times, or always.
+        """Answer `recipient` with `reply`, `times` times or always (None).
 
-        `reply` is as a relay says it, like ``"450 4.2.0 Greylisted"``. Raises
-        `RelayError` where it is none.
+        `reply` is a line of SMTP, for example ``"450 4.2.0 Greylisted"``. Raises
+        `RelayError` if it is not one.
         """
         self._rules.append(_Rule(_reply(reply), recipient, times))
 
     def refuse_message(self, reply: str, *, times: int | None = None) -> None:
-        """Answer the message with `reply`, whoever its recipients are."""
+        """Answer each message with `reply`, `times` times or always (None)."""
         self._rules.append(_Rule(_reply(reply), None, times))
 
     def lose(self, *, times: int | None = None) -> None:
-        """Lose the connection between the message and the reply to it.
+        """Lose the connection between a message and the reply to it.
 
-        The recipients are uncertain; the outbox has the message.
+        The recipients are uncertain; the outbox has the message. It happens `times`
+        times or always (None).
         """
         self._rules.append(_Rule(_LOST, None, times))
 
     def fail(self, reason: str = "it is down", *, times: int | None = None) -> None:
-        """Be a relay that is in trouble itself."""
+        """Fail as a relay in trouble, `times` times or always (None)."""
         self._rules.append(_Rule(RelayError(reason), None, times))
 
     def recover(self) -> None:
-        """Forget what was told; take everything again."""
+        """Remove all rules: take everything again."""
         self._rules.clear()
 
     # The mailer
@@ -107,21 +109,21 @@ class RecordingMailer(BaseMailer):
     def send_batch(
         self, messages: Iterable[tuple[str, Sequence[str], bytes]]
     ) -> Iterator[IDeliveryReport]:
-        """See `IBatchMailer`."""
+        """Record `messages`, see `IBatchMailer`."""
         for sender, recipients, message in messages:
             yield self._transmit(
                 sender, tuple(recipients), message, message_id_of(message)
             )
 
     def check(self) -> None:
-        """See `IRelayCheck`."""
+        """Raise `RelayError` if `fail` says so, see `IRelayCheck`."""
         with self._lock:
             failed = self._find(None, RelayError)
         if failed is not None:
             raise failed
 
     def close(self) -> None:
-        """There is no connection; for who closes an `SMTPMailer` here."""
+        """Do nothing: there is no connection. `SMTPMailer` has this method, too."""
 
     def _transmit(
         self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
@@ -160,7 +162,7 @@ def _reply(text: str) -> Reply:
 
 
 def _status(reply: Reply, verdict: Reply) -> Status | None:
-    """Return the outcome of a recipient; None where the relay is in trouble."""
+    """Return the outcome of a recipient; None if the relay is in trouble."""
     if reply is _LOST:
         return Status.UNCERTAIN
     return judge(Stage.END if reply is verdict else Stage.RCPT, reply.code)

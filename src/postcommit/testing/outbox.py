@@ -1,29 +1,39 @@
-"""What was sent: the messages, parsed, each with its envelope."""
+"""The mail that was sent: parsed messages, each with its envelope."""
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import field
 from email import message_from_bytes
 from email import policy
 from email.message import EmailMessage
+from typing import TYPE_CHECKING
 from typing import overload
+
+
+if TYPE_CHECKING:
+    from postcommit.testing.mailer import RecordingMailer
 
 
 @dataclass(frozen=True)
 class Mail:
     """One message, as a relay took it.
 
-    `sender` and `recipients` are the envelope; recipients that were refused are
-    not among them. `data` is the message in bytes.
+    `sender` and `recipients` are the envelope, without refused recipients. `data` is
+    the message in bytes.
     """
 
     sender: str
     recipients: tuple[str, ...]
     message_id: str
-    data: bytes = field(repr=False)
+    data: bytes
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(sender={self.sender!r}, subject={self.subject!r},"
+            f" recipients={self.recipients!r}, message_id={self.message_id!r})"
+        )
 
     @functools.cached_property
     def message(self) -> EmailMessage:
@@ -33,21 +43,33 @@ class Mail:
 
     @property
     def subject(self) -> str:
-        """The subject, decoded; empty where there is none."""
+        """The subject, decoded; empty if there is none."""
         return str(self.message["Subject"] or "")
 
     @property
     def text(self) -> str:
-        """The plain text of the body, decoded; empty where there is none."""
+        """The plain text of the body, decoded; empty if there is none."""
         body = self.message.get_body(("plain",))
         return str(body.get_content()) if body is not None else ""
 
 
 class Outbox(Sequence[Mail]):
-    """The mails, in the order in which they were sent. Threads may share it."""
+    """The mails, in the order in which they were sent. Threads may share it.
 
-    def __init__(self) -> None:
+    `mailer` is the `RecordingMailer` that made the outbox, for example to let it refuse
+    a recipient. An outbox that was made without one has none.
+    """
+
+    def __init__(self, mailer: RecordingMailer | None = None) -> None:
+        self._mailer = mailer
         self._mails: list[Mail] = []
+
+    @property
+    def mailer(self) -> RecordingMailer:
+        """The mailer that fills this outbox; raises LookupError if there is none."""
+        if self._mailer is None:
+            raise LookupError("this outbox was made without a mailer")
+        return self._mailer
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._mails!r}>"
@@ -73,11 +95,11 @@ class Outbox(Sequence[Mail]):
     __hash__ = None  # type: ignore[assignment]
 
     def add(self, mail: Mail) -> None:
-        """Put `mail` to the others."""
+        """Add `mail` at the end."""
         self._mails.append(mail)
 
     def clear(self) -> None:
-        """Forget all mails."""
+        """Remove all mails."""
         self._mails.clear()
 
     def to(self, address: str) -> list[Mail]:

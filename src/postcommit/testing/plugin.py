@@ -28,7 +28,10 @@ def mail_registry() -> IComponents | None:
 
 @pytest.fixture
 def mail_outbox(mail_registry: IComponents | None) -> Iterator[Outbox]:
-    """The mails that committed transactions have sent; nothing leaves."""
+    """The mails that committed transactions have sent; none leaves the process.
+
+    ``mail_outbox.mailer`` is the `RecordingMailer` that takes them.
+    """
     from postcommit.testing.registry import recording
 
     with recording(mail_registry) as outbox:

@@ -29,13 +29,14 @@ _running = ExitStack()
 
 @contextmanager
 def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
-    """Have `registry` send nothing; give the outbox, and put all back at the end.
+    """Let `registry` send nothing; yield the outbox, and put all back at the end.
 
     Each utility of the registry, the global one by default, that is a delivery
     or a mailer is replaced: mail arrives in the outbox when its transaction
     commits. A processor is replaced by one that does nothing. If there is no
     delivery, there is one named "Mail" and one without a name. Events go to the
-    registry's ``notify``, or to `zope.event.notify`.
+    registry's ``notify``, or to `zope.event.notify`. The `mailer` of the outbox is the
+    one that takes the mail, for example to let it refuse a recipient.
     """
     components: Any = getGlobalSiteManager() if registry is None else registry
     mailer = RecordingMailer(notify=getattr(components, "notify", zope.event.notify))
