@@ -17,7 +17,7 @@ from transaction._manager import TransactionManager as RealManager
 from transaction.interfaces import NoTransaction
 from transaction.interfaces import TransientError
 
-from postcommit import event
+from postcommit import repeats
 from postcommit.errors import RelayError
 from postcommit.event import Announcement
 from postcommit.event import MailDeferredEvent
@@ -334,7 +334,7 @@ def test_a_dispatch_does_not_wait_forever_for_one_that_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The subscriber that is repeated waits for a dispatch in another thread."""
-    monkeypatch.setattr(event, "_PATIENCE", 0.01)
+    monkeypatch.setattr(repeats, "_PATIENCE", 0.01)
     manager = transaction.manager
     inner = Conflicting(manager, 1, in_the_commit=True)
     outer = Conflicting(manager, 1, in_the_commit=False)

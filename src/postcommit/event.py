@@ -7,8 +7,8 @@ transaction of its own.
 """
 from __future__ import annotations
 
+import functools
 import logging
-import os
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -29,30 +29,12 @@ from postcommit.interfaces import IMailSentEvent
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 from postcommit.log import Log
+from postcommit.repeats import repeat
 
 
 log = Log(__name__)
 
 Notify = Callable[[Any], Any]
-
-# Maximum number of further calls if the transaction of a subscriber has a conflict.
-_REPEATS = 3
-
-# Held while a dispatch is repeated. A subscriber may cause another dispatch.
-_repeating = threading.RLock()
-
-# Maximum number of seconds to wait for the repeated dispatch of another thread. It may
-# take long, or wait for something that this thread does.
-_PATIENCE = 5.0
-
-
-def _forget_the_parent() -> None:
-    """Replace the lock: in the parent, another thread may have held it."""
-    global _repeating
-    _repeating = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_forget_the_parent)
 
 
 @implementer(IMailSentEvent)
@@ -249,7 +231,7 @@ def dispatch_events(
     interrupt = None
     for event in events:
         try:
-            _publish(event, notify, manager)
+            repeat(functools.partial(_attempt, event, notify, manager))
         except BaseException as error:
             log.exception("A subscriber failed, its transaction was aborted: %r", event)
             if not isinstance(error, Exception):
@@ -257,35 +239,10 @@ def dispatch_events(
     return interrupt
 
 
-def _publish(event: IMailEvent, notify: Notify, manager: ITransactionManager) -> None:
-    """Call the subscribers in a transaction; again, if it failed for now.
-
-    The events of a processor's workers often change the same object, so their
-    transactions conflict. Repeating at once is not enough: while one transaction
-    runs, the others commit and it fails again (of 300 rejections, four workers and a
-    subscriber of 5 ms lost 82). So one dispatch at a time is repeated, and new ones
-    wait until it has ended.
-    """
-    if _repeating.acquire(timeout=_PATIENCE):
-        _repeating.release()
-    if _attempt(event, notify, manager, may_be_repeated=True):
-        return
-    repeating = _repeating  # a fork in between gives the child a new one
-    is_alone = repeating.acquire(timeout=_PATIENCE)
-    try:
-        for left in reversed(range(_REPEATS)):
-            if _attempt(event, notify, manager, may_be_repeated=left > 0):
-                return
-    finally:
-        if is_alone:
-            repeating.release()
-
-
 def _attempt(
     event: IMailEvent,
     notify: Notify,
     manager: ITransactionManager,
-    *,
     may_be_repeated: bool,
 ) -> bool:
     """Call the subscribers in a transaction; return False if it is to be repeated."""
