@@ -351,6 +351,20 @@ def test_a_dispatch_does_not_wait_forever_for_one_that_is_repeated(
     assert (outer.committed, inner.committed) == (1, 1)
 
 
+def test_a_lock_that_an_interrupt_has_left_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repeats, "_PATIENCE", 0.01)
+    thread = threading.Thread(target=repeats._acquired)
+    thread.start()
+    thread.join()
+    left = repeats._repeating
+    subscriber = Conflicting(transaction.manager, 1, in_the_commit=True)
+    dispatch(Announcement(ONE, subscriber), transaction.manager)
+    assert subscriber.committed == 1
+    assert repeats._repeating is not left
+
+
 def _fork_while_it_is_repeated() -> None:
     manager = TransactionManager()
     subscriber = Conflicting(manager, 1, in_the_commit=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
@@ -174,31 +175,47 @@ class Announcement(NamedTuple):
     notify: Notify
 
 
-class _Held(threading.local):
-    announcements: list[Announcement] | None = None
+class _Holds(threading.local):
+    """The `hold` objects of this thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.entered: list[weakref.ref[hold]] = []
+
+    def innermost(self) -> hold | None:
+        while self.entered:
+            found = self.entered[-1]()
+            if found is not None:
+                return found
+            self.entered.pop()  # an interrupt has kept it from being left
+        return None
 
 
-_held = _Held()
+_holds = _Holds()
 
 
 class hold:
-    """Keep back what this thread announces; the list has it."""
+    """Keeps back what this thread announces; the list has it."""
+
+    def __init__(self) -> None:
+        self.announcements: list[Announcement] = []
+        self._reference = weakref.ref(self)
 
     def __enter__(self) -> list[Announcement]:
-        self._outer, _held.announcements = _held.announcements, []
-        return _held.announcements
+        _holds.entered.append(self._reference)
+        return self.announcements
 
     def __exit__(self, *exc_info: object) -> None:
-        _held.announcements = self._outer
+        _holds.entered.remove(self._reference)
 
 
 def announce(report: IDeliveryReport, notify: Notify) -> None:
-    """Tell log and subscribers of `report`: now, or as `hold` has it.
+    """Log `report` and call the subscribers: now, or later if it is held back.
 
-    An exception of a subscriber is the caller's, as with `zope.event`.
+    Raises what a subscriber raises, as `zope.event.notify`.
     """
-    if _held.announcements is not None:
-        _held.announcements.append(Announcement(report, notify))
+    innermost = _holds.innermost()
+    if innermost is not None:
+        innermost.announcements.append(Announcement(report, notify))
         return
     log_report(report)
     for event in events_of(report):
@@ -255,6 +272,8 @@ def _attempt(
             raise
         log.info("A subscriber's transaction failed for now, it is repeated: %r", event)
         return False
+    finally:
+        own.put_back()  # again: an interrupt may have kept `own` from doing it
     return True
 
 
@@ -272,6 +291,7 @@ class own_transaction:
     """
 
     failed_for_now = False
+    _is_aside = False
 
     def __init__(self, manager: ITransactionManager) -> None:
         # The thread-local one wraps one.
@@ -279,11 +299,13 @@ class own_transaction:
 
     def __enter__(self) -> None:
         manager = self._manager
-        self._ended, manager._txn = manager._txn, None
+        self._ended = manager._txn
+        self._is_aside = True
+        manager._txn = None
         try:
             manager.begin()
         except BaseException:
-            self._put_back()
+            self.put_back()
             raise
 
     def __exit__(
@@ -302,7 +324,7 @@ class own_transaction:
                 # Before the abort, which forgets the resources that are asked.
                 self.failed_for_now = self._is_for_now(error)
             finally:
-                self._put_back()
+                self.put_back()
 
     def _is_for_now(self, error: BaseException | None) -> bool:
         current = self._manager._txn
@@ -312,10 +334,12 @@ class own_transaction:
             and bool(current.isRetryableError(error))
         )
 
-    def _put_back(self) -> None:
-        manager = self._manager
-        try:
-            if manager._txn is not None:  # the body, or the commit, failed
-                manager.abort()
-        finally:
-            manager._txn = self._ended
+    def put_back(self) -> None:
+        """Put back the ended transaction, if that was not done yet."""
+        if self._is_aside:
+            manager = self._manager
+            try:
+                if manager._txn not in (None, self._ended):  # body or commit failed
+                    manager.abort()
+            finally:
+                manager._txn, self._is_aside = self._ended, False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 
 # Maximum number of repeats.
@@ -20,18 +21,18 @@ _REPEATS = 3
 # mail, for example, which has subscribers of its own.
 _repeating = threading.RLock()
 
-# Maximum number of seconds to wait for the repeats of another thread. They may take
-# long, or wait for something that this thread does.
+# Maximum number of seconds to wait for the repeats of another thread.
 _PATIENCE = 5.0
 
 
-def _forget_the_parent() -> None:
-    """Replace the lock: another thread of the parent may have held it."""
+def _replace() -> None:
+    """Replace the lock: the thread that holds it will not release it for us."""
     global _repeating
     _repeating = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_forget_the_parent)
+# The holder may be a thread of the parent.
+os.register_at_fork(after_in_child=_replace)
 
 
 def repeat(attempt: Callable[[bool], bool]) -> None:
@@ -40,16 +41,27 @@ def repeat(attempt: Callable[[bool], bool]) -> None:
     `attempt` returns False if it failed for now. Its argument is whether it is called
     again then; if not, it raises. Raises what `attempt` raises.
     """
-    if _repeating.acquire(timeout=_PATIENCE):
-        _repeating.release()
+    _acquired().release()
     if attempt(True):
         return
-    repeating = _repeating
-    is_alone = repeating.acquire(timeout=_PATIENCE)
+    repeating = _acquired()
     try:
         for left in reversed(range(_REPEATS)):
             if attempt(left > 0):
                 return
     finally:
-        if is_alone:
-            repeating.release()
+        repeating.release()
+
+
+def _acquired() -> Any:
+    """Return the lock, acquired.
+
+    Its holder may take long, wait for something that this thread does, or have been
+    interrupted before it released the lock. Then there is a new lock for all.
+    """
+    lock = _repeating
+    while not lock.acquire(timeout=_PATIENCE):
+        if lock is _repeating:
+            _replace()
+        lock = _repeating
+    return lock

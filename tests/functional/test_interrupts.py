@@ -35,8 +35,13 @@ from transaction import TransactionManager
 import postcommit
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
+from postcommit.event import announce
+from postcommit.event import hold
+from postcommit.interfaces import Status
 from postcommit.message import message_id_of
 from postcommit.queue.store import Store
+from postcommit.report import DeliveryReport
+from postcommit.report import Reply
 
 
 # Python ignores what a destructor raises.
@@ -52,11 +57,14 @@ LINES = frozenset({"line"})
 OPCODES = frozenset({"call", "opcode", "return"})
 
 
+OK = Reply(250, "2.0.0", "Ok")
+
+
 class Timeout(BaseException):
     """As `gevent.Timeout`."""
 
 
-INTERRUPTS = [KeyboardInterrupt, MemoryError, Timeout]
+INTERRUPTS = [KeyboardInterrupt, MemoryError]
 
 
 def is_ours(frame: FrameType | None) -> bool:
@@ -169,7 +177,7 @@ def cases(
         yield Case(folder, mails, with_database), interrupter
 
 
-@pytest.mark.parametrize("error", INTERRUPTS)
+@pytest.mark.parametrize("error", [*INTERRUPTS, Timeout])
 @pytest.mark.parametrize("mails", [1, 3])
 def test_a_commit_that_is_interrupted_keeps_all_of_it_or_nothing(
     tmp_path: Path, mails: int, error: type[BaseException]
@@ -221,7 +229,7 @@ def test_an_interrupt_at_any_opcode_keeps_all_of_it_or_nothing(
     folder.mkdir()
     count = Interrupter(sys.maxsize, events=OPCODES)
     count(Case(folder, mails, with_database=True).manager.commit)
-    chosen = random.Random(mails).sample(range(1, count.points + 1), 300)
+    chosen = random.Random(mails).sample(range(1, count.points + 1), 150)
     for number in chosen:
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -297,6 +305,54 @@ def test_a_send_that_is_interrupted_can_be_repeated(tmp_path: Path) -> None:
     assert len(case.accepted) == 3
 
 
+# Events
+
+
+def test_an_interrupt_leaves_nothing_held_back() -> None:
+    report = DeliveryReport("1@x.org", ("b@x.org",))
+
+    def announce_later() -> None:
+        with hold():
+            announce(report, repr)
+
+    count = Interrupter(sys.maxsize, events=OPCODES)
+    count(announce_later)
+    for number in range(1, count.points + 1):
+        Interrupter(number, events=OPCODES)(announce_later)
+        heard: list[Any] = []
+        announce(DeliveryReport.alike("1@x.org", ["b"], Status.SENT, OK), heard.append)
+        assert len(heard) == 1, number
+
+
+@pytest.mark.parametrize("events", [LINES, OPCODES], ids=["lines", "opcodes"])
+def test_an_interrupt_after_the_commit_leaves_the_manager_usable(
+    tmp_path: Path, events: frozenset[str]
+) -> None:
+    heard: list[Any] = []
+
+    def dispatching(frame: FrameType) -> bool:
+        return os.path.basename(frame.f_code.co_filename) in ("event.py", "repeats.py")
+
+    def commit(number: int) -> Interrupter:
+        case = DirectCase(tmp_path, 2, with_database=False)
+        heard.clear()
+        case.mailer.notify = heard.append
+        interrupter = Interrupter(number, events=events, traced=dispatching)
+        interrupter(case.manager.commit)
+        case.manager.begin()  # it would raise if the transaction had not ended
+        case.manager.abort()
+        return interrupter
+
+    points = range(1, commit(sys.maxsize).points + 1)
+    if events is OPCODES:
+        points = random.Random(0).sample(points, 150)
+    both = 0
+    for number in points:
+        commit(number)
+        both += len(heard) == 2
+    assert both > len(points) / 4
+
+
 # Direct delivery
 
 
@@ -330,7 +386,7 @@ def test_a_direct_delivery_that_is_interrupted_leaves_a_trace(
     count(DirectCase(tmp_path, 2, with_database=True).manager.commit)
     points = range(1, count.points + 1)
     if events is OPCODES:
-        points = random.Random(error.__name__).sample(points, 200)
+        points = random.Random(error.__name__).sample(points, 150)
     decided = 0
     for number in points:
         case = DirectCase(tmp_path, 2, with_database=True)
