@@ -416,6 +416,18 @@ def test_an_interrupt_after_the_commit_is_raised_when_all_is_done(
     assert three.done == ["prepare c", "publish c", "afterwards"]
 
 
+def test_an_error_after_the_commit_is_left_to_transaction(
+    sender: Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_afterwards() -> None:
+        raise RuntimeError("afterwards")
+
+    sender.batch.publish = lambda items: fail_afterwards  # type: ignore[method-assign]
+    sender.send("a")
+    sender.manager.commit()
+    assert "RuntimeError: afterwards" in caplog.text
+
+
 def test_an_interrupt_after_a_commit_that_fails_is_raised_by_the_abort(
     sender: Sender,
 ) -> None:
@@ -758,6 +770,33 @@ def _fork_and_end(ending: str) -> None:
     assert os.waitpid(child, 0)[1] == 0
     sender.manager.commit()
     assert sender.done == ["prepare a b", "publish a b", "afterwards"]
+
+
+def _fork_in_the_finish() -> None:
+    sender = Sender(explicit())
+    sender.manager.begin()
+    sender.send("a")
+    parents: list[int] = []
+
+    def fork() -> None:
+        child = os.fork()
+        if not child:
+            raise KeyboardInterrupt
+        parents.append(child)
+
+    sender.manager.get().join(Partner(BEFORE, tpc_finish=fork))
+    try:
+        sender.manager.commit()
+    except KeyboardInterrupt:
+        sender.manager.abort()
+        assert sender.done == ["prepare a"], sender.done
+        return
+    assert os.waitpid(parents[0], 0)[1] == 0
+    assert sender.done == ["prepare a", "publish a", "afterwards"]
+
+
+def test_a_forked_child_that_is_interrupted_leaves_nothing_in_doubt() -> None:
+    children.call(_fork_in_the_finish)
 
 
 @pytest.mark.parametrize("ending", ["abort", "commit", "rollback"])

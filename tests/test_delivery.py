@@ -1078,6 +1078,16 @@ def test_what_an_interrupted_commit_leaves_in_doubt_is_in_the_log(
     assert f"in doubt, for 'postcommit recover': {name[4:]}" in caplog.text
 
 
+def test_an_only_entry_that_was_not_accepted_is_not_in_doubt(queue: Path) -> None:
+    store = Store(str(queue))
+    item = store.stage(ANN, (BOB,), [mail()], is_first=False)
+    assert len(files(queue)) == 1
+    batch = store.batch()
+    batch.prepare([item], alone=True)
+    batch.abandon([item])
+    assert files(queue) == []
+
+
 # Memory, forks
 
 

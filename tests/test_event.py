@@ -165,6 +165,13 @@ def test_what_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
     assert len(heard) == 4
 
 
+def test_a_hold_that_an_interrupt_has_left_keeps_nothing_back() -> None:
+    heard: list[Any] = []
+    hold().__enter__()
+    announce(MIXED, heard.append)
+    assert len(heard) == 4
+
+
 # Each in a transaction of its own
 
 

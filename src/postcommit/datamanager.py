@@ -300,10 +300,10 @@ def _call(
     """Call `afterwards`, also where the commit failed in another's finish."""
     try:
         afterwards()
-    except Exception:
-        raise  # `transaction` logs it
-    except BaseException as interrupt:
-        _raise_at_the_end(transaction, interrupt)
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise  # `transaction` logs it
+        _raise_at_the_end(transaction, error)
 
 
 def _raise_at_the_end(transaction: Any, interrupt: BaseException) -> None:

@@ -25,14 +25,14 @@ _repeating = threading.RLock()
 _PATIENCE = 5.0
 
 
-def _replace() -> None:
-    """Replace the lock: the thread that holds it will not release it for us."""
+def _replace(lock: Any) -> None:
+    """Replace `lock`, if that was not done yet: its holder will not release it."""
     global _repeating
-    _repeating = threading.RLock()
+    _repeating = threading.RLock() if _repeating is lock else _repeating
 
 
 # The holder may be a thread of the parent.
-os.register_at_fork(after_in_child=_replace)
+os.register_at_fork(after_in_child=lambda: _replace(_repeating))
 
 
 def repeat(attempt: Callable[[bool], bool]) -> None:
@@ -45,10 +45,10 @@ def repeat(attempt: Callable[[bool], bool]) -> None:
     if attempt(True):
         return
     repeating = _acquired()
+    left = _REPEATS - 1
     try:
-        for left in reversed(range(_REPEATS)):
-            if attempt(left > 0):
-                return
+        while not attempt(left > 0):
+            left -= 1
     finally:
         repeating.release()
 
@@ -61,7 +61,6 @@ def _acquired() -> Any:
     """
     lock = _repeating
     while not lock.acquire(timeout=_PATIENCE):
-        if lock is _repeating:
-            _replace()
+        _replace(lock)
         lock = _repeating
     return lock

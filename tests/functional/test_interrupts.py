@@ -368,13 +368,20 @@ class DirectCase(Case):
         for _ in range(mails):
             self.send()
 
+    def abort(self) -> None:
+        if self.manager._txn is not None:
+            self.manager.abort()
+
     @property
     def sent(self) -> list[str]:
         return [message_id_of(message) for _, _, message in self.mailer.sent]
 
 
-@pytest.mark.parametrize("error", INTERRUPTS)
-@pytest.mark.parametrize("events", [LINES, OPCODES], ids=["lines", "opcodes"])
+@pytest.mark.parametrize(
+    ("error", "events"),
+    [(KeyboardInterrupt, LINES), (KeyboardInterrupt, OPCODES), (MemoryError, OPCODES)],
+    ids=["each line", "opcodes", "memory, opcodes"],
+)
 def test_a_direct_delivery_that_is_interrupted_leaves_a_trace(
     tmp_path: Path,
     error: type[BaseException],
