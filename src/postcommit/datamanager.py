@@ -268,8 +268,8 @@ def _is_decided(transaction: ITransaction) -> bool:
 def _is_in_doubt(transaction: ITransaction) -> bool:
     """Return whether another resource may have committed.
 
-    That is so after the vote of all, unless there are only resources of ours, of which
-    none was told to finish, or a resource has raised because it cannot finish.
+    It may have if all have voted. Two cases are certain: all resources are ours, and
+    none of them was told to finish; or a resource has raised because it cannot finish.
     """
     error = sys.exc_info()[1]
     if error is not None and not _is_interrupt(error):
@@ -309,8 +309,8 @@ def _call(
 def _raise_at_the_end(transaction: Any, interrupt: BaseException) -> None:
     """Raise `interrupt` from the ``commit()`` or ``abort()`` that ends `transaction`.
 
-    `transaction` calls after-commit hooks one after the other, and catches and logs
-    all that they raise, also KeyboardInterrupt and SystemExit. To raise in a
+    `transaction` calls after-commit hooks one after the other. It catches and logs all
+    that they raise, also KeyboardInterrupt and SystemExit. To raise in a
     synchronizer instead would skip the hooks of others, and leave the manager with a
     transaction that has ended. So the interrupt is raised where the last step is
     done: ``_free()`` has taken the transaction from its manager. For the application

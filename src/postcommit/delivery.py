@@ -140,10 +140,11 @@ class DirectMailDelivery(_MailDelivery):
     """Transmits while the transaction commits, see `IDirectMailDelivery`.
 
     With `check_relay` the vote asks the mailer whether its relay answers, and the
-    transaction aborts if it does not. The mailer provides `IRelayCheck`, or has a
-    ``vote(fromaddr, toaddrs, message)`` that raises, as those of zope.sendmail; then
-    its ``abort()``, if there is one, is called when the transaction aborts. Without
-    `check_relay` neither is called. Raises `OptionError` for a mailer that has none.
+    transaction aborts if it does not. A mailer that provides `IRelayCheck` is asked
+    once. A mailer with ``vote(fromaddr, toaddrs, message)``, for example one of
+    zope.sendmail, is asked about each message, and its ``abort()`` is called if the
+    transaction aborts. Without `check_relay`, none of these methods is called. Raises
+    `OptionError` for a mailer that has neither.
     """
 
     def __init__(

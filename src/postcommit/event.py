@@ -84,9 +84,9 @@ class MailRejectedEvent(MailErrorEvent):
 
 
 def events_of(report: IDeliveryReport) -> list[IMailEvent]:
-    """Return the events that `report` gives rise to.
+    """Return the events of `report`.
 
-    One for each status and reply, with the recipients that share them. A relay
+    There is one for each status and reply, with the recipients that share them. A relay
     failure defers all recipients.
     """
     if report.relay_failure is not None:
@@ -129,15 +129,15 @@ def _level(status: Status) -> int:
 
 
 def log_report(report: IDeliveryReport) -> None:
-    """Write one line for each recipient: message id, recipient, status, reply.
+    """Log one line for each recipient: message id, recipient, status, reply.
 
-    The record has them as attributes, too: `message_id`, `recipients`, `status`
-    and `reply`, which is no `IReply` where the relay failed without a word.
+    The record also has them as attributes: `message_id`, `recipients`, `status` and
+    `reply`. If the relay failed without a reply, `reply` is the exception.
     """
     for outcome in report.outcomes:
         level = _level(outcome.status)
         if not log.isEnabledFor(level):
-            continue  # putting it together takes longer than the question
+            continue  # the arguments cost more than this check
         log.log(
             level,
             "<%s> to %s: %s: %s",
@@ -240,8 +240,8 @@ def dispatch_events(
     `TransientError`, such as a ZODB conflict, all subscribers of the event are called
     again, up to three times.
 
-    Returns the last interrupt (KeyboardInterrupt, SystemExit and the like) that arrived
-    in a subscriber, for the caller to raise as soon as nothing is lost by it.
+    Returns the last interrupt that arrived in a subscriber, such as KeyboardInterrupt
+    or SystemExit. The caller raises it when it cannot lose mail any more.
     """
     if notify is zope.event.notify and not zope.event.subscribers:
         return None
@@ -280,8 +280,8 @@ def _attempt(
 class own_transaction:
     """Runs its body in a new transaction of `manager`.
 
-    `failed_for_now` tells afterwards whether the body or the commit raised an error of
-    which `transaction` says that another attempt may succeed.
+    `failed_for_now` is true afterwards if the body or the commit raised an error that
+    `transaction` calls retryable, for example a conflict.
 
     A transaction that has just been committed is still its manager's current
     one while the after-commit hooks run, and no new one can begin. It is set
@@ -294,7 +294,7 @@ class own_transaction:
     _is_aside = False
 
     def __init__(self, manager: ITransactionManager) -> None:
-        # The thread-local one wraps one.
+        # The thread-local manager wraps another one.
         self._manager: Any = getattr(manager, "manager", manager)
 
     def __enter__(self) -> None:

@@ -79,7 +79,7 @@ class Publisher:
 def get_mail_delivery(request: Request, name: str = "") -> Any:
     """Return the delivery that has `name`, bound to ``request.tm`` if there is one.
 
-    Raises `ComponentLookupError` where there is none.
+    Raises `ComponentLookupError` if there is no such delivery.
     """
     delivery = request.registry.getUtility(IMailDelivery, name)
     if not hasattr(delivery, "bind"):
@@ -93,7 +93,7 @@ def get_mail_delivery(request: Request, name: str = "") -> Any:
 
 @functools.cache
 def _tell_that_nobody_commits() -> None:
-    """Once: there may be somebody, such as a middleware."""
+    """Warn once: a middleware, for example, may commit."""
     log.warning(
         "The request has no tm: mail leaves when transaction.manager commits;"
         " include pyramid_tm, or see to that"

@@ -1,11 +1,11 @@
 """For the tests of applications: what was sent, without a relay.
 
-`setUp` (or the pytest fixture ``mail_outbox``) has the deliveries and mailers
-of a registry replaced, and collects what the committed transactions send.
-`RecordingMailer` is a mailer that answers as it was told.
+`setUp` (or the pytest fixture ``mail_outbox``) replaces the deliveries and mailers of a
+registry, and collects the mail of committed transactions. `RecordingMailer` is a mailer
+whose answers a test chooses.
 
-The names are handed out on first use: pytest imports the package in each of its
-runs, because of the fixtures.
+The names are imported on first use, because pytest imports this package in each run for
+its fixtures.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A clock that stands still until it is told to move on."""
+"""A clock that stands still until a test moves it."""
 from __future__ import annotations
 
 import time

@@ -57,7 +57,7 @@ class Outbox(Sequence[Mail]):
     """The mails, in the order in which they were sent. Threads may share it.
 
     `mailer` is the `RecordingMailer` that made the outbox, for example to let it refuse
-    a recipient. An outbox that was made without one has none.
+    a recipient.
     """
 
     def __init__(self, mailer: RecordingMailer | None = None) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def mail_registry() -> IComponents | None:
     """The registry whose mail `mail_outbox` collects: the global one.
 
-    To be overridden by an application that has one of its own, as those of
-    Pyramid: return ``app.registry`` there.
+    An application with a registry of its own overrides this fixture. For Pyramid it
+    returns ``app.registry``.
     """
     return None
 

@@ -1,4 +1,4 @@
-"""The mail utilities of a registry, replaced by ones that only record."""
+"""Replaces the mail utilities of a registry by others that only record."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -20,8 +20,7 @@ from postcommit.testing.mailer import RecordingMailer
 from postcommit.testing.outbox import Outbox
 
 
-# Under which names there are deliveries if the application has none: as
-# Pyramid and as ZCML have them.
+# Names of the deliveries if the application has none: those of Pyramid and of ZCML.
 _NAMES = ("", "Mail")
 
 _running = ExitStack()
@@ -62,7 +61,7 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
 
 
 def _replace(components: Any, old: Any, new: Any, replaced: ExitStack) -> None:
-    """Have `new` registered in the place of `old`, for a while."""
+    """Register `new` in the place of `old`, until `replaced` is closed."""
     components.registerUtility(new, old.provided, old.name, event=False)
     replaced.callback(
         components.registerUtility,
