@@ -30,9 +30,10 @@ mail of the others belongs to a transaction that took place, so they publish it 
 `transaction` tells them to abort.
 
 The commit is *in doubt* if an interrupt (Ctrl-C, ``sys.exit`` in a signal handler,
-``gevent.Timeout``, MemoryError) arrives after all have voted and before any of ours is
-told to finish. Another resource may have committed already, and `transaction` does not
-say whether it has. An ordinary exception in that moment comes from the resource that
+``gevent.Timeout``, MemoryError) arrives after all have voted and before any of ours
+is told to finish, or during the vote of zope.sqlalchemy, which comes last and
+commits. Another resource may have committed already, and `transaction` does not say
+whether it has. An ordinary exception in that moment comes from the resource that
 could not finish, so it counts as an abort.
 
 A child process that is forked while the transaction runs gets a copy of all this, but
@@ -275,8 +276,14 @@ def _is_in_doubt(transaction: ITransaction) -> bool:
     if error is not None and not _is_interrupt(error):
         return False
     resources, voted = _resources(transaction), getattr(transaction, "_voted", ())
-    have_all_voted = all(id(resource) in voted for resource in resources)
-    return have_all_voted and not all(isinstance(r, DataManager) for r in resources)
+    others = [r for r in resources if not isinstance(r, DataManager)]
+    have_all_voted = all(id(r) in voted or _commits_in_its_vote(r) for r in resources)
+    return have_all_voted and bool(others)
+
+
+def _commits_in_its_vote(resource: Any) -> bool:
+    """Return whether `resource` is of zope.sqlalchemy, which votes after all others."""
+    return str(resource.sortKey()).startswith("~sqlalchemy:")
 
 
 def _resources(transaction: ITransaction) -> Any:

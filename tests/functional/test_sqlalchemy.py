@@ -1,6 +1,7 @@
 """Mail beside an SQL database, and subscribers that write to it."""
 from __future__ import annotations
 
+import gc
 import sqlite3
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from ZODB.FileStorage import FileStorage
 
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
+from postcommit.queue.store import Store
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -137,6 +139,22 @@ def test_a_database_that_refuses_to_commit_sends_no_mail(
     assert shop.seen_by_others() == {}
 
 
+def test_an_interrupt_right_after_the_database_has_committed_leaves_a_doubt(
+    shop: Shop, queue: Path, queued: QueuedMailDelivery
+) -> None:
+    @sqlalchemy.event.listens_for(shop.session, "after_commit")
+    def interrupt(session: orm.Session) -> None:
+        raise KeyboardInterrupt
+
+    shop.order(queued)
+    with pytest.raises(KeyboardInterrupt):
+        shop.manager.commit()
+    shop.manager.abort()
+    gc.collect()  # the traceback kept the lock that shows a living transaction
+    assert shop.seen_by_others() == {"a": "ordered"}
+    assert len(list(Store(str(queue)).in_doubt())) == len(files(queue)) == 1
+
+
 def test_a_mail_that_cannot_be_prepared_keeps_the_database_from_committing(
     shop: Shop, queue: Path, queued: QueuedMailDelivery
 ) -> None:
@@ -217,6 +235,24 @@ def test_a_subscriber_whose_change_is_refused_harms_nothing_else(
     shop.manager.commit()
     assert shop.seen_by_others() == {"a": "ordered"}
     assert "IntegrityError" in caplog.text
+
+
+def test_a_subscriber_whose_row_was_changed_by_another_is_called_again(
+    shop: Shop,
+) -> None:
+    calls: list[Any] = []
+
+    def confirm(event: Any) -> None:
+        calls.append(event)
+        shop.set_state("a", "confirmed")
+        if len(calls) == 1:
+            # In PostgreSQL this may be a serialisation failure, too.
+            raise orm.exc.StaleDataError
+
+    shop.order(direct(shop, confirm))
+    shop.manager.commit()
+    assert shop.seen_by_others() == {"a": "confirmed"}
+    assert len(calls) == 2
 
 
 def test_a_subscriber_may_send_into_a_queue(
