@@ -343,6 +343,16 @@ class Processor:
         self.started.append(os.getpid())
 
 
+def sent_by_a_request(app: Browser, processor: Any) -> str:
+    """Return the id of a mail that a request sends; `processor` has sent it."""
+    try:
+        message_id: str = app.get("/").text
+    finally:
+        assert processor.stop(30)
+        processor.flush()
+    return message_id
+
+
 def test_the_processor_starts_with_the_first_request(queue: Path) -> None:
     config = configurator(queue_path=str(queue), processor="true")
     processor = Processor()
@@ -387,12 +397,7 @@ def test_a_processor_that_was_added_drains_its_queue(queue: Path) -> None:
     config.add_mail_delivery(QueuedMailDelivery(str(queue)))
     processor = QueueProcessor(str(queue), mailer)
     config.add_mail_processor(processor, "bulk")
-    app = application(config)
-    try:
-        message_id = app.get("/").text
-    finally:
-        assert processor.stop(30)
-        processor.flush()
+    message_id = sent_by_a_request(application(config), processor)
     assert [mail.message_id for mail in mailer.outbox] == [message_id]
 
 
@@ -473,9 +478,5 @@ def test_all_of_it(queue: Path) -> None:
     config.add_mailer(mailer)
     app = application(config)
     processor = app.app.registry.getUtility(IMailQueueProcessor)
-    try:
-        message_id = app.get("/").text
-    finally:
-        assert processor.stop(30)
-        processor.flush()
+    message_id = sent_by_a_request(app, processor)
     assert [mail.message_id for mail in mailer.outbox] == [message_id]
