@@ -32,11 +32,9 @@ exit status: 0 done; 1 something is left to do, and was told; 2 nothing could be
 done, and one line on stderr says why; 130 interrupted
 """
 
-# What to do about an error of the system, if we do not know better.
+# Advice for an error of the system that says nothing better itself.
 _HINTS = {
     errno.ENOENT: "is the path right?",
-    errno.EACCES: "run as the user that owns the queue",
-    errno.EPERM: "run as the user that owns the queue",
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room on the disk",
 }
@@ -146,8 +144,11 @@ def _open_what_is_closed() -> None:
 
 
 def _run(options: Options) -> int:
+    from postcommit.commands.owner import restored
+
     try:
-        status: int = options.run(options)
+        with restored():
+            status: int = options.run(options)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -162,12 +163,22 @@ def _run(options: Options) -> int:
 def _told(error: Exception) -> str:
     """Return what to tell of `error`, in one line."""
     said = " ".join(str(error).split())
-    # One without a file is of our own output.
-    if isinstance(error, OSError) and error.filename and error.errno in _HINTS:
-        return f"{said}; {_HINTS[error.errno]}"
+    # An error without a file is one of our own output.
+    if isinstance(error, OSError) and error.filename:
+        hint = _hint(error)
+        return f"{said}; {hint}" if hint else said
     if isinstance(error, PostcommitError | OSError):
         return said
     return f"{type(error).__name__}: {said}; --debug shows where"
+
+
+def _hint(error: OSError) -> str:
+    """Say what to do about an error with a file, or nothing."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        from postcommit.commands.owner import advice
+
+        return advice(str(error.filename))
+    return _HINTS.get(error.errno or 0, "")
 
 
 class _Parser(argparse.ArgumentParser):

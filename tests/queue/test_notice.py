@@ -312,6 +312,6 @@ def test_a_pause_that_is_none_touches_no_file(
 
 def test_a_dead_one_is_gone_when_a_processor_begins(queue: str) -> None:
     notice = {"since": 1, "reason": "away", "process": 1}
-    Path(queue, module._NAME).write_text(json.dumps(notice))
+    Path(queue, module.PAUSED).write_text(json.dumps(notice))
     with Pause(queue).posted():
         assert names(queue) == []

@@ -17,6 +17,7 @@ from zope.schema import Bool
 from zope.schema import Choice
 from zope.schema import Password
 
+from postcommit.commands.owner import act_as_owner
 from postcommit.errors import ItemError
 from postcommit.errors import OptionError
 from postcommit.queue.admin import Admin
@@ -42,6 +43,15 @@ Parser = argparse.ArgumentParser
 def queue(parser: Parser) -> None:
     """Have `parser` take the folder of a queue."""
     parser.add_argument("queue", metavar="QUEUE", help="folder of the queue")
+
+
+def admin(options: argparse.Namespace) -> Admin:
+    """Return the queue of `options`. As root, act as its owner from now on.
+
+    Raises `QueueError` for a path that is not a queue.
+    """
+    act_as_owner(options.queue)
+    return Admin(options.queue)
 
 
 def seconds(text: str) -> float:

@@ -7,7 +7,6 @@ import time
 from postcommit.commands import arguments as args
 from postcommit.commands.output import print_json
 from postcommit.commands.output import printable
-from postcommit.queue.admin import Admin
 from postcommit.queue.check import check
 
 
@@ -19,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what is wrong; 1 if anything is."""
-    admin = Admin(options.queue)
+    admin = args.admin(options)
     is_sound = True
     for finding in check(admin.store, time.time()):
         is_sound = False

@@ -14,14 +14,17 @@ import argparse
 import os
 from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from typing import NoReturn
 
 from postcommit.commands import arguments as args
 from postcommit.commands import inifile
 from postcommit.commands.inifile import Given
+from postcommit.commands.owner import is_root
 from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
+from postcommit.errors import RelayError
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
@@ -126,9 +129,15 @@ class Configuration:
     def mailer(self, **others: Any) -> SMTPMailer:
         """Return the mailer; `others` are as for `mailer_from`."""
         try:
-            return mailer_from(self._values(_SMTP), **others)
+            mailer = mailer_from(self._values(_SMTP), **others)
         except OptionError as error:
             caught = error
+        else:
+            if is_root():
+                # The owner of the queue, whom we act as, may not be allowed to.
+                with suppress(RelayError):  # it comes again with the first connection
+                    mailer.read_certificates()
+            return mailer
         raise self._placed(caught)
 
     def processor(self, mailer: IMailer) -> QueueProcessor:

@@ -7,7 +7,6 @@ import sys
 from postcommit.commands import arguments as args
 from postcommit.commands import mend
 from postcommit.errors import ItemError
-from postcommit.queue.admin import Admin
 from postcommit.queue.item import State
 
 
@@ -22,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Remove the entries; 1 if some were left, or the answer was no."""
-    admin = Admin(options.queue)
+    admin = args.admin(options)
     chosen = args.selected(admin, options, State.WAITING, State.DEFERRED)
     with admin.changes():
         if not options.yes:

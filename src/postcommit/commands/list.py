@@ -14,7 +14,6 @@ from postcommit.commands.output import duration
 from postcommit.commands.output import print_json
 from postcommit.commands.output import size
 from postcommit.commands.output import timestamp
-from postcommit.queue.admin import Admin
 from postcommit.queue.item import Details
 from postcommit.queue.item import State
 
@@ -43,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the entries as they are found."""
-    admin = Admin(options.queue)
+    admin = args.admin(options)
     wanted = args.chosen(options, State.WAITING, State.DEFERRED, State.IN_DOUBT)
     table = Table(_COLUMNS, sys.stdout)
     for item in args.matching(admin, wanted):

@@ -7,7 +7,6 @@ from postcommit.commands import arguments as args
 from postcommit.commands.output import moment
 from postcommit.commands.output import printable
 from postcommit.errors import ItemError
-from postcommit.queue.admin import Admin
 from postcommit.queue.item import Item
 from postcommit.queue.item import State
 
@@ -26,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send or drop what is in doubt, and say so for each."""
-    admin = Admin(options.queue)
+    admin = args.admin(options)
     ids = args.given_ids(options)
     if ids is None:
         items = list(admin.items(State.IN_DOUBT))

@@ -5,7 +5,6 @@ import argparse
 
 from postcommit.commands import arguments as args
 from postcommit.commands import mend
-from postcommit.queue.admin import Admin
 from postcommit.queue.item import State
 
 
@@ -17,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the entries due; 1 if some were left."""
-    admin = Admin(options.queue)
+    admin = args.admin(options)
     chosen = args.selected(admin, options, State.DEFERRED)
     with admin.changes():
         return mend.each(chosen, admin.retry, "to be tried")

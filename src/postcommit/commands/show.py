@@ -17,7 +17,6 @@ from postcommit.commands.output import printable
 from postcommit.commands.output import size
 from postcommit.errors import ItemError
 from postcommit.files import explained
-from postcommit.queue.admin import Admin
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item
 from postcommit.queue.item import State
@@ -46,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the entry. Raises `ItemError` if it is gone."""
-    admin = Admin(options.queue)
+    admin = args.admin(options)
     [item] = admin.find([options.id])
     if options.raw:
         _copy(item)

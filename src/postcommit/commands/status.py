@@ -64,7 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print how the queue is; 1 if it needs attention."""
-    admin = Admin(options.queue)
+    admin = args.admin(options)
     now = time.time()
     seen = survey(admin.store, now)
     complaints = list(_complaints(seen, now, options))

@@ -5,6 +5,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from postcommit.files import explained
@@ -15,10 +16,12 @@ from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import foreign_claims
 from postcommit.queue.item import items
+from postcommit.queue.notice import PAUSED
 from postcommit.queue.staging import is_incomplete
 from postcommit.queue.store import FAILED
 from postcommit.queue.store import LEFTOVER_AGE
 from postcommit.queue.store import Store
+from postcommit.queue.wakeup import WAKEUP
 
 
 # What an entry may be ahead of the clock, in seconds, before somebody asks why.
@@ -49,17 +52,36 @@ def check(store: Store, now: float) -> Iterator[Finding]:
     with explained(store.path, "check the queue"):
         yield from _folders(store)
         yield from _disk(store)
-        yield from _foreign(store, now)
-        yield from _tmp(store, now)
-        yield from _doubts(store)
-        top = os.stat(store.path)
+        yield from _as_allowed(_foreign(store, now))
+        yield from _as_allowed(_tmp(store, now))
+        yield from _as_allowed(_doubts(store))
         names: dict[State, set[int]] = {}
-        for item in items(store, [State.WAITING, State.DEFERRED, State.FAILED]):
-            names.setdefault(item.state, set()).add(hash(item.name))
-            read = details(item)
-            if read is not None:
-                yield from _entry(store, read, now, top)
-        yield from _twice(store, names)
+        for state in (State.WAITING, State.DEFERRED, State.FAILED):
+            yield from _as_allowed(_entries(store, state, now, names))
+        yield from _as_allowed(_twice(store, names))
+
+
+def _as_allowed(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the findings up to a folder or file that this user may not read.
+
+    It belongs to somebody else, and has a finding of its own.
+    """
+    with suppress(PermissionError):
+        yield from findings
+
+
+def _entries(
+    store: Store, state: State, now: float, names: dict[State, set[int]]
+) -> Iterator[Finding]:
+    top = os.stat(store.path)
+    for item in items(store, [state]):
+        names.setdefault(state, set()).add(hash(item.name))
+        read = details(item)
+        if read is not None:
+            with suppress(FileNotFoundError):  # it was sent meanwhile
+                found = os.lstat(item.path)
+                yield from _rights(item.path, found, top)
+                yield from _entry(store, read, now, found.st_uid == top.st_uid)
 
 
 def _folders(store: Store) -> Iterator[Finding]:
@@ -68,6 +90,8 @@ def _folders(store: Store) -> Iterator[Finding]:
         path = os.path.join(store.path, name).rstrip("/")
         try:
             found = os.lstat(path)
+        except PermissionError:
+            continue  # the folder that it is in has a finding
         except FileNotFoundError:
             if name != FAILED and os.path.exists(f"{store.path}/{FAILED}"):
                 yield Finding(path, "is missing", "create it, with mode 0700")
@@ -78,9 +102,23 @@ def _folders(store: Store) -> Iterator[Finding]:
         if found.st_dev != top.st_dev and name:
             problem = "is on another file system, so nothing can be renamed to it"
             yield Finding(path, problem, "move it onto that of the queue")
-        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-            problem = "may not be read and written by this user"
-            yield Finding(path, problem, "run as the user that owns the queue")
+        yield from _access(path, found, top)
+    for name in (WAKEUP, PAUSED, f"{FAILED}/maildirfolder"):
+        path = f"{store.path}/{name}"
+        with suppress(FileNotFoundError, PermissionError):
+            yield from _rights(path, os.lstat(path), top)
+
+
+def _access(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[Finding]:
+    # The effective ids: as root we act as the owner.
+    if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        return
+    problem = "may not be read and written by this user"
+    if top.st_uid != os.geteuid():
+        yield Finding(path, problem, "run as the user that owns the queue")
+    elif found.st_uid == top.st_uid:
+        yield Finding(path, problem, f"'chmod u=rwx {shlex.quote(path)}'")
+    # Otherwise it belongs to somebody else, and `_rights` has said so.
 
 
 def _rights(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[Finding]:
@@ -89,8 +127,12 @@ def _rights(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[F
         problem = f"has mode {mode:04o}, so others can read the mail"
         yield Finding(path, problem, f"'chmod go= {shlex.quote(path)}'")
     if found.st_uid != top.st_uid:
-        problem = f"belongs to user {found.st_uid}, the queue to {top.st_uid}"
-        yield Finding(path, problem, f"'chown {top.st_uid} {shlex.quote(path)}'")
+        problem = f"belongs to user {found.st_uid}, the queue to user {top.st_uid}"
+        # Never the target of a symbolic link; and all that a folder has.
+        options = "-hR" if stat.S_ISDIR(found.st_mode) else "-h"
+        owner = f"{top.st_uid}:{top.st_gid}"
+        advice = f"as root, run 'chown {options} {owner} {shlex.quote(path)}'"
+        yield Finding(path, problem, advice)
 
 
 def _disk(store: Store) -> Iterator[Finding]:
@@ -113,16 +155,19 @@ def _foreign(store: Store, now: float) -> Iterator[Finding]:
 
 
 def _tmp(store: Store, now: float) -> Iterator[Finding]:
+    top = os.stat(store.path)
     for subfolder in ("", FAILED):
         folder = os.path.join(store.path, subfolder, "tmp")
         if not os.path.isdir(folder):
             continue
         for entry in os.scandir(folder):
             try:
-                age = now - entry.stat(follow_symlinks=False).st_mtime
+                found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if age > LEFTOVER_AGE and is_incomplete(entry.path):
+            if found.st_uid != top.st_uid:
+                yield from _rights(entry.path, found, top)
+            elif now - found.st_mtime > LEFTOVER_AGE and is_incomplete(entry.path):
                 problem = "was half written more than 36 hours ago"
                 yield Finding(entry.path, problem, "none: a processor removes it")
 
@@ -139,10 +184,10 @@ def _command(store: Store, name: str, item: Item) -> str:
 
 
 def _entry(
-    store: Store, read: Details, now: float, top: os.stat_result
+    store: Store, read: Details, now: float, is_own: bool
 ) -> Iterator[Finding]:
     item = read.item
-    if read.problem:
+    if read.problem and is_own:
         advice = f"{_command(store, 'show --raw', item)}, then repair or delete it"
         yield Finding(item.path, f"is no entry: {read.problem}", advice)
     accepted = item.accepted
@@ -155,10 +200,6 @@ def _entry(
     if item.state is State.DEFERRED and read.changed > now + _AHEAD:
         problem = "is due more than a day from now"
         yield Finding(item.path, problem, _command(store, "retry", item))
-    try:
-        yield from _rights(item.path, os.lstat(item.path), top)
-    except FileNotFoundError:
-        return  # it was sent meanwhile
 
 
 def _twice(store: Store, names: dict[State, set[int]]) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from postcommit.maildir import unique_name
 from postcommit.queue.lock import FileLock
 
 
-_NAME = ".paused"
+PAUSED = ".paused"
 
 # A relay may give a reason of any length; so many characters tell enough.
 _LONGEST = 1000
@@ -47,7 +47,7 @@ def posted(queue_path: str) -> Notice | None:
     Of several processors that pause, the one that has failed last is heard.
     """
     try:
-        lock = FileLock(f"{queue_path}/{_NAME}")
+        lock = FileLock(f"{queue_path}/{PAUSED}")
         try:
             if lock.acquire(shared=True):
                 return None  # its processor is dead
@@ -72,7 +72,7 @@ class Board:
 
     def __init__(self, queue_path: str) -> None:
         self._queue_path = queue_path
-        self._path = f"{queue_path}/{_NAME}"
+        self._path = f"{queue_path}/{PAUSED}"
         self._lock: FileLock | None = None
         self._reason = ""
         self._since: float | None = None

@@ -26,7 +26,7 @@ log = Log(__name__)
 
 _open: set[Bell] = set()
 
-_NAME = ".wakeup"
+WAKEUP = ".wakeup"
 
 # A processor gives a sign of life so often, in seconds, as long as it does not
 # hang.
@@ -37,7 +37,7 @@ _LEAST_SECONDS = 1.0
 
 def ring(queue_path: str) -> None:
     """Wake a processor of the queue, if there is one. Never raises."""
-    path = f"{queue_path}/{_NAME}"
+    path = f"{queue_path}/{WAKEUP}"
     if not os.access(path, os.F_OK):
         return  # as often as not; the look costs less than a failure
     try:
@@ -60,7 +60,7 @@ def heartbeat(queue_path: str) -> float | None:
     In seconds since the epoch; None where no processor lives. Raises OSError
     where that cannot be found out.
     """
-    path = f"{queue_path}/{_NAME}"
+    path = f"{queue_path}/{WAKEUP}"
     try:
         found = os.stat(path)
         if not stat.S_ISFIFO(found.st_mode):
@@ -80,7 +80,7 @@ class Bell:
     """
 
     def __init__(self, queue_path: str) -> None:
-        self._path = f"{queue_path}/{_NAME}"
+        self._path = f"{queue_path}/{WAKEUP}"
         self._inside = open_pipe()
         self._outside = self._open()
         self._closed = False

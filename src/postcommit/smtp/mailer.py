@@ -85,6 +85,7 @@ class SMTPMailer(BaseMailer):
         self.idle_timeout: float = _check("idle_timeout", idle_timeout)
         self.pipelining: bool = _check("pipelining", pipelining)
         self.notify = notify
+        self._tls = TLS(TLSMode(self.tls), self.cafile, self.verify)
         self._pool = Pool(
             functools.partial(open_session, self._relay()),
             messages=self.messages_per_connection,
@@ -97,7 +98,7 @@ class SMTPMailer(BaseMailer):
             self.hostname,
             self.port,
             Timeouts.of(self.connect_timeout, self.timeout),
-            TLS(TLSMode(self.tls), self.cafile, self.verify),
+            self._tls,
             Credentials.of(self.username, self.password, self.token),
         )
 
@@ -137,6 +138,14 @@ class SMTPMailer(BaseMailer):
             self._pool.discard(session)
             session = self._pool.checkout(fresh=True)
         self._pool.checkin(session)
+
+    def read_certificates(self) -> None:
+        """Read `cafile` and the system's certificates now, and keep them.
+
+        For a process that cannot read them later. Raises `RelayError` where they cannot
+        be read.
+        """
+        self._tls.read_certificates()
 
     def close(self) -> None:
         """See `ISMTPMailer`."""

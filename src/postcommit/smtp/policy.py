@@ -61,6 +61,15 @@ class TLS:
             context = self._contexts.setdefault(verify, self._make(verify))
         return context
 
+    def read_certificates(self) -> None:
+        """Read the certificates now, not when the first connection needs them.
+
+        Raises `RelayError` where they cannot be read.
+        """
+        if self.mode is not TLSMode.NONE:
+            for loopback in (False, True):
+                self.context(loopback=loopback)
+
     def _make(self, verify: bool) -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(cafile=self._cafile)
