@@ -327,7 +327,7 @@ class QueueMachine(RuleBasedStateMachine):
             rejected = tuple(r for r in kept.recipients if r in (LATER, NEVER))
             stay = ()
         if rejected:
-            self.dead[f"{name}.R{attempts}"] = replace(
+            self.dead[f"{name}.R{attempts}" if stay else name] = replace(
                 kept, recipients=rejected, state=State.FAILED, attempts=attempts
             )
         if stay:

@@ -135,6 +135,15 @@ def test_a_buried_entry_is_a_dead_letter_with_its_own_recipients(store: Store) -
     claim.release()
 
 
+def test_a_dead_letter_of_which_nothing_stays_keeps_the_name(store: Store) -> None:
+    claim = accept(store)
+    store.bury(claim, TRIED, is_last=True)
+    store.bury(claim, TRIED, is_last=True)  # as after a crash
+    assert files(store) == {"new": [claim.stem], ".Failed/new": [claim.stem]}
+    assert read(f"{store.path}/.Failed/new/{claim.stem}") == TRIED
+    claim.release()
+
+
 def test_the_attempts_of_one_entry_are_dead_letters_of_their_own(store: Store) -> None:
     claim = accept(store)
     for attempts in (1, 2):

@@ -320,7 +320,8 @@ class Processor:
         """Do to the entry what the report says."""
         job, report, due = settlement.job, settlement.report, settlement.due
         if settlement.tally.rejected:
-            self._store.bury(job.claim, rejected_part(job.entry, report))
+            dead = rejected_part(job.entry, report)
+            self._store.bury(job.claim, dead, is_last=due is None)
         if due is None:
             self._store.finish(job.claim)
             return

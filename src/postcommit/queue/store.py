@@ -170,13 +170,15 @@ class Store:
         except OSError as error:
             log.error("%s: cannot be synced: %s", self.maildir.folder(name), error)
 
-    def bury(self, claim: Claim, entry: Entry) -> None:
+    def bury(self, claim: Claim, entry: Entry, *, is_last: bool = False) -> None:
         """Keep `entry` as a dead letter.
 
-        Its name is that of the claimed entry and the number of the attempt,
-        so that doing it again, after a crash, changes nothing.
+        If it `is_last`, nothing of the claimed entry stays in the queue, and the dead
+        letter keeps its name, and with it the id that an operator may have noted.
+        Otherwise the number of the attempt is added to the name. In both cases, doing
+        it again after a crash changes nothing.
         """
-        name = f"{claim.stem}.R{entry.attempts}"
+        name = claim.stem if is_last else f"{claim.stem}.R{entry.attempts}"
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             self._bury(name, [entry.preamble(), entry.message])
 
