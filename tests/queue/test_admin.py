@@ -199,15 +199,20 @@ def test_ids_are_found_in_the_order_in_which_they_are_given(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("", "is no id"),
-        ("..", "is no id"),
-        ("a/b", "is no id"),
-        ("../new/x", "is no id"),
-        ("abcd\0", "is no id"),
-        ("abc", "is too short, give 4 digits at least"),
-        ("0000", "is no entry's id; it may have been sent"),
-        ("1700000000.M1.web", "is no entry's id or name"),
-        ("0123456789abcdef", "is no entry's id or name"),
+        ("", "is not an id"),
+        (" ", "is not an id"),
+        ("..", "is too short"),
+        ("a/b", "is too short"),
+        ("<a>", "is too short"),
+        ("../new/x", "is not in this queue"),
+        ("abcd\0", "is not in this queue"),
+        ("abc", "is too short, give at least 4 digits"),
+        ("0000", "is not in this queue; it may have been sent or deleted"),
+        ("1700000000.M1.web", "is not in this queue"),
+        ("0123456789abcdef", "is not in this queue"),
+        ("2@x.org", "is not in this queue"),
+        ("1@X.org", "is not in this queue"),
+        ("\ud800abc@x", "is not in this queue"),
     ],
 )
 def test_an_id_that_means_nothing_is_refused(
@@ -225,9 +230,10 @@ def test_an_ambiguous_id_is_refused_and_says_between_what(
     wait(store)
     item = only(admin, State.WAITING)
     write(store, f"cur/{item.name}:2,")
-    with pytest.raises(ItemError, match=r"waiting.*, .*deferred") as one:
+    with pytest.raises(ItemError, match=r"give the path: .*new.* and .*cur") as one:
         admin.find([item.name])
-    assert item.id in str(one.value)
+    assert item.path in str(one.value)
+    assert admin.find([item.path]) == [item]
     # Several thousand names have two that begin alike.
     for n in range(3000):
         write(store, f".Failed/new/1600000000.M{n:06d}P1Q1.web")

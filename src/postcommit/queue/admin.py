@@ -32,10 +32,10 @@ from postcommit.queue.item import Details
 from postcommit.queue.item import Item
 from postcommit.queue.item import State
 from postcommit.queue.item import details
-from postcommit.queue.item import find
 from postcommit.queue.item import items
 from postcommit.queue.item import refuse_young_claims
 from postcommit.queue.lock import FileLock
+from postcommit.queue.search import find
 from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import ring
@@ -59,7 +59,10 @@ class Admin:
         return items(self.store, states)
 
     def find(self, ids: Sequence[str]) -> list[Item]:
-        """Return the items that `ids` mean. Raises `ItemError`."""
+        """Return the items that `ids` mean: ids, names, paths or message ids.
+
+        Raises `ItemError`; see `postcommit.queue.search`.
+        """
         return find(self.store, ids)
 
     def details(self, of: Item) -> Details | None:

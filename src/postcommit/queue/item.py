@@ -1,8 +1,8 @@
-"""What an operator sees of a queue: an item for each entry, in whichever state.
+"""What an operator sees of a queue: an item for each entry, in each state.
 
-An item has an id: twelve hexadecimal digits, made of the name of its file, so that
-an entry keeps its id while it is deferred again and again. Like those of git, an id
-may be shortened; the file's whole name will do as well.
+An item has an id: twelve hexadecimal digits, made of the name of its file. An entry
+keeps its id while it is deferred again and again, as a dead letter, and when that is
+retried. Like those of git, an id may be shortened.
 """
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ import stat
 import time
 from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from functools import cached_property
 
 from postcommit.errors import EntryError
-from postcommit.errors import ItemError
 from postcommit.errors import QueueError
+from postcommit.message import message_id_of
 from postcommit.queue.entry import UNREADABLE
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
@@ -40,12 +39,20 @@ REJECTED = ".rejected-"
 # By what an older library's processor claims the entry of the same name.
 SENDING = ".sending-"
 
-# An envelope, the history and most headers fit in; more is read where not.
+# Bytes that are read at once. An envelope, the history and most headers fit in.
 _HEAD = 1 << 16
 
-_DIGITS = 12
-_FEWEST_DIGITS = 4
-_ABBREVIATION = re.compile(rf"[0-9a-f]{{{_FEWEST_DIGITS},{_DIGITS}}}")
+# Maximum number of bytes that are read to find the end of a header.
+_LONGEST_HEADER = 1 << 20
+
+_END_OF_HEADER = re.compile(rb"\n\r?\n")
+
+# Digits of an id.
+DIGITS = 12
+
+# Flags to open the file of an entry for reading: never through a symbolic link, and
+# without waiting for a pipe.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class State(enum.Enum):
@@ -73,7 +80,7 @@ class Item:
 
     @cached_property
     def id(self) -> str:
-        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:_DIGITS]
+        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:DIGITS]
 
     @property
     def accepted(self) -> float | None:
@@ -86,8 +93,8 @@ class Details:
     """What the file of an item says, without all of its message.
 
     `changed` is its time of modification, in seconds since the epoch. `problem`
-    is why it is no entry; then sender and recipients are unknown. `head` is how
-    the message begins.
+    is why it is not an entry; then sender and recipients are unknown. `head` is how
+    the message begins, with its whole header.
     """
 
     item: Item
@@ -99,6 +106,11 @@ class Details:
     last_reply: str = ""
     problem: str = ""
     head: bytes = field(default=b"", repr=False)
+
+    @cached_property
+    def message_id(self) -> str:
+        """The id of the message, without angle brackets; empty if it has none."""
+        return message_id_of(self.head)
 
     @property
     def due(self) -> float | None:
@@ -189,9 +201,7 @@ def details(item: Item) -> Details | None:
 
 def open_file(item: Item) -> io.FileIO:
     """Open the file of `item` to read it. Raises OSError."""
-    # Never through a symbolic link, and without waiting for a pipe.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    return io.FileIO(os.open(item.path, flags), "rb")
+    return io.FileIO(os.open(item.path, READ_FLAGS), "rb")
 
 
 def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
@@ -216,6 +226,11 @@ def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
 
 
 def _parse(head: bytes, file: io.FileIO) -> Entry:
+    while len(head) >= _HEAD and not _END_OF_HEADER.search(head):
+        piece = file.read(_HEAD) if len(head) < _LONGEST_HEADER else b""
+        if not piece:
+            break
+        head += piece
     try:
         return parse_entry(head)
     except EntryError:
@@ -230,51 +245,3 @@ def _problem(head: bytes, error: EntryError) -> str:
     if head.startswith(UNREADABLE):
         return head[len(UNREADABLE) :].split(b"\n")[0].decode("utf-8", "replace")
     return error.reason
-
-
-# Looking up
-
-
-def find(store: Store, ids: Sequence[str]) -> list[Item]:
-    """Return the item that each of `ids` means, in their order, none twice.
-
-    Raises `ItemError` for one that can be none, that nothing has, or that
-    several have.
-    """
-    wanted = dict.fromkeys(ids)
-    for given in wanted:
-        _check(given)
-    found: dict[str, list[Item]] = {given: [] for given in wanted}
-    lengths = {len(given) for given in wanted}
-    for item in items(store, State):
-        for key in _keys(item, lengths):
-            if key in found and item not in found[key]:
-                found[key].append(item)
-    return list(dict.fromkeys(_only(found[given], given) for given in wanted))
-
-
-def _check(given: str) -> None:
-    if not given or "/" in given or "\0" in given or ".." in given:
-        raise ItemError(given, "is no id; 'postcommit list' shows them")
-    if len(given) < _FEWEST_DIGITS:
-        raise ItemError(given, f"is too short, give {_FEWEST_DIGITS} digits at least")
-
-
-def _keys(item: Item, lengths: set[int]) -> Iterator[str]:
-    """Yield by what `item` may be looked up."""
-    yield item.name
-    yield os.path.basename(item.path)
-    for length in lengths:
-        if length <= _DIGITS:
-            yield item.id[:length]
-
-
-def _only(found: list[Item], given: str) -> Item:
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        hint = "" if _ABBREVIATION.fullmatch(given) else " or name"
-        raise ItemError(given, f"is no entry's id{hint}; it may have been sent")
-    told = ", ".join(f"{item.id} ({item.state.value})" for item in found[:5])
-    more = "" if len(found) <= 5 else f" and {len(found) - 5} more"
-    raise ItemError(given, f"is ambiguous: {told}{more}; give more of it")
