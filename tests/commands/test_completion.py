@@ -141,7 +141,7 @@ def test_fish_offers_what_can_be_typed(home: Path, capsys: Any) -> None:
         assert words == ([] if typed == became else [became.split()[-1]])
     told_of = {line.split("\t")[0]: line.split("\t")[1] for line in first.splitlines()}
     assert sorted(told_of) == sorted(command.name for command in cli.COMMANDS)
-    assert told_of["check"] == "tell what is wrong with a queue, and what to do"
+    assert told_of["check"] == "find problems in a queue and say how to fix them"
 
 
 def test_zsh_reads_it_as_bash_does(capsys: Any) -> None:

@@ -49,12 +49,12 @@ def test_list_is_a_table(store: Store) -> None:
     done = command("list", store.path)
     assert (done.returncode, done.stderr) == (0, "")
     titles, *rows = done.stdout.splitlines()
-    assert " ".join(titles.split()) == "ID AGE NEXT TRIES FROM TO SIZE LAST REPLY"
+    assert " ".join(titles.split()) == "ID AGE NEXT TRIES SIZE FROM TO LAST REPLY"
     ids = [only(store, s).id for s in (State.WAITING, State.DEFERRED, State.IN_DOUBT)]
     assert [row.split()[0] for row in rows] == ids
     waiting, deferred, doubt = rows
-    assert re.search(r" now +0  s@x\.org +a@x\.org \+1 +94$", waiting)
-    assert re.search(r" \d+s +1  s@x\.org +a@x\.org \+1 .* 450 4\.2\.0 L", deferred)
+    assert re.search(r" now +0 +94  s@x\.org +a@x\.org \+1$", waiting)
+    assert re.search(r" \d+s +1 +\d+  s@x\.org +a@x\.org \+1 +450 4\.2\.0 L", deferred)
     assert " in doubt " in doubt
     assert "\x1b" not in done.stdout
 
@@ -67,8 +67,8 @@ def test_list_of_dead_letters(
     assert main(["list", "--failed", store.path]) == 0
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 3
-    assert re.search(r" never +1  s@x\.org .* 550 5\.1\.1 No such user\n", out)
-    assert re.search(r" never +0  <> .* there is no envelope\n", out)
+    assert re.search(r" never +1 +\d+  s@x\.org .* 550 5\.1\.1 No such user\n", out)
+    assert re.search(r" never +0 +4  <> .* there is no envelope\n", out)
 
 
 def test_list_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +85,7 @@ def test_list_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> 
         "state": "deferred",
         "name": name,
         "path": path,
+        "message_id": "1@x.org",
         "attempts": 1,
         "sender": "s@x.org",
         "recipients": ["a@x.org", "b@x.org"],
@@ -93,7 +94,7 @@ def test_list_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> 
         "problem": None,
     }
     assert (damaged["sender"], damaged["recipients"]) == (None, [])
-    assert damaged["accepted"] is None
+    assert damaged["accepted"] is damaged["message_id"] is None
     assert damaged["problem"] == "there is no envelope"
 
 
@@ -161,7 +162,52 @@ def test_list_tells_at_once_and_stops_when_nobody_reads(store: Store) -> None:
         assert process.wait(60) == 1
 
 
+@pytest.mark.parametrize("id", ["2@x.org", "<2@x.org>"])
+def test_list_by_message_id(
+    store: Store, capsys: pytest.CaptureFixture[str], id: str
+) -> None:
+    fill(store)
+    other = ENTRY.replace(b"<1@x.org>", b"<2@x.org>")
+    write(store, "cur/1700000000.M1P1Q1.web:2,", other)
+    write(store, ".Failed/new/1700000001.M1P1Q1.web", other)
+    assert main(["list", store.path, "--message-id", id, "--json"]) == 0
+    [found] = objects(capsys.readouterr().out)
+    assert (found["state"], found["message_id"]) == ("deferred", "2@x.org")
+    assert main(["list", store.path, "--failed", f"--message-id={id}", "--json"]) == 0
+    [found] = objects(capsys.readouterr().out)
+    assert found["name"] == "1700000001.M1P1Q1.web"
+    again = ["list", store.path, "--message-id", id, "--to", "nobody@x.org"]
+    assert main(again) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("id", ["", " ", "<>"])
+def test_an_empty_message_id_is_refused(
+    store: Store, capsys: pytest.CaptureFixture[str], id: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["list", store.path, "--message-id", id])
+    assert f"{id!r}: must be a message id; see" in capsys.readouterr().err
+
+
 # On a terminal
+
+
+def test_a_long_search_shows_how_far_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(130):
+        write(store, f"new/17{number:08d}.M1P1Q1.web")
+    write(store, "new/1799999999.M1P1Q1.web", ENTRY.replace(b"a@x.org", b"c@x.org"))
+    argv = ("list", store.path, "--to", "c@x.org")
+    status, screen = on_terminal(*argv, TEST_PATIENCE="0")
+    assert status == 0
+    shown = screen.split("\r\x1b[K")
+    assert "64 of 131 entries, 0 found" in shown
+    assert re.search(r"1799999999|c@x\.org", shown[-1])
+    assert "entries" not in shown[-1]
+    silent = command(*argv)
+    assert (silent.stderr, silent.stdout.count("\n")) == ("", 2)
 
 
 def test_a_table_fits_the_terminal(store: Store) -> None:
@@ -169,15 +215,28 @@ def test_a_table_fits_the_terminal(store: Store) -> None:
     long = "a.very.long.recipient.address@some.where.example.org"
     entry = ENTRY.replace(b"a@x.org, b@x.org", long.encode())
     write(store, ".Failed/new/1700000000.M1P1Q1.web", entry)
-    status, screen = on_terminal("list", store.path, "--failed", columns=110)
-    assert status == 0
-    lines = re.sub(r"\x1b\[\d+m", "", screen).splitlines()
-    assert len(lines) == 3
-    assert 100 < max(map(len, lines)) <= 110
-    assert re.search(r" a\.very\.l\S+… ", screen)
+    for columns, count in ((80, 4), (110, 3)):
+        status, screen = on_terminal("list", store.path, "--failed", columns=columns)
+        assert status == 0
+        lines = re.sub(r"\x1b\[\d+m", "", screen).splitlines()
+        assert len(lines) == count
+        assert columns - 12 < max(map(len, lines)) <= columns
+        assert "\x07" not in screen
+        assert f" {long}" in screen  # at 80 columns on a line of its own
     assert r" 550 5.1.1 \x1b]0;evil" in screen
-    assert "\x07" not in screen
-    assert long not in screen
+    status, screen = on_terminal("list", store.path, "--failed", "--wide")
+    assert r" s@x.org " in screen
+    assert "No such user " * 19 in screen
+
+
+def test_a_list_of_nothing_says_so_to_a_person(store: Store) -> None:
+    bury(store)
+    status, screen = on_terminal("list", store.path)
+    assert (status, screen) == (0, "no entry found; --failed lists dead letters\n")
+    _, screen = on_terminal("list", store.path, "--failed", "--to", "c@x.org")
+    assert screen == "no entry found\n"
+    silent = command("list", store.path)
+    assert (silent.stdout, silent.stderr) == ("", "")
 
 
 def test_colours_only_on_a_terminal_that_wants_them(store: Store) -> None:
@@ -285,6 +344,91 @@ def test_show_what_goes_meanwhile(
     assert main(["show", *form, store.path, item.id]) == 2
     told = f"postcommit: '{item.id}' is gone: it was sent, or deleted, just now\n"
     assert capsys.readouterr() == ("", told)
+
+
+def test_show_by_message_id(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    bury(store)
+    dead = only(store, State.FAILED)
+    assert main(["show", store.path, "1@x.org"]) == 0
+    out = capsys.readouterr().out
+    assert f"id          {dead.id}\nstate       failed; " in out
+    assert "\nmessage id  1@x.org\n" in out
+    defer(store)
+    deferred = only(store, State.DEFERRED)
+    assert main(["show", store.path, "<1@x.org>"]) == 0
+    first, second = capsys.readouterr().out.split("\n\nid ")
+    assert deferred.id in first
+    assert dead.id in second
+    assert main(["show", "--json", store.path, "<1@x.org>"]) == 0
+    states = [each["state"] for each in objects(capsys.readouterr().out)]
+    assert states == ["deferred", "failed"]
+    assert main(["show", "--raw", store.path, "<1@x.org>"]) == 2
+    told = f"'<1@x.org>' has 2 entries, give one: {deferred.id}, {dead.id}\n"
+    assert capsys.readouterr().err == f"postcommit: {told}"
+
+
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        ("Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=", "Subject: Grüße"),
+        ("Subject: =?utf-8?b?4oKs?=\n =?iso-8859-1?q?=E6?= x", "Subject: €æ x"),
+        ("From: =?utf-8?q?J=C3=B6rg?= <j@x.org>", "From: Jörg <j@x.org>"),
+        ("Subject: a\r\n\tb", "Subject: a b"),
+        ("Subject: =?utf-8?q?=1B[2J=0AEvil:_x?=", r"Subject: \x1b[2J\nEvil: x"),
+        ("Subject: =?utf-8?b?4oCu?=", r"Subject: \u202e"),
+        ("Subject: a\u2028Evil: x", r"Subject: a\u2028Evil: x"),
+        ("Subject: =?utf-8?q?a?= =?nope?q?b?=", "Subject: =?utf-8?q?a?= =?nope?q?b?="),
+        ("Subject: =?utf-8?b?a?=", "Subject: =?utf-8?b?a?="),
+        ("Subject: =?zip?b?YQ==?=", "Subject: =?zip?b?YQ==?="),
+        ("Subject: =?utf-8?q?=FF?=", "Subject: =?utf-8?q?=FF?="),
+        ("no field", "no field"),
+    ],
+)
+def test_show_decodes_fields_and_no_control_characters(
+    store: Store, capsys: pytest.CaptureFixture[str], field: str, shown: str
+) -> None:
+    envelope = b"X-Zope-From: \nX-Zope-To: a@x.org\n"
+    write(store, "new/what", envelope + field.encode() + b"\nX-End: 1\n\ntext")
+    assert main(["show", store.path, "what"]) == 0
+    assert capsys.readouterr().out.endswith(f"\n\n{shown}\nX-End: 1\n")
+
+
+def test_show_has_the_whole_of_a_long_header(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = b"X-Long: " + b"x" * 70_000 + b"\nX-Last: 1\nMessage-Id: <9@x>\n\n"
+    write(store, "new/what", b"X-Zope-From: \nX-Zope-To: a@x.org\n" + many)
+    assert main(["show", store.path, "9@x.org"]) == 2
+    assert main(["show", store.path, "what"]) == 0
+    found = capsys.readouterr().out
+    assert main(["show", store.path, "9@x"]) == 0
+    assert capsys.readouterr().out == found
+    assert main(["show", store.path, "<9@x>"]) == 0
+    assert capsys.readouterr().out.endswith("\nX-Last: 1\nMessage-Id: <9@x>\n")
+
+
+def test_show_of_an_envelope_longer_than_most_files(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = b", ".join(b"user%d@example.org" % number for number in range(60_000))
+    data = b"X-Zope-From: \nX-Zope-To: " + many + b"\nMessage-Id: <1@x>\n\ntext"
+    assert len(data) > 1 << 20
+    write(store, "new/what", data)
+    assert main(["show", "--json", store.path, "<1@x>"]) == 0
+    [shown] = objects(capsys.readouterr().out)
+    assert len(shown["recipients"]) == 60_000
+
+
+def test_show_of_a_header_that_does_not_end(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for size in (65536 - 42, 3 << 20):
+        data = b"X-Zope-From: \nX-Zope-To: a@x.org\n" + b"X-Long: " + b"x" * size
+        write(store, "new/what", data)
+        assert main(["show", store.path, "what"]) == 0
+        out = capsys.readouterr().out
+        assert "problem" not in out
+        assert out.count("x") >= min(size, (1 << 20) - 100)
 
 
 # status

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from postcommit.queue.lock import FileLock
 from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
 from tests.support.faults import without_privileges
+from tests.support.queues import ENTRY
 from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import fill
@@ -29,6 +31,8 @@ from tests.support.service import PATIENCE
 from tests.support.service import ROOT
 from tests.support.service import command
 from tests.support.service import environment
+from tests.support.service import to
+from tests.support.smtpd import ScriptedRelay
 from tests.support.terminal import on_terminal
 
 
@@ -65,11 +69,11 @@ def test_retry(store: Store) -> None:
     done = command("retry", store.path, *chosen)
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        f"{deferred.id}  to be tried  {deferred.name}",
-        f"{dead.id}  to be tried  {dead.name}",
-        f"{waiting.id}  to be tried  {waiting.name}",
+        f"{deferred.id}  will be retried  {deferred.name}",
+        f"{dead.id}  will be retried  {dead.name}",
+        f"{waiting.id}  will be retried  {waiting.name}",
     ]
-    assert done.stderr == "3 to be tried, 0 left\n"
+    assert done.stderr == "3 entries will be retried, 0 skipped\n"
     assert ids(store, State.FAILED) == []
     assert len(ids(store, State.WAITING)) == 2
     due = Admin(store.path).details(only(store, State.DEFERRED))
@@ -83,7 +87,7 @@ def test_retry_of_all_that_is_deferred_or_failed(
 ) -> None:
     fill(store)
     assert main(["retry", store.path, "ALL"]) == 0
-    assert capsys.readouterr().err == "1 to be tried, 0 left\n"
+    assert capsys.readouterr().err == "1 entry will be retried, 0 skipped\n"
     assert len(ids(store, State.FAILED)) == 1
     assert main(["retry", store.path, "ALL", "--failed", "--to", "a@y.org"]) == 0
     assert len(ids(store, State.FAILED)) == 1
@@ -100,7 +104,7 @@ def test_retry_leaves_what_cannot_be_sent_and_goes_on(
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
     assert "cannot be sent: there is no envelope\n" in err
-    assert err.endswith("\n1 to be tried, 1 left\n")
+    assert err.endswith("\n1 entry will be retried, 1 skipped\n")
     assert path.exists()
 
 
@@ -115,8 +119,97 @@ def test_retry_leaves_what_somebody_works_on(
         assert main(["retry", store.path, item.id]) == 1
     finally:
         lock.release()
-    told = f"postcommit: {item.id}: left alone: it is gone, or somebody works on it"
+    told = f"postcommit: {item.id}: skipped: it is gone, or a processor is sending it"
     assert capsys.readouterr().err.startswith(told)
+
+
+def test_the_id_of_a_dead_letter_survives_a_retry(
+    store: Store, start: Callable[..., ScriptedRelay]
+) -> None:
+    relay = start()
+    relay.reply("RCPT", "550 5.1.1 No")
+    wait(store)
+    first = only(store, State.WAITING).id
+    flush = ["flush", store.path, *to(relay)]
+    assert main(flush) == 0
+    for _ in range(3):
+        # Dead again and again, and each time it is the same.
+        dead = only(store, State.FAILED)
+        assert dead.id == first
+        assert main(["retry", store.path, first]) == 0
+        assert only(store, State.WAITING).id == first
+        assert main(flush) == 0
+
+
+def test_a_dead_letter_of_which_some_are_tried_again_has_an_id_of_its_own(
+    store: Store, start: Callable[..., ScriptedRelay]
+) -> None:
+    relay = start()
+    relay.reply("RCPT", "550 5.1.1 No", address="a@x.org")
+    relay.reply("RCPT", "450 4.2.0 Later", address="b@x.org")
+    wait(store)
+    first = only(store, State.WAITING).id
+    flush = ["flush", store.path, *to(relay)]
+    assert main(flush) == 1
+    assert only(store, State.DEFERRED).id == first
+    dead = only(store, State.FAILED).id
+    assert dead != first
+    assert main(["retry", store.path, dead, first]) == 0
+    assert main(flush) == 1
+    assert only(store, State.FAILED).id == dead
+    assert only(store, State.DEFERRED).id == first
+
+
+@pytest.mark.parametrize("name", ["retry", "delete"])
+def test_every_entry_of_a_message(
+    store: Store, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    bury(store)
+    defer(store)
+    write(store, "new/1700000000.M1P1Q1.web", ENTRY.replace(b"<1@", b"<2@"))
+    assert main([name, store.path, "<1@x.org>"]) == 0
+    done = "will be retried" if name == "retry" else "deleted"
+    assert capsys.readouterr().err == f"2 entries {done}, 0 skipped\n"
+    assert ids(store, State.FAILED) == []
+    assert main(["delete", store.path, "ALL", "--yes", "--message-id", "2@x.org"]) == 0
+    assert len(ids(store, State.WAITING, State.DEFERRED)) == (
+        2 if name == "retry" else 0
+    )
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_of_many_entries_the_first_are_named_and_all_are_counted(
+    store: Store, capsys: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    for number in range(60):
+        write(store, f".Failed/new/17{number:08d}.M1P1Q1.web")
+        write(store, f".Failed/new/18{number:08d}.M1P1Q1.web", b"not an entry")
+    argv = ["retry", store.path, "ALL", "--failed"]
+    assert main([*argv, "--verbose"] if verbose else argv) == 1
+    out, err = capsys.readouterr()
+    more = ["and 40 more; --verbose names all"]
+    assert len(out.splitlines()) == (60 if verbose else 21)
+    assert len(err.splitlines()) == (61 if verbose else 22)
+    assert out.splitlines()[20:21] == (out.splitlines()[20:21] if verbose else more)
+    assert err.splitlines()[-2:-1] == (err.splitlines()[-2:-1] if verbose else more)
+    assert err.endswith("\n60 entries will be retried, 60 skipped\n")
+
+
+def test_delete_of_many_shows_how_far_it_is(store: Store) -> None:
+    for number in range(200):
+        write(store, f"new/17{number:08d}.M1P1Q1.web")
+    argv = ("delete", store.path, "ALL")
+    status, screen = on_terminal(*argv, answer="y\n", TEST_PATIENCE="0")
+    assert status == 0
+    last = screen.split("\r\x1b[K")[-1].splitlines()
+    before, after = screen.split("Delete 200 entries permanently? [y/N] ")
+    assert "64 of 200 entries, 0 deleted" in before
+    assert "64 of 200 entries, 63 deleted" in after
+    assert last == [
+        "and 180 more; --verbose names all",
+        "200 entries deleted, 0 skipped",
+    ]
+    assert screen.count("\n") == 23
 
 
 # delete
@@ -126,7 +219,7 @@ def test_delete(store: Store) -> None:
     fill(store)
     item = only(store, State.FAILED)
     done = command("delete", store.path, item.id)
-    assert (done.returncode, done.stderr) == (0, "1 deleted, 0 left\n")
+    assert (done.returncode, done.stderr) == (0, "1 entry deleted, 0 skipped\n")
     assert done.stdout == f"{item.id}  deleted  {item.name}\n"
     assert ids(store, State.FAILED) == []
 
@@ -137,12 +230,12 @@ def test_delete_asks_on_a_terminal(store: Store) -> None:
     argv = ("delete", store.path, "ALL", "--failed")
     status, screen = on_terminal(*argv, answer="n\n")
     assert status == 1
-    assert "Delete 2 for good? [y/N] " in screen
-    assert screen.endswith("nothing is deleted\n")
+    assert "Delete 2 entries permanently? [y/N] " in screen
+    assert screen.endswith("nothing deleted\n")
     assert len(ids(store, State.FAILED)) == 2
     status, screen = on_terminal(*argv, answer="y\n")
     assert status == 0
-    assert screen.endswith("\n2 deleted, 0 left\n")
+    assert screen.endswith("\n2 entries deleted, 0 skipped\n")
     assert ids(store, State.FAILED) == []
 
 
@@ -164,6 +257,7 @@ def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> N
     for _ in range(300):
         wait(store)
     arguments = [*COMMAND, "delete", store.path, "ALL", "--waiting", "--yes"]
+    arguments.append("--verbose")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -176,7 +270,7 @@ def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> N
     )
     os.close(writing)
     assert done.returncode == 1
-    found = re.fullmatch(r"(\d+) deleted, 0 left\n", done.stderr)
+    found = re.fullmatch(r"(\d+) entr(?:y|ies) deleted, 0 skipped\n", done.stderr)
     assert found is not None, done.stderr
     assert 0 < int(found[1]) == 300 - len(ids(store, State.WAITING)) < 300
 
@@ -231,7 +325,7 @@ def test_recover_leaves_what_somebody_else_recovers(
         assert main(["recover", "--send", store.path, item.id]) == 1
     finally:
         lock.release()
-    told = "1 left to somebody who recovers them just now\n"
+    told = "1 entry skipped: another command is recovering them now\n"
     assert capsys.readouterr().out == told
     assert only(store, State.IN_DOUBT) == item
 
@@ -251,7 +345,7 @@ def test_ids_from_standard_input_as_list_prints_them(
     assert main(["list", *form, store.path]) == 0
     given(monkeypatch, capsys.readouterr().out + "\n")
     assert main(["retry", store.path, "-"]) == 0
-    assert capsys.readouterr().err == "2 to be tried, 0 left\n"
+    assert capsys.readouterr().err == "2 entries will be retried, 0 skipped\n"
 
 
 def test_from_one_process_to_another(store: Store) -> None:
@@ -267,7 +361,7 @@ def test_from_one_process_to_another(store: Store) -> None:
         text=True,
         timeout=PATIENCE,
     )
-    assert (done.returncode, done.stderr) == (0, "1 deleted, 0 left\n")
+    assert (done.returncode, done.stderr) == (0, "1 entry deleted, 0 skipped\n")
     assert ids(store, State.FAILED) == []
 
 
@@ -278,7 +372,7 @@ def test_from_one_process_to_another(store: Store) -> None:
         ("ID  AGE\n\n", "'-' there is no id on standard input"),
         ("{}\n", "'{}' is no line of JSON with an id"),
         ("{x\n", "'{x' is no line of JSON with an id"),
-        ("../x\n", "'../x' is no id"),
+        ("../x\n", "'../x' is not in this queue"),
         ("ALL\n0123\n", "'ALL' means every entry, give no other id"),
     ],
 )
@@ -303,13 +397,13 @@ def test_what_is_no_id_on_standard_input(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["ffff"], "is no entry's id; it may have been sent"),
-        (["what"], "is no entry's id or name"),
+        (["ffff"], "is not in this queue; it may have been sent or deleted"),
+        (["what"], "is not in this queue"),
         (["fff"], "is too short"),
-        ([""], "is no id"),
-        ([".."], "is no id"),
-        (["../new/x"], "is no id"),
-        (["/etc/passwd"], "is no id"),
+        ([""], "is not an id"),
+        ([".."], "is too short"),
+        (["../new/x"], "is not in this queue"),
+        (["/etc/passwd"], "is not in this queue"),
         (["all"], "has to be in capitals: ALL"),
         (["ALL", "ffff"], "means every entry, give no other id with it"),
         (["ffff", "--failed"], "give ids, or ALL and which entries, but not both"),

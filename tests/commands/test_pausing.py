@@ -123,7 +123,7 @@ def test_a_pause_is_shown(store: Store, pause: Any, capsys: Any) -> None:
     pause(5.0, 30.0)
     assert main(["status", store.path]) == 0
     out = capsys.readouterr().out
-    shown = r"\npaused since 20\S+ \S+, next attempt in (30|29|2\d)s, because:\n"
+    shown = r"\npaused since 20\S+ \S+ UTC.*, next attempt in (30|29|2\d)s, because:\n"
     assert re.search(shown + r" {10}535 5\.7\.8 \\x1b refused\n$", out)
 
 

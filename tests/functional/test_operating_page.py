@@ -32,7 +32,8 @@ NO_USER = b"X-Zope-Attempts: 1\nX-Zope-Reply: 550 5.1.1 No such user\n"
 
 def entry(recipients: str, subject: str, history: bytes = b"") -> bytes:
     envelope = f"X-Zope-From: shop@example.org\nX-Zope-To: {recipients}\n".encode()
-    message = f"Message-Id: <{len(subject)}@shop>\nSubject: {subject}\n\nText.\n"
+    first = recipients.partition("@")[0]
+    message = f"Message-Id: <11.{first}@shop>\nSubject: {subject}\n\nText.\n"
     return envelope + history + message.encode()
 
 

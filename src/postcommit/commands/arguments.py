@@ -15,8 +15,11 @@ from typing import Any
 
 from zope.schema import Bool
 from zope.schema import Choice
+from zope.schema import Float
+from zope.schema import Int
 from zope.schema import Password
 
+from postcommit.commands.meter import Meter
 from postcommit.commands.owner import act_as_owner
 from postcommit.errors import ItemError
 from postcommit.errors import OptionError
@@ -24,6 +27,9 @@ from postcommit.queue.admin import Admin
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item
 from postcommit.queue.item import State
+from postcommit.queue.search import bare_id
+from postcommit.queue.search import with_addresses
+from postcommit.queue.search import with_message_ids
 from postcommit.settings import fields_of
 from postcommit.settings import option
 
@@ -38,6 +44,13 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Parser = argparse.ArgumentParser
+
+# Called once for each entry that was looked at.
+Step = Callable[[], None]
+
+
+def _no_step() -> None:
+    """Nobody wants to see how far a search is."""
 
 
 def queue(parser: Parser) -> None:
@@ -71,17 +84,26 @@ class Wanted:
     """Which entries: their states, and what else must be true of them."""
 
     states: tuple[State, ...]
-    recipient: str | None
-    sender: str | None
-    older: float | None
-    newer: float | None
+    recipient: str | None = None
+    sender: str | None = None
+    message_id: str | None = None
+    older: float | None = None
+    newer: float | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """The patterns of addresses, of which each has to match one."""
+        return [pattern for pattern in (self.recipient, self.sender) if pattern]
 
     @property
     def needs_details(self) -> bool:
-        return self.recipient is not None or self.sender is not None
+        """Whether only the file of an entry tells if it is meant."""
+        return bool(self.addresses or self.message_id)
 
     def has_age(self, item: Item) -> bool:
         """Tell whether the age of `item` is in range."""
+        if self.older is None and self.newer is None:
+            return True
         age = time.time() - (item.accepted or 0.0)
         return (self.older is None or age > self.older) and (
             self.newer is None or age < self.newer
@@ -89,8 +111,8 @@ class Wanted:
 
     def has_addresses(self, details: Details) -> bool:
         """Tell whether the envelope is as wanted."""
-        return (self.sender is None or _like(details.sender, self.sender)) and (
-            self.recipient is None
+        return (not self.sender or _like(details.sender, self.sender)) and (
+            not self.recipient
             or any(_like(address, self.recipient) for address in details.recipients)
         )
 
@@ -100,7 +122,8 @@ def _like(address: str, wanted: str) -> bool:
     address, wanted = address.lower(), wanted.lower()
     if wanted.startswith("@"):
         wanted = f"*{wanted}"
-    return fnmatchcase(address, wanted)
+    # In a domain such as [192.0.2.1], the brackets are not those of a pattern.
+    return address == wanted or fnmatchcase(address, wanted)
 
 
 _STATES = {
@@ -133,6 +156,8 @@ def choice(parser: Parser, *states: str, default: str) -> None:
     group.add_argument("--to", metavar="ADDRESS", help=told)
     told = "only from this sender, likewise"
     group.add_argument("--from", dest="sender", metavar="ADDRESS", help=told)
+    told = "only the entries of this message, as send() returned its id"
+    group.add_argument("--message-id", metavar="ID", type=_message_id, help=told)
     for name, told in (("older", "more"), ("newer", "less")):
         text = f"only {told} than so long ago: 90 (seconds), 15m, 2h, 3d"
         group.add_argument(f"--{name}", metavar="AGE", type=seconds, help=text)
@@ -141,18 +166,56 @@ def choice(parser: Parser, *states: str, default: str) -> None:
 def chosen(options: argparse.Namespace, *default: State) -> Wanted:
     """Return what the arguments of `choice` say."""
     states = (_STATES[options.state],) if options.state else default
-    return Wanted(states, options.to, options.sender, options.older, options.newer)
+    return Wanted(
+        states,
+        options.to,
+        options.sender,
+        options.message_id,
+        options.older,
+        options.newer,
+    )
 
 
-def matching(admin: Admin, wanted: Wanted) -> Iterator[Item]:
-    """Yield the items that are `wanted`, as they are found."""
-    for item in admin.items(*wanted.states):
-        if not wanted.has_age(item):
-            continue
-        if wanted.needs_details:
-            read = admin.details(item)
-            if read is None or not wanted.has_addresses(read):
-                continue
+def _message_id(text: str) -> str:
+    bare = bare_id(text)
+    if not bare:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a message id")
+    return bare
+
+
+def found(admin: Admin, wanted: Wanted, step: Step = _no_step) -> Iterator[Details]:
+    """Yield what the files of the entries say that are `wanted`, as they are found.
+
+    `step` is called once for each entry that was looked at.
+    """
+    candidates = filter(wanted.has_age, counted(admin.items(*wanted.states), step))
+    if wanted.message_id:
+        reads = with_message_ids(candidates, [wanted.message_id])
+    else:
+        reads = with_addresses(candidates, wanted.addresses)
+    for read in reads:
+        if read is not None and wanted.has_addresses(read):
+            yield read
+
+
+def matching(admin: Admin, wanted: Wanted, step: Step = _no_step) -> Iterator[Item]:
+    """Yield the items that are `wanted`, as they are found; `step` is as in `found`."""
+    if wanted.needs_details:
+        yield from (read.item for read in found(admin, wanted, step))
+    else:
+        items = counted(admin.items(*wanted.states), step)
+        yield from filter(wanted.has_age, items)
+
+
+def meter(admin: Admin, wanted: Wanted, done: str) -> Meter:
+    """Return what shows on a terminal how far a search for `wanted` is."""
+    return Meter(lambda: sum(1 for _ in admin.items(*wanted.states)), done, sys.stderr)
+
+
+def counted(items: Iterable[Item], step: Step) -> Iterator[Item]:
+    """Yield `items`, and call `step` before each."""
+    for item in items:
+        step()
         yield item
 
 
@@ -163,8 +226,8 @@ def ids(parser: Parser, nargs: str, every: str) -> None:
         metavar="ID",
         nargs=nargs,
         default=[ALL],
-        help="an id, or the beginning of one; - reads them from standard input, as"
-        f" 'postcommit list' prints them; {ALL} means {every}",
+        help="an id or the beginning of one, or a message id; - reads them from"
+        f" standard input, as 'postcommit list' prints them; {ALL} means {every}",
     )
 
 
@@ -210,23 +273,28 @@ def _id_in(line: str) -> str:
 
 
 def selected(
-    admin: Admin, options: argparse.Namespace, *default: State
+    admin: Admin,
+    options: argparse.Namespace,
+    *default: State,
+    step: Step = _no_step,
 ) -> Iterator[Item]:
     """Yield what the arguments of `ids` and `choice` mean, nothing in doubt.
 
-    Raises `ItemError`, before it yields anything, for an id that means nothing.
+    `step` is as in `found`. Raises `ItemError`, before it yields anything, for an id
+    that means nothing.
     """
     given = given_ids(options)
     if given is None:
-        return matching(admin, chosen(options, *default))
-    if any((options.state, options.to, options.sender, options.older, options.newer)):
+        return matching(admin, chosen(options, *default), step)
+    wanted = chosen(options)
+    if wanted != Wanted(states=()):
         reason = f"give ids, or {ALL} and which entries, but not both"
         raise ItemError(given[0], reason)
-    found = admin.find(given)
-    for item in found:
+    items = admin.find(given)
+    for item in items:
         if item.state is State.IN_DOUBT:
             raise ItemError(item.id, "is in doubt; use 'postcommit recover'")
-    return iter(found)
+    return iter(items)
 
 
 # Options of the schemas
@@ -263,10 +331,18 @@ def _type(schema: Any, name: str) -> Callable[[str], Any]:
 def _metavar(field: Any) -> str:
     if isinstance(field, Choice):
         return "|".join(term.value for term in field.vocabulary)
-    return "TEXT" if field.default is None or isinstance(field.default, str) else "N"
+    return "N" if isinstance(field, Int | Float) else "TEXT"
 
 
 def _help(field: Any) -> str:
     told = str(field.description).rstrip(".")
     told = told[:1].lower() + told[1:] if told[1:2].islower() else told
-    return told if field.default is None else f"{told} (default: {field.default})"
+    return f"{told} (default: {_shown(field.default)})"
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, float):
+        return f"{default:.10g}"
+    return "none" if default is None else str(default)

@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +19,23 @@ _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
 _UNITS = (("d", 86400, 1_000_000), ("h", 3600, 24), ("m", 60, 60), ("s", 1, 60))
 
-# A column that is cut keeps at least so many characters.
+# Columns that stay however narrow a terminal is: which entry it is, and to whom.
+_FEWEST_COLUMNS = 2
+
+_GAP = "  "
+
+# Columns of this rank or a higher one are shown if all others are whole in each row.
+EXTRA = 6
+
+# The part of the rows for which a column is wide enough.
+_MOST = 0.75
+
+# Characters that a cell keeps when it is cut.
 _LEAST = 8
+
+# Rows of a table that wait for each other, and for how many seconds.
+_SAMPLE = 100
+_PATIENCE = 0.2
 
 
 def printable(text: str) -> str:
@@ -46,8 +63,17 @@ def duration(seconds: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Return a time since the epoch as local date and time with its offset."""
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+    """Return a time since the epoch for people: in UTC, and in local time beside it."""
+    try:
+        utc = datetime.fromtimestamp(seconds, UTC)
+        local = utc.astimezone()
+    except (OverflowError, OSError, ValueError):
+        return f"{seconds:.0f} s after 1970"  # a file can have any time
+    shown = f"{utc:%Y-%m-%d %H:%M:%S} UTC"
+    if not local.utcoffset():
+        return shown
+    day = "" if local.date() == utc.date() else f"{local:%Y-%m-%d} "
+    return f"{shown} ({day}{local:%H:%M:%S %Z})"
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -65,6 +91,11 @@ def size(count: int) -> str:
     while number >= 1000 and power < 2:
         number, power = number / 1024, power + 1
     return f"{number:.{1 if number < 10 else 0}f}{'KMG'[power]}"
+
+
+def entries(count: int) -> str:
+    """Return «1 entry» or «7 entries»."""
+    return f"{count} entry" if count == 1 else f"{count} entries"
 
 
 def print_json(value: Any) -> None:
@@ -86,59 +117,143 @@ def coloured(text: str, colour: str, stream: TextIO) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """`width` characters; what is longer is cut on a terminal, if `cut`."""
+    """A column of a table, at least `width` characters wide.
+
+    On a terminal that is too narrow, the columns with a low `rank` are shown. Only a
+    column that `may_be_cut` is cut there.
+    """
 
     title: str
     width: int
-    cut: bool = False
+    rank: int
+    may_be_cut: bool = False
     right: bool = False
 
 
 class Table:
-    """Prints rows as they come; on a terminal they fit its width.
+    """Prints rows as they come; on a terminal they fit its width, unless `wide`.
 
-    The columns that may be cut share the room that the others leave, in proportion
-    to their widths.
+    Which columns fit depends on what is in them. So on a terminal the first rows wait
+    for each other, for a fifth of a second at most; then their widths decide. A longer
+    cell takes the room of the next one, or gets a line of its own. `before` is called
+    before anything is printed. To be entered, so that no row waits forever.
     """
 
-    def __init__(self, columns: Sequence[Column], stream: TextIO) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        stream: TextIO,
+        *,
+        wide: bool = False,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         self._columns = columns
         self._stream = stream
-        self._widths = [column.width for column in columns]
+        self._before = before
+        self._shown = list(range(len(columns)))
+        self._widths = [max(column.width, len(column.title)) for column in columns]
         self._is_begun = False
-        self._room = 0
-        if is_terminal(stream):
-            self._room = shutil.get_terminal_size().columns
-            self._fit(self._room)
+        self._waiting: list[tuple[list[str], str]] = []
+        self._until = 0.0
+        is_narrow = is_terminal(stream) and not wide
+        self._room = shutil.get_terminal_size().columns if is_narrow else 0
 
-    def _fit(self, room: int) -> None:
-        fixed = sum(column.width for column in self._columns if not column.cut)
-        flexible = sum(column.width for column in self._columns if column.cut)
-        spare = room - fixed - 2 * (len(self._columns) - 1)
-        for n, column in enumerate(self._columns):
-            if column.cut:
-                self._widths[n] = max(_LEAST, spare * column.width // flexible)
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._waiting:
+            self._begin()
 
     def row(self, cells: Sequence[str], colour: str = "") -> None:
         """Print a row, and the titles before the first one."""
+        if not self._waiting:
+            self._until = time.monotonic() + _PATIENCE
+        self._waiting.append(([printable(cell) for cell in cells], colour))
+        if self._is_begun or not self._room or len(self._waiting) == _SAMPLE:
+            self._begin()
+        else:
+            self.look()
+
+    def look(self) -> None:
+        """Print the rows that wait, if they have waited long enough."""
+        if self._waiting and time.monotonic() >= self._until:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._before()
         if not self._is_begun:
             self._is_begun = True
-            titles = self._line([column.title for column in self._columns])
+            if self._room:
+                self._fit()
+            [titles] = self._lines([column.title for column in self._columns])
             print(coloured(titles, "bold", self._stream), file=self._stream)
-        line = self._line(cells)
-        shown = coloured(line, colour, self._stream) if colour else line
-        # At once: the next one may be long in coming.
-        print(shown, file=self._stream, flush=True)
+        for cells, colour in self._waiting:
+            for line in self._lines(cells):
+                shown = coloured(line, colour, self._stream) if colour else line
+                print(shown, file=self._stream)
+        self._waiting.clear()
+        # At once: the next row may be long in coming.
+        self._stream.flush()
+
+    def _fit(self) -> None:
+        """Choose the columns and their widths by the rows that wait."""
+        longer = [0] * len(self._columns)  # by how much the longest cell is longer
+        for n, column in enumerate(self._columns):
+            if not column.may_be_cut:
+                lengths = sorted(len(cells[n]) for cells, _ in self._waiting)
+                usual = lengths[int(_MOST * (len(lengths) - 1))]
+                self._widths[n] = max(self._widths[n], usual)
+                longer[n] = max(0, lengths[-1] - self._widths[n])
+        by_rank = sorted(self._shown, key=lambda n: self._columns[n].rank)
+        self._shown = by_rank[:_FEWEST_COLUMNS]
+        for n in by_rank[_FEWEST_COLUMNS:]:
+            is_extra = self._columns[n].rank >= EXTRA
+            spare = self._spare() - is_extra * sum(longer[m] for m in self._shown)
+            if spare >= self._widths[n] + len(_GAP):
+                self._shown.append(n)
+        self._shown.sort()
+        for n in self._shown:
+            if self._columns[n].may_be_cut:
+                self._widths[n] += self._spare()
+
+    def _spare(self) -> int:
+        gaps = len(_GAP) * (len(self._shown) - 1)
+        return self._room - gaps - sum(self._widths[n] for n in self._shown)
+
+    def _lines(self, cells: Sequence[str]) -> list[str]:
+        """Return the line of a row, or two if a cell needs one for itself."""
+        if not self._room:
+            return [self._line(cells)]
+        room = self._spare()
+        excess = {}
+        for n in self._shown:
+            if self._columns[n].may_be_cut:
+                room += self._widths[n] - _LEAST
+            else:
+                excess[n] = len(cells[n]) - self._widths[n]
+        longest = max(excess, key=lambda n: excess[n])
+        if excess[longest] <= max(0, room):
+            return [self._line(cells)[: self._room]]
+        others = ["" if n == longest else cell for n, cell in enumerate(cells)]
+        own = min(self._widths[self._shown[0]], self._room - len(cells[longest]) - 2)
+        lines = self._line(others), " " * own + _GAP + cells[longest]
+        return [_cut(line, self._room) for line in lines]
 
     def _line(self, cells: Sequence[str]) -> str:
         parts = []
-        for column, width, cell in zip(self._columns, self._widths, cells, strict=True):
-            text = printable(cell)
-            if self._room and column.cut and len(text) > width:
-                text = text[: width - 1] + "…"
-            parts.append(text.rjust(width) if column.right else text.ljust(width))
-        line = "  ".join(parts).rstrip()
-        return line[: self._room] if self._room else line
+        too_long = 0  # characters that the cells before took from the others
+        for n in self._shown:
+            column, cell, width = self._columns[n], cells[n], self._widths[n]
+            if self._room and column.may_be_cut:
+                cell = _cut(cell, width - too_long)
+            too_long += max(0, len(cell) - width)
+            parts.append(cell.rjust(width) if column.right else cell.ljust(width))
+        return _GAP.join(parts).rstrip()
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def addresses(recipients: Iterable[str]) -> str:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -12,16 +11,12 @@ from typing import TextIO
 
 from zope.interface import implementer
 
-from postcommit.commands.output import is_terminal
+from postcommit.commands.meter import Line
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import Sendable
-
-
-# A terminal shows no more often, in seconds.
-_INTERVAL = 0.1
 
 
 @implementer(IBatchMailer)
@@ -62,10 +57,8 @@ class Progress:
     def __init__(self, total: int, stream: TextIO) -> None:
         self.failure: object = None
         self._total = total
-        self._stream = stream
-        self._is_shown = is_terminal(stream)
+        self._line = Line(stream)
         self._tried = 0
-        self._next = 0.0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Progress:
@@ -77,8 +70,7 @@ class Progress:
 
     def wipe(self) -> None:
         """Make room for other lines; the bar is drawn again with the next message."""
-        if self._is_shown:
-            self._print("")
+        self._line.wipe()
 
     def note(self, report: IDeliveryReport) -> None:
         """Count the message of `report`, unless it was the relay that failed."""
@@ -87,22 +79,12 @@ class Progress:
                 self.failure = report.relay_failure
                 return
             self._tried += 1
-            if time.monotonic() >= self._next:
+            if self._line.is_due:
                 self._draw()
 
     def _draw(self) -> None:
-        if self._is_shown:
-            self._next = time.monotonic() + _INTERVAL
-            total = max(self._total, self._tried)
-            told = f" {self._tried} of {total}"
-            room = min(40, max(0, shutil.get_terminal_size().columns - len(told) - 3))
-            full = room * self._tried // max(total, 1)
-            self._print(f"[{'#' * full}{' ' * (room - full)}]{told}")
-
-    def _print(self, text: str) -> None:
-        try:
-            # Back to the beginning of the line, and clear it.
-            print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
-        except OSError:
-            # Nobody sees it any more, and a mail that was sent must not suffer.
-            self._is_shown = False
+        total = max(self._total, self._tried)
+        told = f" {self._tried} of {total}"
+        room = min(40, max(0, shutil.get_terminal_size().columns - len(told) - 3))
+        full = room * self._tried // max(total, 1)
+        self._line.write(f"[{'#' * full}{' ' * (room - full)}]{told}")

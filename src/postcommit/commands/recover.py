@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 
 from postcommit.commands import arguments as args
+from postcommit.commands.output import entries
 from postcommit.commands.output import moment
 from postcommit.commands.output import printable
 from postcommit.errors import ItemError
@@ -41,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"{done}  {_shown(item)}")
             count += 1
     if count < len(items):
-        print(f"{len(items) - count} left to somebody who recovers them just now")
+        skipped = entries(len(items) - count)
+        print(f"{skipped} skipped: another command is recovering them now")
         return 1
     return 0
 

@@ -10,13 +10,18 @@ from postcommit.queue.item import State
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     args.queue(parser)
+    mend.arguments(parser)
     args.ids(parser, "+", "every entry that the options below choose")
     args.choice(parser, "deferred", "failed", default="what is deferred")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the entries due; 1 if some were left."""
+    """Make the entries due; 1 if some were skipped."""
     admin = args.admin(options)
-    chosen = args.selected(admin, options, State.DEFERRED)
-    with admin.changes():
-        return mend.each(chosen, admin.retry, "to be tried")
+    wanted = args.chosen(options, State.DEFERRED)
+    verbose = options.verbose
+    with args.meter(admin, wanted, "retried") as meter:
+        chosen = args.selected(admin, options, State.DEFERRED, step=meter.step)
+        with admin.changes():
+            done = "will be retried"
+            return mend.each(chosen, admin.retry, done, meter, verbose=verbose)

@@ -7,6 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from email.errors import HeaderParseError
+from email.header import decode_header
+from email.header import make_header
 
 from postcommit.commands import arguments as args
 from postcommit.commands.list import as_object
@@ -23,6 +26,9 @@ from postcommit.queue.item import State
 from postcommit.queue.item import open_file
 
 
+# Between a line and the one that continues it (RFC 5322, 2.2.3).
+_FOLD = re.compile(r"\r?\n[ \t]+")
+
 _BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
 
 _ADVICE = {
@@ -35,7 +41,8 @@ _ADVICE = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     args.queue(parser)
-    told = "its id, or the beginning of it; 'postcommit list' shows them"
+    told = "its id or the beginning of it, as 'postcommit list' shows it; or the"
+    told += " message id that send() returned, for every entry of that message"
     parser.add_argument("id", metavar="ID", help=told)
     form = parser.add_mutually_exclusive_group()
     told = "write the file as it is, envelope and message"
@@ -44,24 +51,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the entry. Raises `ItemError` if it is gone."""
+    """Print the entry, or each of a message. Raises `ItemError` if it is gone."""
     admin = args.admin(options)
-    [item] = admin.find([options.id])
+    items = admin.find([options.id])
     if options.raw:
-        _copy(item)
+        if len(items) > 1:
+            told = ", ".join(item.id for item in items)
+            raise ItemError(options.id, f"has {len(items)} entries, give one: {told}")
+        _copy(items[0])
         return 0
-    read = admin.details(item)
-    if read is None:
-        raise _gone(item)
-    if options.json:
-        print_json({**as_object(read), "header": _header(read)})
-        return 0
+    for number, item in enumerate(items):
+        read = admin.details(item)
+        if read is None:
+            raise _gone(item)
+        if options.json:
+            print_json({**as_object(read), "header": _header(read)})
+        else:
+            if number:
+                print()
+            _print(read)
+    return 0
+
+
+def _print(read: Details) -> None:
     for title, told in _lines(read, time.time()):
         print(f"{title:<11} {printable(told)}".rstrip())
     print()
-    for line in _header(read).splitlines():
+    for line in _fields(_header(read)):
         print(printable(line))
-    return 0
+
+
+def _fields(header: str) -> Iterator[str]:
+    """Yield the fields of a header as people read them: unfolded and decoded."""
+    # Only these line ends: a message may have others, which would look like a field.
+    for field in filter(None, re.split("\r?\n", _FOLD.sub(" ", header))):
+        name, colon, value = field.partition(":")
+        yield f"{name}{colon}{_decoded(value)}"
+
+
+def _decoded(value: str) -> str:
+    """Decode the encoded words in a field (RFC 2047); as it is if that fails."""
+    if "=?" not in value:
+        return value
+    try:
+        return " " + str(make_header(decode_header(value))).strip()
+    except (HeaderParseError, LookupError, ValueError):
+        return value
 
 
 def _copy(item: Item) -> None:
@@ -98,6 +133,8 @@ def _lines(read: Details, now: float) -> Iterator[tuple[str, str]]:
         return
     yield "attempts", str(read.attempts)
     yield "last reply", read.last_reply or "-"
+    if read.message_id:
+        yield "message id", read.message_id
     yield "from", read.sender or "<>"
     for number, recipient in enumerate(read.recipients):
         yield "" if number else "to", recipient
