@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shlex
 import subprocess
 import sys
@@ -10,12 +11,18 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 
 import pytest
+from zope.schema import Bool
+from zope.schema import Float
+from zope.schema import Int
 
 from postcommit import Maildir
 from postcommit import cli
 from postcommit.cli import Command
 from postcommit.cli import main
 from postcommit.errors import OptionError
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import ISMTPMailer
+from postcommit.settings import fields_of
 from tests.support.service import COMMAND
 from tests.support.service import environment
 
@@ -76,6 +83,69 @@ def test_wrong_usage_is_one_line_that_says_where_to_read_on(argv, told, capsys):
     assert err.startswith("postcommit: ")
     assert told in err
     assert "--help'" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["stauts", "q"], "unknown command 'stauts' (did you mean status?)"),
+        (["fly"], "unknown command 'fly'; see 'postcommit --help'"),
+        (["--verison"], "unknown option '--verison' (did you mean --version?)"),
+        (["run", "--rate-limt", "5", "q"], "(did you mean --rate-limit?)"),
+        (["run", "q", "--time-out=5"], "'--time-out' (did you mean --timeout?)"),
+        (["show", "--jsno", "q"], "'--jsno' (did you mean --json?)"),
+        (["delete", "q", "ALL", "-y"], "unknown option '-y'; see 'postcommit delete"),
+        (["list", "q", "--to", "-x"], "unknown option '-x'"),
+        (["list", "--", "--to", "q"], "unrecognized arguments: q"),
+        (["status", "q", "--warn-failed", "-5x"], "expected one argument"),
+        (["status", "--warn-f", "-5"], "required: QUEUE"),
+        (["retry", "-"], "required: ID"),
+    ],
+)
+def test_what_is_unknown_is_answered_with_the_nearest_one(argv, told, capsys):
+    assert ended(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def options():
+    """Return each option of the schemas as it is on the command line, and its field."""
+    for schema in (ISMTPMailer, IMailQueueProcessor):
+        for name, field in fields_of(schema).items():
+            if name not in ("password", "queue_path"):
+                yield pytest.param(f"--{name.replace('_', '-')}", field, id=name)
+
+
+@pytest.mark.parametrize(("option", "field"), list(options()))
+def test_help_shows_what_an_option_takes_and_its_default(
+    option, field, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert ended("run", "--help") == 0
+    out = capsys.readouterr().out
+    said = re.search(rf"^  {option}\b(.*)\n(.*)", out, re.MULTILINE)
+    assert said is not None
+    assert said[1].startswith(" N") == isinstance(field, Int | Float)
+    default = re.search(r"\(default: (.+?)\)", said[0])
+    assert default is not None
+    if isinstance(field, Bool):
+        assert default[1] == ("yes" if field.default else "no")
+    elif isinstance(field, Int | Float) and field.default is not None:
+        assert float(default[1]) == field.default
+        assert not default[1].endswith(".0")
+    else:
+        assert default[1] == ("none" if field.default is None else field.default)
+
+
+def test_help_of_the_commands_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ended("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 84
+    for known in cli.COMMANDS:
+        assert f"    {known.name:<12}{known.summary}" in lines
 
 
 def test_a_command_gets_its_options_and_returns_the_status(monkeypatch):

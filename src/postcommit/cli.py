@@ -6,9 +6,11 @@ so that one does not pay, or fail, for another's.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 from typing import NoReturn
 
 from postcommit.errors import MissingExtraError
@@ -25,12 +28,18 @@ from postcommit.errors import PostcommitError
 Options = argparse.Namespace
 
 _SHOWS_THE_WAY = """\
-Begin with 'postcommit status QUEUE': it tells whether something needs you, and by
-which command. 'postcommit COMMAND --help' tells all about one.
+Begin with 'postcommit status QUEUE': it shows what needs attention, and the command
+for it. 'postcommit COMMAND --help' explains one command.
 
-exit status: 0 done; 1 something is left to do, and was told; 2 nothing could be
+exit status: 0 done; 1 something is left to do, and was reported; 2 it could not be
 done, and one line on stderr says why; 130 interrupted
 """
+
+# Characters before the summary of a command: room for the longest name.
+_BEFORE_SUMMARY = 4 + len("test-relay") + 2
+
+# Words that begin with a dash and are not options: standard input, and a number.
+_NO_OPTION = re.compile(r"-(\d.*)?")
 
 # Advice for an error of the system that says nothing better itself.
 _HINTS = {
@@ -94,18 +103,25 @@ def _shells(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = (
-    Command("demo", "play a small shop that sends mail; takes a few seconds", _demo),
-    _command("run", "drain a queue until a signal ends it: the service"),
-    _command("flush", "try once all that is due, and tell whether something is left"),
-    _command("test-relay", "tell how the relay answers, and send a test mail"),
-    _command("status", "tell how a queue is, and whether it needs somebody"),
-    _command("list", "list the entries of a queue: who, since when, when next, why"),
-    _command("show", "show all about one entry"),
-    _command("retry", "have deferred entries or dead letters tried again now"),
-    _command("delete", "remove entries for good"),
-    _command("recover", "send or drop what a crash has left in doubt"),
-    _command("check", "tell what is wrong with a queue, and what to do"),
-    Command("completion", "print what a shell needs", _completion, _shells),
+    Command("demo", "run a small shop that sends mail (takes a few seconds)", _demo),
+    _command("run", "send queued mail until a signal arrives: the service"),
+    _command("flush", "try every due entry once, then report what is left"),
+    _command(
+        "test-relay", "check connection, TLS and login; optionally send a test mail"
+    ),
+    _command("status", "show the state of a queue and what needs attention"),
+    _command("list", "list entries with age, next attempt and last reply"),
+    _command("show", "show everything about one entry"),
+    _command("retry", "retry deferred entries or dead letters now"),
+    _command("delete", "delete entries permanently"),
+    _command("recover", "send or drop entries that a crash left in doubt"),
+    _command("check", "find problems in a queue and say how to fix them"),
+    Command(
+        "completion",
+        "print a completion script for bash, zsh or fish",
+        _completion,
+        _shells,
+    ),
 )
 
 
@@ -181,11 +197,45 @@ def _hint(error: OSError) -> str:
     return _HINTS.get(error.errno or 0, "")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Has name and summary of each command in one line."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, max_help_position=_BEFORE_SUMMARY, **options)
+        # argparse forgets the indentation of the commands.
+        self._action_max_length = _BEFORE_SUMMARY - 2
+
+
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, and where to read on."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"postcommit: {message}; see '{self.prog} --help'\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is unknown before argparse misses an argument for it.
+
+        For example, it would take the value of a misspelt option for the queue.
+        """
+        for word in args:
+            if self._subparsers is not None and not word.startswith("-"):
+                self._check(word, [command.name for command in COMMANDS], "command")
+                break
+            if word == "--":
+                break
+            if word.startswith("-") and not _NO_OPTION.fullmatch(word):
+                name = word.partition("=")[0]
+                self._check(name, list(self._option_string_actions), "option")
+        return super().parse_known_args(args, namespace)
+
+    def _check(self, name: str, known: list[str], kind: str) -> None:
+        """End unless `name` is one of those `known`, or the beginning of an option."""
+        beginning = name if name.startswith("--") else None
+        if name in known or (beginning and any(k.startswith(name) for k in known)):
+            return
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        self.error(f"unknown {kind} {name!r}{hint}")
 
 
 def _parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -198,7 +248,7 @@ def _parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         prog="postcommit",
         description="Mail that leaves when, and only when, the transaction commits.",
         epilog=_SHOWS_THE_WAY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     release = f"%(prog)s {version('postcommit')}"
     parser.add_argument("--version", action="version", version=release)
