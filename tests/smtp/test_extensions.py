@@ -231,7 +231,7 @@ def test_what_cannot_be_said_in_seven_bits(start, connect, message):
     assert mails(relay) == []
 
 
-@pytest.mark.parametrize("mark", ["\v", "\f", "\x1c", "\x1d", "\x1e"])
+@pytest.mark.parametrize("mark", ["\v", "\f", "\x1c", "\x1d", "\x1e", "\x00"])
 @pytest.mark.parametrize("word", ["Re:", "for"])
 def test_a_header_of_seven_bits_stays_as_it_is(start, connect, mark, word):
     """Some characters end a line for Python, but none for a mail."""
