@@ -44,7 +44,7 @@ from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
 from postcommit.zcmlfields import FilePath
-from postcommit.zcmlfields import NamedChoice
+from postcommit.zcmlfields import Option
 
 
 def modules() -> Iterator[Any]:
@@ -122,8 +122,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IBatch, OrderBook([])),
         *((contract, FilePath()) for contract in implementedBy(FilePath)),
         *(
-            (contract, NamedChoice(values=["x"]))
-            for contract in implementedBy(NamedChoice)
+            (contract, Option(interfaces.ISMTPMailer, "port"))
+            for contract in implementedBy(Option)
         ),
         (*implementedBy(DataManager), data_manager),
         (*implementedBy(Savepoint), data_manager.savepoint()),

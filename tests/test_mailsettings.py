@@ -144,8 +144,9 @@ def test_mailers_publish_as_told() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"hots": "x"}, "mail.hots='x': there is no such setting"),
-        ({"queuepath": "x"}, "mail.queuepath='x': there is no such setting"),
+        ({"hots": "x"}, "mail.hots='***': there is no such option; do you mean"),
+        ({"hots": "x"}, "do you mean mail.host?"),
+        ({"queuepath": "x"}, "mail.queuepath='***': there is no such option"),
         ({"keyfile": "key.pem"}, "mail.keyfile='key.pem': certificates of clients"),
         ({"certfile": "x.pem"}, "mail.certfile='x.pem': certificates of clients"),
         ({"debug": "1"}, "mail.debug='1': set the level of the logger"),

@@ -159,7 +159,7 @@ def test_another_prefix() -> None:
 
 
 def test_a_setting_that_can_never_work() -> None:
-    with pytest.raises(ConfigurationError, match=r"mail\.hots='x'"):
+    with pytest.raises(ConfigurationError, match=r"mail\.hots='\*\*\*'"):
         configurator(hots="x")
 
 

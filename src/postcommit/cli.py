@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from postcommit.errors import MissingExtraError
 from postcommit.errors import PostcommitError
+from postcommit.errors import without_userinfo
 
 
 Options = argparse.Namespace
@@ -210,7 +211,21 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, and where to read on."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"postcommit: {message}; see '{self.prog} --help'\n")
+        said = _without_values(message)
+        self.exit(2, f"postcommit: {said}; see '{self.prog} --help'\n")
+
+
+def _without_values(message: str) -> str:
+    """Return what argparse says without the values of options that it refuses.
+
+    An option that it does not know may be a misspelt ``--password``.
+    """
+    said, unknown, words = message.partition("unrecognized arguments: ")
+    found = words.split()
+    options = [word for word in found if word.startswith("-")]
+    said += unknown + " ".join(options or map(without_userinfo, found))
+    said = re.sub(r"(--?\w[\w-]*)=\S+", r"\1", said)
+    return re.sub(r"'([^']*)'", lambda found: f"'{without_userinfo(found[1])}'", said)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse what is unknown before argparse misses an argument for it.

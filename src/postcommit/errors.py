@@ -6,6 +6,7 @@ what its text says, so that nobody has to parse a message.
 """
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import cast
@@ -29,6 +30,51 @@ def shown(value: object) -> str:
     return text if len(text) <= 2 * _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
+# An option with such a name never shows its value.
+_SECRET = re.compile("passw|pwd|secret|token|credential", re.IGNORECASE)
+
+# What an error shows in place of a value.
+_MASK = "***"
+
+# The scheme of a URL. A path of the file system may have lost the second slash.
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]+:/+")
+
+
+def masked(name: str, value: object) -> object:
+    """Return `value` of the option `name` as an error may show it.
+
+    A password is replaced by ``***``, and so is anything before an @: a host name
+    or a URL may have a user and a password there. An object that shows either is
+    replaced by its type. None stays None, because there is nothing to hide.
+    """
+    if value is None:
+        return None
+    if _SECRET.search(name):
+        return _MASK
+    if name.endswith("default_sender"):
+        return value  # an address, where the text before the @ is no secret
+    if isinstance(value, str):
+        return without_userinfo(value)
+    text = repr(value)
+    return type(value) if "@" in text or _SECRET.search(text) else value
+
+
+def without_userinfo(text: str) -> str:
+    """Return a host name, URL or path without user, password and query."""
+    found = _SCHEME.match(text)
+    scheme = found[0] if found else ""
+    rest = text[len(scheme) :]
+    if scheme and "?" in rest:
+        rest = f"{rest.partition('?')[0]}?{_MASK}"
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}{_MASK}@{host}" if at else f"{scheme}{rest}"
+
+
+def is_url(text: str) -> bool:
+    """Tell whether `text` begins with the scheme of a URL."""
+    return _SCHEME.match(text) is not None
+
+
 class PostcommitError(Exception):
     """The root of all errors that postcommit raises."""
 
@@ -49,15 +95,15 @@ def _restored(kind: type[PostcommitError], arguments: tuple[Any, ...]) -> Any:
 class OptionError(PostcommitError, ValueError):
     """The value of an option can never work.
 
-    `name` is the option's name, `value` what was given, `reason` what is
-    wrong with it.
+    `name` is the option's name, `value` what was given (without a password, see
+    `masked`), `reason` what is wrong with it.
     """
 
     def __init__(self, name: str, value: object, reason: str) -> None:
         self.name = name
-        self.value = value
+        self.value = masked(name, value)
         self.reason = reason
-        super().__init__(f"{name}={shown(value)}: {reason}")
+        super().__init__(f"{name}={shown(self.value)}: {reason}")
 
 
 class ConfigError(OptionError):
@@ -110,6 +156,7 @@ class QueueError(PostcommitError, OSError):
     """
 
     def __init__(self, path: str, reason: str, cause: OSError | None = None) -> None:
+        path = without_userinfo(path) if is_url(path) else path
         self.path = path
         self.reason = reason
         if cause is None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from zope.interface import Attribute
 from zope.interface import Interface
 from zope.schema import Bool
 from zope.schema import Choice
+from zope.schema import Field
 from zope.schema import Float
 from zope.schema import Int
 from zope.schema import Object
@@ -52,11 +54,22 @@ Addresses: TypeAlias = Address | Iterable[Address]
 Sendable: TypeAlias = bytes | str | Message
 
 
-def _can_be_path(value: str) -> bool:
+# The second slash may be missing: pathlib, for example, drops it.
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
+
+
+def can_be_path(value: str) -> bool:
+    """Tell whether `value` can be a path of the file system; a URL is not one."""
     try:
-        return not set(os.fsencode(value)) & set(b"\0\r\n")
+        has_breaks = set(os.fsencode(value)) & set(b"\0\r\n")
     except UnicodeEncodeError:
         return False
+    return not has_breaks and _URL.match(value) is None
+
+
+def is_path(field: Field) -> bool:
+    """Tell whether the values of `field` are paths of the file system."""
+    return vars(field).get("constraint") is can_be_path
 
 
 class Status(enum.Enum):
@@ -295,6 +308,7 @@ class ISMTPMailer(IBatchMailer, IRelayCheck):
             " none: the system's."
         ),
         required=False,
+        constraint=can_be_path,
     )
     verify = Bool(
         title=_("Verify the certificate"),
@@ -356,6 +370,7 @@ class ISendmailMailer(IMailer):
         description=_("Path of the program; its arguments are those of sendmail."),
         default="/usr/sbin/sendmail",
         min_length=1,
+        constraint=can_be_path,
     )
     timeout = Float(
         title=_("Time-out"),
@@ -375,6 +390,7 @@ class IFileMailer(IMailer):
         title=_("Folder"),
         description=_("Where the files are; created where it is missing."),
         min_length=1,
+        constraint=can_be_path,
     )
     notify = Attribute(
         "The function that events are published with: `zope.event.notify`."
@@ -404,7 +420,7 @@ class IQueuedMailDelivery(IMailDelivery):
             " the working directory of the moment when it is given."
         ),
         min_length=1,
-        constraint=_can_be_path,
+        constraint=can_be_path,
     )
 
 
@@ -421,7 +437,7 @@ class IMailQueueProcessor(Interface):
             " the working directory of the moment when it is given."
         ),
         min_length=1,
-        constraint=_can_be_path,
+        constraint=can_be_path,
     )
     pollingInterval = Int(
         title=_("Polling interval"),

@@ -27,6 +27,7 @@ from zope.interface import provider
 
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
+from postcommit.errors import is_url
 from postcommit.files import CREATE
 from postcommit.files import begin_to_write_back
 from postcommit.files import explained
@@ -84,10 +85,10 @@ class Maildir:
     def __init__(self, dirname: str, create: bool = False) -> None:
         self.path = os.fsdecode(dirname)
         with explained(self.path, "open the Maildir"):
+            exists = _exists(self.path)
             if not os.path.isabs(self.path):
                 # Should the process change its folder, this one is still meant.
                 self.path = os.path.join(os.getcwd(), self.path)
-            exists = _exists(self.path)
         if create and not exists:
             with explained(self.path, "create the Maildir"):
                 _create(self.path)
@@ -322,6 +323,8 @@ class MaildirMessageWriter(MaildirMessage):
 
 
 def _exists(path: str) -> bool:
+    if is_url(path):
+        raise NotAMaildirError(path, "is a URL; name a folder")
     try:
         os.lstat(path)
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from postcommit.defaultsender import DefaultSender
 from postcommit.errors import AddressError
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
+from postcommit.errors import masked
 from postcommit.filemailer import FileMailer
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
@@ -27,6 +28,7 @@ from postcommit.maildir import check_path
 from postcommit.queue.runner import QueueProcessor
 from postcommit.settings import from_text
 from postcommit.settings import truth
+from postcommit.settings import unknown
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 
@@ -59,6 +61,15 @@ _PROCESSOR = {
     "polling_interval": "pollingInterval",
     **_fields(IMailQueueProcessor, "queuePath", "pollingInterval", "mailer"),
 }
+
+# All names of settings, without the prefix.
+_KNOWN = (
+    *_SMTP,
+    *_SENDMAIL,
+    *_FILE,
+    *_PROCESSOR,
+    *("mailer", "tls", "ssl", "queue_path", "processor", "default_sender"),
+)
 
 
 class MailSettings:
@@ -146,7 +157,8 @@ class MailSettings:
             mode = None if ssl else TLSMode.NONE.value
         implicit = TLSMode.IMPLICIT.value
         if mode is not None and ssl is not None and ssl != (mode == implicit):
-            raise self._error("ssl", ssl, f"contradicts {self._prefix}tls={tls!r}")
+            other = masked("tls", tls)
+            raise self._error("ssl", ssl, f"contradicts {self._prefix}tls={other!r}")
         return implicit if ssl else mode
 
     # Values
@@ -195,7 +207,7 @@ class MailSettings:
     def _refuse_what_is_left(self) -> None:
         for name, value in self._left.items():
             if name not in _REFUSED:
-                raise self._error(name, value, "there is no such setting")
+                raise unknown(name, _KNOWN, self._prefix)
             if truth(value) is not False:
                 raise self._error(name, value, _REFUSED[name])
 
@@ -218,5 +230,4 @@ class MailSettings:
                 raise self._error("default_sender", sender, error.reason) from error
 
     def _error(self, name: str, value: object, reason: str) -> OptionError:
-        shown = "***" if "password" in name else value
-        return OptionError(f"{self._prefix}{name}", shown, reason)
+        return OptionError(f"{self._prefix}{name}", value, reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from typing import Any
 from typing import cast
 
@@ -18,13 +19,14 @@ from zope.schema import Choice
 from zope.schema import Float
 from zope.schema import Int
 from zope.schema import Object
-from zope.schema import Password
 from zope.schema import TextLine
 from zope.schema.interfaces import IField
 from zope.schema.interfaces import ValidationError
 
 from postcommit.errors import OptionError
+from postcommit.errors import is_url
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import is_path
 
 
 _TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
@@ -34,22 +36,17 @@ def checked(schema: type[Interface], name: str, value: Any) -> Any:
     """Return `value` as option `name` of `schema` has it.
 
     A path becomes a str and an int a float where the field wants it. Raises
-    `OptionError` for a value that the field refuses; a password is repeated
-    neither there nor in its traceback.
+    `OptionError` for a value that the field refuses. The error has no cause,
+    because that would show the value, and the value may be a password.
     """
     field = cast(Any, schema)[name]
-    try:
+    with suppress(ValidationError, TypeError, OverflowError):
         value = _converted(field, value)
         field.validate(value)
         return value
-    except (ValidationError, TypeError, OverflowError) as error:
-        cause = error
-    reason = f"must be {_expectation(field)}"
-    if isinstance(field, Password):
-        # The cause has the value among its arguments. Here it is no context
-        # either, which a tool that collects errors might look into.
-        raise OptionError(name, "***", reason)
-    raise OptionError(name, value, reason) from cause
+    if is_path(field) and isinstance(value, str) and is_url(value):
+        raise OptionError(name, value, "must be a path, not a URL")
+    raise OptionError(name, value, f"must be {_expectation(field)}")
 
 
 def _converted(field: IField, value: Any) -> Any:
@@ -103,8 +100,9 @@ def checked_queue_path(schema: type[Interface], value: Any) -> str:
     try:
         return os.path.join(os.getcwd(), path)
     except OSError as error:
-        reason = f"is relative to a working directory that is no more: {error.strerror}"
-        raise OptionError("queuePath", path, reason) from error
+        cause = error.strerror
+    reason = f"is relative to a working directory that does not exist: {cause}"
+    raise OptionError("queuePath", path, reason)
 
 
 def checked_mailer(mailer: Any) -> IMailer:

@@ -81,8 +81,8 @@ def from_text(field: Any, value: Any) -> Any:
 def option(schema: Any, name: str, value: Any) -> Any:
     """Return `value`, text or not, as the option `name` of `schema` has it.
 
-    Raises `OptionError` for a value that the field refuses; it has the name
-    that was given, and no password.
+    Raises `OptionError` for a value that the field refuses, with the name that was
+    given.
     """
     field = _field(schema, name)
     is_secret = isinstance(field, Password)
@@ -90,8 +90,8 @@ def option(schema: Any, name: str, value: Any) -> Any:
     try:
         return checked(schema, field.__name__, from_text(field, stripped))
     except OptionError as error:
-        refused = OptionError(name, "***" if is_secret else value, error.reason)
-    raise refused
+        reason = error.reason
+    raise OptionError(name, value, reason)
 
 
 def sorted_out(given: Mapping[str, Any], *schemas: Any) -> tuple[dict[str, Any], ...]:
@@ -115,14 +115,15 @@ def sorted_out(given: Mapping[str, Any], *schemas: Any) -> tuple[dict[str, Any],
     return found
 
 
-def unknown(name: str, known: Iterable[str]) -> OptionError:
-    """Return the error for an option `name` that is none of those `known`.
+def unknown(name: str, known: Iterable[str], prefix: str = "") -> OptionError:
+    """Return the error for an option `name` that is not one of `known`.
 
-    It may be a misspelt password, so the value is not shown.
+    The value is not shown, because the name may be a misspelt ``password``.
+    `prefix` is what all names begin with in the settings.
     """
     near = difflib.get_close_matches(setting_name(name), list(known), 1)
-    hint = f"; do you mean {near[0]}?" if near else ""
-    return OptionError(name, "***", f"there is no such option{hint}")
+    hint = f"; do you mean {prefix}{near[0]}?" if near else ""
+    return OptionError(f"{prefix}{name}", "***", f"there is no such option{hint}")
 
 
 def _field(schema: Any, name: str) -> Any:

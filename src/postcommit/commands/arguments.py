@@ -23,6 +23,7 @@ from postcommit.commands.meter import Meter
 from postcommit.commands.owner import act_as_owner
 from postcommit.errors import ItemError
 from postcommit.errors import OptionError
+from postcommit.errors import shown
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item
@@ -323,7 +324,8 @@ def _type(schema: Any, name: str) -> Callable[[str], Any]:
         try:
             return option(schema, name, text)
         except OptionError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error.reason}") from error
+            reason = f"{shown(error.value)}: {error.reason}"
+        raise argparse.ArgumentTypeError(reason)
 
     return convert
 

@@ -99,7 +99,7 @@ class Configuration:
         self._log = {name: self._chosen(name) for name in _CHOICES}
         if _SECRET in self._given and "username" not in self._given:
             reason = "is of no use without a username"
-            raise self._given[_SECRET].refused(reason, secret=True)
+            raise self._given[_SECRET].refused(reason)
 
     def _chosen(self, name: str) -> str | None:
         given = self._given.pop(name, None)
@@ -164,7 +164,7 @@ class Configuration:
             # It is the default that does not go with another option.
             other = next(g for n, g in self._given.items() if f"{n}=" in error.reason)
             return ConfigError(other.source, name, error.value, error.reason)
-        return given.refused(error.reason, secret=name == _SECRET)
+        return given.refused(error.reason)
 
 
 # Where options come from
@@ -224,9 +224,23 @@ def _with_password(found: dict[str, Given]) -> dict[str, Given]:
         return found
     if _SECRET in found:
         raise file.refused(f"{found[_SECRET].name} is there as well; remove one")
-    with open(str(file.value).strip(), encoding="utf-8") as lines:
-        password = lines.readline().rstrip("\r\n")
-        more = lines.read().strip()
+    password, more = _read_password(file)
     if not password or more:
         raise file.refused("must have the password in its only line")
     return {**found, _SECRET: Given(file.source, file.name, password)}
+
+
+def _read_password(file: Given) -> tuple[str, str]:
+    """Return the first line of a password file, and what follows it.
+
+    The path is not shown in an error: it may be the password itself, which was
+    given in place of a path.
+    """
+    try:
+        with open(str(file.value).strip(), encoding="utf-8") as lines:
+            return lines.readline().rstrip("\r\n"), lines.read().strip()
+    except OSError as error:
+        reason = f"the file cannot be read: {error.strerror}"
+    except ValueError:
+        reason = "must be the path of a text file in UTF-8"
+    raise file.refused(reason)

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 from typing import NoReturn
 
@@ -52,13 +53,11 @@ class Given:
 
     source: str
     name: str
-    value: Any
+    value: Any = field(repr=False)
 
-    def refused(self, reason: str, *, secret: bool = False) -> ConfigError:
+    def refused(self, reason: str) -> ConfigError:
         """Return the error that says what is wrong with it."""
-        return ConfigError(
-            self.source, self.name, "***" if secret else self.value, reason
-        )
+        return ConfigError(self.source, self.name, self.value, reason)
 
 
 def read(path: str, known: Iterable[str]) -> dict[str, Given]:

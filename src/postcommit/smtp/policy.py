@@ -116,7 +116,7 @@ class Credentials:
             reason = "is needed with a username (or a token)"
             raise OptionError("password", None, reason)
         if not (token is None or callable(token)):
-            raise OptionError("token", "***", "must be a function that returns one")
+            raise OptionError("token", token, "must be a function that returns one")
         return cls(username, password, token)
 
     def secret(self) -> str:
