@@ -163,7 +163,6 @@ def test_mailers_publish_as_told() -> None:
         ({"ssl": "1", "tls": "1"}, "mail.ssl=True: contradicts mail.tls='1'"),
         ({"ssl": "0", "tls": "implicit"}, "mail.ssl=False: contradicts"),
         ({"password": 7}, "mail.password='***': must be a str"),
-        ({"username": "me"}, "mail.password='***': is needed with a username"),
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
         ({"mailer": "file"}, "mail.folder=None: is needed by mailer=file"),
         ({"folder": "a", "top_level_directory": "a"}, "is the same"),
@@ -189,3 +188,15 @@ def test_the_page_has_every_setting() -> None:
     names |= {*mailsettings._PROCESSOR, "mailer", "tls", "ssl", "queue_path"}
     names |= {"processor", "default_sender"}
     assert set(re.findall(r"``mail\.(\w+)", page)) == names
+
+
+@pytest.mark.parametrize(
+    "login", [{"username": "me"}, {"username": "me", "password": " "}]
+)
+def test_a_username_alone_is_no_login_as_with_pyramid_mailer(
+    login: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    mailer: Any = settings(host="mx", **login).mailers[""]
+    assert (mailer.username, mailer.password) == (None, None)
+    [record] = caplog.records
+    assert "no login" in record.getMessage()

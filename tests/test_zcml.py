@@ -344,7 +344,6 @@ def test_an_unknown_permission(configure: Any) -> None:
         ('<mail:smtpMailer name="m" hostname="" />', "hostname"),
         ('<mail:smtpMailer name="m" verify="maybe" />', "verify"),
         ('<mail:smtpMailer name="m" tls="ssl" />', "tls"),
-        ('<mail:smtpMailer name="m" username="me" />', "password"),
         ('<mail:smtpMailer name="m" debug="1" />', "debug"),
         ("<mail:smtpMailer />", "name"),
         ('<mail:fileMailer name="m" />', "folder"),
@@ -377,6 +376,17 @@ def test_no_error_tells_a_password(configure: Any, words: str) -> None:
     told = "".join(traceback.format_exception(caught.value))
     assert 'site.zcml", line 5.' in told
     assert "sesa" not in told
+
+
+@pytest.mark.parametrize(
+    "login", ['username="me"', 'password="x"', 'username="me" password=""', ""]
+)
+def test_half_a_login_is_none_as_with_zope_sendmail(
+    configure: Any, login: str
+) -> None:
+    configure(f'<mail:smtpMailer name="m" {login} />')
+    mailer: Any = getUtility(IMailer, "m")
+    assert mailer.username is None
 
 
 @pytest.mark.parametrize("other", ["directDelivery", 'queuedDelivery queuePath="r"'])

@@ -29,6 +29,7 @@ from postcommit.queue.runner import QueueProcessor
 from postcommit.settings import from_text
 from postcommit.settings import truth
 from postcommit.settings import unknown
+from postcommit.settings import without_lone_username
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 
@@ -126,6 +127,7 @@ class MailSettings:
             reason = f"must be one of {', '.join(_MAILERS)}"
             raise self._error("mailer", chosen, reason)
         smtp = self._options(ISMTPMailer, _SMTP)
+        smtp = without_lone_username(smtp, f"{self._prefix}*")
         mode = self._tls_mode()
         if mode is not None:
             smtp["tls"] = mode

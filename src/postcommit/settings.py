@@ -26,10 +26,13 @@ from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import ISMTPMailer
+from postcommit.log import Log
 from postcommit.options import checked
 from postcommit.queue.runner import QueueProcessor
 from postcommit.smtp.mailer import SMTPMailer
 
+
+log = Log(__name__)
 
 _TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})
 _FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
@@ -134,6 +137,19 @@ def _field(schema: Any, name: str) -> Any:
 def _owner(name: str, schemas: tuple[Any, ...]) -> int | None:
     owners = (n for n, schema in enumerate(schemas) if _field(schema, name))
     return next(owners, None)
+
+
+def without_lone_username(options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return `options` without a user name that has no password.
+
+    zope.sendmail, repoze.sendmail and pyramid_mailer do not log in then, and a site
+    that moves from them may depend on it. `source` names the settings in the log.
+    """
+    kept = dict(options)
+    if kept.get("username") and not kept.get("password"):
+        log.warning("%s: a username without a password is ignored: no login", source)
+        del kept["username"]
+    return kept
 
 
 def mailer_from(given: Mapping[str, Any], **others: Any) -> SMTPMailer:

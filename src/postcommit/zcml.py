@@ -33,6 +33,7 @@ from postcommit.interfaces import TLSMode
 from postcommit.interfaces import _
 from postcommit.maildir import check_path
 from postcommit.queue.runner import QueueProcessor
+from postcommit.settings import without_lone_username
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.zcmlfields import attributes
@@ -146,6 +147,7 @@ def smtpMailer(_context: Any, name: str, **options: Any) -> None:
     mode = _tls_mode(options.get("tls"), given)
     if mode is not None:
         options["tls"] = mode
+    options = without_lone_username(options, f"mail:smtpMailer {name}")
     _register_mailer(_context, name, SMTPMailer(**options))
 
 

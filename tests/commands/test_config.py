@@ -202,7 +202,7 @@ def test_a_file_that_is_no_password_is_refused(text: str, tmp_path: Path) -> Non
 
 def test_a_password_without_a_user_or_a_user_without_one(tmp_path: Path) -> None:
     environ = {"POSTCOMMIT_PASSWORD": "hunter2"}
-    with pytest.raises(ConfigError, match="without a username") as info:
+    with pytest.raises(ConfigError, match="no effect without a username") as info:
         told("q", environ=environ)
     assert "hunter2" not in str(info.value)
     with pytest.raises(OptionError, match="--password-file"):
@@ -211,6 +211,20 @@ def test_a_password_without_a_user_or_a_user_without_one(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="POSTCOMMIT_PASSWORD='") as info:
         told("q", "--username", "u", environ=wrong).mailer()
     assert "lines'" not in str(info.value)
+
+
+@pytest.mark.parametrize("section", ["app:zope-sendmail", "app:qp"])
+def test_half_a_login_in_a_file_of_an_older_library_is_none(
+    section: str, tmp_path: Path
+) -> None:
+    for lone in ("username = me", "password = x", "username = me\npassword = None"):
+        ini = file(tmp_path, f"[{section}]\n{lone}\nqueue_path = q\n")
+        mailer = told("--config", ini).mailer()
+        assert (mailer.username, mailer.password) == (None, None)
+    # Ours may have the other half in the environment.
+    ini = file(tmp_path, f"[{section}]\nusername = me\n")
+    mailer = told("--config", ini, environ={"POSTCOMMIT_PASSWORD": "x"}).mailer()
+    assert (mailer.username, mailer.password) == ("me", "x")
 
 
 # What is refused

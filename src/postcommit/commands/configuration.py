@@ -34,6 +34,7 @@ from postcommit.settings import mailer_from
 from postcommit.settings import processor_from
 from postcommit.settings import setting_name
 from postcommit.settings import unknown
+from postcommit.settings import without_lone_username
 from postcommit.smtp.mailer import SMTPMailer
 
 
@@ -97,9 +98,17 @@ class Configuration:
             for name, given in found.items():
                 self._given.setdefault(name, given)
         self._log = {name: self._chosen(name) for name in _CHOICES}
-        if _SECRET in self._given and "username" not in self._given:
-            reason = "is of no use without a username"
-            raise self._given[_SECRET].refused(reason)
+        self._check_login()
+
+    def _check_login(self) -> None:
+        """Refuse half a login, unless it is in a file of an older library."""
+        username, password = map(self._given.get, ("username", _SECRET))
+        if username and username.is_older:
+            self._given = without_lone_username(self._given, username.source)
+        elif password and not username:
+            if not password.is_older:
+                raise password.refused("has no effect without a username")
+            del self._given[_SECRET]
 
     def _chosen(self, name: str) -> str | None:
         given = self._given.pop(name, None)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from typing import Any
 from typing import NoReturn
 
@@ -49,11 +50,15 @@ _OLDER = {
 
 @dataclass(frozen=True)
 class Given:
-    """An option as it was given, with its `name` there; `source` is where."""
+    """An option as it was given, with its `name` there; `source` is where.
+
+    `is_older` is true in a section of an older library.
+    """
 
     source: str
     name: str
     value: Any = field(repr=False)
+    is_older: bool = False
 
     def refused(self, reason: str) -> ConfigError:
         """Return the error that says what is wrong with it."""
@@ -140,7 +145,7 @@ def _checked(
 
 def _translated(theirs: Mapping[str, Given]) -> dict[str, Given]:
     ours = {
-        name: given
+        name: replace(given, is_older=True)
         for name, given in theirs.items()
         if name in _ZOPE and given.value.strip() != "None"
     }
