@@ -111,7 +111,7 @@ def test_queue_and_smtp_do_not_meet_and_nobody_imports_a_face(module: str) -> No
 @pytest.mark.parametrize("module", FILES)
 def test_modules_and_functions_stay_small(module: str) -> None:
     text = (SOURCE / f"{module}.py").read_text()
-    assert text.count("\n") < (700 if module == "interfaces" else 350)
+    assert text.count("\n") < (700 if module == "interfaces" else 400)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from zope.interface.verify import verifyClass
 from zope.interface.verify import verifyObject
+from zope.sendmail.maildir import Maildir as OlderMaildir
 
 from postcommit import Maildir
 from postcommit.errors import NotAMaildirError
@@ -120,6 +121,33 @@ def test_another_folder_is_no_maildir(
     with pytest.raises(NotAMaildirError, match=f"it has no .*{missing}"):
         Maildir(str(tmp_path), create)
     assert sorted(os.listdir(tmp_path)) == sorted(present)
+
+
+def test_errors_are_value_errors_as_those_of_zope_sendmail(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("missing", "file", "folder", "file/below"):
+        path = str(tmp_path / name)
+        for library in (Maildir, OlderMaildir):
+            with pytest.raises(ValueError, match=name):
+                library(path)
+        for create in (True, False) if name != "missing" else (False,):
+            with pytest.raises(OSError, match=name):
+                Maildir(path, create)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_link_or_a_file_in_place_of_a_folder_is_refused(
+    maildir: Maildir, name: str, tmp_path: Path
+) -> None:
+    os.rename(maildir.folder(name), tmp_path / name)
+    os.symlink(tmp_path / name, maildir.folder(name))
+    with pytest.raises(NotAMaildirError, match=f"{name} is a symbolic link"):
+        Maildir(maildir.path)
+    os.unlink(maildir.folder(name))
+    Path(maildir.folder(name)).touch()
+    with pytest.raises(NotAMaildirError, match=f"{name} is a file"):
+        Maildir(maildir.path, create=True)
 
 
 @pytest.mark.parametrize("create", [False, True])

@@ -33,6 +33,9 @@ def shown(value: object) -> str:
 # An option with such a name never shows its value.
 _SECRET = re.compile("passw|pwd|secret|token|credential", re.IGNORECASE)
 
+# Options that hold an address, where the text before the @ is not a secret.
+_ADDRESSES = ("default_sender", "--from")
+
 # What an error shows in place of a value.
 _MASK = "***"
 
@@ -51,8 +54,8 @@ def masked(name: str, value: object) -> object:
         return None
     if _SECRET.search(name):
         return _MASK
-    if name.endswith("default_sender"):
-        return value  # an address, where the text before the @ is no secret
+    if name.endswith(_ADDRESSES):
+        return value
     if isinstance(value, str):
         return without_userinfo(value)
     text = repr(value)
@@ -169,8 +172,19 @@ class QueueError(PostcommitError, OSError):
         return f"{self.path}: {self.reason}"
 
 
-class NotAMaildirError(QueueError, NotADirectoryError):
-    """The path is a file, or a folder without ``tmp``, ``new`` and ``cur``."""
+class MaildirError(QueueError, ValueError):
+    """A Maildir cannot be opened or created.
+
+    It is a ValueError as well, as in zope.sendmail.
+    """
+
+
+class NotAMaildirError(MaildirError, NotADirectoryError):
+    """The path is not a folder with the folders ``tmp``, ``new`` and ``cur``."""
+
+
+class NotAQueueError(QueueError, ValueError):
+    """The Maildir is not a queue: it may be a person's mailbox."""
 
 
 class PublishError(QueueError):

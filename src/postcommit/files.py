@@ -20,11 +20,17 @@ ONE_WRITE = 1 << 16
 
 
 class explained:
-    """Turns an OSError of its body into a `QueueError` that names `path`."""
+    """Turns an OSError of its body into a `QueueError` that names `path`.
 
-    def __init__(self, path: str, doing: str) -> None:
+    `kind` is the class of the error.
+    """
+
+    def __init__(
+        self, path: str, doing: str, kind: type[QueueError] = QueueError
+    ) -> None:
         self._path = path
         self._doing = doing
+        self._kind = kind
 
     def __enter__(self) -> None:
         pass
@@ -36,12 +42,14 @@ class explained:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, QueueError):
-            raise unable(self._path, self._doing, error) from error
+            raise unable(self._path, self._doing, error, self._kind) from error
 
 
-def unable(path: str, doing: str, error: OSError) -> QueueError:
-    """Return `error` as a `QueueError` that names `path`."""
-    return QueueError(path, f"cannot {doing}: {error.strerror or error}", error)
+def unable(
+    path: str, doing: str, error: OSError, kind: type[QueueError] = QueueError
+) -> QueueError:
+    """Return `error` as a `QueueError` of this `kind` that names `path`."""
+    return kind(path, f"cannot {doing}: {error.strerror or error}", error)
 
 
 def sync(path: str) -> None:

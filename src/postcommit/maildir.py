@@ -25,6 +25,7 @@ from weakref import WeakSet
 from zope.interface import implementer
 from zope.interface import provider
 
+from postcommit.errors import MaildirError
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
 from postcommit.errors import is_url
@@ -84,26 +85,16 @@ class Maildir:
 
     def __init__(self, dirname: str, create: bool = False) -> None:
         self.path = os.fsdecode(dirname)
-        with explained(self.path, "open the Maildir"):
+        with explained(self.path, "open the Maildir", MaildirError):
             exists = _exists(self.path)
             if not os.path.isabs(self.path):
                 # Should the process change its folder, this one is still meant.
                 self.path = os.path.join(os.getcwd(), self.path)
         if create and not exists:
-            with explained(self.path, "create the Maildir"):
+            with explained(self.path, "create the Maildir", MaildirError):
                 _create(self.path)
-        with explained(self.path, "open the Maildir"):
-            if not stat.S_ISDIR(os.stat(self.path).st_mode):
-                reason = "is no folder, so no Maildir; name another"
-                raise NotAMaildirError(self.path, reason)
-            present = os.listdir(self.path)
-        missing = [name for name in FOLDERS if name not in present]
-        if missing:
-            raise NotAMaildirError(
-                self.path,
-                f"is no Maildir, it has no {' and no '.join(missing)};"
-                " name another folder, or one that does not exist",
-            )
+        with explained(self.path, "open the Maildir", MaildirError):
+            _check_folders(self.path)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.paths("new")
@@ -332,6 +323,35 @@ def _exists(path: str) -> bool:
     except ValueError as error:
         raise NotAMaildirError(path, f"can be no path: {error}") from error
     return True
+
+
+def _check_folders(path: str) -> None:
+    """Raise `NotAMaildirError` unless the folder `path` has all that it needs.
+
+    The folder itself may be a symbolic link. Those in it may not: the files behind
+    such a link belong to somebody else, who does not expect them to be removed.
+    """
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        raise NotAMaildirError(path, "is no folder, so no Maildir; name another")
+    present = os.listdir(path)
+    missing = [name for name in FOLDERS if name not in present]
+    if missing:
+        raise NotAMaildirError(
+            path,
+            f"is no Maildir, it has no {' and no '.join(missing)};"
+            " name another folder, or one that does not exist",
+        )
+    for name in FOLDERS:
+        check_folder(path, name)
+
+
+def check_folder(path: str, name: str) -> None:
+    """Raise `NotAMaildirError` unless `name` in `path` is a folder, and not a link."""
+    mode = os.lstat(f"{path}/{name}").st_mode
+    if not stat.S_ISDIR(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
+        reason = f"{name} is {kind}; a Maildir needs the folder itself there"
+        raise NotAMaildirError(path, reason)
 
 
 def _create(path: str) -> None:

@@ -24,7 +24,7 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import TLSMode
-from postcommit.maildir import check_path
+from postcommit.queue.mark import check_queue_path
 from postcommit.queue.runner import QueueProcessor
 from postcommit.settings import from_text
 from postcommit.settings import truth
@@ -218,7 +218,7 @@ class MailSettings:
         if self.queue_path is not None:
             self.processor(self.mailers[""])
             try:
-                check_path(self.queue_path)
+                check_queue_path(self.queue_path)
             except QueueError as error:
                 path = self.queue_path
                 raise self._error("queue_path", path, error.reason) from error

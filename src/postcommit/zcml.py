@@ -31,7 +31,7 @@ from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import TLSMode
 from postcommit.interfaces import _
-from postcommit.maildir import check_path
+from postcommit.queue.mark import check_queue_path
 from postcommit.queue.runner import QueueProcessor
 from postcommit.settings import without_lone_username
 from postcommit.smtp.mailer import SMTPMailer
@@ -224,7 +224,7 @@ def queuedDelivery(
     processors: list[QueueProcessor] = []
 
     def make() -> QueuedMailDelivery:
-        check_path(queuePath)
+        check_queue_path(queuePath)
         processor = QueueProcessor(queuePath, _find_mailer(mailer), **options)
         if processorThread:
             handler(

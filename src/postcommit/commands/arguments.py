@@ -65,7 +65,13 @@ def admin(options: argparse.Namespace) -> Admin:
     Raises `QueueError` for a path that is not a queue.
     """
     act_as_owner(options.queue)
-    return Admin(options.queue)
+    return Admin(options.queue, adopt=vars(options).get("adopt", False))
+
+
+def adopt(parser: Parser) -> None:
+    """Have `parser` take whether a folder that may be a mailbox is a queue."""
+    told = "take the folder for a queue, even if it looks like a person's mailbox"
+    parser.add_argument("--adopt", action="store_true", help=told)
 
 
 def seconds(text: str) -> float:

@@ -78,6 +78,7 @@ def queue_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue_path", metavar="QUEUE", nargs="?", help=told)
     told = "create the queue where it is missing; its parent must be there"
     parser.add_argument("--create", action="store_true", help=told)
+    args.adopt(parser)
     args.options_of(parser, "processor", IMailQueueProcessor, "queue_path")
 
 

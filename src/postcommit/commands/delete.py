@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help=told)
     mend.arguments(parser)
     args.queue(parser)
+    args.adopt(parser)
     args.ids(parser, "+", "every entry that the options below choose")
     states = ("waiting", "deferred", "failed")
     args.choice(parser, *states, default="what waits or is deferred")

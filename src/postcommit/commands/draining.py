@@ -6,15 +6,17 @@ import errno
 from postcommit.commands.owner import act_as_owner
 from postcommit.errors import QueueError
 from postcommit.maildir import Maildir
+from postcommit.queue import mark
 from postcommit.queue.item import refuse_young_claims
 from postcommit.queue.store import Store
 
 
-def check_queue(path: str, *, create: bool) -> None:
+def check_queue(path: str, *, create: bool, adopt: bool) -> None:
     """Raise `QueueError` unless the queue at `path` can be drained.
 
-    It has to be there, unless it may be created, and no processor of another
-    library may work on it. As root, act as its owner from now on.
+    It must exist, unless `create` is true. It must not be a mailbox, unless `adopt`
+    is true. No processor of another library may work on it. As root, act as its owner
+    from now on.
     """
     act_as_owner(path, create=create)
     try:
@@ -24,4 +26,6 @@ def check_queue(path: str, *, create: bool) -> None:
             raise
         reason = "there is no such queue; --create makes it"
         raise QueueError(path, reason) from error
+    if adopt:
+        mark.adopt(path)
     refuse_young_claims(Store(path))

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Try what is due; 1 if anything is left in the queue, 130 if interrupted."""
     found = Configuration(options)
     mailer = found.mailer()
-    check_queue(found.queue_path, create=options.create)
+    check_queue(found.queue_path, create=options.create, adopt=options.adopt)
     logs.set_up(found.log_level(_LEVEL), found.log_format)
     total = _due(found.queue_path) if is_terminal(sys.stderr) else 0
     with Progress(total, sys.stderr) as progress:

@@ -25,7 +25,7 @@ from importlib import invalidate_caches
 
 from postcommit.errors import QueueError
 from postcommit.maildir import FOLDERS
-from postcommit.queue.store import FAILED
+from postcommit.queue.mark import FAILED
 
 
 _ROOT = 0

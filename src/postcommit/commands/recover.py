@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--drop", action="store_true", help="they did not commit: remove them"
     )
     args.queue(parser)
+    args.adopt(parser)
     args.ids(parser, "*", "all that is in doubt, and so does no id")
 
 

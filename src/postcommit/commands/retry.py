@@ -11,6 +11,7 @@ from postcommit.queue.item import State
 def arguments(parser: argparse.ArgumentParser) -> None:
     args.queue(parser)
     mend.arguments(parser)
+    args.adopt(parser)
     args.ids(parser, "+", "every entry that the options below choose")
     args.choice(parser, "deferred", "failed", default="what is deferred")
 

@@ -127,7 +127,11 @@ class Service:
         found = Configuration(self._options)
         mailer = found.mailer()
         processor = found.processor(mailer)
-        check_queue(processor.queuePath, create=self._options.create)
+        check_queue(
+            processor.queuePath,
+            create=self._options.create,
+            adopt=self._options.adopt,
+        )
         logs.set_up(found.log_level(_LEVEL), found.log_format)
         threading.excepthook = _log_death
         processor.start()

@@ -21,8 +21,8 @@ from postcommit.interfaces import IMailErrorEvent
 from postcommit.interfaces import IMailEvent
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
+from postcommit.queue.mark import FAILED
 from postcommit.queue.runner import QueueProcessor
-from postcommit.queue.store import FAILED
 from postcommit.smtp.mailer import SMTPMailer
 
 

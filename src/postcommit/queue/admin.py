@@ -27,6 +27,7 @@ from postcommit.files import explained
 from postcommit.files import remove
 from postcommit.files import sync
 from postcommit.maildir import Maildir
+from postcommit.queue import mark
 from postcommit.queue.entry import Claim
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item
@@ -44,12 +45,15 @@ from postcommit.queue.wakeup import ring
 class Admin:
     """Looks after the queue at `path`, which must exist.
 
-    Raises `QueueError` for a path that is no queue.
+    Raises `QueueError` for a path that is not a Maildir. With `adopt` it becomes a
+    queue, whatever is in it; otherwise a mailbox may be looked at, but not changed.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, adopt: bool = False) -> None:
         Maildir(path)  # which is not created here
-        self.store = Store(path)
+        if adopt:
+            mark.adopt(path)
+        self.store = Store(path, to_look=True)
         self.path = path
 
     # Looking
@@ -76,8 +80,9 @@ class Admin:
         """Make what the body has changed durable, and wake a processor.
 
         Raises `QueueError`, before anything is changed, where another library's
-        processor drains the queue.
+        processor drains the queue, and for a mailbox.
         """
+        mark.refuse_mailbox(self.store.maildir)
         refuse_young_claims(self.store)
         try:
             yield

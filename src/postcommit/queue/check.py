@@ -16,9 +16,9 @@ from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import foreign_claims
 from postcommit.queue.item import items
+from postcommit.queue.mark import FAILED
 from postcommit.queue.notice import PAUSED
 from postcommit.queue.staging import is_incomplete
-from postcommit.queue.store import FAILED
 from postcommit.queue.store import LEFTOVER_AGE
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import WAKEUP

@@ -163,6 +163,19 @@ def _parse_foreign(data: bytes) -> Entry:
     return _entry(_decoded(found[b"from"]), _decoded(found[b"to"]), message)
 
 
+def is_entry(head: bytes) -> bool:
+    """Tell whether a file that begins with `head` is an entry, perhaps damaged.
+
+    It may be one of postcommit, zope.sendmail or repoze.sendmail.
+    """
+    if head.startswith((FROM.rstrip(), UNREADABLE)):
+        return True
+    blank = _BLANK_LINE.search(head)
+    header = head[: blank.start()] if blank else head
+    names = {name.lower() for name, _ in _ACTUALLY.findall(header)}
+    return names == {b"from", b"to"}
+
+
 def _decoded(value: bytes) -> str:
     """Decode a header field's value (RFC 2047)."""
     try:

@@ -27,8 +27,8 @@ from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.entry import stem
+from postcommit.queue.mark import FAILED
 from postcommit.queue.staging import original_name
-from postcommit.queue.store import FAILED
 from postcommit.queue.store import FOREIGN_CLAIM_AGE
 from postcommit.queue.store import Store
 

@@ -37,11 +37,11 @@ from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import preamble
+from postcommit.queue.mark import FAILED
+from postcommit.queue.mark import refuse_mailbox
 
 
 log = Log(__name__)
-
-FAILED = ".Failed"
 
 # As the Maildir format has it: who needs longer to write a message is dead.
 LEFTOVER_AGE = 36 * 3600.0
@@ -52,11 +52,17 @@ FOREIGN_CLAIM_AGE = 3 * 3600.0
 
 
 class Store:
-    """The queue at `path`, a Maildir; it is created where it is missing."""
+    """The queue at `path`, a Maildir; it is created where it is missing.
 
-    def __init__(self, path: str) -> None:
+    Raises `QueueError`, such as `NotAQueueError` for a mailbox. `to_look` opens one
+    as well: then nothing may be changed in it.
+    """
+
+    def __init__(self, path: str, *, to_look: bool = False) -> None:
         self.maildir = Maildir(path, create=True)
         self.path = self.maildir.path
+        if not to_look:
+            refuse_mailbox(self.maildir)
 
     # Accept
 

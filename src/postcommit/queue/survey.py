@@ -19,9 +19,9 @@ from postcommit.queue.item import State
 from postcommit.queue.item import details
 from postcommit.queue.item import items
 from postcommit.queue.item import young_claims
+from postcommit.queue.mark import FAILED
 from postcommit.queue.notice import Notice
 from postcommit.queue.notice import posted
-from postcommit.queue.store import FAILED
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import heartbeat
 
