@@ -5,19 +5,26 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from postcommit.cli import main
+from postcommit.commands.output import moment
+from postcommit.commands.output import timestamp
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import Item
 from postcommit.queue.item import State
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import Bell
+from tests.support.faults import full_disk
 from tests.support.queues import ENTRY
 from tests.support.queues import bury
 from tests.support.queues import defer
@@ -449,8 +456,11 @@ def test_status(store: Store) -> None:
     assert re.fullmatch(r" {7}1  due now, the oldest for .+s", lines[4])
     assert lines[5] == "processor not running"
     assert lines[6].split()[0] == item.id
-    told = "attention: 1 in doubt; 'postcommit recover' sends or drops them"
-    assert lines[7:] == [told]
+    assert lines[7:] == [
+        "attention: 1 in doubt; 'postcommit recover' sends or drops them",
+        "attention: 1 due, and no processor lives; 'postcommit run' or"
+        " 'postcommit flush'",
+    ]
 
 
 def test_status_of_a_queue_that_needs_nobody(
@@ -487,13 +497,95 @@ def test_status_warns_as_asked(
     bury(store)
     bury(store)
     defer(store, due=-600)
-    argv = ["status", store.path]
+    argv = ["status", store.path, "--no-processor"]
     assert main(argv) == 0
     assert main([*argv, "--warn-age", "5m"]) == 1
     assert "an entry is due for 10m: no processor lives" in capsys.readouterr().out
     assert main([*argv, "--warn-failed", "2"]) == 0
     assert main([*argv, "--warn-failed", "1"]) == 1
     assert "2 dead letters; 'postcommit list --failed'" in capsys.readouterr().out
+
+
+def test_status_says_at_once_that_no_processor_lives(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attention(*options: str) -> list[str]:
+        status = main(["status", "--json", store.path, *options])
+        [told] = objects(capsys.readouterr().out)
+        assert status == bool(told["attention"])
+        return list(told["attention"])
+
+    deferred = defer(store, due=3600)
+    assert attention() == []  # nothing is due
+    wait(store)
+    assert attention() == [
+        "1 due, and no processor lives; 'postcommit run' or 'postcommit flush'"
+    ]
+    assert attention("--no-processor") == []
+    os.utime(f"{store.path}/cur/{deferred}:2,", (time.time() - 1,) * 2)
+    assert attention()[0].startswith("2 due, and no processor lives")
+    bell = Bell(store.path)
+    try:
+        assert attention() == []
+    finally:
+        bell.close()
+
+
+def test_status_says_that_the_disk_is_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_disk(tmp_path) as disk:
+        if not os.path.ismount(disk):
+            pytest.skip("may not mount here")
+        store = Store(str(disk / "queue"))
+        assert main(["status", store.path]) == 1
+        told = "attention: the queue is on a disk with 0 MiB left; make room"
+        assert told in capsys.readouterr().out
+        assert main(["status", "--prometheus", store.path]) == 1
+        assert re.search(r"attention\{.*\} [1-9]", capsys.readouterr().out)
+
+
+TIMES = [-(2**62), -62135596801, -1, 0, 253402300800, 300000000000, 2**62]
+
+
+@pytest.fixture
+def any_time() -> Iterator[Store]:
+    """A queue on a file system that has times of any year."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Store(f"{folder}/queue")
+
+
+@pytest.mark.parametrize("seconds", TIMES)
+def test_files_of_any_time_can_be_looked_at(
+    seconds: int, any_time: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "1700000000.M1P1Q1.web"
+    paths = [write(any_time, f"{folder}/{name}") for folder in ("new", "cur")]
+    paths.append(write(any_time, f"new/{'9' * 11}.M999999P1Q1.web"))
+    paths.append(write(any_time, f"new/{'9' * 200}.M999999P1Q1.web"))
+    bury(any_time)
+    paths += Path(any_time.path, ".Failed/new").iterdir()
+    leave_in_doubt(any_time, 1)
+    paths += Path(any_time.path, "tmp").iterdir()
+    for path in paths:
+        subprocess.run(["touch", "-c", "-d", f"@{seconds}", path], check=True)
+    path = any_time.path
+    for words in (["status"], ["list"], ["list", "--failed"], ["check"]):
+        for form in ([], ["--json"]):
+            assert main([*words, *form, path]) in (0, 1)
+            assert capsys.readouterr().err == ""
+    for item in Admin(path).items(*State):
+        for form in ([], ["--json"]):
+            assert main(["show", *form, path, item.id]) == 0
+    assert main(["status", "--prometheus", path]) == 1
+    assert main(["recover", "--drop", path]) == 0
+
+
+@given(st.integers(-(2**70), 2**70) | st.floats(allow_nan=False))
+def test_any_number_of_seconds_is_a_time(seconds: float) -> None:
+    for told in (timestamp(seconds), moment(seconds)):
+        assert told is not None
+        assert datetime.fromisoformat(told).tzinfo is not None
 
 
 def test_status_says_what_it_did_not_look_at(
@@ -552,7 +644,10 @@ def test_status_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -
         "processor_alive": False,
         "heartbeat_seconds": None,
         "paused": None,
-        "attention": ["1 in doubt; 'postcommit recover' sends or drops them"],
+        "attention": [
+            "1 in doubt; 'postcommit recover' sends or drops them",
+            "1 due, and no processor lives; 'postcommit run' or 'postcommit flush'",
+        ],
     }
 
 

@@ -14,6 +14,7 @@ from postcommit.queue.check import Finding
 from postcommit.queue.check import check
 from postcommit.queue.store import Store
 from tests.support.faults import without_privileges
+from tests.support.queues import ENTRY
 from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import leave_in_doubt
@@ -77,8 +78,13 @@ def test_what_is_missing_below_the_dead_letters(store: Store) -> None:
 def test_a_link_in_the_place_of_a_folder(store: Store, tmp_path: Path) -> None:
     os.rename(f"{store.path}/cur", tmp_path / "cur")
     os.symlink(tmp_path / "cur", f"{store.path}/cur")
-    problems = [f.problem for f in findings(store)]
-    assert "is no folder" in problems
+    # chmod and chown would change what the link leads to.
+    finding = only(store)
+    assert finding.problem == "is a symbolic link"
+    assert finding.advice == "put the folder itself there"
+    os.unlink(f"{store.path}/cur")
+    Path(f"{store.path}/cur").touch()
+    assert next(check(store, time.time())).problem == "is a file"
 
 
 def test_a_folder_on_another_file_system(store: Store) -> None:
@@ -155,11 +161,93 @@ def test_what_is_no_entry(store: Store) -> None:
     assert "'postcommit show --raw " in finding.advice
 
 
-def test_what_is_no_file(store: Store) -> None:
-    os.symlink("/etc/passwd", f"{store.path}/new/1700000000.M1P1Q1.web")
-    problems = [f.problem for f in findings(store)]
-    told = "is no entry: cannot be read: Too many levels of symbolic links"
-    assert told in problems
+@pytest.mark.parametrize("place", ["new", "cur", ".Failed/new"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_not_a_file(
+    store: Store, kind: str, place: str, tmp_path: Path
+) -> None:
+    bury(store)
+    path = f"{store.path}/{place}/1700000000.M1P1Q1 x"
+    target = tmp_path / "precious"
+    target.touch(0o644)
+    if kind == "link":
+        os.symlink(target, path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        os.mkdir(path)
+    finding = only(store)
+    assert finding.problem.endswith("so it is no entry")
+    if kind != "folder":
+        subprocess.run(["sh", "-c", finding.advice[1:-1]], check=True)
+        assert findings(store) == []
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_no_advice_reaches_a_file_that_is_linked_into_the_queue(
+    store: Store, tmp_path: Path
+) -> None:
+    target = tmp_path / "precious"
+    target.write_bytes(ENTRY)
+    os.chmod(target, 0o644)
+    os.chown(target, 65534, -1)
+    os.link(target, f"{store.path}/new/1700000000.M1P1Q1.web")
+    found = findings(store)
+    assert len(found) == 2
+    for finding in found:
+        assert "ch" not in finding.advice.partition("'")[2]
+        look = finding.advice[finding.advice.index("'") + 1 : -1]
+        look = look.replace("find / ", f"find {shlex.quote(str(tmp_path))} ")
+        done = subprocess.run(["sh", "-c", look], capture_output=True, text=True)
+        assert str(target) in done.stdout.splitlines()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_no_advice_changes_anything_outside_of_the_queue(
+    store: Store, tmp_path: Path
+) -> None:
+    """Whatever is in the queue: links in place of files, of folders, and hard links."""
+    outside = tmp_path / "outside"
+    outside.mkdir(0o755)
+    bury(store)
+    for number, place in enumerate(("tmp", "new", "cur", ".Failed/new", ".Failed")):
+        file = outside / f"{number}"
+        file.write_bytes(ENTRY)
+        os.chown(file, 65534, -1)
+        os.symlink(file, f"{store.path}/{place}/170000000{number}.link")
+        os.link(file, f"{store.path}/{place}/170000000{number}.hard")
+    os.rmdir(f"{store.path}/.Failed/cur")
+    os.symlink(outside, f"{store.path}/.Failed/cur")
+    before = {path: os.lstat(path)[:6] for path in (outside, *outside.iterdir())}
+    for finding in check(store, time.time()):
+        _, _, advice = finding.advice.partition("'")
+        if advice.startswith(("chmod", "chown")):
+            subprocess.run(["sh", "-c", advice.rpartition("'")[0]], check=True)
+    assert {path: os.lstat(path)[:6] for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "\x1b[2J", "l\n\\x", "\udcff\u202e'"])
+def test_the_advice_means_just_this_file_whatever_its_name(
+    store: Store, name: str
+) -> None:
+    path = write(store, f"new/1700000000.M1P1Q1.{name}")
+    os.chmod(path, 0o644)
+    finding = only(store)
+    assert finding.advice.isprintable()
+    subprocess.run(["bash", "-c", finding.advice[1:-1]], check=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert findings(store) == []
+
+
+def test_a_queue_behind_a_link_is_sound(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(store.path)
+    assert findings(Store(str(tmp_path / "link"))) == []
+    os.chmod(store.path, 0o755)
+    finding = only(Store(str(tmp_path / "link")))
+    assert finding.problem == "has mode 0755, so others can read the mail"
+    subprocess.run(["sh", "-c", finding.advice[1:-1]], check=True)
+    assert findings(store) == []
 
 
 def test_names_and_times(store: Store) -> None:

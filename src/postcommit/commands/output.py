@@ -19,6 +19,10 @@ _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
 _UNITS = (("d", 86400, 1_000_000), ("h", 3600, 24), ("m", 60, 60), ("s", 1, 60))
 
+# Seconds since the epoch. A day is left at both ends, for the offset of a time zone.
+_EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
+_LATEST = datetime(9999, 12, 30, tzinfo=UTC).timestamp()
+
 # Columns that stay however narrow a terminal is: which entry it is, and to whom.
 _FEWEST_COLUMNS = 2
 
@@ -62,17 +66,23 @@ def duration(seconds: float) -> str:
     return ("-" if seconds < 0 else "") + (told or "0s")
 
 
+def _at(seconds: float) -> datetime:
+    """Return a time since the epoch in UTC, from the year 1 to the year 9999.
+
+    A file's time may be outside, and becomes the nearest one that a calendar has.
+    """
+    within = min(max(seconds, _EARLIEST), _LATEST)
+    return datetime.fromtimestamp(within, UTC)
+
+
 def moment(seconds: float) -> str:
     """Return a time since the epoch for people: in UTC, and in local time beside it."""
-    try:
-        utc = datetime.fromtimestamp(seconds, UTC)
-        local = utc.astimezone()
-    except (OverflowError, OSError, ValueError):
-        return f"{seconds:.0f} s after 1970"  # a file can have any time
-    shown = f"{utc:%Y-%m-%d %H:%M:%S} UTC"
+    utc = _at(seconds)
+    local = utc.astimezone()
+    shown = f"{utc.year:04}-{utc:%m-%d %H:%M:%S} UTC"
     if not local.utcoffset():
         return shown
-    day = "" if local.date() == utc.date() else f"{local:%Y-%m-%d} "
+    day = "" if local.date() == utc.date() else f"{local.year:04}-{local:%m-%d} "
     return f"{shown} ({day}{local:%H:%M:%S %Z})"
 
 
@@ -80,7 +90,7 @@ def timestamp(seconds: float | None) -> str | None:
     """Return a time since the epoch for programs: ISO 8601, UTC."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    return _at(seconds).isoformat()
 
 
 def size(count: int) -> str:

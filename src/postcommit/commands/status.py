@@ -15,6 +15,8 @@ from postcommit.commands.output import print_json
 from postcommit.commands.output import printable
 from postcommit.commands.output import timestamp
 from postcommit.queue.admin import Admin
+from postcommit.queue.check import MAKE_ROOM
+from postcommit.queue.check import shortages
 from postcommit.queue.item import State
 from postcommit.queue.notice import Notice
 from postcommit.queue.survey import Reason
@@ -26,7 +28,9 @@ from postcommit.queue.survey import survey
 # so long hangs.
 HANGS_AFTER = 120.0
 
-# So many of those in doubt are named one by one.
+_START = "'postcommit run' or 'postcommit flush'"
+
+# Maximum number of entries in doubt that are listed.
 _MOST_SHOWN = 10
 
 
@@ -44,6 +48,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="exit with 1 if an entry is due for longer than this: 90 (seconds),"
         " 15m, 2h, 3d (default: 15m)",
     )
+    told = "a timer runs 'postcommit flush': do not warn because no processor lives"
+    parser.add_argument("--no-processor", action="store_true", help=told)
     parser.add_argument(
         "--warn-paused",
         metavar="AGE",
@@ -96,17 +102,27 @@ def _complaints(
         told = f"{duration(now - paused.since)}: {printable(paused.reason)}"
         hint = "'postcommit test-relay' or 'postcommit check' tell more"
         yield f"the queue has paused for {told}; {hint}"
-    if seen.oldest_due is not None and now - seen.oldest_due > options.warn_age:
-        late = duration(now - seen.oldest_due)
-        if paused:
-            hint = "the queue pauses"
-        elif seen.heartbeat is None:
-            hint = "no processor lives; 'postcommit run' or 'postcommit flush'"
-        else:
-            hint = "the processor's log tells why; 'postcommit test-relay'"
-        yield f"an entry is due for {late}: {hint}"
+    yield from _late(seen, now, options)
+    for problem in shortages(options.queue):
+        yield f"the queue {problem}; {MAKE_ROOM}"
     if options.warn_failed is not None and seen.failed > options.warn_failed:
         yield f"{seen.failed} dead letters; 'postcommit list --failed'"
+
+
+def _late(seen: Survey, now: float, options: argparse.Namespace) -> Iterator[str]:
+    """Yield why mail that is due is not sent."""
+    # The note of a pause is locked by its processor, so that lives as well.
+    lives = seen.heartbeat is not None or seen.pause is not None
+    if seen.oldest_due is not None and now - seen.oldest_due > options.warn_age:
+        if seen.pause:
+            hint = "the queue pauses"
+        elif lives:
+            hint = "the processor's log tells why; 'postcommit test-relay'"
+        else:
+            hint = f"no processor lives; {_START}"
+        yield f"an entry is due for {duration(now - seen.oldest_due)}: {hint}"
+    elif seen.due and not lives and not options.no_processor:
+        yield f"{seen.due} due, and no processor lives; {_START}"
 
 
 def _print(seen: Survey, now: float) -> None:

@@ -31,6 +31,8 @@ _AHEAD = 86400.0
 _LEAST_FREE = 64 << 20
 _LEAST_FILES = 1000
 
+MAKE_ROOM = "make room before the next commit fails"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -80,14 +82,19 @@ def _entries(
         if read is not None:
             with suppress(FileNotFoundError):  # it was sent meanwhile
                 found = os.lstat(item.path)
+                if not stat.S_ISREG(found.st_mode):
+                    yield _not_a_file(item, found)
+                    continue
                 yield from _rights(item.path, found, top)
                 yield from _entry(store, read, now, found.st_uid == top.st_uid)
 
 
 def _folders(store: Store) -> Iterator[Finding]:
     top = os.stat(store.path)
-    for name in ("", *FOLDERS, FAILED, *(f"{FAILED}/{folder}" for folder in FOLDERS)):
-        path = os.path.join(store.path, name).rstrip("/")
+    yield from _rights(store.path, top, top)
+    yield from _access(store.path, top, top)
+    for name in (*FOLDERS, FAILED, *(f"{FAILED}/{folder}" for folder in FOLDERS)):
+        path = f"{store.path}/{name}"
         try:
             found = os.lstat(path)
         except PermissionError:
@@ -96,10 +103,12 @@ def _folders(store: Store) -> Iterator[Finding]:
             if name != FAILED and os.path.exists(f"{store.path}/{FAILED}"):
                 yield Finding(path, "is missing", "create it, with mode 0700")
             continue
-        if not stat.S_ISDIR(found.st_mode) and name:
-            yield Finding(path, "is no folder", "put the folder itself there")
+        if not stat.S_ISDIR(found.st_mode):
+            kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "a file"
+            yield Finding(path, f"is {kind}", "put the folder itself there")
+            continue
         yield from _rights(path, found, top)
-        if found.st_dev != top.st_dev and name:
+        if found.st_dev != top.st_dev:
             problem = "is on another file system, so nothing can be renamed to it"
             yield Finding(path, problem, "move it onto that of the queue")
         yield from _access(path, found, top)
@@ -117,34 +126,59 @@ def _access(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[F
     if top.st_uid != os.geteuid():
         yield Finding(path, problem, "run as the user that owns the queue")
     elif found.st_uid == top.st_uid:
-        yield Finding(path, problem, f"'chmod u=rwx {shlex.quote(path)}'")
+        yield Finding(path, problem, f"'chmod u=rwx {quoted(path)}'")
     # Otherwise it belongs to somebody else, and `_rights` has said so.
 
 
 def _rights(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[Finding]:
+    """Yield what is wrong with mode and owner of a folder or a regular file.
+
+    The advice may be followed as root, so it must not reach a file that somebody has
+    linked into the queue. `found` is of the folder or file itself.
+    """
+    if stat.S_ISLNK(found.st_mode):
+        return  # it has no rights of its own, and chmod would follow it
+    advice = ""
+    if not stat.S_ISDIR(found.st_mode) and found.st_nlink > 1:
+        # Each of its names would change, and one may be /etc/shadow.
+        look = f"find / -xdev -inum {found.st_ino}"
+        advice = f"it has {found.st_nlink} names, so look first what it is: '{look}'"
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
         problem = f"has mode {mode:04o}, so others can read the mail"
-        yield Finding(path, problem, f"'chmod go= {shlex.quote(path)}'")
+        yield Finding(path, problem, advice or f"'chmod go= {quoted(path)}'")
     if found.st_uid != top.st_uid:
         problem = f"belongs to user {found.st_uid}, the queue to user {top.st_uid}"
         # Never the target of a symbolic link; and all that a folder has.
         options = "-hR" if stat.S_ISDIR(found.st_mode) else "-h"
         owner = f"{top.st_uid}:{top.st_gid}"
-        advice = f"as root, run 'chown {options} {owner} {shlex.quote(path)}'"
-        yield Finding(path, problem, advice)
+        change = f"as root, run 'chown {options} {owner} {quoted(path)}'"
+        yield Finding(path, problem, advice or change)
+
+
+def quoted(path: str) -> str:
+    """Return `path` as a word for a shell, in characters that can be printed."""
+    if path.isprintable():
+        return shlex.quote(path)
+    # POSIX.1-2024, 2.2.4; bash, zsh and ksh have had it for long.
+    plain = (chr(b) if 32 <= b < 127 else f"\\{b:03o}" for b in os.fsencode(path))
+    words = "".join(f"\\{c}" if c in ("'", "\\") else c for c in plain)
+    return f"$'{words}'"
+
+
+def shortages(path: str) -> Iterator[str]:
+    """Yield what the disk of the queue at `path` is short of."""
+    disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    if free < _LEAST_FREE:
+        yield f"is on a disk with {free >> 20} MiB left"
+    if disk.f_files and disk.f_favail < _LEAST_FILES:  # some have no number of files
+        yield f"is on a disk with room for {disk.f_favail} more files"
 
 
 def _disk(store: Store) -> Iterator[Finding]:
-    disk = os.statvfs(store.path)
-    advice = "make room before the next commit fails"
-    free = disk.f_bavail * disk.f_frsize
-    if free < _LEAST_FREE:
-        problem = f"is on a disk with {free >> 20} MiB left"
-        yield Finding(store.path, problem, advice)
-    if disk.f_files and disk.f_favail < _LEAST_FILES:  # some have no number of files
-        problem = f"is on a disk with room for {disk.f_favail} more files"
-        yield Finding(store.path, problem, advice)
+    for problem in shortages(store.path):
+        yield Finding(store.path, problem, MAKE_ROOM)
 
 
 def _foreign(store: Store, now: float) -> Iterator[Finding]:
@@ -180,7 +214,7 @@ def _doubts(store: Store) -> Iterator[Finding]:
 
 
 def _command(store: Store, name: str, item: Item) -> str:
-    return f"'postcommit {name} {shlex.quote(store.path)} {item.id}'"
+    return f"'postcommit {name} {quoted(store.path)} {item.id}'"
 
 
 def _entry(
@@ -200,6 +234,17 @@ def _entry(
     if item.state is State.DEFERRED and read.changed > now + _AHEAD:
         problem = "is due more than a day from now"
         yield Finding(item.path, problem, _command(store, "retry", item))
+
+
+def _not_a_file(item: Item, found: os.stat_result) -> Finding:
+    advice = f"'rm {quoted(item.path)}'"
+    if stat.S_ISLNK(found.st_mode):
+        problem = "is a symbolic link, which is never followed"
+    elif stat.S_ISDIR(found.st_mode):
+        problem, advice = "is a folder", "move it out of the queue"
+    else:
+        problem = "is not a regular file"
+    return Finding(item.path, f"{problem}, so it is no entry", advice)
 
 
 def _twice(store: Store, names: dict[State, set[int]]) -> Iterator[Finding]:
