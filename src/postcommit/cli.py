@@ -24,6 +24,9 @@ from typing import NoReturn
 from postcommit.errors import MissingExtraError
 from postcommit.errors import PostcommitError
 from postcommit.errors import without_userinfo
+from postcommit.log import indented
+from postcommit.log import one_line
+from postcommit.log import printable
 
 
 Options = argparse.Namespace
@@ -170,7 +173,7 @@ def _run(options: Options) -> int:
         raise
     except Exception as error:
         if options.debug:
-            traceback.print_exc()
+            print(indented(traceback.format_exc()).strip(), file=sys.stderr)
         else:
             print(f"postcommit: {_told(error)}", file=sys.stderr)
         return 2
@@ -179,7 +182,7 @@ def _run(options: Options) -> int:
 
 def _told(error: Exception) -> str:
     """Return what to tell of `error`, in one line."""
-    said = " ".join(str(error).split())
+    said = one_line(str(error))
     # An error without a file is one of our own output.
     if isinstance(error, OSError) and error.filename:
         hint = _hint(error)
@@ -211,21 +214,8 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, and where to read on."""
 
     def error(self, message: str) -> NoReturn:
-        said = _without_values(message)
+        said = printable(_without_values(message))
         self.exit(2, f"postcommit: {said}; see '{self.prog} --help'\n")
-
-
-def _without_values(message: str) -> str:
-    """Return what argparse says without the values of options that it refuses.
-
-    An option that it does not know may be a misspelt ``--password``.
-    """
-    said, unknown, words = message.partition("unrecognized arguments: ")
-    found = words.split()
-    options = [word for word in found if word.startswith("-")]
-    said += unknown + " ".join(options or map(without_userinfo, found))
-    said = re.sub(r"(--?\w[\w-]*)=\S+", r"\1", said)
-    return re.sub(r"'([^']*)'", lambda found: f"'{without_userinfo(found[1])}'", said)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse what is unknown before argparse misses an argument for it.
@@ -251,6 +241,19 @@ def _without_values(message: str) -> str:
         near = difflib.get_close_matches(name, known, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         self.error(f"unknown {kind} {name!r}{hint}")
+
+
+def _without_values(message: str) -> str:
+    """Return what argparse says without the values of options that it refuses.
+
+    An option that it does not know may be a misspelt ``--password``.
+    """
+    said, unknown, words = message.partition("unrecognized arguments: ")
+    found = words.split()
+    options = [word for word in found if word.startswith("-")]
+    said += unknown + " ".join(options or map(without_userinfo, found))
+    said = re.sub(r"(--?\w[\w-]*)=\S+", r"\1", said)
+    return re.sub(r"'([^']*)'", lambda found: f"'{without_userinfo(found[1])}'", said)
 
 
 def _parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:

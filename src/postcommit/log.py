@@ -1,8 +1,11 @@
-"""A log that cannot fail.
+"""A log that cannot fail, and in which nobody can forge a line.
 
 What is done about a mail must not depend on the application's logging. A filter
 that raises does so in the line that logs; there, a message that was sent would
 look as if it was not, and would be sent again.
+
+File names, addresses and texts of relays come from outside. In a log or on a terminal
+they could begin a new line, move the cursor, or turn the direction of the text.
 """
 from __future__ import annotations
 
@@ -22,8 +25,64 @@ else:
 _last_resort = logging.Handler()
 
 
+def printable(text: str, instead: str = "") -> str:
+    """Return `text` in one line, without what a terminal would obey.
+
+    Each character that cannot be printed is escaped, such as ESC to ``\\x1b`` and a
+    line feed to ``\\n``, or is replaced by `instead`. These are also the bidi controls,
+    and the lone surrogates, which cannot be encoded.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else instead or _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def one_line(text: str, most: int = 4000, instead: str = "") -> str:
+    """Return `text` as `printable` does, with any white space as one space.
+
+    A text of more than `most` characters is cut, and ends in three dots.
+    """
+    line = printable(" ".join(text[: 2 * most].split()), instead)
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def indented(text: str) -> str:
+    """Return the lines of a traceback as `printable` does, each indented.
+
+    An error's text may have several lines, and none may look like a line of ours.
+    """
+    return "\n".join(f"  {printable(line)}" for line in text.split("\n"))
+
+
+class _Printable:
+    """An argument of a log record, whose text is one line."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return printable(str(self._value))
+
+    def __repr__(self) -> str:
+        return printable(repr(self._value))
+
+
+def _argument(value: object) -> object:
+    """Return an argument of a record as one that forges no line."""
+    if isinstance(value, str):
+        return printable(value)
+    return value if isinstance(value, int | float) else _Printable(value)
+
+
 class Log(_Adapter):
-    """The logger `name`, but no method raises what a filter or a handler raises."""
+    """The logger `name`, but no method raises what a filter or a handler raises.
+
+    Arguments of a record are in one line each. Its message is ours, and stays.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(logging.getLogger(name), {})
@@ -31,6 +90,7 @@ class Log(_Adapter):
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
         if not self.isEnabledFor(level):
             return
+        args = tuple(map(_argument, args))
         try:
             # The line that the record names is our caller's.
             self.logger.log(level, msg, *args, stacklevel=2, **kwargs)

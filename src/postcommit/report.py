@@ -21,24 +21,14 @@ from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IOutcome
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
+from postcommit.log import one_line
 
 
-# Of the 64 kB that a reply may have, this is what a log line gets.
+# Maximum number of characters of a reply in one line; a relay may send 64 kB.
 _MOST_SHOWN = 2000
 
+# What stands for a character that cannot be printed.
 _INSTEAD = "\N{REPLACEMENT CHARACTER}"
-
-
-def one_line(text: str) -> str:
-    """Return `text` fit for a log, whoever it is from.
-
-    Without line breaks, and without what could act on the terminal that shows
-    it, or cannot be encoded. What was too long ends in three dots.
-    """
-    line = " ".join(text[: 2 * _MOST_SHOWN].split())
-    if not line.isprintable():
-        line = "".join(c if c.isprintable() else _INSTEAD for c in line)
-    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
 
 
 @implementer(IReply)
@@ -53,7 +43,7 @@ class Reply:
     def __str__(self) -> str:
         """Everything on one line: ``450 4.2.0 Greylisted``."""
         words = [str(self.code) if self.code else "", self.enhanced, self.text]
-        return one_line(" ".join(word for word in words if word))
+        return one_line(" ".join(filter(None, words)), _MOST_SHOWN, _INSTEAD)
 
 
 @implementer(IOutcome)
@@ -266,7 +256,9 @@ def _is_the_relays(error: OSError) -> bool:
 def _failure(error: OSError) -> RelayError:
     if isinstance(error, RelayError):
         return error
-    failure = RelayError(one_line(f"{type(error).__name__}: {error}"))
+    failure = RelayError(
+        one_line(f"{type(error).__name__}: {error}", _MOST_SHOWN, _INSTEAD)
+    )
     failure.__cause__ = error
     return failure
 

@@ -18,6 +18,7 @@ from postcommit.commands.output import print_json
 from postcommit.commands.progress import Progress
 from postcommit.commands.progress import WatchedMailer
 from postcommit.interfaces import Tally
+from postcommit.log import one_line
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import State
 from postcommit.queue.runner import QueueProcessor
@@ -95,6 +96,7 @@ def _print(tally: Tally, left: int, failure: object, *, as_json: bool) -> None:
         f" {tally.rejected} rejected"
     )
     if failure is not None:
-        print(f"the relay failed: {failure}; see 'postcommit test-relay'")
+        said = one_line(str(failure))
+        print(f"the relay failed: {said}; see 'postcommit test-relay'")
     if left:
         print(f"{left} left in the queue; see 'postcommit list'")

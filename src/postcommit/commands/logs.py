@@ -12,6 +12,8 @@ from typing import Any
 
 from postcommit.errors import RelayError
 from postcommit.interfaces import IReply
+from postcommit.log import indented
+from postcommit.log import printable
 
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -44,10 +46,23 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """A line for each record; a traceback has more. Times are UTC."""
+    """A line for each record. Times are UTC.
+
+    A traceback has more lines, each of them indented, so that no line of another
+    library's error can look like a record.
+    """
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return indented(stack_info)
 
 
 class JSONFormatter(logging.Formatter):

@@ -14,6 +14,8 @@ from datetime import datetime
 from typing import Any
 from typing import TextIO
 
+from postcommit.log import printable as printable
+
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
@@ -40,20 +42,6 @@ _LEAST = 8
 # Rows of a table that wait for each other, and for how many seconds.
 _SAMPLE = 100
 _PATIENCE = 0.2
-
-
-def printable(text: str) -> str:
-    """Return `text` without what a terminal would obey.
-
-    What a sender or a relay has written may contain anything.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def duration(seconds: float) -> str:

@@ -82,7 +82,8 @@ def run(options: argparse.Namespace) -> int:
         _print(seen, now)
         _print_doubts(admin)
         for complaint in complaints:
-            print(f"{coloured('attention', 'red', sys.stdout)}: {complaint}")
+            attention = coloured("attention", "red", sys.stdout)
+            print(f"{attention}: {printable(complaint)}")
     return 1 if complaints else 0
 
 
@@ -229,7 +230,7 @@ def _print_metrics(
     queue: str, seen: Survey, now: float, complaints: list[str]
 ) -> None:
     """Print gauges; what is not known is left out, as is usual there."""
-    escaped = queue.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    escaped = printable(queue).replace("\\", r"\\").replace('"', r"\"")
     label = f'queue="{escaped}"'
     states = {
         "waiting": seen.waiting,

@@ -13,12 +13,12 @@ from postcommit.commands.configuration import Configuration
 from postcommit.commands.output import coloured
 from postcommit.commands.output import duration
 from postcommit.commands.output import moment
-from postcommit.commands.output import printable
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Status
 from postcommit.interfaces import TLSMode
+from postcommit.log import one_line
 from postcommit.message import Composed
 from postcommit.message import compose
 from postcommit.smtp.certificate import Certificate
@@ -109,7 +109,7 @@ def _line(title: str, text: str) -> None:
 
 
 def _shown(said: object) -> str:
-    return printable(" ".join(str(said).split()))
+    return one_line(str(said))
 
 
 def _mail(options: argparse.Namespace) -> Composed | None:

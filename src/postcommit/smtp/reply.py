@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from postcommit.errors import RelayError
+from postcommit.log import printable
 from postcommit.report import Reply
 
 
 # RFC 5321, 4.5.3.1.5, allows 512 for a line. Nobody needs more than this for
 # all lines of a reply, and a relay shall not fill our memory.
 MAX_REPLY = 1 << 16
+
+# What stands for a character that could disturb the terminal that shows the log.
+_INSTEAD = "\N{REPLACEMENT CHARACTER}"
 
 # Lines of up to so many bytes are remembered when they were parsed.
 _SHORT = 128
@@ -68,7 +72,7 @@ def parse(data: bytes) -> Reply:
             raise RelayError(f"the relay's reply is not SMTP: {shown!r}")
         codes.add(found[1])
         text = (found[3] or b"").decode("utf-8", "replace")
-        texts.append(_printable(text.replace("\t", " ")))
+        texts.append(printable(text.replace("\t", " "), _INSTEAD))
     if len(codes) > 1:
         raise RelayError(f"the relay's reply has several codes: {sorted(codes)}")
     return _reply(int(codes.pop()), texts)
@@ -103,13 +107,6 @@ def _reply(code: int, texts: list[str]) -> Reply:
             for text in texts
         ),
     )
-
-
-def _printable(text: str) -> str:
-    """Replace what could disturb the terminal that shows the log."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def extensions_of(reply: Reply) -> dict[str, str]:
