@@ -17,10 +17,12 @@ from postcommit.errors import DeliveryError
 from postcommit.errors import EntryError
 from postcommit.errors import ForkedError
 from postcommit.errors import ItemError
+from postcommit.errors import MaildirError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
 from postcommit.errors import MissingExtraError
 from postcommit.errors import NotAMaildirError
+from postcommit.errors import NotAQueueError
 from postcommit.errors import OptionError
 from postcommit.errors import PostcommitError
 from postcommit.errors import PublishError
@@ -84,7 +86,9 @@ EXAMPLES = [
     MessageTypeError("it is a number"),
     QueueError("queue", "is missing"),
     QueueError("queue", "is full", FULL),
+    MaildirError("queue", "is missing"),
     NotAMaildirError("queue", "is a file"),
+    NotAQueueError("queue", "is a mailbox"),
     PublishError("queue", ("1",), FULL),
     ForkedError("not yours"),
     EntryError("it is empty"),

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import mailbox
 import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
+from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.store import Store
 from postcommit.queue.store import _age
@@ -106,6 +109,29 @@ def test_an_entry_is_deferred_again_in_its_place(store: Store) -> None:
     assert read(path) == ENTRY
     assert os.stat(path).st_mtime == 2000.0
     assert list(files(store)) == ["cur"]
+
+
+@pytest.mark.parametrize("seconds", [-(2**40), -1, 0, 10**11, 2**40])
+def test_a_name_without_a_time_gets_one_once_whatever_time_the_file_has(
+    seconds: int
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        other = Store(f"{folder}/queue")
+        path = f"{folder}/queue/new/what"
+        Path(path).write_bytes(ENTRY.preamble() + ENTRY.message)
+        subprocess.run(["touch", "-d", f"@{seconds}", path], check=True)
+        names = []
+        for _ in range(3):
+            claim = other.claim(path)
+            assert claim is not None
+            other.defer(claim, TRIED, time.time())
+            claim.release()
+            [path] = other.maildir.paths("cur")
+            names.append(os.path.basename(path))
+        assert len(set(names)) == 1
+        accepted = accepted_at(names[0])
+        assert accepted is not None
+        assert 0 <= accepted <= time.time()
 
 
 def test_an_entry_is_postponed_without_writing(store: Store) -> None:

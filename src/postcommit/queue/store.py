@@ -158,7 +158,8 @@ class Store:
         name = claim.stem
         if accepted_at(name) is None:
             # Some other program's: it would be as young as its last attempt for ever.
-            name = f"{int(claim.changed):010d}.{name}"
+            arrival = min(max(claim.changed, 0.0), time.time())
+            name = f"{int(arrival):010d}.{name}"
         elif os.path.dirname(claim.path) == self.maildir.folder("cur"):
             return
         target = f"{self.maildir.folder('cur')}/{name}:2,"
