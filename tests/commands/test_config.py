@@ -200,6 +200,20 @@ def test_a_file_that_is_no_password_is_refused(text: str, tmp_path: Path) -> Non
         told("q", "--username", "u", "--password-file", path)
 
 
+def test_a_password_file_that_cannot_be_read_is_not_named(tmp_path: Path) -> None:
+    (tmp_path / "hunter2").write_bytes(b"\xff")
+    for path, reason in (
+        ("hunter2", "No such file"),
+        (str(tmp_path / "hunter2"), "UTF-8"),
+        (f"{tmp_path}/hunter2/below", "Not a directory"),
+        ("hunter2\0", "UTF-8"),
+    ):
+        with pytest.raises(ConfigError, match=reason) as info:
+            told("q", "--username", "u", "--password-file", path)
+        assert "hunter2" not in str(info.value)
+        assert "--password-file" in str(info.value)
+
+
 def test_a_password_without_a_user_or_a_user_without_one(tmp_path: Path) -> None:
     environ = {"POSTCOMMIT_PASSWORD": "hunter2"}
     with pytest.raises(ConfigError, match="no effect without a username") as info:

@@ -21,6 +21,7 @@ from postcommit.errors import NotAQueueError
 from postcommit.errors import PostcommitError
 from postcommit.maildir import Maildir
 from postcommit.queue.admin import Admin
+from postcommit.queue.mark import _head
 from postcommit.queue.mark import adopt
 from postcommit.queue.mark import refuse_mailbox
 from postcommit.queue.runner import QueueProcessor
@@ -216,6 +217,10 @@ def test_what_has_no_text_tells_nothing(path: Path) -> None:
     (path / "new" / ".keep").touch()
     os.mkfifo(path / "new" / "1700000000.5")
     assert is_queue(path)
+
+
+def test_what_was_sent_meanwhile_tells_nothing(path: Path) -> None:
+    assert _head(str(path / "new" / "gone")) == b""
 
 
 def test_ours_with_dead_letters_only(path: Path) -> None:

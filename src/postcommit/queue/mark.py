@@ -19,7 +19,6 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 
 from postcommit.errors import NotAQueueError
@@ -90,26 +89,29 @@ def _mailbox(maildir: Maildir) -> str:
         return "it is a folder of another Maildir"
     is_empty = True
     for name in ("new", "cur"):
-        for looks_ours in _sample(maildir.folder(name)):
-            if looks_ours:
-                return ""
-            is_empty = False
+        has_entries = _has_entries(maildir.folder(name))
+        if has_entries:
+            return ""
+        is_empty = is_empty and has_entries is None
     if not is_empty:
         return "it has mail, but no entry of a queue"
-    foreign = next(_foreign(maildir.path), "")
+    foreign = _foreign(maildir.path)
     return f"it has {foreign!r}" if foreign else ""
 
 
-def _sample(folder: str) -> Iterator[bool]:
-    """Yield for the first few files whether they are a queue's."""
+def _has_entries(folder: str) -> bool | None:
+    """Tell whether one of the first few files is a queue's; None if all are empty."""
     with os.scandir(folder) as found:
         if any(e.name.startswith(_OLDER) for e in itertools.islice(found, _SAMPLE)):
-            yield True
+            return True
+    has_mail = False
     with os.scandir(folder) as found:
         files = (entry.path for entry in found if not entry.name.startswith("."))
         for head in map(_head, itertools.islice(files, _SAMPLE)):
-            if head:
-                yield is_entry(head)
+            if is_entry(head):
+                return True
+            has_mail = has_mail or bool(head)
+    return False if has_mail else None
 
 
 def _head(path: str) -> bytes:
@@ -126,10 +128,11 @@ def _head(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _foreign(path: str) -> Iterator[str]:
-    """Yield what a mailbox has beside its mail, and a queue has not."""
+def _foreign(path: str) -> str:
+    """Return what a mailbox has beside its mail, and a queue has not."""
     with os.scandir(path) as found:
         for entry in found:
             is_subfolder = entry.name.startswith(".") and entry.is_dir()
             if _MAILBOX.match(entry.name) or (is_subfolder and entry.name not in _OURS):
-                yield entry.name
+                return entry.name
+    return ""
