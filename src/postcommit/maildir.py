@@ -333,7 +333,9 @@ def _check_folders(path: str) -> None:
     """
     if not stat.S_ISDIR(os.stat(path).st_mode):
         raise NotAMaildirError(path, "is no folder, so no Maildir; name another")
-    present = os.listdir(path)
+    # Their kinds are known with their names, without another system call.
+    with os.scandir(path) as found:
+        present = {entry.name: entry for entry in found if entry.name in FOLDERS}
     missing = [name for name in FOLDERS if name not in present]
     if missing:
         raise NotAMaildirError(
@@ -341,17 +343,16 @@ def _check_folders(path: str) -> None:
             f"is no Maildir, it has no {' and no '.join(missing)};"
             " name another folder, or one that does not exist",
         )
-    for name in FOLDERS:
-        check_folder(path, name)
+    for name, entry in present.items():
+        if not entry.is_dir(follow_symlinks=False):
+            raise not_a_folder(path, name, is_link=entry.is_symlink())
 
 
-def check_folder(path: str, name: str) -> None:
-    """Raise `NotAMaildirError` unless `name` in `path` is a folder, and not a link."""
-    mode = os.lstat(f"{path}/{name}").st_mode
-    if not stat.S_ISDIR(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
-        reason = f"{name} is {kind}; a Maildir needs the folder itself there"
-        raise NotAMaildirError(path, reason)
+def not_a_folder(path: str, name: str, *, is_link: bool) -> NotAMaildirError:
+    """Return the error for a file or a link in place of the folder `name`."""
+    kind = "a symbolic link" if is_link else "a file"
+    reason = f"{name} is {kind}; a Maildir needs the folder itself there"
+    return NotAMaildirError(path, reason)
 
 
 def _create(path: str) -> None:

@@ -18,7 +18,6 @@ from postcommit import cli
 from postcommit.delivery import QueuedMailDelivery
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import NotAQueueError
-from postcommit.errors import PostcommitError
 from postcommit.maildir import Maildir
 from postcommit.queue.admin import Admin
 from postcommit.queue.mark import _head
@@ -196,7 +195,7 @@ def test_a_queue_of_zope_sendmail_is_taken_over(tmp_path: Path) -> None:
     mailer = RecordingMailer()
     assert QueueProcessor(queue, mailer).flush() == (1, 0, 0)
     # And is one from now on, whatever is put into it.
-    write(Store(queue), "new/1700000000.M1P1.host", b"damaged")
+    write(Store(queue), "new/1700000000.M1P1.host", LETTER)
     assert is_queue(Path(queue))
 
 
@@ -217,6 +216,20 @@ def test_what_has_no_text_tells_nothing(path: Path) -> None:
     (path / "new" / ".keep").touch()
     os.mkfifo(path / "new" / "1700000000.5")
     assert is_queue(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0\0", b"Neither one nor the other.\n"])
+def test_damaged_files_are_no_mail_of_a_person(data: bytes, path: Path) -> None:
+    (path / "new" / "1700000000.1").write_bytes(data)
+    assert is_queue(path)
+    (path / "cur" / "1700000000.2:2,").write_bytes(LETTER)
+    assert not is_queue(path)
+
+
+@pytest.mark.parametrize("first", [b"From ann Mon", b">From ann", b"X-Spam-Score: 1"])
+def test_however_a_letter_begins(first: bytes, path: Path) -> None:
+    (path / "new" / "1700000000.1").write_bytes(first + b"\nSubject: x\n\n")
+    assert not is_queue(path)
 
 
 def test_what_was_sent_meanwhile_tells_nothing(path: Path) -> None:
@@ -240,7 +253,9 @@ def test_ours_with_dead_letters_only(path: Path) -> None:
 )
 def test_an_empty_mailbox_of_a_mail_server(name: str, path: Path) -> None:
     if name.startswith("."):
-        (path / name).mkdir()
+        Maildir(str(path / name), create=True)
+        assert is_queue(path)
+        (path / name / "maildirfolder").touch()
     else:
         (path / name).touch()
     with pytest.raises(NotAQueueError, match=f"it has '{name}'"):
@@ -260,15 +275,17 @@ def test_files_beside_the_folders_do_not_matter(path: Path) -> None:
     assert is_queue(path)
 
 
-def test_what_may_not_be_read_is_an_error(mailbox: Path) -> None:
-    os.chmod(mailbox / "new" / "1700000000.M1P1.host", 0o000)
-
+def test_a_fault_of_the_disk_is_left_to_the_processor(mailbox: Path) -> None:
     def look() -> None:
-        with pytest.raises(PostcommitError, match="whether this is a queue"):
-            refuse_mailbox(Maildir(str(mailbox)))
+        assert is_queue(mailbox)
 
-    for folder in (mailbox, *mailbox.iterdir()):
-        os.chmod(folder, 0o777)
+    os.chmod(mailbox / "new", 0o000)
+    without_privileges(look)
+    os.chmod(mailbox / "new", 0o700)
+    assert not is_queue(mailbox)
+    for folder in ("new", "cur"):
+        for file in (mailbox / folder).iterdir():
+            os.chmod(file, 0o000)
     without_privileges(look)
 
 

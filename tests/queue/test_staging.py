@@ -71,8 +71,7 @@ def prepared(item: MaildirMessage, leader: MaildirMessage) -> str:
 
 
 def in_doubt(queue: Path) -> list[str]:
-    store = Store(str(queue), to_look=True)
-    return sorted(os.path.basename(path) for path in store.in_doubt())
+    return sorted(os.path.basename(path) for path in Store(str(queue)).in_doubt())
 
 
 # Prepare, publish, discard
@@ -433,7 +432,7 @@ def test_what_is_prepared_but_incomplete_is_not_in_doubt(
     power_failure(items[0])
     power_failure(items[2])
     os.utime(items[0].path, (1, 1))
-    store = Store(str(queue), to_look=True)
+    store = Store(str(queue))
     store.remove_leftovers()
     assert len(files(queue)) == 3, "the transaction is alive"
     batch._release()  # as its death does

@@ -65,6 +65,8 @@ def _at(seconds: float) -> datetime:
 
 def moment(seconds: float) -> str:
     """Return a time since the epoch for people: in UTC, and in local time beside it."""
+    if not _EARLIEST <= seconds <= _LATEST:
+        return f"{seconds:.0f} s after 1970"  # a file can have any time
     utc = _at(seconds)
     local = utc.astimezone()
     shown = f"{utc.year:04}-{utc:%m-%d %H:%M:%S} UTC"

@@ -9,9 +9,9 @@ Maildir a queue? The first of these rules that applies says so:
 3. Some of its files are entries of postcommit, zope.sendmail or repoze.sendmail, or
    were claimed or put aside by one of these: it is a queue. Only the first few files
    in ``new`` and in ``cur`` are read, so that a large queue costs no more.
-4. It has other files in ``new`` or ``cur`` that are not empty: it is a mailbox.
+4. Some of these files are messages without an envelope: it is a mailbox.
 5. It has files of a mail server or folders of mail besides: it is a mailbox.
-   Otherwise it is empty, and a queue.
+   Otherwise it is empty, or damaged, and a queue.
 """
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from contextlib import suppress
 
 from postcommit.errors import NotAQueueError
 from postcommit.files import explained
-from postcommit.maildir import FOLDERS
 from postcommit.maildir import Maildir
-from postcommit.maildir import check_folder
 from postcommit.maildir import check_path
+from postcommit.maildir import not_a_folder
 from postcommit.queue.entry import is_entry
 from postcommit.queue.wakeup import WAKEUP
 
@@ -38,15 +37,16 @@ _HEAD = 1 << 16
 # How the names begin by which an older library claims an entry, or puts one aside.
 _OLDER = (".sending-", ".rejected-")
 
+# How a message begins: with a header field (RFC 5322, 2.2), or as in an mbox file.
+_MESSAGE = re.compile(rb"[!-9;-~]+[ \t]*:|>?From ")
+
 _SUBFOLDER = "maildirfolder"
 
 # What servers and readers of mail (Dovecot, Courier) have beside the folders.
-_MAILBOX = re.compile(r"dovecot|courier|subscriptions|maildirsize|maildirfolder")
+_MAILBOX = re.compile(r"dovecot|courier|subscriptions|maildirsize")
 
 # The dead letters of a queue.
 FAILED = ".Failed"
-
-_OURS = {*FOLDERS, FAILED}
 
 
 def refuse_mailbox(maildir: Maildir) -> None:
@@ -55,11 +55,12 @@ def refuse_mailbox(maildir: Maildir) -> None:
     Raises `NotAMaildirError` if its dead letters are behind a symbolic link.
     """
     path = maildir.path
-    if os.path.lexists(f"{path}/{FAILED}"):
-        check_folder(path, FAILED)
+    if os.path.islink(f"{path}/{FAILED}"):
+        raise not_a_folder(path, FAILED, is_link=True)
     if os.path.lexists(f"{path}/{WAKEUP}"):
         return
-    with explained(path, "look whether this is a queue"):
+    reason = ""
+    with suppress(OSError):  # a fault of the disk is the processor's to deal with
         reason = _mailbox(maildir)
     if reason:
         raise NotAQueueError(
@@ -87,52 +88,43 @@ def _mailbox(maildir: Maildir) -> str:
     """Return why this is a mailbox; an empty str if it is a queue."""
     if os.path.lexists(f"{maildir.path}/{_SUBFOLDER}"):
         return "it is a folder of another Maildir"
-    is_empty = True
-    for name in ("new", "cur"):
-        has_entries = _has_entries(maildir.folder(name))
-        if has_entries:
+    heads = []
+    for folder in map(maildir.folder, ("new", "cur")):
+        names = _first_names(folder)
+        if any(name.startswith(_OLDER) for name in names):
             return ""
-        is_empty = is_empty and has_entries is None
-    if not is_empty:
+        heads += [_head(f"{folder}/{n}") for n in names if not n.startswith(".")]
+    if any(map(is_entry, heads)):
+        return ""
+    if any(map(_MESSAGE.match, heads)):
         return "it has mail, but no entry of a queue"
     foreign = _foreign(maildir.path)
     return f"it has {foreign!r}" if foreign else ""
 
 
-def _has_entries(folder: str) -> bool | None:
-    """Tell whether one of the first few files is a queue's; None if all are empty."""
+def _first_names(folder: str) -> list[str]:
     with os.scandir(folder) as found:
-        if any(e.name.startswith(_OLDER) for e in itertools.islice(found, _SAMPLE)):
-            return True
-    has_mail = False
-    with os.scandir(folder) as found:
-        files = (entry.path for entry in found if not entry.name.startswith("."))
-        for head in map(_head, itertools.islice(files, _SAMPLE)):
-            if is_entry(head):
-                return True
-            has_mail = has_mail or bool(head)
-    return False if has_mail else None
+        return [entry.name for entry in itertools.islice(found, _SAMPLE)]
 
 
 def _head(path: str) -> bytes:
-    """Return the beginning of a file; nothing if it is gone or not a regular file."""
-    try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return b""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return b""
-    try:
-        return os.read(descriptor, _HEAD)
-    finally:
-        os.close(descriptor)
+    """Return the beginning of a file; nothing of one that is not regular.
+
+    Also nothing of a file that was sent meanwhile, or that cannot be read.
+    """
+    with suppress(OSError):
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            with open(os.open(path, flags), "rb", buffering=0) as file:
+                return file.read(_HEAD)
+    return b""
 
 
 def _foreign(path: str) -> str:
     """Return what a mailbox has beside its mail, and a queue has not."""
     with os.scandir(path) as found:
         for entry in found:
-            is_subfolder = entry.name.startswith(".") and entry.is_dir()
-            if _MAILBOX.match(entry.name) or (is_subfolder and entry.name not in _OURS):
+            is_subfolder = os.path.exists(f"{entry.path}/{_SUBFOLDER}")
+            if _MAILBOX.match(entry.name) or (is_subfolder and entry.name != FAILED):
                 return entry.name
     return ""
