@@ -90,13 +90,6 @@ def by_zcml(path: str) -> None:
         setup.tearDown()
 
 
-def by_command(*words: str) -> Callable[[str], Any]:
-    def run(path: str) -> None:
-        assert cli.main([words[0], path, *words[1:]]) == 0
-
-    return run
-
-
 WAYS: list[Callable[[str], Any]] = [
     Store,
     lambda path: QueueProcessor(path, RecordingMailer()).flush(),
