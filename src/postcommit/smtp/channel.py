@@ -1,23 +1,28 @@
-"""Bytes to and from a relay, with a bound on every wait."""
+"""Bytes to and from a relay, with a time-out for each wait.
+
+Every wait is bounded by `socket.settimeout`. The kernel's own time-outs (SO_RCVTIMEO)
+would save one system call for each read and write, but they have no effect on a socket
+that does not block, and every socket that gevent has replaced is one.
+"""
 from __future__ import annotations
 
 import ipaddress
 import select
 import socket
 import ssl
-import struct
 import time
 from typing import Any
 from typing import TypeAlias
 
 
-# No single call of send() is handed more, so that the time-out is for so much.
+# Bytes that may take one time-out to write.
 _BLOCK = 1 << 16
 
-# Nor, under TLS, more than a record has (RFC 8446, 5.1). Of several records, send()
-# may have some on their way, and fail without telling how many.
+# Maximum bytes for one call of send() under TLS: one record (RFC 8446, 5.1). Given more,
+# send() can write some records, fail, and not say how many.
 _RECORD = 1 << 14
 
+# Maximum bytes that one call of recv() returns.
 _READ_SIZE = 1 << 16
 
 _AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
@@ -48,7 +53,6 @@ def _connected(info: _AddressInfo, timeout: float) -> socket.socket:
         connection.settimeout(timeout)
         connection.connect(address)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(None)
     except OSError:
         connection.close()
         raise
@@ -56,12 +60,12 @@ def _connected(info: _AddressInfo, timeout: float) -> socket.socket:
 
 
 class Channel:
-    """A connected socket, and what was received of it but not yet read.
+    """A connected socket, and the bytes that were received and not read yet.
 
-    `data` from `position` on is unread. `sent` is how many bytes of the last
-    `write` the system has taken: they may have reached the relay. Time-outs are
-    in seconds; TimeoutError, another OSError, and ConnectionError for an end of
-    the connection are raised as they come.
+    `data` from `position` on is unread. `sent` is the number of bytes of the last
+    `write` that the system has taken, and that may have reached the relay. Time-outs
+    are in seconds. Methods that wait raise TimeoutError, ConnectionResetError when the
+    relay has closed the connection, and another OSError for other failures.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -73,64 +77,41 @@ class Channel:
         self.sent = 0
 
     def write(self, data: bytes, timeout: float) -> None:
-        """Send all of `data`; each block of 64 KiB may take `timeout`."""
+        """Send all of `data`. Each block of 64 KiB may take `timeout` seconds."""
         self.sent = 0
-        if len(data) <= self._most:
-            # It hardly ever waits here. The time-out of the last reply is as good
-            # a bound, and setting one is a system call for each message.
-            self.sent = self._send(data)
-            if self.sent == len(data):
-                return
         view = memoryview(data)
         while self.sent < len(data):
             self._write_block(view[self.sent : self.sent + _BLOCK], timeout)
 
     def _write_block(self, block: memoryview, timeout: float) -> None:
+        self._bound(timeout)
         deadline = time.monotonic() + timeout
-        while block:
-            self._bound(_remaining(deadline))
-            taken = self._send(block[: self._most])
+        while True:
+            taken = self._socket.send(block[: self._most])
             self.sent += taken
             block = block[taken:]
-
-    def _send(self, data: bytes | memoryview) -> int:
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
+            if not block:
+                return
+            self._bound(_remaining(deadline))
 
     def fill(self, timeout: float) -> None:
-        """Wait until there is more in `data`."""
+        """Wait until more was received, at most `timeout` seconds."""
         self._bound(timeout)
-        try:
-            received = self._socket.recv(_READ_SIZE)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
+        received = self._socket.recv(_READ_SIZE)
         if not received:
             raise ConnectionResetError("the relay closed the connection")
         self.data = self.data[self.position :] + received
         self.position = 0
 
     def refill(self, deadline: float) -> None:
-        """Wait until there is more in `data`, or until `deadline`.
-
-        That is a time of `time.monotonic`.
-        """
+        """Wait until more was received, until `deadline` (`time.monotonic`)."""
         self.fill(_remaining(deadline))
 
     def _bound(self, timeout: float) -> None:
-        """Let no call of the socket take longer than `timeout`."""
-        if timeout == self._timeout:
-            return  # setting it is a system call
-        self._timeout = timeout
-        if self.is_encrypted:
+        """Set the time-out of each call of the socket; a system call if it changes."""
+        if timeout != self._timeout:
+            self._timeout = timeout
             self._socket.settimeout(timeout)
-            return
-        # By settimeout(), each call would be two system calls: Python has the
-        # socket polled first.
-        interval = _interval(timeout)
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, interval)
 
     @property
     def unread(self) -> bool:
@@ -153,8 +134,7 @@ class Channel:
     ) -> None:
         """Speak TLS from here on, with a relay that is called `hostname`."""
         self.discard()
-        self._timeout = timeout
-        self._socket.settimeout(timeout)
+        self._bound(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
         self._most = _RECORD
 
@@ -199,9 +179,3 @@ def _remaining(deadline: float) -> float:
     if remaining <= 0:
         raise TimeoutError("timed out")
     return remaining
-
-
-def _interval(seconds: float) -> bytes:
-    """Return `seconds` as a ``struct timeval``; nothing is too short for one."""
-    microseconds = max(1, round(seconds * 1e6))
-    return struct.pack("@ll", *divmod(microseconds, 1_000_000))
