@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
 from tests.support.certificates import Authority
 from tests.support.script import Hangup
 from tests.support.smtpd import ScriptedRelay

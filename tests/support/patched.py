@@ -67,9 +67,9 @@ def drain(case: dict[str, Any]) -> dict[str, Any]:
         QueueProcessor(queue, mailer, 3_600_000, workers=4, min_backoff=1)
         for _ in range(2)
     ]
+    begin = time.monotonic()
     for processor in processors:
         processor.start()
-    begin = time.monotonic()
     senders = [threading.Thread(target=_commit, args=(queue, n)) for n in range(count)]
     for sender in senders:
         sender.start()
@@ -102,18 +102,25 @@ def _fork(queue: str, mailer: SMTPMailer) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = 1
     try:
-        time.sleep(0)  # gevent closes descriptors when its loop runs next
-        kept = [
-            path
-            for name in os.listdir("/proc/self/fd")
-            if os.path.exists(f"/proc/self/fd/{name}")
-            and (path := os.readlink(f"/proc/self/fd/{name}")).startswith(queue)
-        ]
+        with gevent.Timeout(_PATIENCE, False):
+            while _kept(queue):  # gevent closes descriptors when its loop runs next
+                time.sleep(0.01)
         sent = told(mailer.send(SENDER, B, MESSAGE))
         mailer.close()
-        status = 0 if (kept, sent) == ([], ["sent"]) else 2
+        status = 0 if (_kept(queue), sent) == ([], ["sent"]) else 2
     finally:
         os._exit(status)
+
+
+def _kept(queue: str) -> list[str]:
+    """Return the open files of this process that are in the queue."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:
+            pass  # the list itself
+    return [path for path in found if path.startswith(queue)]
 
 
 def main(name: str, argument: str) -> None:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 # Bytes that may take one time-out to write.
 _BLOCK = 1 << 16
 
-# Maximum bytes for one call of send() under TLS: one record (RFC 8446, 5.1). Given more,
+# Maximum bytes for one call of send() under TLS: one record (RFC 8446, 5.1). With more,
 # send() can write some records, fail, and not say how many.
 _RECORD = 1 << 14
 
