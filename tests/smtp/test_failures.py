@@ -118,7 +118,7 @@ def test_falling_silent(start, connect, without):
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize(
-    "garbage", [b"hello\r\n", b"250-x\r\n550 y\r\n", b"2\r\n", b"999 x\r\n", b"\r\n"]
+    "garbage", [b"hello\r\n", b"2\r\n", b"999 x\r\n", b"\r\n", b"2500\r\n"]
 )
 def test_garbage(start, connect, without, stage, garbage):
     relay = start(without=without)
@@ -131,6 +131,125 @@ def test_garbage_in_reply_to_the_final_dot(start, connect, without):
     relay = start(without=without)
     relay.reply("END", b"hello\r\n")
     assert told(connect(relay).send(SENDER, [B, C], MESSAGE)) == UNCERTAIN
+
+
+# What follows a code, and is not as RFC 5321, 4.2 has it.
+TAILS = [
+    b"\r\r\n",
+    b" text\r\r\n",
+    b"\n",
+    b"text\r\n",
+    b"\t\r\n",
+    b"_\r\n",
+    b" \0\r\n",
+    b" \xff\xfe\r\n",
+    b" a\rb\r\n",
+    b" " + b"x" * 10_000 + b"\r\n",
+]
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(
+    ("stage", "code", "expected"),
+    [
+        ("CONNECT", b"220", SENT),
+        ("EHLO", b"250", SENT),
+        ("MAIL", b"250", SENT),
+        ("MAIL", b"450", DEFERRED),
+        ("RCPT", b"250", SENT),
+        ("RCPT", b"550", REJECTED),
+        ("DATA", b"354", SENT),
+        ("DATA", b"550", REJECTED),
+        ("END", b"250", SENT),
+        ("END", b"450", DEFERRED),
+        ("END", b"550", REJECTED),
+        ("QUIT", b"221", SENT),
+    ],
+)
+def test_what_follows_a_code_decides_nothing(
+    start, connect, without, stage, code, expected, tail
+):
+    relay = start(without=without)
+
+    def say(dialogue, usual):
+        return dialogue.say(code + tail)
+
+    relay.on(stage, say)
+    mailer = connect(relay)
+    assert told(mailer.send(SENDER, [B, C], MESSAGE)) == expected
+    assert len(relay.messages) == (expected == SENT)
+    assert told(mailer.send(SENDER, [B, C], MESSAGE)) == expected
+    assert relay.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [(250, 550, REJECTED), (550, 250, SENT), (250, 450, DEFERRED), (250, 251, SENT)],
+)
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "END"])
+def test_the_code_of_the_last_line_counts(
+    start, connect, without, stage, first, last, expected
+):
+    relay = start(without=without)
+
+    def say(dialogue, usual):
+        dialogue.say(b"%d-some\r\n%d text\r\n" % (first, last))
+        return last
+
+    relay.on(stage, say)
+    report = connect(relay).send(SENDER, [B, C], MESSAGE)
+    assert told(report) == expected
+    assert len(relay.messages) == (expected == SENT)
+    if expected == REJECTED:
+        assert report.rejected[0].reply == Reply(550, "", "some\ntext")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"2", UNCERTAIN),
+        (b"25", UNCERTAIN),
+        (b"250", SENT),
+        (b"250 2.0.0 Que", SENT),
+        (b"250-2.0.0 Que", SENT),
+        (b"250-2.0.0 Queued\r\n", SENT),
+        (b"250-2.0.0 Queued\r\n25", SENT),
+        (b"250-2.0.0 Queued\r\nas 1", SENT),
+        (b"550 5.7.1 N", REJECTED),
+        (b"550-5.7.1 No\r\n", REJECTED),
+        (b"450 4.2", DEFERRED),
+        (b"421 4.3.2", RELAY),
+        (b"354 Go", UNCERTAIN),
+        (b"2500", UNCERTAIN),
+        (b"hello", UNCERTAIN),
+    ],
+)
+@pytest.mark.parametrize("how", ["close", "silence", "flood"])
+def test_a_reply_to_the_final_dot_that_breaks_off(
+    start, connect, without, said, expected, how
+):
+    """Its code decides. If it were uncertain, the relay would get the message again."""
+    relay = start(without=without)
+    hold = relay.hold("QUIT")
+
+    def break_off(dialogue, usual):
+        dialogue.say(said)
+        if how == "close":
+            dialogue.closing = "close"
+        elif how == "silence":
+            dialogue.flush()
+            hold.wait()
+        elif not said[-1:].isdigit():
+            dialogue.say(b"x" * (1 << 20))
+        else:
+            dialogue.closing = "close"
+        return 0
+
+    relay.on("END", break_off)
+    mailer = connect(relay, timeout=0.2 if how == "silence" else 5)
+    report = mailer.send(SENDER, [B, C], MESSAGE)
+    hold.release()
+    assert told(report) == expected
 
 
 def test_one_of_two_recipients_is_refused(start, connect, without):

@@ -134,7 +134,14 @@ class Batch:
     # Listen
 
     def _read_end(self, session: Session, ended: Transfer) -> None:
-        reply = session.read(Stage.END)
+        try:
+            reply = session.read(Stage.END)
+        except OSError:
+            # The code decides, even if the reply then breaks off or never ends. An
+            # uncertain outcome here would make the relay get the message again.
+            if session.begun is not None:
+                ended.finish(session.begun)
+            raise
         ended.finish(reply)
         self._ended = None
         if reply.code >= 400 and self._offered is None:

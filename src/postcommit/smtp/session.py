@@ -17,6 +17,7 @@ from postcommit.smtp.channel import Channel
 from postcommit.smtp.channel import connect
 from postcommit.smtp.policy import Credentials
 from postcommit.smtp.policy import Relay
+from postcommit.smtp.reply import begun
 from postcommit.smtp.reply import extensions_of
 from postcommit.smtp.reply import take
 from postcommit.smtp.reply import take_all
@@ -75,6 +76,11 @@ class Session:
         """What it said then, if that is a whole reply."""
         taken = take(self._channel.data, self._channel.position)
         return taken[0] if taken else None
+
+    @property
+    def begun(self) -> Reply | None:
+        """The reply of which a code has come in, but not the end; None without one."""
+        return begun(self._channel.data, self._channel.position)
 
     @property
     def is_quiet(self) -> bool:
