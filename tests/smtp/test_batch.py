@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -259,6 +260,80 @@ def test_without_pipelining_for_one_that_is_out_of_step(
     assert "without pipelining" in caplog.text
     assert relay.groups[-1] == ["."]
     assert relay.groups[-2] == ["DATA"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("MAIL", b"550 5.7.1 No\r\n250 2.1.0 Ok\r\n"),
+        ("MAIL", b"450 4.2.0 Later\r\n250 2.1.0 Ok\r\n"),
+        ("RCPT", b"550 5.1.1 Unknown\r\n250 2.1.5 Ok\r\n"),
+        ("RCPT", b"450 4.2.0 Later\r\n250 2.1.5 Ok\r\n"),
+        ("DATA", b"550 5.7.1 No\r\n354 Go on\r\n"),
+    ],
+)
+def test_outcomes_from_before_it_was_out_of_step_are_void(
+    start, connect, stage, reply
+):
+    """The message goes out again, and is reported as the relay then answers."""
+    relay = start(provoked=True)
+    calls = []
+
+    def out_of_step(dialogue, usual):
+        calls.append(usual)
+        said = reply if len(calls) == 2 else usual.encode() + b"\r\n"
+        dialogue.say(said)
+        return int(said.splitlines()[-1][:3])
+
+    relay.on(stage, out_of_step)
+    assert send(connect(relay), batch(3, (B, C))) == [["sent"] * 2] * 3
+    assert ids(relay) == [0, 1, 2]
+    assert relay.connections == 2
+
+
+def test_a_stray_reply_is_not_the_answer_to_the_next_command(start, connect):
+    relay = start(without=["PIPELINING"], provoked=True)
+    relay.reply("RCPT", b"550 5.1.1 No\r\n" * 2, address=B)
+    [report] = connect(relay).send_batch(batch(1, (B, C)))
+    assert told(report) == ["rejected", "deferred"]
+    assert "out of step" in report.deferred[0].reply.text
+    assert relay.messages == []
+
+
+def test_a_stray_reply_between_two_groups_of_commands(start, connect):
+    """More than 100 commands are not written at once, with pipelining either."""
+    relay = start(provoked=True)
+    to = tuple(f"{n}@example.org" for n in range(120))
+    relay.reply("RCPT", b"250 2.1.5 Ok\r\n550 5.1.1 No\r\n", address=to[5], times=1)
+    assert send(connect(relay), batch(2, to)) == [["sent"] * 120] * 2
+    assert [len(m.recipients) for m in relay.messages] == [120, 120]
+    assert relay.connections == 2
+
+
+def test_first_closed_and_then_out_of_step(start, connect):
+    """A message that has moved because of the one may move because of the other."""
+    relay = start(provoked=True)
+    relay.drop("MAIL", address="s1@example.org", times=1)
+    relay.reply("MAIL", b"250 Ok\r\n" * 2, address="s1@example.org", times=1)
+    assert send(connect(relay), batch(3)) == [["sent"]] * 3
+    assert ids(relay) == [0, 1, 2]
+    assert relay.connections == 3
+
+
+def test_without_pipelining_also_on_connections_from_before(start, connect):
+    relay = start(provoked=True)
+    mailer = connect(relay)
+    hold = relay.hold("END")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(send, mailer, batch(1))
+        assert hold.reached.wait(5)
+        relay.reply("MAIL", b"250 Ok\r\n" * 2, times=1)
+        assert send(mailer, batch(1)) == [["sent"]]
+        hold.release()
+        assert first.result(5) == [["sent"]]
+    relay.groups.clear()
+    assert send(mailer, batch(2)) == [["sent"]] * 2
+    assert {len(group) for group in relay.groups} == {1}
 
 
 def test_always_out_of_step(start, connect):

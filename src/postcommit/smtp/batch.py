@@ -120,9 +120,7 @@ class Batch:
                 self._read_end(session, self._ended)
             if self._offered is not None:
                 self._read_envelope(session, self._offered)
-            if session.is_out_of_step:
-                stray = session.stray or "incomplete"
-                raise RelayError(f"the relay is out of step: a reply too many: {stray}")
+            self._check_step(session)
             self._speak(session)
         except OSError as error:
             self._lose(session, error)
@@ -155,7 +153,18 @@ class Batch:
             group = offered.next_group(size)
             if not group:
                 return
+            self._check_step(session)
             session.write(group)
+
+    def _check_step(self, session: Session) -> None:
+        """Raise `RelayError` if the relay has sent more replies than commands came.
+
+        To be called before each write. Afterwards, a reply too many could not be told
+        from the reply to the next command.
+        """
+        if session.is_out_of_step:
+            stray = session.stray or "incomplete"
+            raise RelayError(f"the relay is out of step: a reply too many: {stray}")
 
     # Speak
 
@@ -215,7 +224,7 @@ class Batch:
         if self._failure is not None:
             offered.fail(self._failure)
         elif self._may_retry(session, offered, error):
-            offered.retried = True
+            offered.begin_again()
             self._source.give_back(offered)
         else:
             offered.interrupt(error)
@@ -232,23 +241,21 @@ class Batch:
         ended.interrupt(error)
 
     def _may_retry(self, session: Session, offered: Transfer, error: OSError) -> bool:
-        """Whether `offered` is to be tried once more, on a new connection.
+        """Whether `offered` is sent again, on a new connection.
 
-        Either the connection had been used before, and turned out to be closed
-        when the message's turn came; or the relay does not get along with
-        pipelining, which is then no longer used.
+        There are two reasons. The connection had been used before, and turned out to
+        be closed when the message was offered; this counts once for each message. Or
+        the relay is out of step with pipelining. Then pipelining is no longer used, so
+        that this can happen once only, even to a message that has moved before.
         """
-        if offered.retried:
-            return False
         if _is_out_of_step(error):
-            if session.pipelining:
-                log.warning("%s; from now on without pipelining", error)
-                self._sessions.pipelining = False
-                return True
-            return False
-        return not (
-            offered.is_first or offered.heard or isinstance(error, TimeoutError)
-        )
+            if not session.pipelining:
+                return False
+            log.warning("%s; from now on without pipelining", error)
+            self._sessions.pipelining = False
+            return True
+        moved = offered.retried or offered.is_first or offered.heard
+        return not (moved or isinstance(error, TimeoutError))
 
 
 class _Source:

@@ -50,9 +50,10 @@ class Pool:
         session = None if fresh else self._reuse()
         if session is None:
             session = self._opener()
-            session.pipelining &= self.pipelining
             with self._changed:
                 self._busy.add(session)
+        # It may have been switched off since the session was opened.
+        session.pipelining &= self.pipelining
         return session
 
     def _reuse(self) -> Session | None:

@@ -83,6 +83,15 @@ class Transfer:
         self._failure: RelayError | None = None
         self._had_its_turn = False
 
+    def begin_again(self) -> None:
+        """Forget all replies, so that the message can go over another connection.
+
+        The outcomes so far are void, because the recipients will be offered again. For
+        example, a recipient that was refused by a relay out of step may be accepted.
+        """
+        self.retried = True
+        self._reset()
+
     # What is to be said
 
     def prepare(self, extensions: Mapping[str, str], *, reset: bool = False) -> None:
@@ -93,8 +102,6 @@ class Transfer:
         re-encoded; all recipients if the sender needs SMTPUTF8 in vain, or else
         those that do.
         """
-        if self._commands:
-            self._reset()
         message = self._fitting(extensions)
         sender = self._spelled(self.sender, extensions)
         if message is None or isinstance(sender, Reply):
