@@ -517,17 +517,69 @@ def test_the_caller_loses_interest(relay, connect):
     assert send(mailer, batch(1)) == [["sent"]]
 
 
-def test_what_can_never_be_sent_is_rejected(relay, connect):
-    messages = [
-        ("s0@example.org", [B], message(0)),
-        ("a\r\nRCPT TO:<x@example.org>", [B], message(1)),
-        (SENDER, ["b@example.org>\nDATA"], message(2)),
-        (SENDER, ["\ud800@example.org"], message(3)),
-        ("s4@example.org", [B], message(4)),
-    ]
-    result = send(connect(relay), messages)
-    assert result == [["sent"], *[["rejected"]] * 3, ["sent"]]
-    assert ids(relay) == [0, 4]
+# What would be no address on the wire, or more than one.
+IMPOSSIBLE = [
+    "",
+    "b",
+    "b@",
+    "@example.org",
+    "b@example.org\r\nRCPT TO:<x@example.org>",
+    "b@example.org>\nDATA",
+    "b@example.org> NOTIFY=NEVER",
+    "b@example.org>,<x@example.org",
+    "b@example.org, x@example.org",
+    "Ann <b@example.org>",
+    "<b@example.org>",
+    " b@example.org",
+    "b @example.org",
+    "b@exa mple.org",
+    "b@[127.0.0.1",
+    '"b@example.org',
+    '"b>"x@example.org',
+    "b\0@example.org",
+    "b\x85@example.org",
+    "b\u2028@example.org",
+    "b\x7f@example.org",
+    "\ud800@example.org",
+    f"{'b' * 250}@example.org",
+    "b@" + "x" * 70 + ".example.org",
+]
+
+
+@WITHOUT
+@pytest.mark.parametrize("address", IMPOSSIBLE)
+def test_an_impossible_recipient_is_rejected_and_the_others_are_not(
+    start, connect, without, address
+):
+    relay = start(without=without)
+    messages = batch(3)
+    messages[1] = (SENDER, [B, address, C], message(1))
+    reports = list(connect(relay).send_batch(messages))
+    told = [[o.status.value for o in report.outcomes] for report in reports]
+    assert told == [["sent"], ["sent", "rejected", "sent"], ["sent"]]
+    assert reports[1].rejected[0].recipient == address
+    assert reports[1].rejected[0].reply.enhanced == "5.1.3"
+    assert [m.recipients for m in relay.messages] == [(B,), (B, C), (B,)]
+
+
+@pytest.mark.parametrize("address", IMPOSSIBLE[1:])
+def test_an_impossible_sender(relay, connect, address):
+    messages = batch(3)
+    messages[1] = (address, [B, C], message(1))
+    assert send(connect(relay), messages) == [["sent"], ["rejected"] * 2, ["sent"]]
+    assert len(relay.messages) == 2
+
+
+def test_an_impossible_recipient_stays_rejected_on_the_next_connection(relay, connect):
+    relay.drop("MAIL", address="s1@example.org", times=1)
+    result = send(connect(relay), [*batch(1), *batch(2, (B, "x"))[1:]])
+    assert result == [["sent"], ["sent", "rejected"]]
+    assert relay.connections == 2
+
+
+def test_the_null_sender(relay, connect):
+    assert send(connect(relay), [("", [B], message(0))]) == [["sent"]]
+    assert relay.messages[0].sender == ""
 
 
 def test_only_what_can_never_be_sent(relay, connect):

@@ -5,13 +5,14 @@ in the same order, and in the end each recipient is accounted for exactly once.
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from postcommit.address import needs_smtputf8
 from postcommit.address import on_the_wire
+from postcommit.address import parse_address
+from postcommit.errors import AddressError
 from postcommit.errors import RelayError
 from postcommit.interfaces import Status
 from postcommit.report import DeliveryReport
@@ -25,12 +26,9 @@ from postcommit.smtp.wire import complete
 from postcommit.smtp.wire import stuffed
 
 
-_UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-
 _NO_SMTPUTF8 = Reply(0, "5.6.7", "The address needs SMTPUTF8, the relay lacks it")
 _NO_8BITMIME = Reply(0, "5.6.3", "The message needs 8BITMIME, the relay lacks it")
 _NO_MEMORY = Reply(0, "4.3.0", "Too little memory to do without 8BITMIME")
-_NO_ADDRESS = Reply(0, "5.1.3", "A control character in an address")
 
 
 class Command(NamedTuple):
@@ -65,10 +63,19 @@ class Transfer:
         self.is_first = False
         self._message = complete(message)
         self._reset()
-        addresses = "".join((sender, *self.recipients))
-        self._is_plain = addresses.isascii()
-        if not addresses.isprintable() and _UNSPEAKABLE.search(addresses):
-            self._settle(Status.REJECTED, _NO_ADDRESS)
+        self._is_plain = "".join((sender, *self.recipients)).isascii()
+        self._check()
+
+    def _check(self) -> None:
+        """Reject addresses that would be something else, or nothing, on the wire."""
+        self._faulty = {}
+        for index, recipient in enumerate(self.recipients):
+            if (fault := _fault_of(recipient)) is not None:
+                self._faulty[index] = fault
+                self._account(index, Status.REJECTED, fault)
+        fault = _fault_of(self.sender) if self.sender else None
+        if fault is not None:
+            self._settle(Status.REJECTED, fault)
 
     def _reset(self) -> None:
         self.heard = False
@@ -159,12 +166,12 @@ class Transfer:
         return message
 
     def _spell_recipients(self, extensions: Mapping[str, str]) -> dict[int, str]:
-        """Return those that the relay can be told, refuse the others."""
-        if self._is_plain:
+        """Return the recipients that can be sent to the relay; reject the others."""
+        if self._is_plain and not self._faulty:
             return dict(enumerate(self.recipients))
         spelled = {}
         for index, recipient in enumerate(self.recipients):
-            address = self._spelled(recipient, extensions)
+            address = self._faulty.get(index) or self._spelled(recipient, extensions)
             if isinstance(address, Reply):
                 self._account(index, Status.REJECTED, address)
             else:
@@ -326,6 +333,16 @@ class Transfer:
             relay_failure=said,
             had_its_turn=self._had_its_turn,
         )
+
+
+def _fault_of(address: str) -> Reply | None:
+    """Return why `address` is not a bare address that can work, or None."""
+    try:
+        if parse_address(address) == address:
+            return None
+        return Reply(0, "5.1.3", f"Not a bare address: {address!r}")
+    except AddressError as error:
+        return Reply(0, "5.1.3", str(error))
 
 
 def silence(error: TimeoutError) -> RelayError:
