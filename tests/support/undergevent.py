@@ -1,0 +1,58 @@
+"""The suite in a process in which gevent has replaced sockets and threads.
+
+``python -m gevent.monkey --module pytest tests`` patches before anything is imported.
+Then `tests.conftest` calls `prepare`, and leaves out the tests in `UNFIT`.
+"""
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+import pytest
+
+
+# The tests that cannot work under gevent, with the reason.
+UNFIT = {
+    "tests/functional": "they start programs, which are not patched",
+    "tests/commands": "they start programs, which are not patched",
+    "tests/test_benchmarks.py": "they start programs, which are not patched",
+    "tests/test_demo.py": "they start programs, which are not patched",
+    "tests/smtp/test_fuzzer.py": "waits in threads that share time-outs of 0.1 s",
+    "tests/smtp/test_pool.py::test_no_thread_to_be_had": "a greenlet can be had",
+    "tests/queue/test_runner.py::test_where_there_is_no_thread_to_be_had": (
+        "a greenlet can be had"
+    ),
+    "tests/queue/test_wakeup.py::test_who_sleeps_gives_signs_of_life": (
+        "its loop does not let other greenlets run"
+    ),
+}
+
+
+def is_patched() -> bool:
+    """Return whether gevent has replaced sockets and threads in this process."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("socket"))
+
+
+def prepare() -> None:
+    """Have the number of open files be what the tests expect.
+
+    gevent opens some files when its loop runs first, and closes a descriptor only when
+    its loop runs next. Tests count open files at once.
+    """
+    from gevent import monkey
+
+    os.close = monkey.get_original("os", "close")
+    ready, end = os.pipe()
+    poll = select.poll()
+    poll.register(ready, select.POLLIN)
+    poll.poll(1)
+    os.close(ready)
+    os.close(end)
+
+
+def fit(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Return which of `items` can run under gevent, and which cannot."""
+    unfit = [item for item in items if item.nodeid.startswith(tuple(UNFIT))]
+    return [item for item in items if item not in unfit], unfit
