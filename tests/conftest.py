@@ -1,4 +1,4 @@
-"""Settings of the whole suite: skipped tests, and signals.
+"""Settings of the whole suite: skipped tests, signals, and gevent.
 
 In CI, a skipped test fails, because everything is installed there.
 """
@@ -6,17 +6,38 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Generator
 
 import pytest
 
 
+def _is_patched() -> bool:
+    """Return whether gevent has replaced sockets and threads in this process."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("socket"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if _is_patched():
+        from tests.support import undergevent
+
+        undergevent.prepare()
     # A shell starts its background jobs with SIGINT ignored, and nohup does so with
     # SIGHUP. Programs that tests start would inherit this, and ignore their signals.
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if _is_patched():
+        from tests.support import undergevent
+
+        items[:], unfit = undergevent.fit(items)
+        config.hook.pytest_deselected(items=unfit)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,15 +9,16 @@ import random
 from dataclasses import dataclass
 
 
-# Seconds that a client waits for a reply, if the relay falls silent in the dialogue, and
-# otherwise. The first is short, because most of such a dialogue is waiting.
+# Seconds that a client waits for a reply, if the relay falls silent in the dialogue,
+# and otherwise. The first is short, because most of such a dialogue is waiting.
 IMPATIENT = 0.1
 PATIENT = 3.0
 
-# Ways to misbehave at one reply. After these, nothing more comes.
-ENDINGS = ("close", "reset", "silent", "421", "part", "part silent", "endless", "flood")
-# These refuse, or answer something else.
-ANSWERS = ("4xx", "5xx", "odd", "what", "dressed", "several", "leave", "split", "dribble")
+# Ways to misbehave at one reply. After these, nothing more comes on the connection.
+ENDINGS = ("close", "reset", "silent", "421", "leave", "part", "part silent")
+ENDINGS += ("endless", "flood")
+# These refuse, answer something else, or say the usual in another way.
+ANSWERS = ("4xx", "5xx", "odd", "what", "dressed", "several", "split", "dribble")
 # These put the relay out of step. Two of them in one dialogue can cancel each other.
 STEPS = ("stray before", "stray after", "swap")
 

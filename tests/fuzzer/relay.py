@@ -226,7 +226,9 @@ class _Connection:
         usual = {"ok": 250, "la": 450, "ne": 550}[recipient[:2]]
         if self._sender is None:
             self._answer("RCPT", 503)
-        elif 200 <= self._answer("RCPT", usual, about=(self._sender, [recipient])) <= 299:
+            return
+        about = (self._sender, [recipient])
+        if 200 <= self._answer("RCPT", usual, about=about) <= 299:
             self._recipients.append(recipient)
 
     def _do_DATA(self, line: bytes) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 DIALOGUES = int(os.environ.get("POSTCOMMIT_DIALOGUES", "2000"))
 FIRST = int(os.environ.get("POSTCOMMIT_SEED", "0"))
 
-# Defects of which the oracle has to find each: a module, what stands there, and instead.
+# Defects that the oracle has to find: a module, a text in it, and the text instead.
 MUTANTS = {
     "sent although the final dot had no reply": (
         "smtp/transfer.py",

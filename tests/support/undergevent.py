@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 
 import pytest
 
@@ -27,12 +26,6 @@ UNFIT = {
         "its loop does not let other greenlets run"
     ),
 }
-
-
-def is_patched() -> bool:
-    """Return whether gevent has replaced sockets and threads in this process."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("socket"))
 
 
 def prepare() -> None:

@@ -44,13 +44,11 @@ _DATA = Command(Stage.DATA, "DATA\r\n", 354)
 
 
 class Transfer:
-    """One message: what is to be said, and what came of it.
+    """One message: the commands for it, and the account of its recipients.
 
-    It is prepared for a relay's extensions, and anew for another connection.
-    `is_done` is whether there is a report, `heard` whether the relay has replied
-    to a command of it; `retried` and `is_first` are for whoever has the connection:
-    whether this is the message's second one, and whether the message is the
-    connection's first one.
+    `is_done` is whether there is a report, `heard` whether the relay has replied to
+    one of its commands, `retried` whether it has moved to another connection, and
+    `is_first` whether it is the first message of its connection.
     """
 
     def __init__(
@@ -68,14 +66,12 @@ class Transfer:
 
     def _check(self) -> None:
         """Reject addresses that would be something else, or nothing, on the wire."""
-        self._faulty = {}
-        for index, recipient in enumerate(self.recipients):
-            if (fault := _fault_of(recipient)) is not None:
-                self._faulty[index] = fault
-                self._account(index, Status.REJECTED, fault)
-        fault = _fault_of(self.sender) if self.sender else None
-        if fault is not None:
-            self._settle(Status.REJECTED, fault)
+        faults = {index: _fault_of(r) for index, r in enumerate(self.recipients)}
+        self._faulty = {index: fault for index, fault in faults.items() if fault}
+        for index, fault in self._faulty.items():
+            self._account(index, Status.REJECTED, fault)
+        if self.sender and (impossible := _fault_of(self.sender)):
+            self._settle(Status.REJECTED, impossible)
 
     def _reset(self) -> None:
         self.heard = False
@@ -236,8 +232,10 @@ class Transfer:
             return
         self._check_step(stage, reply)
         self.heard = True
-        if status is not Status.SENT:
-            self._refuse(stage, index, status, reply)
+        if status is not Status.SENT and stage is not Stage.RCPT:
+            self._settle(status, reply)
+        elif status is not Status.SENT:
+            self._account(index, status, reply)
         elif stage is Stage.RCPT:
             self._accept(index)
 
@@ -253,12 +251,6 @@ class Transfer:
         nested = stage is Stage.MAIL and reply.code == 503 and not self.is_first
         if other or nested:
             raise RelayError(f"the relay is out of step: {reply} to {stage.value}")
-
-    def _refuse(self, stage: Stage, index: int, status: Status, reply: Reply) -> None:
-        if stage is Stage.RCPT:
-            self._account(index, status, reply)
-        else:
-            self._settle(status, reply)
 
     def finish(self, reply: Reply) -> None:
         """Take the reply to the final dot; raises as `take`."""
