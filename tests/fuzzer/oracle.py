@@ -145,7 +145,9 @@ def play(plan: Plan, relay: Relay, cafile: str) -> tuple[Oracle, Record]:
 
 def run(seeds: Iterable[int]) -> Iterator[tuple[Plan, Oracle, Record]]:
     """Play the dialogues of `seeds`, several at a time, and yield what came of each."""
-    logging.getLogger("postcommit").setLevel(logging.CRITICAL)
+    log = logging.getLogger("postcommit")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # every failure would be logged
     over = threading.Event()
 
     def lane(mine: list[int]) -> list[tuple[Plan, Oracle, Record]]:
@@ -165,6 +167,7 @@ def run(seeds: Iterable[int]) -> Iterator[tuple[Plan, Oracle, Record]]:
                 yield from results
         finally:
             over.set()
+            log.setLevel(level)
 
 
 def main(first: int, last: int, *, is_enough: bool) -> int:

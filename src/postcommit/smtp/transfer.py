@@ -176,15 +176,10 @@ class Transfer:
 
     @staticmethod
     def _spelled(address: str, extensions: Mapping[str, str]) -> str | Reply:
-        """Return an address for the wire, or what speaks against it."""
-        if address.isascii():
-            return address
+        """Return an address for the wire, or the reply that refuses it."""
         if needs_smtputf8(address) and "SMTPUTF8" not in extensions:
             return _NO_SMTPUTF8
-        try:
-            return on_the_wire(address)
-        except ValueError as error:  # a domain that cannot be encoded
-            return Reply(0, "5.1.2", str(error))
+        return on_the_wire(address)
 
     def next_group(self, size: int) -> bytes:
         """Return the next commands, at most `size`; none where they are no use."""
