@@ -154,3 +154,12 @@ def test_processors(start, tmp_path):
     ids = {b"Message-Id: <%d@example.org>" % number for number in range(60)}
     assert sent == dict.fromkeys(ids, 1) | {b"Message-Id: <1@example.org>": 2}
     assert relay.violations == []
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_a_sendmail_command_that_hangs_is_killed(tmp_path, size):
+    command = tmp_path / "sendmail"
+    command.write_text(f"#!{sys.executable} -IS\nimport signal\nsignal.pause()\n")
+    command.chmod(0o755)
+    case = {"command": str(command), "size": size}
+    assert patched("hand_over", case) == ["uncertain"]

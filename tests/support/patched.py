@@ -24,6 +24,7 @@ from transaction import TransactionManager  # noqa: E402
 from postcommit import QueuedMailDelivery  # noqa: E402
 from postcommit import QueueProcessor  # noqa: E402
 from postcommit import SMTPMailer  # noqa: E402
+from postcommit.smtp.sendmail import SendmailMailer  # noqa: E402
 from tests.smtp.messages import MESSAGE  # noqa: E402
 from tests.smtp.messages import SENDER  # noqa: E402
 from tests.smtp.messages import B  # noqa: E402
@@ -49,7 +50,7 @@ def send(cases: list[dict[str, Any]]) -> list[Any]:
 
 def _send(case: dict[str, Any]) -> Any:
     size = case.pop("size", 0)
-    mailer = SMTPMailer("127.0.0.1", notify=print, **case)
+    mailer = SMTPMailer("127.0.0.1", notify=str, **case)
     first = message(1) + b"x" * 70 * (size // 70)
     batch = [(SENDER, [C], first), (SENDER, [B, C], message(2))]
     with gevent.Timeout(_PATIENCE, False):
@@ -123,8 +124,17 @@ def _kept(queue: str) -> list[str]:
     return [path for path in found if path.startswith(queue)]
 
 
+def hand_over(case: dict[str, Any]) -> Any:
+    """Hand a message to a sendmail command that never ends."""
+    mailer = SendmailMailer(case["command"], timeout=0.5, notify=str)
+    with gevent.Timeout(_PATIENCE, False):
+        return told(mailer.send(SENDER, B, MESSAGE + b"x" * case["size"]))
+    return "hangs"
+
+
 def main(name: str, argument: str) -> None:
     functions: dict[str, Callable[[Any], Any]] = {"send": send, "drain": drain}
+    functions["hand_over"] = hand_over
     print(json.dumps(functions[name](json.loads(argument))))
 
 

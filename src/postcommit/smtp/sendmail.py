@@ -83,19 +83,23 @@ class SendmailMailer(BaseMailer):
         return [argument.encode() for argument in arguments]
 
     def _run(self, arguments: list[bytes], data: bytes) -> tuple[Status, Reply]:
-        """Run the program; raise OSError where it is of no use."""
-        # Not a pipe: a child that it leaves behind might keep that open.
-        with tempfile.TemporaryFile() as errors:
+        """Run the program with the input `data`; raise OSError if it cannot be run."""
+        # Files without names, not pipes. A child that the program leaves behind might
+        # keep a pipe open. And communicate() has no time-out under gevent once a pipe
+        # has taken the message, so a program that hangs would never be killed.
+        with tempfile.TemporaryFile() as message, tempfile.TemporaryFile() as errors:
+            message.write(data)
+            message.seek(0)
             # No shell is involved, and the addresses were checked.
             with subprocess.Popen(  # noqa: S603
                 arguments,
-                stdin=subprocess.PIPE,
+                stdin=message,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,
             ) as process:
                 try:
-                    process.communicate(data, self.timeout)
+                    process.wait(self.timeout)
                 except subprocess.TimeoutExpired:
                     text = f"{self.command} took longer than {self.timeout:g} s"
                     return Status.UNCERTAIN, Reply(0, "4.4.7", text)
