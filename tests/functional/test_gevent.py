@@ -148,7 +148,8 @@ def test_processors(start, tmp_path):
     relay.hold("MAIL", times=2)
     queue = str(tmp_path / "queue")
     found = patched("drain", {"queue": queue, "port": relay.port, "count": 60})
-    assert found.pop("seconds") < 10
+    # Without a wake-up it would be an hour.
+    assert found.pop("seconds") < 60
     assert found == {"child": 0, "alive": True, "stopped": [True, True]}
     sent = Counter(m.data.partition(b"\r\n")[0] for m in relay.messages)
     ids = {b"Message-Id: <%d@example.org>" % number for number in range(60)}

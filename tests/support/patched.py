@@ -76,7 +76,7 @@ def drain(case: dict[str, Any]) -> dict[str, Any]:
         sender.start()
     for sender in senders:
         sender.join()
-    with gevent.Timeout(_PATIENCE, False):
+    with gevent.Timeout(6 * _PATIENCE, False):
         while any(os.scandir(f"{queue}/new")) or any(os.scandir(f"{queue}/cur")):
             time.sleep(0.01)
     found = {"seconds": time.monotonic() - begin, "child": _fork(queue, mailer)}
