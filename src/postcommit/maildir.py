@@ -8,7 +8,6 @@ and its name is on the disk when `commit` returns.
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import os
 import shutil
@@ -20,7 +19,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import suppress
-from weakref import WeakSet
 
 from zope.interface import implementer
 from zope.interface import provider
@@ -39,6 +37,7 @@ from postcommit.files import write
 from postcommit.interfaces import IMaildir
 from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
+from postcommit.openfile import OpenFile
 
 
 FOLDERS = ("tmp", "new", "cur")
@@ -48,7 +47,7 @@ FOLDERS = ("tmp", "new", "cur")
 _CHUNK = 2000
 
 # Without the first, where there is no such thing, a folder cannot be opened.
-_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY | os.O_CLOEXEC
+_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY
 
 _counter = itertools.count(1)
 
@@ -167,19 +166,18 @@ class MaildirMessage:
 
     def fill(self, lines: Sequence[bytes | memoryview]) -> None:
         """Write all of it, in few calls; if that fails, nothing is left."""
-        descriptor = os.open(self.path, CREATE, 0o600)
+        file = OpenFile(self.path, CREATE)
         try:
-            try:
-                self.checksum = write(descriptor, lines)
-            finally:
-                os.close(descriptor)  # which tells of errors, too
+            with file:  # to close it may fail, too
+                self.checksum = write(file.descriptor, lines)
         except BaseException:
             self.abort()
             raise
 
     def sync(self) -> None:
         """Have what was written on the disk."""
-        sync(self.path)
+        with OpenFile(self.path, os.O_RDONLY) as file:
+            os.fsync(file.descriptor)
 
     def reveal(self) -> None:
         """Give the file its name in ``tmp``, if it has none yet."""
@@ -217,16 +215,18 @@ class MaildirMessage:
 class NamelessMessage(MaildirMessage):
     """One whose file has no name until it is revealed, or moved (``O_TMPFILE``).
 
-    A file system has less to do for it, and should the process die, nothing is
-    left. Until it has a name it costs an open file, of which a forked child closes
-    its copy. To name it takes ``/proc``.
+    A file system has less to do for it, and nothing is left if the process dies.
+    Until it has a name it costs an open file. To name it takes ``/proc``.
     """
 
-    _descriptor = -1
+    _file: OpenFile | None = None
+
+    @property
+    def _descriptor(self) -> int:
+        return -1 if self._file is None else self._file.descriptor
 
     def fill(self, lines: Sequence[bytes | memoryview]) -> None:
-        self._descriptor = os.open(self._folder, _NAMELESS, 0o600)
-        _nameless.add(self)
+        self._file = OpenFile(self._folder, _NAMELESS)
         try:
             self.checksum = write(self._descriptor, lines)
         except BaseException:
@@ -262,24 +262,9 @@ class NamelessMessage(MaildirMessage):
         self._close()
 
     def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor != -1:
+        if self._file is not None:
             with suppress(OSError):  # all that matters is synced, or not wanted
-                os.close(descriptor)
-
-    __del__ = _close
-
-
-_nameless: WeakSet[NamelessMessage] = WeakSet()
-
-
-def _close_copies() -> None:
-    # The objects, not just their descriptors: a child gets the same numbers again.
-    for message in list(_nameless):
-        message._close()
-
-
-os.register_at_fork(after_in_child=_close_copies)
+                self._file.close()
 
 
 @implementer(IMaildirMessageWriter)
@@ -289,15 +274,17 @@ class MaildirMessageWriter(MaildirMessage):
     def __init__(self, maildir: Maildir, name: str) -> None:
         super().__init__(maildir, name)
         with explained(self.path, "create the file"):
-            self._file = io.FileIO(os.open(self.path, CREATE, 0o600), "wb")
+            self._file = OpenFile(self.path, CREATE)
 
     def write(self, data: bytes | memoryview | str) -> None:
         self.writelines((data,))
 
     def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
         encoded = [line.encode() if isinstance(line, str) else line for line in lines]
+        if self._file.descriptor == -1:
+            raise ValueError(f"{self.path}: is closed, cannot be written to")
         with explained(self.path, "write"):
-            self.checksum = write(self._file.fileno(), encoded, self.checksum)
+            self.checksum = write(self._file.descriptor, encoded, self.checksum)
 
     def close(self) -> None:
         with explained(self.path, "write"):

@@ -183,7 +183,7 @@ def test_signs_of_life_that_fail_and_a_close_are_told_once(
 ) -> None:
     bell = Bell(str(tmp_path))
     [pipe] = bell._outside
-    os.close(pipe)
+    os.close(pipe.descriptor)
     for _ in range(3):
         bell._last_beat = -HOUR
         bell.beat()

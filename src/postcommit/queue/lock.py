@@ -1,9 +1,8 @@
 """A lock on an open file, which dies with the process that holds it.
 
-An exclusive ``flock(2)``: the kernel drops it with its holder, so there are no
-stale locks. Two things would keep it beyond that, and are seen to here: a
-child that was forked in between shares the lock, so it closes its copies; and
-the lock is released by name, not left to close().
+The lock is an exclusive ``flock(2)``. The kernel drops it when its holder dies, so
+there are no stale locks. A child that was forked in the meantime would share the lock:
+it closes its copies (`OpenFile`), and `FileLock.release` unlocks before it closes.
 """
 from __future__ import annotations
 
@@ -11,32 +10,31 @@ import fcntl
 import os
 
 from postcommit.log import Log
+from postcommit.openfile import OpenFile
 
 
 log = Log(__name__)
 
-_open: set[FileLock] = set()
 
-
-class FileLock:
+class FileLock(OpenFile):
     """The open file `path`, to be locked.
 
-    Raises OSError where it cannot be opened.
+    Raises OSError if the file cannot be opened. A lock that is dropped without
+    `release` is released.
     """
+
+    _is_held = False
 
     def __init__(self, path: str) -> None:
         # For writing, because network file systems want it for the lock;
         # without waiting, should it be a pipe; and never through a symbolic
         # link, which could lead anywhere.
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self.descriptor = os.open(path, flags)
-        self._is_held = False
-        _open.add(self)
+        super().__init__(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def acquire(self, *, shared: bool = False) -> bool:
-        """Take the lock, if nobody has it. Does not wait.
+        """Take the lock, if it is free; return whether it was. Does not wait.
 
-        A `shared` one is for those who only look whether it is taken: they do
+        A `shared` lock is for those who only look whether it is taken: they do
         not take each other for its holder.
         """
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -48,34 +46,23 @@ class FileLock:
         return True
 
     def release(self, *, quickly: bool = False) -> None:
-        """Give up the lock, if we have it, and close. May be called again.
+        """Release the lock, if it is held, and close. May be called again.
 
-        `quickly` will do where nobody else can come to want the lock.
+        `quickly` leaves the lock to the last copy of the descriptor: for a file
+        that was removed.
         """
-        try:
-            _open.remove(self)
-        except KeyError:
+        if self.descriptor == -1:
             return  # called again, or our copy in a child
-        descriptor, self.descriptor = self.descriptor, -1
         try:
             try:
                 if self._is_held and not quickly:
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                    fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             finally:
-                os.close(descriptor)
+                self.close()
         except OSError as error:
-            # What the lock was for is done, and must not look as if it had
-            # failed. At the latest, the lock goes with this process.
+            # The work under the lock is done, and must not look as if it had
+            # failed. The lock ends with this process at the latest.
             log.error("A lock cannot be given up: %s", error)
 
-
-def _close_copies() -> None:
-    # The objects, not just their descriptors: a child may get the same numbers
-    # for files of its own.
-    while _open:
-        copy = _open.pop()
-        descriptor, copy.descriptor = copy.descriptor, -1
-        os.close(descriptor)
-
-
-os.register_at_fork(after_in_child=_close_copies)
+    def _drop(self) -> None:
+        self.release()

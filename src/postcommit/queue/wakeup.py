@@ -18,13 +18,12 @@ import stat
 import threading
 import time
 
-from postcommit.files import open_pipe
 from postcommit.log import Log
+from postcommit.openfile import OpenFile
+from postcommit.openfile import open_pipe
 
 
 log = Log(__name__)
-
-_open: set[Bell] = set()
 
 WAKEUP = ".wakeup"
 
@@ -41,13 +40,9 @@ def ring(queue_path: str) -> None:
     if not os.access(path, os.F_OK):
         return  # as often as not; the look costs less than a failure
     try:
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        pipe = os.open(path, flags)
-        try:
-            if stat.S_ISFIFO(os.fstat(pipe).st_mode):
-                os.write(pipe, b"!")
-        finally:
-            os.close(pipe)
+        with OpenFile(path, os.O_WRONLY | os.O_NONBLOCK) as pipe:
+            if stat.S_ISFIFO(os.fstat(pipe.descriptor).st_mode):
+                os.write(pipe.descriptor, b"!")
     except OSError:
         # No pipe, or nobody listens, or the reader has just gone; or it is
         # full, so it wakes anyway.
@@ -65,7 +60,7 @@ def heartbeat(queue_path: str) -> float | None:
         found = os.stat(path)
         if not stat.S_ISFIFO(found.st_mode):
             return None
-        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        OpenFile(path, os.O_WRONLY | os.O_NONBLOCK).close()
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENXIO):
             return None
@@ -83,14 +78,12 @@ class Bell:
         self._path = f"{queue_path}/{WAKEUP}"
         self._inside = open_pipe()
         self._outside = self._open()
-        self._closed = False
         self._lock = threading.RLock()  # a signal handler may ring
         self._last_beat = -math.inf
         self._trouble = ""
         self.beat()
-        _open.add(self)
 
-    def _open(self) -> list[int]:
+    def _open(self) -> list[OpenFile]:
         try:
             try:
                 os.mkfifo(self._path, 0o600)
@@ -99,39 +92,38 @@ class Bell:
                     raise
             # Also to write: a pipe that somebody could write into never comes
             # to its end, which would wake us for ever.
-            flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
-            return [os.open(self._path, flags)]
+            return [OpenFile(self._path, os.O_RDWR | os.O_NONBLOCK)]
         except OSError as error:
             log.warning("%s: commits wake nobody, only polling: %s", self._path, error)
             return []
 
     def close(self) -> None:
         """Ringing is in vain from now on."""
+        if self._is_closed():
+            return
         with self._lock:
-            if self._closed:
-                return  # before, or in a child
-            self._closed = True
-            _open.discard(self)
-            for descriptor in (*self._inside, *self._outside):
+            for end in (*self._inside, *self._outside):
                 try:
-                    os.close(descriptor)
+                    end.close()
                 except OSError as error:
                     log.warning("%s: cannot be closed: %s", self._path, error)
 
-    def close_copy(self) -> None:
-        """As `close`, in a child that was forked in whatever moment."""
-        self._lock = threading.RLock()  # who had it is not here
-        self.close()
+    def _is_closed(self) -> bool:
+        """Whether it is closed, or this is a child of the process that opened it.
+
+        To be asked without the lock: a thread that had it does not exist in a child.
+        """
+        return self._inside[1].descriptor == -1
 
     def ring(self) -> None:
         """Wake the thread that waits, or will."""
+        if self._is_closed():
+            return
         with self._lock:
-            if self._closed:
-                return
             try:
-                os.write(self._inside[1], b"!")
-            except BlockingIOError:
-                pass  # full: it was rung often enough
+                os.write(self._inside[1].descriptor, b"!")
+            except OSError:
+                pass  # full, it was rung often enough; or closed a moment ago
 
     def beat(self) -> None:
         """Give a sign of life; each second is often enough."""
@@ -140,7 +132,7 @@ class Bell:
             self._last_beat = now
             for pipe in self._outside:
                 try:
-                    os.utime(pipe)
+                    os.utime(pipe.descriptor)
                     self._trouble = ""
                 except OSError as error:
                     if self._trouble != str(error):
@@ -157,24 +149,15 @@ class Bell:
         deadline = time.monotonic() + max(0.0, timeout)
         poll = select.poll()
         for reader in (self._inside[0], *self._outside):
-            poll.register(reader, select.POLLIN)
+            poll.register(reader.descriptor, select.POLLIN)
         while True:
             left = max(0.0, deadline - time.monotonic())
             rung = poll.poll(min(left, BEAT_SECONDS) * 1000)
             self.beat()
             if rung or not left:
                 break
-        for reader, _ in rung:
+        for descriptor, _ in rung:
             try:
-                os.read(reader, 65536)
+                os.read(descriptor, 65536)
             except BlockingIOError:
                 pass  # another processor of this queue has read it
-
-
-def _close_copies() -> None:
-    # With the pipe open, a child would look like a processor that lives.
-    for bell in list(_open):
-        bell.close_copy()
-
-
-os.register_at_fork(after_in_child=_close_copies)
