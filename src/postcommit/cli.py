@@ -135,11 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: it did what it should; 1: it did not, and has told so; 2: it could not
     start or go on, and one line on stderr says why; 130: interrupted.
     """
+    words = sys.argv[1:] if argv is None else argv
+    if argv is None and next((w for w in words if w[:1] != "-"), "") == "run":
+        # The first thing of all: a service is not killed while it starts.
+        import_module("postcommit.commands.signals").hold_back()
     _open_what_is_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What somebody has written into a mail may not fit the terminal's encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:] if argv is None else argv
     options = _parser(words).parse_args(words)
     try:
         return _run(options)

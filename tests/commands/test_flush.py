@@ -70,6 +70,7 @@ def test_something_remains(relay: ScriptedRelay, store: Store, capsys: Any) -> N
         "sent": 1,
         "deferred": 1,
         "rejected": 0,
+        "uncertain": 0,
         "left": 2,
         "relay_failure": None,
     }

@@ -91,9 +91,10 @@ def _print(tally: Tally, left: int, failure: object, *, as_json: bool) -> None:
         failed = None if failure is None else str(failure)
         print_json({**tally._asdict(), "left": left, "relay_failure": failed})
         return
+    uncertain = f", {tally.uncertain} uncertain" if tally.uncertain else ""
     print(
         f"recipients: {tally.sent} sent, {tally.deferred} deferred,"
-        f" {tally.rejected} rejected"
+        f" {tally.rejected} rejected{uncertain}"
     )
     if failure is not None:
         said = one_line(str(failure))

@@ -8,6 +8,10 @@ SIGTERM, SIGINT       what is in flight finishes, then it ends with 0; more of
 SIGHUP                the configuration is read again; a bad one is logged, and
                       what was goes on
 ====================  ====================================================
+
+A signal that comes while the process starts waits until the service can take it; one
+that comes while the process ends changes nothing. Only before Python has begun with
+our code, a few hundredths of a second after exec(2), does the kernel end the process.
 """
 from __future__ import annotations
 
@@ -22,8 +26,10 @@ from postcommit.commands import configuration
 from postcommit.commands import logs
 from postcommit.commands.configuration import Configuration
 from postcommit.commands.draining import check_queue
+from postcommit.commands.signals import TAKEN
 from postcommit.commands.signals import Signals
 from postcommit.commands.supervisor import Supervisor
+from postcommit.errors import text_of
 from postcommit.interfaces import ISMTPMailer
 from postcommit.queue.runner import QueueProcessor
 
@@ -50,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Drain the queue; 0 when told to end, 1 if the processor has died."""
-    with Signals(*_END, signal.SIGHUP) as signals:
+    with Signals(*TAKEN) as signals:
         return Service(options, signals, Supervisor()).run()
 
 
@@ -77,7 +83,8 @@ class Service:
     """The process that drains a queue.
 
     After a SIGHUP the new processor begins while the old one finishes what is
-    in flight: a queue may have several.
+    in flight: a queue may have several. A further SIGHUP waits until that has
+    ended, so that there are never more than two.
     """
 
     def __init__(
@@ -86,7 +93,8 @@ class Service:
         self._options = options
         self._signals = signals
         self._supervisor = supervisor
-        self._retired: list[Drainer] = []
+        self._retired: Drainer | None = None
+        self._is_reload_due = False
         self._drainer = self._begin()
 
     def run(self) -> int:
@@ -95,11 +103,10 @@ class Service:
         status = self._work()
         self._supervisor.stopping()
         log.info("ending: waits for what is in flight")
-        self._retire(self._drainer)
-        while self._retired:
+        drainers = [d for d in (self._retired, self._drainer) if d is not None]
+        while drainers := [d for d in drainers if not d.is_over()]:
             if self._signals.wait(_LOOK_OFTEN):
                 log.info("still waits for what is in flight; SIGKILL does not")
-            self._look_after_retired()
         log.info("ended")
         return status
 
@@ -108,9 +115,15 @@ class Service:
             arrived = self._signals.wait(self._seconds_to_wait())
             if any(number in _END for number in arrived):
                 return 0
+            if self._retired is not None and self._retired.is_over():
+                self._retired = None
             if signal.SIGHUP in arrived:
+                self._is_reload_due = True
+                if self._retired is not None:
+                    log.info("reloads when the processor before this one has ended")
+            if self._is_reload_due and self._retired is None:
+                self._is_reload_due = False
                 self._reload()
-            self._look_after_retired()
             if self._drainer.processor.last_beat is None:
                 log.critical("the processor has died; this service ends, start it anew")
                 return 1
@@ -119,7 +132,7 @@ class Service:
 
     def _seconds_to_wait(self) -> float:
         watchdog = self._supervisor.watchdog_seconds
-        longest = _LOOK_OFTEN if self._retired else _LOOK_SECONDS
+        longest = _LOOK_SECONDS if self._retired is None else _LOOK_OFTEN
         return longest if watchdog is None else min(longest, watchdog / 3)
 
     def _begin(self) -> Drainer:
@@ -146,19 +159,15 @@ class Service:
         self._supervisor.reloading()
         try:
             new = self._begin()
-        except (ValueError, OSError) as error:
-            log.error("the old configuration stays: %s", error)
+        except Exception as error:  # whatever it is, it must not end the service
+            expected = isinstance(error, ValueError | OSError)
+            told = "the old configuration stays: %s"
+            log.error(told, text_of(error), exc_info=None if expected else error)
         else:
-            self._retire(self._drainer)
+            if not self._drainer.is_over():
+                self._retired = self._drainer
             self._drainer = new
         self._supervisor.ready(self._status())
-
-    def _retire(self, drainer: Drainer) -> None:
-        self._retired.append(drainer)
-        self._look_after_retired()
-
-    def _look_after_retired(self) -> None:
-        self._retired = [d for d in self._retired if not d.is_over()]
 
 
 def _log_death(args: threading.ExceptHookArgs) -> None:

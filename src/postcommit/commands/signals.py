@@ -7,7 +7,20 @@ import signal
 from types import FrameType
 from typing import Any
 
-from postcommit.files import open_pipe
+from postcommit.openfile import open_pipe
+
+
+# The signals that the service takes.
+TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def hold_back() -> None:
+    """Let the signals of the service wait until `Signals` is entered.
+
+    For the main thread of a process that does nothing else: when `Signals` is left,
+    they are ignored, because the process ends.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
 
 
 class Signals:
@@ -22,23 +35,27 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._reader, self._writer = open_pipe()
-        self._wakeup_before = signal.set_wakeup_fd(self._writer)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.descriptor)
         for number in self._signals:
             self._before[number] = signal.signal(number, _do_nothing)
+        # Those that were held back arrive now.
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+        for held in (s for s in self._signals if s in blocked):
+            self._before[held] = signal.SIG_IGN
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._reader)
-        os.close(self._writer)
+        self._reader.close()
+        self._writer.close()
 
     def wait(self, timeout: float) -> list[signal.Signals]:
         """Return what has arrived; wait for it for `timeout` seconds at most."""
-        select.select([self._reader], [], [], timeout)
+        select.select([self._reader.descriptor], [], [], timeout)
         try:
-            arrived = os.read(self._reader, 4096)
+            arrived = os.read(self._reader.descriptor, 4096)
         except BlockingIOError:
             return []
         return [signal.Signals(n) for n in arrived if n in self._signals]
