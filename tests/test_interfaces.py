@@ -32,6 +32,7 @@ from postcommit.event import MailDeferredEvent
 from postcommit.event import MailErrorEvent
 from postcommit.event import MailRejectedEvent
 from postcommit.event import MailSentEvent
+from postcommit.event import MailUncertainEvent
 from postcommit.filemailer import FileMailer
 from postcommit.maildir import Maildir
 from postcommit.queue.runner import QueueProcessor
@@ -114,6 +115,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IMailErrorEvent, MailErrorEvent("1@x.org", "x")),
         (interfaces.IMailDeferredEvent, MailDeferredEvent("1@x.org", "x")),
         (interfaces.IMailRejectedEvent, MailRejectedEvent("1@x.org", "x")),
+        (interfaces.IMailUncertainEvent, MailUncertainEvent("1@x.org", "x")),
         (interfaces.IMaildirFactory, Maildir),
         (interfaces.IMaildir, store.maildir),
         (interfaces.IMaildirMessageWriter, writer),
@@ -213,6 +215,7 @@ def test_further_arguments_are_keyword_only_and_optional(
         ("IMailErrorEvent", "IMailEvent"),
         ("IMailDeferredEvent", "IMailErrorEvent"),
         ("IMailRejectedEvent", "IMailErrorEvent"),
+        ("IMailUncertainEvent", "IMailErrorEvent"),
     ],
 )
 def test_a_subscriber_chooses_by_interface(special: str, general: str) -> None:
@@ -228,6 +231,7 @@ def test_a_subscriber_chooses_by_interface(special: str, general: str) -> None:
         (interfaces.IMailQueueProcessor, "min_backoff", 60),
         (interfaces.IMailQueueProcessor, "max_backoff", 4000),
         (interfaces.IMailQueueProcessor, "max_age", 432000),
+        (interfaces.IMailQueueProcessor, "max_uncertain", 3),
         (interfaces.ISMTPMailer, "hostname", "localhost"),
         (interfaces.ISMTPMailer, "port", 25),
         (interfaces.ISMTPMailer, "username", None),

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from postcommit import Maildir
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
 from postcommit.files import begin_to_write_back
+from postcommit.files import birth_time
 from postcommit.files import explained
 from postcommit.files import remove
 from postcommit.files import sync
@@ -28,6 +30,7 @@ from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
 from postcommit.maildir import FOLDERS
 from postcommit.maildir import MaildirMessageWriter
+from postcommit.maildir import NamelessMessage
 from postcommit.maildir import check_path
 from postcommit.maildir import unique_name
 from tests.support import children
@@ -635,3 +638,30 @@ def test_whether_there_can_be_one(tmp_path: Path) -> None:
         check_path(str(tmp_path))
     with pytest.raises(QueueError, match="no folder to create it in"):
         check_path(str(tmp_path / "missing" / "box"))
+
+
+def test_a_nameless_message_that_was_never_filled_can_be_aborted(
+    maildir: Maildir,
+) -> None:
+    message = NamelessMessage(maildir, unique_name())
+    message.abort()
+    message.abort()
+
+
+def test_a_writer_that_is_closed_refuses_to_write(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    writer.close()
+    with pytest.raises(ValueError, match="is closed, cannot be written to"):
+        writer.write(b"more")
+    writer.abort()
+
+
+def test_what_is_not_there_was_never_created(tmp_path: Path) -> None:
+    assert birth_time(str(tmp_path / "missing")) is None
+
+
+def test_a_python_without_ctypes_does_not_say_when_a_file_was_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    assert birth_time(str(tmp_path)) is None

@@ -63,7 +63,7 @@ def test_the_example(tmp_path):
     assert done.stdout.count("Subject: Your teapot") == 1
     assert "It is on its way." in done.stdout
     assert re.search(r"<MailSentEvent \S+ to ann@example.org>", done.stdout)
-    assert done.stdout.endswith("Tally(sent=1, deferred=0, rejected=0)\n")
+    assert done.stdout.endswith("Tally(sent=1, deferred=0, rejected=0, uncertain=0)\n")
     assert "bob@" not in done.stdout
     assert [p for p in tmp_path.glob("mail-queue/*/*") if p.is_file()] == []
 

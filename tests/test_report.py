@@ -142,9 +142,13 @@ def test_a_relay_failure_raises() -> None:
     assert report.outcomes == report.sent == ()
 
 
-def test_what_is_given_up_is_rejected_with_the_last_reply() -> None:
+def test_what_is_given_up_keeps_its_last_reply_and_uncertain_stays_so() -> None:
     report = given_up(mixed())
-    assert [o.status for o in report.outcomes] == [Status.SENT] + 3 * [Status.REJECTED]
+    for before, after in zip(mixed().outcomes, report.outcomes, strict=True):
+        is_deferred = before.status is Status.DEFERRED
+        assert after.status is (Status.REJECTED if is_deferred else before.status)
+        assert after.given_up is (before.status is Status.UNCERTAIN)
+    assert report.uncertain
     assert [o.reply for o in report.outcomes] == [o.reply for o in mixed().outcomes]
 
 

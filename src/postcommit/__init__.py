@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from postcommit.event import MailErrorEvent
     from postcommit.event import MailRejectedEvent
     from postcommit.event import MailSentEvent
+    from postcommit.event import MailUncertainEvent
     from postcommit.maildir import Maildir
     from postcommit.queue.runner import QueueProcessor
     from postcommit.smtp.mailer import SMTPMailer
@@ -28,6 +29,7 @@ _HOMES = {
     "MailDeferredEvent": "postcommit.event",
     "MailErrorEvent": "postcommit.event",
     "MailRejectedEvent": "postcommit.event",
+    "MailUncertainEvent": "postcommit.event",
     "MailSentEvent": "postcommit.event",
     "Maildir": "postcommit.maildir",
     "QueueProcessor": "postcommit.queue.runner",
@@ -44,6 +46,7 @@ __all__ = [
     "MailErrorEvent",
     "MailDeferredEvent",
     "MailRejectedEvent",
+    "MailUncertainEvent",
 ]
 
 

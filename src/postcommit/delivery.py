@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from postcommit.attempt import Attempt
 from postcommit.attempt import Transmission
+from postcommit.attempt import accounting_for
 from postcommit.attempt import announcements
 from postcommit.attempt import attempt_all
 from postcommit.datamanager import DataManager
@@ -251,7 +252,8 @@ class _Transmitting:
             # The mailer breaks its contract, but the commit is decided.
             log.exception("%r failed", self._mailer)
             for item in items[len(self._told) :]:
-                report = from_exception(error, item.message_id, item.recipients)
+                failed = from_exception(error, item.message_id, item.recipients)
+                report = accounting_for(failed, item.recipients, item.message_id)
                 self._tell(Attempt(report))
         except BaseException as interrupt:
             # Other resources may still have to finish: it is raised after the commit.

@@ -78,6 +78,19 @@ def is_url(text: str) -> bool:
     return _SCHEME.match(text) is not None
 
 
+def text_of(value: object) -> str:
+    """Return `value` as text; the name of its class if that is empty or fails.
+
+    For example, ``str(MemoryError())`` is empty, and an exception of another library
+    may raise when it is shown.
+    """
+    try:
+        text = str(value)
+    except Exception:
+        text = ""
+    return text if text.strip() else type(value).__name__
+
+
 class PostcommitError(Exception):
     """The root of all errors that postcommit raises."""
 

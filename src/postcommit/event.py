@@ -27,6 +27,8 @@ from postcommit.interfaces import IMailErrorEvent
 from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
+from postcommit.interfaces import IMailUncertainEvent
+from postcommit.interfaces import IOutcome
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 from postcommit.log import Log
@@ -83,6 +85,11 @@ class MailRejectedEvent(MailErrorEvent):
     """See `IMailRejectedEvent`."""
 
 
+@implementer(IMailUncertainEvent)
+class MailUncertainEvent(MailErrorEvent):
+    """See `IMailUncertainEvent`."""
+
+
 def events_of(report: IDeliveryReport) -> list[IMailEvent]:
     """Return the events of `report`.
 
@@ -101,31 +108,43 @@ def events_of(report: IDeliveryReport) -> list[IMailEvent]:
         ]
     if len(report.outcomes) == 1:
         [only] = report.outcomes
-        return [_event(report.message_id, only.status, only.reply, (only.recipient,))]
-    groups: dict[tuple[Status, IReply], list[str]] = {}
+        return [_event(report.message_id, only, (only.recipient,))]
+    groups: dict[tuple[Status, bool, IReply], list[IOutcome]] = {}
     for outcome in report.outcomes:
-        key = (outcome.status, outcome.reply)
-        groups.setdefault(key, []).append(outcome.recipient)
+        key = (outcome.status, _is_given_up(outcome), outcome.reply)
+        groups.setdefault(key, []).append(outcome)
     return [
-        _event(report.message_id, status, reply, tuple(recipients))
-        for (status, reply), recipients in groups.items()
+        _event(report.message_id, alike[0], tuple(o.recipient for o in alike))
+        for alike in groups.values()
     ]
 
 
 def _event(
-    message_id: str, status: Status, reply: IReply, recipients: tuple[str, ...]
+    message_id: str, outcome: IOutcome, recipients: tuple[str, ...]
 ) -> IMailEvent:
-    if status is Status.SENT:
+    """Return the event for `recipients`, who share this `outcome`."""
+    reply = outcome.reply
+    if outcome.status is Status.SENT:
         return MailSentEvent(message_id, recipients=recipients)
-    kind = MailRejectedEvent if status is Status.REJECTED else MailDeferredEvent
+    kind: type[MailErrorEvent] = MailDeferredEvent
+    if outcome.status is Status.REJECTED:
+        kind = MailRejectedEvent
+    elif _is_given_up(outcome):
+        kind = MailUncertainEvent
     said = reply if reply.code else None
     return kind(message_id, str(reply), recipients=recipients, reply=said)
 
 
-def _level(status: Status) -> int:
-    if status is Status.SENT:
+def _is_given_up(outcome: IOutcome) -> bool:
+    # A mailer written elsewhere may announce outcomes that do not say so.
+    return bool(getattr(outcome, "given_up", False))
+
+
+def _level(outcome: IOutcome) -> int:
+    if outcome.status is Status.SENT:
         return logging.INFO
-    return logging.ERROR if status is Status.REJECTED else logging.WARNING
+    is_final = outcome.status is Status.REJECTED or _is_given_up(outcome)
+    return logging.ERROR if is_final else logging.WARNING
 
 
 def log_report(report: IDeliveryReport) -> None:
@@ -135,7 +154,7 @@ def log_report(report: IDeliveryReport) -> None:
     `reply`. If the relay failed without a reply, `reply` is the exception.
     """
     for outcome in report.outcomes:
-        level = _level(outcome.status)
+        level = _level(outcome)
         if not log.isEnabledFor(level):
             continue  # the arguments cost more than this check
         log.log(
@@ -143,7 +162,7 @@ def log_report(report: IDeliveryReport) -> None:
             "<%s> to %s: %s: %s",
             report.message_id,
             outcome.recipient,
-            outcome.status.value,
+            f"{outcome.status.value}{', given up' if _is_given_up(outcome) else ''}",
             outcome.reply,
             extra={
                 "message_id": report.message_id,
@@ -223,10 +242,13 @@ def announce(report: IDeliveryReport, notify: Notify) -> None:
 
 
 def dispatch(announcement: Announcement, manager: ITransactionManager) -> None:
-    """Log the report of `announcement`, and publish its events as `dispatch_events`."""
+    """Log the report of `announcement`, and publish its events. Never raises."""
     report, notify = announcement
-    log_report(report)
-    dispatch_events(events_of(report), notify, manager)
+    try:
+        log_report(report)
+        dispatch_events(events_of(report), notify, manager)
+    except Exception:  # a report of a mailer written elsewhere may have anything in it
+        log.exception("A report cannot be announced")
 
 
 def dispatch_events(

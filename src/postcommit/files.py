@@ -1,10 +1,8 @@
-"""Files and folders: written in few calls, durable, with errors that name them.
-
-And pipes, in which nobody waits.
-"""
+"""Files and folders: written in few calls, durable, with errors that name them."""
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from collections.abc import Sequence
 from types import TracebackType
@@ -17,6 +15,10 @@ CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
 # Pieces up to so many bytes in all are written in one call.
 ONE_WRITE = 1 << 16
+
+# Of <linux/stat.h> and <fcntl.h>.
+_STATX_BTIME = 0x800
+_AT_FDCWD = -100
 
 
 class explained:
@@ -53,12 +55,32 @@ def unable(
 
 
 def sync(path: str) -> None:
-    """Have the file or folder at `path` written to the disk."""
+    """Have the folder at `path` written to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def birth_time(path: str) -> float | None:
+    """Return when the file or folder at `path` was created, by ``statx(2)``.
+
+    In seconds since the epoch. None if the system, the file system, or a Python without
+    ctypes does not say it.
+    """
+    try:
+        import ctypes  # late, because most processes never need it
+    except ImportError:
+        return None
+    statx = getattr(ctypes.CDLL(None), "statx", None)
+    answer = ctypes.create_string_buffer(256)
+    where = (_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME)
+    if statx is None or statx(*where, answer):
+        return None
+    [mask] = struct.unpack_from("=I", answer, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", answer, 80)
+    return seconds + nanoseconds / 1e9 if mask & _STATX_BTIME else None
 
 
 def remove(path: str) -> None:
@@ -72,14 +94,6 @@ def remove(path: str) -> None:
 def create_file(path: str) -> BinaryIO:
     """Create the file `path`, readable by its owner only, to write to it."""
     return open(os.open(path, CREATE, 0o600), "wb")
-
-
-def open_pipe() -> tuple[int, int]:
-    """Return the reading and the writing end of a pipe that never blocks."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    return reader, writer
 
 
 def write(

@@ -91,11 +91,16 @@ class TLSMode(enum.StrEnum):
 
 
 class Tally(NamedTuple):
-    """How many recipients were sent, deferred (or uncertain) and rejected."""
+    """How many recipients were sent, are tried again, were rejected, or given up.
+
+    `deferred` includes those that are uncertain and tried again, `uncertain` counts
+    those that may have the message and are not tried again.
+    """
 
     sent: int = 0
     deferred: int = 0
     rejected: int = 0
+    uncertain: int = 0
 
 
 # What became of a message
@@ -138,6 +143,14 @@ class IOutcome(Interface):
         title=_("Reply"),
         description=_("What the relay said of this recipient, or of all."),
         schema=IReply,
+    )
+    given_up = Bool(
+        title=_("Given up"),
+        description=_(
+            "Whether an uncertain recipient is not tried again: it may have the"
+            " message, and gets no further copy."
+        ),
+        default=False,
     )
 
 
@@ -486,6 +499,16 @@ class IMailQueueProcessor(Interface):
         default=432000.0,
         min=0.0,
     )
+    max_uncertain = Int(
+        title=_("Maximal number of uncertain attempts"),
+        description=_(
+            "Attempts after which it is not known whether the message has arrived,"
+            " as when the connection is lost before the last reply. Then it is given"
+            " up, because each attempt may be one more copy."
+        ),
+        default=3,
+        min=1,
+    )
 
     def run() -> None:
         """Drain the queue in this thread, until `stop`."""
@@ -504,7 +527,7 @@ class IMailQueueProcessor(Interface):
     def flush() -> Tally:
         """Try once all that is due.
 
-        Returns how many recipients were sent, deferred and rejected.
+        Returns how many recipients were sent, deferred, rejected and given up.
         """
 
 
@@ -547,6 +570,10 @@ class IMailDeferredEvent(IMailErrorEvent):
 
 class IMailRejectedEvent(IMailErrorEvent):
     """Final: the message is not tried again for these recipients."""
+
+
+class IMailUncertainEvent(IMailErrorEvent):
+    """Final: the message may have arrived, and is not tried again."""
 
 
 # The Maildir

@@ -10,6 +10,7 @@ import smtplib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from zope.interface import implementer
@@ -17,6 +18,7 @@ from zope.interface import implementer
 from postcommit.address import on_the_wire
 from postcommit.errors import DeliveryError
 from postcommit.errors import RelayError
+from postcommit.errors import text_of
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IOutcome
 from postcommit.interfaces import IReply
@@ -54,6 +56,7 @@ class Outcome:
     recipient: str
     status: Status
     reply: Reply
+    given_up: bool = False
 
 
 @implementer(IDeliveryReport)
@@ -117,18 +120,27 @@ def blamed(report: IDeliveryReport) -> DeliveryReport:
     )
 
 
-def given_up(report: IDeliveryReport) -> DeliveryReport:
-    """Return `report` for when nobody will try again what failed for now."""
-    final = (Status.SENT, Status.REJECTED)
+def given_up(report: DeliveryReport) -> DeliveryReport:
+    """Return `report` for when what failed for now is not tried again.
+
+    Deferred recipients become rejected; uncertain ones stay so.
+    """
+    deferred = [
+        Outcome(o.recipient, Status.REJECTED, o.reply)
+        if o.status is Status.DEFERRED
+        else o
+        for o in report.outcomes
+    ]
+    return uncertain_given_up(replace(report, outcomes=tuple(deferred)))
+
+
+def uncertain_given_up(report: DeliveryReport) -> DeliveryReport:
+    """Return `report` for when its uncertain recipients are not tried again."""
     outcomes = tuple(
-        Outcome(
-            outcome.recipient,
-            outcome.status if outcome.status in final else Status.REJECTED,
-            outcome.reply,
-        )
-        for outcome in report.outcomes
+        replace(o, given_up=True) if o.status is Status.UNCERTAIN else o
+        for o in report.outcomes
     )
-    return DeliveryReport(report.message_id, report.recipients, outcomes)
+    return replace(report, outcomes=outcomes)
 
 
 class Stage(enum.Enum):
@@ -213,9 +225,9 @@ def _refused_others(refused: Mapping[Any, Any], names: set[str]) -> str:
     An answer of another kind may be a mapping, too, but not of addresses.
     """
     return "; ".join(
-        f"{address}: {_reply(said)}"
+        f"{text_of(address)}: {_reply(said)}"
         for address, said in refused.items()
-        if address not in names and "@" in str(address)
+        if address not in names and "@" in text_of(address)
     )
 
 
@@ -229,7 +241,7 @@ def from_exception(
         return _from_refusals(error, message_id, recipients)
     if isinstance(error, smtplib.SMTPServerDisconnected):
         # Raised in each phase alike: it may be that the relay has the message.
-        reply = Reply(0, "4.4.2", f"Connection lost: {error}")
+        reply = Reply(0, "4.4.2", f"Connection lost: {text_of(error)}")
         return DeliveryReport.alike(message_id, recipients, Status.UNCERTAIN, reply)
     if isinstance(error, smtplib.SMTPResponseException):
         return _from_response(error, message_id, recipients)
@@ -237,7 +249,7 @@ def from_exception(
         return DeliveryReport(message_id, recipients, relay_failure=_failure(error))
     final = isinstance(error, ValueError | smtplib.SMTPNotSupportedError)
     status = Status.REJECTED if final else Status.DEFERRED
-    reply = Reply(0, "5.6.0" if final else "4.3.0", f"{type(error).__name__}: {error}")
+    reply = Reply(0, "5.6.0" if final else "4.3.0", _named(error))
     return DeliveryReport.alike(message_id, recipients, status, reply)
 
 
@@ -247,18 +259,22 @@ def _is_the_relays(error: OSError) -> bool:
     What smtplib finds missing is STARTTLS or AUTH, or else SMTPUTF8, for a message.
     """
     if isinstance(error, smtplib.SMTPNotSupportedError):
-        return "SMTPUTF8" not in str(error)
+        return "SMTPUTF8" not in text_of(error)
     if isinstance(error, smtplib.SMTPException):
-        return str(error).startswith(_NO_LOGIN)
+        return text_of(error).startswith(_NO_LOGIN)
     return True
+
+
+def _named(error: BaseException) -> str:
+    """Return the class of `error` and its text, if it has one."""
+    name, text = type(error).__name__, text_of(error)
+    return name if text == name else f"{name}: {text}"
 
 
 def _failure(error: OSError) -> RelayError:
     if isinstance(error, RelayError):
         return error
-    failure = RelayError(
-        one_line(f"{type(error).__name__}: {error}", _MOST_SHOWN, _INSTEAD)
-    )
+    failure = RelayError(one_line(_named(error), _MOST_SHOWN, _INSTEAD))
     failure.__cause__ = error
     return failure
 
@@ -294,7 +310,7 @@ def _from_refusals(
     refused = error.recipients if isinstance(error.recipients, Mapping) else {}
     outcomes = []
     for recipient, name in _names(recipients, refused).items():
-        reply = _reply(refused.get(name, f"Not sent: {error}"))
+        reply = _reply(refused.get(name, f"Not sent: {text_of(error)}"))
         status = judge(Stage.RCPT, reply.code)
         if status is None:
             return DeliveryReport(
@@ -313,4 +329,4 @@ def _reply(said: object) -> Reply:
         code, text = said
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    return Reply(code, "", str(text))
+    return Reply(code, "", "" if text == "" else text_of(text))

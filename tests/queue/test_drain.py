@@ -633,13 +633,24 @@ def test_what_can_be_settled_when_it_ends_is_counted(queue: Queue) -> None:
     assert queue.left() == 0
 
 
-def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> None:
+def test_with_fewer_threads_than_wanted_it_works(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.send()
     drain = queue.drain(workers=3)
     drain._workers[2].start()
+    assert drain.once() == Tally(1, 0, 0)
+    assert "2 of 3 workers could be started: threads can only" in caplog.text
+    drain._workers[2].join(10)
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> None:
+    drain = queue.drain(workers=3)
+    drain._workers[0].start()
     with pytest.raises(RuntimeError, match="threads can only be started once"):
         drain.once()
     assert drain.wait(0)
-    drain._workers[2].join(10)
+    drain._workers[0].join(10)
 
 
 # Mailers that keep no contract, and long looks

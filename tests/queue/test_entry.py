@@ -285,7 +285,8 @@ def test_no_claim_outlives_its_holder(path: str) -> None:
     code = (
         "import os, signal, sys\n"
         "from postcommit.queue.entry import Claim\n"
-        "assert Claim.take(sys.argv[1])\n"
+        "claim = Claim.take(sys.argv[1])\n"
+        "assert claim\n"
         "print('claimed', flush=True)\n"
         "sys.stdin.read()\n"
     )

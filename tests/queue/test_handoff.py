@@ -99,12 +99,16 @@ def test_join_waits_for_all_that_was_put() -> None:
 
 
 def test_what_was_put_last_is_waited_for_whatever_was_there_before() -> None:
-    handoff = Handoff(10, 2)
+    handoff = Handoff(10, 3)
+    handoff.called = 3
     assert handoff.join_last()
     handoff.put("ab")
+    assert handoff.begin()
+    assert handoff.begin()
     before = [next(handoff.take()), next(handoff.take())]
     handoff.put("c")
     waiting = in_thread(handoff.join_last)
+    assert handoff.begin()
     probe = [next(handoff.take())]
     # That something else ends is no news.
     handoff.done(before[:1])
@@ -114,6 +118,16 @@ def test_what_was_put_last_is_waited_for_whatever_was_there_before() -> None:
     assert is_over(waiting)
     assert not handoff.join(0)
     handoff.done(before[1:])
+    assert handoff.join(0)
+
+
+def test_what_a_worker_has_taken_and_lost_is_not_waited_for() -> None:
+    handoff = Handoff(10, 1)
+    handoff.put("a")
+    assert handoff.begin()
+    next(handoff.take())
+    handoff.done([])
+    assert handoff.join_last(0)
     assert handoff.join(0)
 
 

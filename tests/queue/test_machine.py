@@ -323,7 +323,7 @@ class QueueMachine(RuleBasedStateMachine):
         del self.entries[name]
         accepted = accepted_at(name)
         assert accepted is not None
-        if stay and self.now - accepted >= MAX_AGE:
+        if stay and kept.attempts and self.now - accepted >= MAX_AGE:
             rejected = tuple(r for r in kept.recipients if r in (LATER, NEVER))
             stay = ()
         if rejected:

@@ -146,7 +146,7 @@ def test_a_command_may_adopt(command: str, mailbox: Path, capsys: Any) -> None:
     assert cli.main(words) == 0
     assert is_queue(mailbox)
     adopt(str(mailbox))  # again, which changes nothing
-    assert QueueProcessor(str(mailbox), RecordingMailer()).flush() == (0, 0, 0)
+    assert QueueProcessor(str(mailbox), RecordingMailer()).flush() == (0, 0, 0, 0)
     dead = os.listdir(mailbox / ".Failed" / "new")
     assert len(dead) == (2 if command == "retry" else 1)
 
@@ -186,7 +186,7 @@ def test_a_queue_of_zope_sendmail_is_taken_over(tmp_path: Path) -> None:
     OlderDelivery(queue).send("s@x.org", ["a@x.org"], MESSAGE)
     transaction.commit()
     mailer = RecordingMailer()
-    assert QueueProcessor(queue, mailer).flush() == (1, 0, 0)
+    assert QueueProcessor(queue, mailer).flush() == (1, 0, 0, 0)
     # And is one from now on, whatever is put into it.
     write(Store(queue), "new/1700000000.M1P1.host", LETTER)
     assert is_queue(Path(queue))

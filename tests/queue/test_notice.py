@@ -129,7 +129,8 @@ def test_one_whose_processor_was_killed_says_nothing_and_is_cleaned_away(
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        Board(queue).post("away", 300)
+        board = Board(queue)  # which has the lock
+        board.post("away", 300)
         os.write(tell, b"!")
         signal.pause()
         os._exit(1)

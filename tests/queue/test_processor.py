@@ -17,6 +17,7 @@ from postcommit.errors import RelayError
 from postcommit.event import MailDeferredEvent
 from postcommit.event import MailRejectedEvent
 from postcommit.event import MailSentEvent
+from postcommit.event import MailUncertainEvent
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import Tally
@@ -24,6 +25,9 @@ from postcommit.queue import processor
 from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
+from postcommit.queue.item import State
+from postcommit.queue.item import details
+from postcommit.queue.item import items
 from postcommit.queue.processor import Processor
 from postcommit.queue.processor import Result
 from postcommit.queue.schedule import Schedule
@@ -34,6 +38,7 @@ from tests.support.faults import without_privileges
 from tests.support.mailers import NEVER
 from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
+from tests.support.queues import ENTRY
 
 
 ANN, BOB = "ann@x.org", "bob@x.org"
@@ -171,15 +176,19 @@ def test_what_is_too_old_is_given_up_with_its_last_reply(queue: Queue) -> None:
     queue.send(LATER, LOST)
     queue.work()
     queue.now += 5 * DAY + 1
-    assert queue.work() == [Result(Tally(0, 0, 2))]
+    assert queue.work() == [Result(Tally(0, 0, 1, 1))]
     assert queue.entries("cur") == []
-    [dead] = queue.entries(".Failed/new")
-    assert dead.recipients == (LATER, LOST)
-    assert dead.attempts == 2
-    assert "450 4.2.0 Greylisted" in dead.last_reply
+    [rejected, uncertain] = queue.entries(".Failed/new")
+    assert rejected.recipients == (LATER,)
+    assert rejected.attempts == uncertain.attempts == 2
+    assert rejected.last_reply == "450 4.2.0 Greylisted"
+    assert uncertain.recipients == (LOST,)
+    assert uncertain.last_reply == (
+        "uncertain, it may have arrived: 4.4.2 Connection lost"
+    )
     assert queue.events()[-2:] == [
         (MailRejectedEvent, (LATER,)),
-        (MailRejectedEvent, (LOST,)),
+        (MailUncertainEvent, (LOST,)),
     ]
 
 
@@ -346,13 +355,31 @@ def test_a_file_that_is_larger_than_the_memory_is_left_and_not_claimed(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = queue.path / "new" / "0.host"
-    path.touch()
+    path.write_bytes(ENTRY)
     os.truncate(path, 1 << 43)
     assert queue.work() == [Result(stayed=True)]
     assert "MemoryError" in caplog.text
     claim = queue.store.claim(str(path))
     assert claim is not None
     claim.release()
+
+
+@pytest.mark.parametrize("beginning", [b"", b"X-Zope-From: ", b"a: b\n" * 1000])
+def test_a_large_file_that_is_not_an_entry_is_recognised_by_its_beginning(
+    queue: Queue, caplog: pytest.LogCaptureFixture, beginning: bytes
+) -> None:
+    path = queue.path / "new" / "0.host"
+    path.write_bytes(beginning)
+    os.truncate(path, 1 << 43)  # more than fits into memory, or on the disk
+    queue.send(ANN)
+    assert sorted(queue.work()) == [Result(stayed=True), Result(Tally(1, 0, 0))]
+    assert "unreadable, now a dead letter: there is no" in caplog.text
+    assert queue.entries("new") == []
+    [dead] = items(queue.store, [State.FAILED])
+    read = details(dead)
+    assert read is not None
+    assert read.size == 1 << 43
+    assert read.problem.startswith("there is no")
 
 
 class Faulty(Store):

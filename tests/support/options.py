@@ -24,4 +24,5 @@ PROCESSOR = {
     "min_backoff": ("30", 30.0),
     "max_backoff": ("3000", 3000.0),
     "max_age": ("86400", 86400.0),
+    "max_uncertain": ("5", 5),
 }

@@ -78,6 +78,7 @@ class Drain:
         self._tally = Tally()
         self._tally_lock = threading.Lock()
         self._feeder: threading.Thread | None = None
+        self._started: list[threading.Thread] = []
         self._workers = [
             threading.Thread(target=self._work, name=f"postcommit-{n}", daemon=True)
             for n in range(pace.workers)
@@ -112,8 +113,26 @@ class Drain:
         """When its feeder last gave a sign of life, a time of `time.monotonic`."""
         return self._bell.last_beat
 
+    def begin(self) -> None:
+        """Start the workers: fewer, if the system has no more threads.
+
+        Raises RuntimeError or MemoryError if it has none; then nothing has begun.
+        """
+        for worker in self._workers:
+            try:
+                worker.start()
+            except (RuntimeError, MemoryError) as error:
+                if not self._started:
+                    raise
+                told = "%s: %d of %d workers could be started: %s"
+                path, most = self._store.path, len(self._workers)
+                log.warning(told, path, len(self._started), most, error)
+                return
+            self._started.append(worker)
+
     def cancel(self) -> None:
-        """Have it over before it has begun."""
+        """Have it over, also before it has begun."""
+        self._handoff.close()
         self._bell.close()
         self._over.set()
 
@@ -156,16 +175,14 @@ class Drain:
     @contextmanager
     def _running(self) -> Iterator[None]:
         self._feeder = threading.current_thread()
-        started = []
         try:
-            for worker in self._workers:
-                worker.start()
-                started.append(worker)
+            if not self._started:
+                self.begin()
             yield
         finally:
             self._handoff.close()
             try:
-                for worker in started:
+                for worker in self._started:
                     worker.join()
             finally:
                 # Also where somebody does not want to wait for them.
@@ -254,26 +271,34 @@ class Drain:
 
     def _work(self) -> None:
         while self._handoff.begin():
-            taken: list[str] = []
-            results: list[Result] = []
-            since = self._pause.count
             try:
-                paths = self._paths(taken)
-                first = iter(list(itertools.islice(paths, 1)))
-                for result in self._processor.work(itertools.chain(first, paths)):
-                    self._note(result, since)
-                    results.append(result)
-                troubled = any(result.trouble is not None for result in results)
-                if next(first, None) is not None and not troubled:
-                    raise RuntimeError("the mailer took none of its messages")
-            except BaseException as error:
-                # A mailer that keeps no contract must not end the loop, nor this
-                # thread, whatever it raises.
-                self._note(Result(trouble=error), since)
-                taken.extend(self._handoff.take())
-                log.exception("%s: a worker failed", self._store.path)
-            finally:
+                self._work_on_some()
+            except BaseException:  # the thread must live: others wait for its work
+                log.exception("%s: a worker failed at its end", self._store.path)
+
+    def _work_on_some(self) -> None:
+        taken: list[str] = []
+        results: list[Result] = []
+        since = self._pause.count
+        try:
+            paths = self._paths(taken)
+            first = iter(list(itertools.islice(paths, 1)))
+            for result in self._processor.work(itertools.chain(first, paths)):
+                self._note(result, since)
+                results.append(result)
+            troubled = any(result.trouble is not None for result in results)
+            if next(first, None) is not None and not troubled:
+                raise RuntimeError("the mailer took none of its messages")
+        except BaseException as error:
+            # A mailer that keeps no contract must not end the loop, nor this
+            # thread, whatever it raises.
+            self._note(Result(trouble=error), since)
+            taken.extend(self._handoff.take())
+            log.exception("%s: a worker failed", self._store.path)
+        finally:
+            try:
                 self._count(results)
+            finally:
                 self._handoff.done(taken)
 
     def _paths(self, taken: list[str]) -> Iterator[str]:

@@ -10,7 +10,8 @@ followed by two more. Then comes the message, byte for byte::
     Message-Id: <...>
 
 A message that begins with ``X-Zope-`` itself always gets all four, so that
-none of its own lines can be taken for ours.
+none of its own lines can be taken for ours. After uncertain attempts, their number
+follows that of all: ``X-Zope-Attempts: 2 (1 uncertain)``.
 """
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from collections.abc import MutableSet
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
@@ -42,9 +44,14 @@ ATTEMPTS = b"X-Zope-Attempts: "
 REPLY = b"X-Zope-Reply: "
 UNREADABLE = b"X-Zope-Unreadable: "
 
+# Maximum number of bytes in which the envelope of an entry ends: enough for 100,000
+# recipients.
+BEGINNING = 1 << 22
+
 _PREAMBLE = re.compile(
     FROM.rstrip() + rb"(.*)\n" + TO.rstrip() + rb"(.*)\n"
-    rb"(?:" + ATTEMPTS + rb"(\d{1,9})\r?\n" + REPLY.rstrip() + rb"(.*)\n)?"
+    rb"(?:" + ATTEMPTS + rb"(\d{1,9})(?: \((\d{1,9}) uncertain\))?\r?\n"
+    rb"" + REPLY.rstrip() + rb"(.*)\n)?"
 )
 
 # One field among the header lines of the message, with its folded lines.
@@ -68,6 +75,7 @@ class Entry:
     message: bytes = field(repr=False)
     attempts: int = 0
     last_reply: str = ""
+    uncertain: int = 0
 
     def preamble(self) -> bytes:
         """Return the lines before the message."""
@@ -77,6 +85,7 @@ class Entry:
             self.message[: len(b"X-Zope-")],
             self.attempts,
             self.last_reply,
+            self.uncertain,
         )
 
 
@@ -86,6 +95,7 @@ def preamble(
     beginning: bytes,
     attempts: int = 0,
     last_reply: str = "",
+    uncertain: int = 0,
 ) -> bytes:
     """Return the lines before a message with this `beginning`."""
     envelope = b"%b%b\n%b%b\n" % (
@@ -98,7 +108,8 @@ def preamble(
         return envelope
     # What a mailer written elsewhere says may have halves of characters.
     one_line = " ".join(last_reply.split()).encode(errors="replace")
-    return b"%b%b%d\n%b%b\n" % (envelope, ATTEMPTS, attempts, REPLY, one_line)
+    number = f"{attempts} ({uncertain} uncertain)" if uncertain else f"{attempts}"
+    return b"%b%b%b\n%b%b\n" % (envelope, ATTEMPTS, number.encode(), REPLY, one_line)
 
 
 def parse_entry(data: bytes) -> Entry:
@@ -117,13 +128,14 @@ def parse_entry(data: bytes) -> Entry:
     message = data[found.end() :]
     if not message:
         raise EntryError("there is no message after the envelope")
-    sender, recipients, attempts, last_reply = found.groups()
+    sender, recipients, attempts, uncertain, last_reply = found.groups()
     return _entry(
         _text(FROM, sender),
         _text(TO, recipients),
         message,
         int(attempts or 0),
         (last_reply or b"").decode("utf-8", "replace").strip(),
+        int(uncertain or 0),
     )
 
 
@@ -136,12 +148,22 @@ def _text(name: bytes, value: bytes) -> str:
 
 
 def _entry(
-    sender: str, recipients: str, message: bytes, attempts: int = 0, reply: str = ""
+    sender: str,
+    recipients: str,
+    message: bytes,
+    attempts: int = 0,
+    reply: str = "",
+    uncertain: int = 0,
 ) -> Entry:
     listed = split_addresses(recipients) if "," in recipients else recipients
     try:
         return Entry(
-            _parse_sender(sender), parse_recipients(listed), message, attempts, reply
+            _parse_sender(sender),
+            parse_recipients(listed),
+            message,
+            attempts,
+            reply,
+            uncertain,
         )
     except AddressError as error:
         raise EntryError(f"the envelope is damaged: {error}") from error
@@ -212,9 +234,10 @@ class Claim:
         self._lock = lock
 
     @classmethod
-    def take(cls, path: str) -> Claim | None:
+    def take(cls, path: str, locks: MutableSet[FileLock] | None = None) -> Claim | None:
         """Claim the entry at `path`; None if it is claimed, or gone.
 
+        Its lock is in `locks` before it is taken, so that no claim can be lost.
         Raises OSError for what cannot be opened, or is no regular file.
         """
         try:
@@ -223,6 +246,8 @@ class Claim:
             return None
         claim = None
         try:
+            if locks is not None:
+                locks.add(lock)
             if lock.acquire():
                 status = os.fstat(lock.descriptor)
                 claim = cls(path, lock, status) if _is_still(status, path) else None
@@ -230,6 +255,16 @@ class Claim:
             if claim is None:
                 lock.release()
         return claim
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the file has more than `BEGINNING` bytes."""
+        return self._size > BEGINNING
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was not released."""
+        return self._lock.descriptor != -1
 
     @property
     def stem(self) -> str:
@@ -263,8 +298,18 @@ class Claim:
                     yield f"{folder}/{name}"
 
     def read(self) -> Entry:
-        """Read the entry. Raises `EntryError` where it is none."""
+        """Read the entry. Raises `EntryError` if the file is not an entry.
+
+        Reads no more than the beginning of such a file, however large it is.
+        """
+        if self.is_large:
+            parse_entry(self.beginning())
         return parse_entry(self.read_bytes())
+
+    def beginning(self) -> bytes:
+        """Read the first `BEGINNING` bytes of the file."""
+        return os.pread(self._lock.descriptor, BEGINNING, 0)
+
 
     def read_bytes(self) -> bytes:
         """Read the file as it is."""

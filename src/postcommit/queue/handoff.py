@@ -50,7 +50,6 @@ class Handoff:
         self._clock = clock
         self._processor_clock = processor_clock
         self._paths: deque[str] = deque()
-        self._unfinished = 0
         self._busy = 0
         self.called = 1
         self._closed = False
@@ -76,12 +75,11 @@ class Handoff:
                 return False
             if self._closed:
                 return True
-            if not self._unfinished:
+            if self._is_idle():
                 self._reviewed = self._progress()
             self._paths.extend(paths)
             self._last = paths[-1]
             self._put += len(paths)
-            self._unfinished += len(paths)
             self._work_there.notify(max(0, min(len(paths), self.called - self._busy)))
             return True
 
@@ -97,7 +95,12 @@ class Handoff:
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all that was put is worked on."""
         with self._feeder:
-            return self._wait_for_left(-1, lambda: not self._unfinished, timeout)
+            return self._wait_for_left(-1, self._is_idle, timeout)
+
+    def _is_idle(self) -> bool:
+        # Not a count of paths: one that a worker has lost, by an error, between
+        # taking it and working on it, would be waited for in vain.
+        return not self._paths and not self._busy
 
     def join_last(self, timeout: float | None = None) -> bool:
         """Wait until what was put last is worked on, whatever else is not."""
@@ -177,11 +180,11 @@ class Handoff:
         """Tell that one ends what one did `begin`, and took these paths."""
         with self._feeder:
             self._busy -= 1
-            self._unfinished -= len(taken)
-            if self._last in taken:
-                self._last = None
-            if not self._unfinished:
+            if self._is_idle():
                 self.called = 1
+                self._last = None
+            elif self._last in taken:
+                self._last = None
             if self._last is None:
                 self._feeder.notify()
 

@@ -22,6 +22,7 @@ from functools import cached_property
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from postcommit.message import message_id_of
+from postcommit.queue.entry import BEGINNING
 from postcommit.queue.entry import UNREADABLE
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
@@ -234,7 +235,7 @@ def _parse(head: bytes, file: io.FileIO) -> Entry:
     try:
         return parse_entry(head)
     except EntryError:
-        rest = file.readall()
+        rest = file.read(BEGINNING)
         if not rest:
             raise
         return parse_entry(head + rest)

@@ -15,9 +15,12 @@ import os
 import time
 from dataclasses import dataclass
 
-from postcommit.files import create_file
+from postcommit.errors import text_of
+from postcommit.files import CREATE
 from postcommit.files import remove
+from postcommit.files import write
 from postcommit.maildir import unique_name
+from postcommit.openfile import OpenFile
 from postcommit.queue.lock import FileLock
 
 
@@ -82,7 +85,7 @@ class Board:
         now = time.time()
         if self._since is None:
             self._since = now
-        told = " ".join(str(reason).split())[:_LONGEST]
+        told = " ".join(text_of(reason).split())[:_LONGEST]
         try:
             lock = self._lock
             if lock is not None and told == self._reason and self._leads_to(lock):
@@ -114,8 +117,8 @@ class Board:
         # In tmp, from where a processor removes what a crash has left.
         temporary = os.path.join(self._queue_path, "tmp", unique_name())
         try:
-            with create_file(temporary) as file:
-                file.write(json.dumps(notice).encode() + b"\n")
+            with OpenFile(temporary, CREATE) as file:
+                write(file.descriptor, [json.dumps(notice).encode(), b"\n"])
             lock = FileLock(temporary)
             try:
                 # Before others can see it: unlocked, it would say nothing.

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from postcommit.errors import text_of
 from postcommit.log import Log
 from postcommit.queue.notice import Board
 from postcommit.queue.schedule import pause_after
@@ -99,10 +100,11 @@ class Pause:
                 self._until = self._clock() + seconds
                 if self._board is not None:
                     self._board.post(reason, seconds)
-            if str(reason) not in self._told:
+            reason = text_of(reason)
+            if reason not in self._told:
                 if len(self._told) >= _MOST_REASONS:
                     self._told.clear()
-                self._told.add(str(reason))
+                self._told.add(reason)
                 log.error("%s: the queue pauses: %s", self._queue_path, reason)
 
     def shorten(self) -> bool:

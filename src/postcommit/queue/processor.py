@@ -10,13 +10,15 @@ some failed for now      rewritten with just those; due by the schedule
 some were rejected       those go to ``.Failed``; the rest goes on
 the relay failed         left as it is, no attempt counted; but where it fails
                          at this one again, and not at others, all are deferred
-too old                  what failed for now is rejected
+uncertain for the third  those may have the message: they go to ``.Failed``, too,
+time (``max_uncertain``) but are not called rejected
+too old                  what failed for now is rejected; but never at the first
+                         attempt
 unreadable               to ``.Failed``, with the reason
 =======================  ==================================================
 """
 from __future__ import annotations
 
-import errno
 import itertools
 import time
 from collections import deque
@@ -35,11 +37,9 @@ from postcommit.attempt import Transmission
 from postcommit.attempt import announcements
 from postcommit.attempt import attempt_all
 from postcommit.errors import EntryError
-from postcommit.event import Announcement
 from postcommit.event import MailRejectedEvent
 from postcommit.event import dispatch
 from postcommit.event import dispatch_events
-from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Tally
 from postcommit.log import Log
@@ -47,15 +47,18 @@ from postcommit.message import message_id_of
 from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.schedule import Schedule
+from postcommit.queue.settlement import Settlement
+from postcommit.queue.settlement import is_full
 from postcommit.queue.store import Store
 from postcommit.queue.suspects import Suspects
 from postcommit.queue.troubles import Troubles
 from postcommit.queue.verdict import is_answer
-from postcommit.queue.verdict import part_left
-from postcommit.queue.verdict import rejected_part
 from postcommit.queue.verdict import tally_of
+from postcommit.queue.verdict import uncertain_attempts
+from postcommit.report import DeliveryReport
 from postcommit.report import blamed
 from postcommit.report import given_up
+from postcommit.report import uncertain_given_up
 
 
 log = Log(__name__)
@@ -68,8 +71,6 @@ _MOST_AHEAD = 8
 _BYTES_AHEAD = 1 << 16
 
 _NOTHING = Tally()
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # A single entry may be to blame itself if it cannot be settled; so many are not.
 _SEVERAL = 2
@@ -106,17 +107,6 @@ class _Round:
     is_in_trouble: bool = False
 
 
-class _Settlement(NamedTuple):
-    """What is to be done to an entry, once an attempt is over."""
-
-    job: _Job
-    report: IDeliveryReport
-    tally: Tally
-    due: float | None
-    announcements: list[Announcement]
-    silent: bool
-
-
 class Processor:
     """Works on the entries of `store`; may be used by several threads at once."""
 
@@ -131,7 +121,7 @@ class Processor:
         self._mailer = mailer
         self._schedule = schedule
         self._clock = clock
-        self._unsettled: deque[_Settlement] = deque()
+        self._unsettled: deque[Settlement] = deque()
         self._troubles = Troubles(store.path)
         self.suspects = Suspects()
 
@@ -145,14 +135,17 @@ class Processor:
         """
         stuck = 0
         for result in self._settle_again():
-            stuck += result.trouble is not None and not _is_full(result.trouble)
+            stuck += result.trouble is not None and not is_full(result.trouble)
             yield result
         if stuck >= _SEVERAL:
             return  # what is transmitted now could not be settled, either
         this = _Round()
         try:
             for attempt in attempt_all(self._mailer, self._take_all(paths, this)):
-                result = self._conclude(this.jobs.popleft(), attempt)
+                # It stays in the list until it is settled: whatever comes between
+                # releases its claim.
+                result = self._concluded(this.jobs[0], attempt)
+                this.jobs.popleft()
                 if result.trouble is not None:
                     this.is_in_trouble = True
                 yield result
@@ -166,16 +159,19 @@ class Processor:
 
         Return a result for each, as `work` does.
         """
-        results = list(self._settle_again())
-        for settlement in self._take_unsettled():
-            self._let_go(settlement)
-        return results
+        try:
+            results = list(self._settle_again())
+            for settlement in self._take_unsettled():
+                self._let_go(settlement)
+            return results
+        finally:
+            self._store.release_claims()
 
     def _settle_again(self) -> Iterator[Result]:
         for settlement in self._take_unsettled():
             yield self._settle(settlement)
 
-    def _take_unsettled(self) -> Iterator[_Settlement]:
+    def _take_unsettled(self) -> Iterator[Settlement]:
         for _ in range(len(self._unsettled)):
             try:
                 settlement = self._unsettled.popleft()
@@ -183,14 +179,9 @@ class Processor:
                 return  # another worker was here
             yield settlement
 
-    def _let_go(self, settlement: _Settlement) -> None:
-        claim, report = settlement.job.claim, settlement.report
-        # It is sent again, but not by whoever looks next: that may be each minute.
-        accepted, now = self._store.accepted(claim), self._clock()
-        try:
-            self._store.postpone(claim, self._schedule.next_attempt(accepted, now))
-        except OSError as error:
-            self._troubles.log(claim.path, error)
+    def _let_go(self, settlement: Settlement) -> None:
+        claim, report = settlement.claim, settlement.report
+        self._postpone(claim)
         log.critical(
             "%s: transmitted, but it could not be removed from the queue;"
             " it will be sent again: %s",
@@ -198,6 +189,18 @@ class Processor:
             report,
         )
         claim.release()
+
+    def _postpone(self, claim: Claim) -> float | None:
+        """Have the entry tried again, but not at the next look; return when."""
+        now = self._clock()
+        accepted = self._store.accepted(claim, now)
+        due = self._schedule.next_attempt(accepted, now)
+        try:
+            self._store.postpone(claim, due, accepted)
+        except OSError as error:
+            self._troubles.log(claim.path, error)
+            return None
+        return due
 
     # Take
 
@@ -247,11 +250,11 @@ class Processor:
         claim = self._store.claim(path)
         if claim is None:
             return None
-        # It may have been deferred again between being found and being claimed.
-        if self._schedule.seconds_until(self._store.due(claim), self._clock()):
-            claim.release()
-            return None
         try:
+            # It may have been deferred again between being found and being claimed.
+            if self._schedule.seconds_until(self._store.due(claim), self._clock()):
+                claim.release()
+                return None
             entry = claim.read()
         except EntryError as error:
             self._bury_unreadable(claim, error)
@@ -264,7 +267,7 @@ class Processor:
 
     def _bury_unreadable(self, claim: Claim, error: EntryError) -> None:
         try:
-            message_id = message_id_of(claim.read_bytes())
+            message_id = message_id_of(claim.beginning())
             self._store.bury_unreadable(claim, error.reason)
         finally:
             claim.release()
@@ -274,6 +277,18 @@ class Processor:
         dispatch_events([event], notify, transaction.manager)
 
     # Settle
+
+    def _concluded(self, job: _Job, attempt: Attempt) -> Result:
+        try:
+            return self._conclude(job, attempt)
+        except Exception:
+            # An error of the program, or no memory: that of one entry only.
+            log.exception("%s: what became of it is unclear", job.claim.path)
+            due = None
+            if job.claim.is_held:
+                due = self._postpone(job.claim)
+                job.claim.release()
+            return Result(due=due, stayed=due is None)
 
     def _conclude(self, job: _Job, attempt: Attempt) -> Result:
         report = attempt.report
@@ -285,61 +300,35 @@ class Processor:
                 job.claim.release()
                 return Result(stayed=True, trouble=report.relay_failure)
             report = blamed(report)
+        now = self._clock()
+        accepted = self._store.accepted(job.claim, now)
+        # Not at the first attempt: the clock may have been wrong, or the relay away.
+        if job.entry.attempts and self._schedule.is_too_old(accepted, now):
+            report = given_up(report)
+        elif uncertain_attempts(job.entry, report) >= self._schedule.max_uncertain:
+            report = uncertain_given_up(report)
         tally, due = tally_of(report), None
         if tally.deferred:
-            now, accepted = self._clock(), self._store.accepted(job.claim)
-            if self._schedule.is_too_old(accepted, now):
-                report = given_up(report)
-                tally = tally_of(report)
-            else:
-                due = self._schedule.next_attempt(accepted, now)
+            due = self._schedule.next_attempt(accepted, now)
         told = announcements(attempt, self._mailer, report)
-        return self._settle(_Settlement(job, report, tally, due, told, not answered))
+        return self._settle(
+            Settlement(*job, report, tally, due, accepted, told, not answered)
+        )
 
-    def _is_to_blame(self, job: _Job, report: IDeliveryReport) -> bool:
-        # A mailer written elsewhere may have reports that do not know.
-        had_its_turn = getattr(report, "had_its_turn", False)
-        return had_its_turn and self.suspects.failed(job.claim.path)
+    def _is_to_blame(self, job: _Job, report: DeliveryReport) -> bool:
+        return report.had_its_turn and self.suspects.failed(job.claim.path)
 
-    def _settle(self, settlement: _Settlement) -> Result:
-        job = settlement.job
+    def _settle(self, settlement: Settlement) -> Result:
+        claim = settlement.claim
         try:
-            self._write(settlement)
+            settlement.write(self._store)
         except Exception as error:
             # It may have been sent: the claim is kept, so that nobody sends
             # it again, until the disk has recovered.
-            self._troubles.log(job.claim.path, error)
+            self._troubles.log(claim.path, error)
             self._unsettled.append(settlement)
             return Result(trouble=error)
-        job.claim.release(removed=settlement.due is None)
+        claim.release(removed=settlement.due is None)
         for announcement in settlement.announcements:
             dispatch(announcement, transaction.manager)
         return Result(settlement.tally, settlement.due, silent=settlement.silent)
-
-    def _write(self, settlement: _Settlement) -> None:
-        """Do to the entry what the report says."""
-        job, report, due = settlement.job, settlement.report, settlement.due
-        if settlement.tally.rejected:
-            dead = rejected_part(job.entry, report)
-            self._store.bury(job.claim, dead, is_last=due is None)
-        if due is None:
-            self._store.finish(job.claim)
-            return
-        if not self._store.still_has(job.claim):
-            log.warning(
-                "%s: somebody has removed it during the attempt; it is not tried again",
-                job.claim.path,
-            )
-            return
-        left = part_left(job.entry, report)
-        try:
-            self._store.defer(job.claim, left, due)
-        except OSError as error:
-            if not _is_full(error) or left.recipients != job.entry.recipients:
-                raise
-            self._store.postpone(job.claim, due)
-
-
-def _is_full(trouble: object) -> bool:
-    """Tell whether there is no space. Then go on: what is removed makes room."""
-    return isinstance(trouble, OSError) and trouble.errno in _FULL

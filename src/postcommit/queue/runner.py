@@ -54,6 +54,7 @@ class QueueProcessor:
         min_backoff: float = IMailQueueProcessor["min_backoff"].default,
         max_backoff: float = IMailQueueProcessor["max_backoff"].default,
         max_age: float = IMailQueueProcessor["max_age"].default,
+        max_uncertain: int = IMailQueueProcessor["max_uncertain"].default,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,6 +66,7 @@ class QueueProcessor:
         self.min_backoff: float = _checked("min_backoff", min_backoff)
         self.max_backoff: float = _checked("max_backoff", max_backoff)
         self.max_age: float = _checked("max_age", max_age)
+        self.max_uncertain: int = _checked("max_uncertain", max_uncertain)
         if self.min_backoff > self.max_backoff:
             reason = f"must not be less than min_backoff={self.min_backoff!r}"
             raise OptionError("max_backoff", self.max_backoff, reason)
@@ -87,6 +89,8 @@ class QueueProcessor:
                 target=self._run, args=(drain,), name="postcommit", daemon=True
             )
             try:
+                # Also the workers: whether there are threads is known at the end.
+                drain.begin()
                 thread.start()
             except BaseException:
                 del self._drains[drain]
@@ -149,7 +153,9 @@ class QueueProcessor:
 
     def _new_drain(self) -> Drain:
         store = Store(self.queuePath)
-        schedule = Schedule(self.min_backoff, self.max_backoff, self.max_age)
+        schedule = Schedule(
+            self.min_backoff, self.max_backoff, self.max_age, self.max_uncertain
+        )
         processor = Processor(store, self.mailer, schedule, self._clock)
         scan = Scan(store.maildir, schedule, self._clock)
         pace = Pace(self.workers, self.rate_limit, self.pollingInterval / 1000)

@@ -20,11 +20,12 @@ LONGEST_PAUSE = 300.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """The bounds, in seconds; see `IMailQueueProcessor` for their defaults."""
+    """The bounds; see `IMailQueueProcessor` for their units and defaults."""
 
     min_backoff: float
     max_backoff: float
     max_age: float
+    max_uncertain: int = 3
 
     def next_attempt(self, accepted: float, now: float) -> float:
         """Return when an entry that was just deferred is due again.

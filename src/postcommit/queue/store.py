@@ -15,28 +15,34 @@ rename; so a crash leaves the entry as it was, or as it will be.
 """
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence
+from weakref import WeakSet
 
-from postcommit.files import create_file
+from postcommit.files import CREATE
+from postcommit.files import birth_time
 from postcommit.files import explained
 from postcommit.files import remove
 from postcommit.files import sync
 from postcommit.files import unable
+from postcommit.files import write
 from postcommit.interfaces import IBatch
 from postcommit.log import Log
 from postcommit.maildir import Maildir
 from postcommit.maildir import MaildirMessage
 from postcommit.maildir import unique_name
+from postcommit.openfile import OpenFile
 from postcommit.queue import staging
 from postcommit.queue.entry import UNREADABLE
 from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import preamble
+from postcommit.queue.lock import FileLock
 from postcommit.queue.mark import FAILED
 from postcommit.queue.mark import refuse_mailbox
 
@@ -44,6 +50,8 @@ from postcommit.queue.mark import refuse_mailbox
 log = Log(__name__)
 
 # As the Maildir format has it: who needs longer to write a message is dead.
+_DAY = 86400.0
+
 LEFTOVER_AGE = 36 * 3600.0
 
 # A processor of an older library claims NAME by a link .sending-NAME to it,
@@ -61,6 +69,7 @@ class Store:
     def __init__(self, path: str, *, to_look: bool = False) -> None:
         self.maildir = Maildir(path, create=True)
         self.path = self.maildir.path
+        self._locks: WeakSet[FileLock] = WeakSet()
         if not to_look:
             refuse_mailbox(self.maildir)
 
@@ -91,12 +100,17 @@ class Store:
 
     def claim(self, path: str) -> Claim | None:
         """Claim the entry at `path`; None if somebody has it, or it is gone."""
-        claim = Claim.take(path)
+        claim = Claim.take(path, self._locks)
         # Theirs is a second name of the file, so most need no closer look.
         if claim is not None and claim.links > 1 and _is_foreign(path):
             claim.release()
             return None
         return claim
+
+    def release_claims(self) -> None:
+        """Release every claim that is still held, whoever has forgotten it."""
+        for lock in list(self._locks):
+            lock.release()
 
     def due(self, claim: Claim) -> float:
         """Return until when the entry is deferred, in seconds since the epoch.
@@ -108,10 +122,26 @@ class Store:
 
     # Settle
 
-    def accepted(self, claim: Claim) -> float:
-        """Return when the entry was accepted, in seconds since the epoch."""
-        accepted = accepted_at(claim.stem)
-        return claim.changed if accepted is None else accepted
+    def accepted(self, claim: Claim, now: float | None = None) -> float:
+        """Return when the entry was accepted, in seconds since the epoch.
+
+        The name tells, or else the file's time of modification. A time more than a
+        day before the queue was created comes from a clock that was wrong, such as
+        1970 before its first synchronisation. If both are wrong, the entry is taken
+        for accepted `now`.
+        """
+        now = time.time() if now is None else now
+        told = accepted_at(claim.stem)
+        for seconds in (told, claim.changed, now):
+            if seconds is not None and seconds > self._created - _DAY:
+                return seconds
+        return claim.changed if told is None else told  # the clock is still wrong
+
+    @functools.cached_property
+    def _created(self) -> float:
+        """When the queue's folder was created, if the file system tells."""
+        created = birth_time(self.path)
+        return -math.inf if created is None else created
 
     def finish(self, claim: Claim) -> None:
         """Remove the entry: nothing is left to do for it."""
@@ -129,9 +159,13 @@ class Store:
         with explained(claim.path, "look for the entry"):
             return claim.find([self.maildir.folder("new"), self.maildir.folder("cur")])
 
-    def defer(self, claim: Claim, entry: Entry, due: float) -> None:
+    def defer(
+        self, claim: Claim, entry: Entry, due: float, accepted: float | None = None
+    ) -> None:
         """Replace the entry by `entry`, and make it due then.
 
+        From now on its name tells that it was `accepted` at that time, by default
+        when the name or the file says. All times are in seconds since the epoch.
         May be called again if it raises: then the entry is as it was, in its
         old place or in ``cur``, and still claimed.
         """
@@ -140,7 +174,7 @@ class Store:
             try:
                 # Two steps, but one name: had it two of them for a moment, a
                 # crash in between would leave two entries.
-                self._move_to_cur(claim)
+                self._move_to_cur(claim, accepted)
                 os.rename(rewritten, claim.path)
             except OSError:
                 remove(rewritten)
@@ -148,18 +182,27 @@ class Store:
         for name in ("cur", "new"):
             self._sync(name)
 
-    def postpone(self, claim: Claim, due: float) -> None:
-        """Make the entry due then, without writing: for a disk that is full."""
+    def postpone(
+        self, claim: Claim, due: float, accepted: float | None = None
+    ) -> None:
+        """Make the entry due then, as `defer`, but without writing.
+
+        For a disk that is full.
+        """
         with explained(claim.path, "postpone the entry"):
             os.utime(claim.path, (due, due))
-            self._move_to_cur(claim)
+            self._move_to_cur(claim, accepted)
 
-    def _move_to_cur(self, claim: Claim) -> None:
+    def _move_to_cur(self, claim: Claim, accepted: float | None) -> None:
         name = claim.stem
-        if accepted_at(name) is None:
-            # Some other program's: it would be as young as its last attempt for ever.
-            arrival = min(max(claim.changed, 0.0), time.time())
-            name = f"{int(arrival):010d}.{name}"
+        told = accepted_at(name)
+        if accepted is None:
+            accepted = claim.changed if told is None else told
+        if accepted != told:
+            # Otherwise it would be as young as its last attempt for ever. A time that
+            # no name can have would get one more prefix with each deferral.
+            accepted = min(max(accepted, 0.0), time.time())
+            name = f"{int(accepted):010d}.{name}"
         elif os.path.dirname(claim.path) == self.maildir.folder("cur"):
             return
         target = f"{self.maildir.folder('cur')}/{name}:2,"
@@ -178,21 +221,42 @@ class Store:
             log.error("%s: cannot be synced: %s", self.maildir.folder(name), error)
 
     def bury(self, claim: Claim, entry: Entry, *, is_last: bool = False) -> None:
-        """Keep `entry` as a dead letter.
+        """Keep `entry` as a dead letter, of rejected recipients.
 
         If it `is_last`, nothing of the claimed entry stays in the queue, and the dead
         letter keeps its name, and with it the id that an operator may have noted.
         Otherwise the number of the attempt is added to the name. In both cases, doing
         it again after a crash changes nothing.
         """
-        name = claim.stem if is_last else f"{claim.stem}.R{entry.attempts}"
+        self._keep(claim, entry, "" if is_last else f".R{entry.attempts}")
+
+    def bury_uncertain(
+        self, claim: Claim, entry: Entry, *, is_last: bool = False
+    ) -> None:
+        """Keep `entry` as a dead letter, of recipients that may have the message.
+
+        `is_last` is that of `bury`.
+        """
+        self._keep(claim, entry, "" if is_last else f".U{entry.attempts}")
+
+    def _keep(self, claim: Claim, entry: Entry, suffix: str) -> None:
+        name = f"{claim.stem}{suffix}"
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             self._bury(name, [entry.preamble(), entry.message])
 
     def bury_unreadable(self, claim: Claim, reason: str) -> None:
-        """Keep a file that is no entry as a dead letter, and remove it."""
+        """Keep a file that is not an entry as a dead letter, and remove it.
+
+        A large file is moved as it is, without the reason: it may be a sparse one,
+        larger than the disk.
+        """
         said = " ".join(reason.split()).encode()
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
+            if claim.is_large:
+                failed = self._failed().folder("new")
+                os.rename(claim.path, f"{failed}/{claim.stem}")
+                sync(failed)
+                return
             self._bury(claim.stem, [UNREADABLE, said, b"\n", claim.read_bytes()])
         self.finish(claim)
 
@@ -207,18 +271,17 @@ class Store:
         # By this file, Maildir++ readers know a subfolder.
         mark = f"{failed.path}/maildirfolder"
         if not os.path.exists(mark):
-            os.close(os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            OpenFile(mark, os.O_CREAT | os.O_WRONLY).close()
         return failed
 
     def _write(self, subfolder: str, lines: Sequence[bytes], mtime: float) -> str:
         """Write a durable file to ``tmp``, and return its path."""
         path = os.path.join(self.path, subfolder, "tmp", unique_name())
         try:
-            with create_file(path) as file:
-                file.writelines(lines)
-                file.flush()
-                os.utime(file.fileno(), (mtime, mtime))
-                os.fsync(file.fileno())
+            with OpenFile(path, CREATE) as file:
+                write(file.descriptor, lines)
+                os.utime(file.descriptor, (mtime, mtime))
+                os.fsync(file.descriptor)
         except OSError:
             remove(path)
             raise

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from postcommit.errors import QueueError
+from postcommit.errors import text_of
 from postcommit.files import unable
 from postcommit.log import Log
 
@@ -59,10 +60,11 @@ class Troubles:
             self._told.clear()
             self._is_full = False
             self._since = self._clock()
-        if self._told.get(path) == str(error):
+        text = text_of(error)
+        if self._told.get(path) == text:
             return
         if path in self._told or len(self._told) < _MOST:
-            self._told[path] = str(error)
+            self._told[path] = text
             log.error("%s: left in the queue", path, exc_info=error)
         elif not self._is_full:
             self._is_full = True
