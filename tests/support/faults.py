@@ -5,11 +5,13 @@ import ctypes
 import os
 import resource
 import subprocess
-import threading
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gevent.monkey import get_original
 
 
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -19,22 +21,25 @@ _VERSION_3 = 0x20080522
 def without_privileges(function: Callable[[], None]) -> None:
     """Call `function` in a thread to which permissions apply, also for root.
 
-    Capabilities belong to threads; this one gives up its own, and ends.
+    Capabilities belong to threads. This thread gives up its own, and ends. It is a
+    thread of the system also under gevent, because a greenlet would give up those of
+    the whole suite.
     """
-    raised: list[BaseException] = []
+    raised: list[BaseException | None] = []
 
     def run() -> None:
         try:
             if os.geteuid() == 0:
                 _drop_capabilities()
             function()
+            raised.append(None)
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if raised:
+    get_original("_thread", "start_new_thread")(run, ())
+    while not raised:
+        time.sleep(0.001)
+    if raised[0] is not None:
         raise raised[0]
 
 

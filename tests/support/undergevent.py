@@ -19,6 +19,15 @@ UNFIT = {
     "tests/test_demo.py": "they start programs, which are not patched",
     "tests/smtp/test_fuzzer.py": "waits in threads that share time-outs of 0.1 s",
     "tests/smtp/test_pool.py::test_no_thread_to_be_had": "a greenlet can be had",
+    "tests/smtp/test_pool.py::test_a_child_has_connections_of_its_own": (
+        "the relay is a greenlet of the process that waits for the child"
+    ),
+    "tests/smtp/test_pool.py::test_a_fork_while_the_pool_is_locked": (
+        "the relay is a greenlet of the process that waits for the child"
+    ),
+    "tests/smtp/test_tls.py::test_a_fork_while_certificates_are_read": (
+        "opening a pipe to read from blocks all greenlets"
+    ),
     "tests/queue/test_runner.py::test_where_there_is_no_thread_to_be_had": (
         "a greenlet can be had"
     ),
