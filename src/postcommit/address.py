@@ -88,7 +88,8 @@ def _text(value: Address) -> str:
         except UnicodeDecodeError as error:
             raise AddressError(value, f"it is not UTF-8: {error}") from error
     if not isinstance(value, str):
-        raise AddressTypeError(value, f"it is not a str or bytes but {value!r:.80}")
+        reason = f"an address is a str or bytes, not {type(value).__name__}"
+        raise AddressTypeError(value, reason)
     # A template's subclass of str would escape the brackets that we put around it.
     return str.__str__(value)
 
@@ -107,7 +108,7 @@ def _fault(address: str) -> str:
     if at != "@" or not local or not domain:
         return "it needs something before and after an @"
     if not quoted and re.search("[,;]", address):
-        return "it looks like a list; pass a list of addresses"
+        return "it looks like a list; pass a list of addresses, or quote the name"
     unquoted = domain if quoted else address
     if "\t" in address or any(character.isspace() for character in unquoted):
         return "it has a space"
