@@ -58,6 +58,7 @@ def test_help_lists_every_command(capsys):
     for known in cli.COMMANDS:
         assert f"\n    {known.name}" in out
         assert known.summary in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("known", cli.COMMANDS, ids=lambda known: known.name)

@@ -32,11 +32,11 @@ from postcommit.log import printable
 Options = argparse.Namespace
 
 _SHOWS_THE_WAY = """\
-Begin with 'postcommit status QUEUE': it shows what needs attention, and the command
-for it. 'postcommit COMMAND --help' explains one command.
+Begin with 'postcommit status QUEUE': it shows what needs attention, and the
+command for it. 'postcommit COMMAND --help' explains one command.
 
-exit status: 0 done; 1 something is left to do, and was reported; 2 it could not be
-done, and one line on stderr says why; 130 interrupted
+exit status: 0 done; 1 something is left to do, and was reported; 2 it could not
+be done, and one line on stderr says why; 130 interrupted
 """
 
 # Characters before the summary of a command: room for the longest name.
