@@ -34,7 +34,7 @@ _BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
 _ADVICE = {
     State.WAITING: "a processor tries it next; 'postcommit flush' does so now",
     State.DEFERRED: "'postcommit retry' makes it due now",
-    State.FAILED: "'postcommit retry' sends it again, 'postcommit delete' drops it",
+    State.FAILED: "'postcommit retry' sends it, 'postcommit delete' removes it",
     State.IN_DOUBT: "'postcommit recover' sends or drops it",
 }
 
@@ -47,7 +47,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     told = "write the file as it is, envelope and message"
     form.add_argument("--raw", action="store_true", help=told)
-    form.add_argument("--json", action="store_true", help="print one JSON object")
+    told = "print a JSON object for each entry, one a line"
+    form.add_argument("--json", action="store_true", help=told)
 
 
 def run(options: argparse.Namespace) -> int:
