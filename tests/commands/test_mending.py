@@ -303,6 +303,13 @@ def test_recover_of_some(store: Store, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == told
 
 
+def test_recover_says_that_nothing_is_in_doubt(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recover", "--drop", store.path]) == 0
+    assert capsys.readouterr().out == "nothing is in doubt\n"
+
+
 def test_recover_of_a_name_that_tells_no_time(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,8 +375,8 @@ def test_from_one_process_to_another(store: Store) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "'-' there is no id on standard input"),
-        ("ID  AGE\n\n", "'-' there is no id on standard input"),
+        ("", "'-' finds no id on standard input"),
+        ("ID  AGE\n\n", "'-' finds no id on standard input"),
         ("{}\n", "'{}' is no line of JSON with an id"),
         ("{x\n", "'{x' is no line of JSON with an id"),
         ("../x\n", "'../x' is not in this queue"),
@@ -406,8 +413,8 @@ def test_what_is_no_id_on_standard_input(
         (["/etc/passwd"], "is not in this queue"),
         (["all"], "has to be in capitals: ALL"),
         (["ALL", "ffff"], "means every entry, give no other id with it"),
-        (["ffff", "--failed"], "give ids, or ALL and which entries, but not both"),
-        (["ffff", "--older", "1h"], "give ids, or ALL and which entries"),
+        (["ffff", "--failed"], "'ffff' is an id, so no option may choose entries"),
+        (["ffff", "--older", "1h"], "only ALL takes them"),
         (["ALL", "--older", "soon"], "'soon': must be a duration such as 90, 15m"),
         (["ALL", "--failed", "--deferred"], "not allowed with argument"),
         ([], "required: ID"),

@@ -250,7 +250,7 @@ def given_ids(options: argparse.Namespace) -> list[str] | None:
         else:
             found.append(given)
     if not found:
-        raise ItemError(STDIN, "there is no id on standard input, so nothing to do")
+        raise ItemError(STDIN, "finds no id on standard input, so nothing is done")
     if ALL not in found:
         for given in found:
             if given.upper() == ALL:
@@ -295,7 +295,7 @@ def selected(
         return matching(admin, chosen(options, *default), step)
     wanted = chosen(options)
     if wanted != Wanted(states=()):
-        reason = f"give ids, or {ALL} and which entries, but not both"
+        reason = f"is an id, so no option may choose entries; only {ALL} takes them"
         raise ItemError(given[0], reason)
     items = admin.find(given)
     for item in items:

@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
                 raise ItemError(item.id, f"is not in doubt but {item.state.value}")
     done = "accepted" if options.send else "removed"
     count = 0
+    if not items:
+        print("nothing is in doubt")
     with admin.changes():
         for item in admin.recover(items, send=options.send):
             print(f"{done}  {_shown(item)}")
