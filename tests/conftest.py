@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,6 +39,18 @@ def pytest_collection_modifyitems(
 
         items[:], unfit = undergevent.fit(items)
         config.hook.pytest_deselected(items=unfit)
+
+
+@pytest.fixture
+def commands_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable from outside configures a command, and none changes the log."""
+    from tests.support.service import environment
+    from tests.support.service import logging_restored
+
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    with logging_restored():
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -259,6 +259,18 @@ def _without_values(message: str) -> str:
     return re.sub(r"'([^']*)'", lambda found: f"'{without_userinfo(found[1])}'", said)
 
 
+class _Version(argparse.Action):
+    """Prints the version, which is read from the metadata only if it is wanted."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        text = "show program's version number and exit"
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=text)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(parser.prog, version("postcommit"))
+        parser.exit()
+
+
 def _parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """Return the parser; where `words` are given, as far as they need it.
 
@@ -271,8 +283,7 @@ def _parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         epilog=_SHOWS_THE_WAY,
         formatter_class=_Help,
     )
-    release = f"%(prog)s {version('postcommit')}"
-    parser.add_argument("--version", action="version", version=release)
+    parser.add_argument("--version", action=_Version)
     _add_debug(parser, default=False)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:

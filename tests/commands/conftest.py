@@ -1,7 +1,6 @@
 """A queue, and relays that see no breach of the protocol."""
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,20 +9,13 @@ import pytest
 
 from postcommit.queue.store import Store
 from tests.support.certificates import Authority
-from tests.support.service import environment
-from tests.support.service import logging_restored
 from tests.support.smtpd import ScriptedRelay
 from tests.support.smtpd import well_treated
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing of the outside configures a command, and none disturbs our log."""
-    kept = environment()
-    for name in set(os.environ) - set(kept):
-        monkeypatch.delenv(name)
-    with logging_restored():
-        yield
+def _apart(commands_apart: None) -> None:
+    """Every test here calls a command."""
 
 
 @pytest.fixture

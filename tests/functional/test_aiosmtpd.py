@@ -69,7 +69,7 @@ def test_what_is_committed_in_one_process_is_delivered_by_another(
     done = run(SENDER, queue)
     assert "DoomedTransaction" in done.stderr
     told = run(PROCESSOR, queue, str(server.port))
-    assert told.stdout == "2 0 0\n", told.stderr
+    assert told.stdout == "2 0 0 0\n", told.stderr
     [envelope] = server.handler.envelopes
     assert envelope.mail_from == "shop@example.org"
     assert envelope.rcpt_tos == ["ann@example.org", "bob@example.org"]

@@ -30,6 +30,9 @@ from tests.support.service import to
 from tests.support.smtpd import ScriptedRelay
 
 
+pytestmark = pytest.mark.usefixtures("commands_apart")
+
+
 MESSAGE = b"Message-Id: <1@x.org>\n\nText.\n"
 ANN, LATER, REFUSED, LOST = "ann@x.org", "later@x.org", "never@x.org", "lost@x.org"
 

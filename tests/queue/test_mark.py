@@ -35,6 +35,9 @@ from tests.support.strace import needs_strace
 from tests.support.strace import trace
 
 
+pytestmark = pytest.mark.usefixtures("commands_apart")
+
+
 LETTER = b"Return-Path: <ann@example.org>\nSubject: Hello\n\nText.\n"
 OF_REPOZE = b"Subject: x\nX-Actually-To: a@x.org\nX-Actually-From: s@x.org\n\nText.\n"
 MESSAGE = "Subject: x\n\nText.\n"
