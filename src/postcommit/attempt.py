@@ -155,11 +155,17 @@ def accounting_for(
 
 
 def _is_sound(report: DeliveryReport, recipients: tuple[str, ...]) -> bool:
-    """Tell whether `report` has nothing in it that is not ours."""
+    """Tell whether `report` has nothing in it that is not ours.
+
+    Its recipients may be others if a mailer hands on the report of another one. Whoever
+    is missing would be lost.
+    """
+    if report.recipients != recipients or type(report.message_id) is not str:
+        return False
     failure = report.relay_failure
     if failure is not None:
         return type(failure) is RelayError or _is_sound_reply(failure)
-    if len(report.outcomes) != len(recipients):
+    if type(report.outcomes) is not tuple or len(report.outcomes) != len(recipients):
         return False
     return all(
         type(outcome) is Outcome

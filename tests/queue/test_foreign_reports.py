@@ -28,6 +28,8 @@ from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
 from postcommit.message import message_id_of
 from postcommit.queue.entry import parse_entry
+from postcommit.queue.processor import Processor
+from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
 from postcommit.report import Outcome
@@ -360,4 +362,41 @@ def test_any_mixture_is_settled_once(tmp_path: Path, seed: int) -> None:
     mailer = chance.choice(KINDS)(made)
     ids = send(queue)
     assert sum(flush(queue, mailer)) == 12
+    assert sorted(mailer.sent) == ids
+
+
+def test_a_report_on_some_recipients_only_loses_no_other(tmp_path: Path) -> None:
+    def made(message_id: str, recipients: tuple[str, ...]) -> DeliveryReport:
+        if message_id == "1@x.org":
+            return DeliveryReport.alike(message_id, recipients, Status.SENT, Reply(250))
+        # That of a mailer for the domain of one of them, which was tried last.
+        failure = Reply(421, "4.3.2", "Not now")
+        some = recipients[:1]
+        return DeliveryReport(
+            message_id, some, relay_failure=failure, had_its_turn=True
+        )
+
+    queue = tmp_path / "queue"
+    send(queue, 2)
+    mailer = SingleMailer(made)
+    schedule = Schedule(60, 4000, 86400, 3)
+    processor = Processor(Store(str(queue)), mailer, schedule)  # type: ignore[arg-type]
+    first, second = sorted(str(path) for path in (queue / "new").iterdir())
+    # The relay is well, so it must be the first message that it fails at.
+    for path in (first, second, first):
+        list(processor.work([path]))
+    [deferred] = (queue / "cur").iterdir()
+    entry = parse_entry(deferred.read_bytes())
+    assert entry.recipients == ("ann@x.org", "bob@x.org")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outcomes", [None, iter(()), 7])
+def test_outcomes_that_are_no_tuple_are_uncertain(
+    tmp_path: Path, kind: Any, outcomes: Any
+) -> None:
+    queue = tmp_path / "queue"
+    ids = send(queue)
+    mailer = kind(lambda id, recipients: DeliveryReport(id, recipients, outcomes))
+    assert flush(queue, mailer).deferred == 2 * len(ids)
     assert sorted(mailer.sent) == ids
