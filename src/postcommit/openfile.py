@@ -127,10 +127,15 @@ class _Forks:
         self.busy: dict[OpenFile, int] = {}
 
     def wait(self, file: OpenFile) -> None:
-        """Wait until no other thread forks; `file` is not opened or closed before."""
+        """Wait until no other thread forks; `file` is not opened or closed before.
+
+        The thread that forks may wait for a lock that this one holds: that of
+        `logging`, for example. So the wait is limited.
+        """
         thread = threading.get_ident()
+        until = time.monotonic() + _PATIENCE
         # First the note, then the look. A fork does it the other way round.
-        while self.thread not in (0, thread):
+        while self.thread not in (0, thread) and time.monotonic() < until:
             del self.busy[file]
             self.lock.acquire(timeout=_PATIENCE)
             with suppress(RuntimeError):  # the fork takes longer

@@ -5,6 +5,7 @@ with the wake-up pipe it would look like a processor.
 """
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import stat
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
+from postcommit import openfile
 from postcommit.openfile import OpenFile
 from postcommit.openfile import open_pipe
 from postcommit.queue.lock import FileLock
@@ -135,6 +137,33 @@ def _fork_while_an_open_hangs(folder: str) -> None:
     print(time.monotonic() - began < 10)
     OpenFile(f"{folder}/pipe", os.O_WRONLY).close()
     opening.join()
+
+
+def _fork_while_a_lock_is_held(folder: str) -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)
+    held = threading.Event()
+
+    def hold() -> None:
+        with logging._lock:  # type: ignore[attr-defined]
+            held.set()
+            while not openfile._forks.thread:
+                time.sleep(0.001)
+            OpenFile(f"{folder}/file", os.O_RDWR | os.O_CREAT).close()
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    print("done")
+
+
+def test_a_fork_may_wait_for_a_lock_of_who_opens_a_file(tmp_path: Path) -> None:
+    # A hook that was registered earlier is called after ours, as that of `logging`.
+    assert children.call(_fork_while_a_lock_is_held, str(tmp_path)) == "done\n"
 
 
 def test_an_open_that_hangs_does_not_block_a_fork_for_ever(tmp_path: Path) -> None:
