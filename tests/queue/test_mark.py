@@ -285,6 +285,16 @@ def test_a_fault_of_the_disk_is_left_to_the_processor(mailbox: Path) -> None:
     without_privileges(look)
 
 
+def test_an_envelope_of_repoze_may_follow_a_long_header(path: Path) -> None:
+    many = ",\n ".join(f"recipient.number.{n}@example.org" for n in range(3000))
+    entry = b"To: " + many.encode() + b"\n" + OF_REPOZE
+    (path / "new" / "1700000000.1.host").write_bytes(entry)
+    assert is_queue(path)
+    letter = b"To: " + many.encode() + b"\n" + LETTER
+    (path / "new" / "1700000000.1.host").write_bytes(letter)
+    assert not is_queue(path)
+
+
 # What it costs
 
 

@@ -382,6 +382,18 @@ def test_a_large_file_that_is_not_an_entry_is_recognised_by_its_beginning(
     assert read.problem.startswith("there is no")
 
 
+def test_an_envelope_of_any_length_is_read(queue: Queue) -> None:
+    many = [f"recipient.number.{n}@example.org" for n in range(130_000)]
+    preamble = f"X-Zope-From: \nX-Zope-To: {', '.join(many)}\n"
+    path = queue.path / "new" / "0.host"
+    path.write_bytes(f"{preamble}Subject: x\n\nText.\n".encode())
+    [item] = items(queue.store, [State.WAITING])
+    read = details(item)
+    assert read is not None
+    assert len(read.recipients) == len(many)
+    assert queue.work() == [Result(Tally(len(many), 0, 0))]
+
+
 class Faulty(Store):
     """A store that cannot claim, as on a file system that has no locks."""
 

@@ -44,8 +44,7 @@ ATTEMPTS = b"X-Zope-Attempts: "
 REPLY = b"X-Zope-Reply: "
 UNREADABLE = b"X-Zope-Unreadable: "
 
-# Maximum number of bytes in which the envelope of an entry ends: enough for 100,000
-# recipients.
+# Number of bytes in which nearly every envelope ends: enough for 100,000 recipients.
 BEGINNING = 1 << 22
 
 _PREAMBLE = re.compile(
@@ -198,6 +197,16 @@ def is_entry(head: bytes) -> bool:
     return names == {b"from", b"to"}
 
 
+def has_whole_header(head: bytes) -> bool:
+    """Tell whether the header of a message ends in `head`."""
+    return _BLANK_LINE.search(head) is not None
+
+
+def may_go_on(head: bytes) -> bool:
+    """Tell whether an envelope that begins with `head` may end behind it."""
+    return head.startswith(FROM.rstrip()) and b"\0" not in head
+
+
 def _decoded(value: bytes) -> str:
     """Decode a header field's value (RFC 2047)."""
     try:
@@ -303,13 +312,14 @@ class Claim:
         Reads no more than the beginning of such a file, however large it is.
         """
         if self.is_large:
-            parse_entry(self.beginning())
+            head = self.beginning()
+            if not may_go_on(head):
+                parse_entry(head)
         return parse_entry(self.read_bytes())
 
     def beginning(self) -> bytes:
         """Read the first `BEGINNING` bytes of the file."""
         return os.pread(self._lock.descriptor, BEGINNING, 0)
-
 
     def read_bytes(self) -> bytes:
         """Read the file as it is."""

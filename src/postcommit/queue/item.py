@@ -26,6 +26,7 @@ from postcommit.queue.entry import BEGINNING
 from postcommit.queue.entry import UNREADABLE
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
+from postcommit.queue.entry import may_go_on
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.entry import stem
 from postcommit.queue.mark import FAILED
@@ -235,7 +236,7 @@ def _parse(head: bytes, file: io.FileIO) -> Entry:
     try:
         return parse_entry(head)
     except EntryError:
-        rest = file.read(BEGINNING)
+        rest = file.read(-1 if may_go_on(head) else BEGINNING)
         if not rest:
             raise
         return parse_entry(head + rest)

@@ -26,11 +26,14 @@ from postcommit.files import explained
 from postcommit.maildir import Maildir
 from postcommit.maildir import check_path
 from postcommit.maildir import not_a_folder
+from postcommit.queue.entry import BEGINNING
+from postcommit.queue.entry import has_whole_header
 from postcommit.queue.entry import is_entry
 from postcommit.queue.wakeup import WAKEUP
 
 
-# Maximum number of files read in each folder, and of bytes in each file.
+# Maximum number of files read in each folder. Of each, so many bytes are read, and more
+# where its header goes on: repoze.sendmail adds the envelope at the end of it.
 _SAMPLE = 20
 _HEAD = 1 << 16
 
@@ -116,7 +119,10 @@ def _head(path: str) -> bytes:
         if stat.S_ISREG(os.lstat(path).st_mode):
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(path, flags), "rb", buffering=0) as file:
-                return file.read(_HEAD)
+                head = file.read(_HEAD)
+                if _MESSAGE.match(head) and not has_whole_header(head):
+                    head += file.read(BEGINNING)
+                return head
     return b""
 
 
