@@ -665,3 +665,14 @@ def test_a_python_without_ctypes_does_not_say_when_a_file_was_created(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
     assert birth_time(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("error", [OSError("not permitted"), MemoryError()])
+def test_a_ctypes_that_is_forbidden_does_not_say_it_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(name: None) -> None:
+        raise error
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    assert birth_time(str(tmp_path)) is None

@@ -66,14 +66,15 @@ def sync(path: str) -> None:
 def birth_time(path: str) -> float | None:
     """Return when the file or folder at `path` was created, by ``statx(2)``.
 
-    In seconds since the epoch. None if the system, the file system, or a Python without
-    ctypes does not say it.
+    In seconds since the epoch. None if the system, the file system, or a Python whose
+    ctypes is missing or forbidden does not say it.
     """
     try:
         import ctypes  # late, because most processes never need it
-    except ImportError:
+
+        statx = getattr(ctypes.CDLL(None), "statx", None)
+    except (ImportError, OSError, MemoryError):
         return None
-    statx = getattr(ctypes.CDLL(None), "statx", None)
     answer = ctypes.create_string_buffer(256)
     where = (_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME)
     if statx is None or statx(*where, answer):
