@@ -398,14 +398,14 @@ def test_an_address_before_a_colon_is_refused(
 
 
 @pytest.mark.parametrize(
-    "to", ["a@x.org: b@x.org", "a@x.org; b@x.org", "a@x.org b@x.org", "A <a@x.org> b@x"]
+    "to", ["a@x.org: b@x.org", "a@x.org b@x.org", "A <a@x.org> b@x"]
 )
 def test_an_object_whose_recipients_the_standard_library_drops_is_refused(
     to: str,
 ) -> None:
     message = EmailMessage()
     message["To"] = to
-    with pytest.raises(AddressError, match="To is not a list"):
+    with pytest.raises(AddressError, match="stands before a colon|has a space"):
         compose("a@x.org", None, message)
 
 

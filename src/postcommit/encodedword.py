@@ -109,12 +109,12 @@ def _encoded_run(
         text += after.space
     made = [
         Word(" " if index or before else head.space, piece, piece)
-        for index, piece in enumerate(_encoded_words(text))
+        for index, piece in enumerate(encoded_words(text))
     ]
     return [*run[:first], *made, *run[last + 1 :]]
 
 
-def _encoded_words(text: str) -> Iterator[str]:
+def encoded_words(text: str) -> Iterator[str]:
     """Yield the encoded words that mean `text`, each with whole characters."""
     data = text.encode()
     quoted = _UNSAFE.sub(_quoted, data).replace(b" ", b"_").decode("ascii")

@@ -61,6 +61,7 @@ _KINDS = {'"': "quoted", "<": "angle", "(": "comment", **dict.fromkeys(",;:", "e
 
 _WHOLE = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _IN_COMMENT = re.compile(r"\\.|[()]|[^()\\]++|\\", re.DOTALL)
+_SPECIALS = re.compile(r'[][()<>@,:;\\"]')
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 
 Token = tuple[str, Word]  # the kind, and the word
@@ -169,7 +170,9 @@ def _quoted(field: str, space: str, text: str) -> list[Word]:
         raise MessageError(f"{field}: a quotation mark has no end: {shown(text)}")
     content = _QUOTED_PAIR.sub(r"\1", text[1:-1])
     words = words_of(content)
-    if any(word.is_encoded for word in words):
+    # Outside the quotation marks, the other words may have no special characters.
+    specials = any(_SPECIALS.search(word.text) for word in words if not word.is_encoded)
+    if not specials and any(word.is_encoded for word in words):
         return [Word(space, words[0].text, words[0].content), *words[1:]]
     return [Word(space, text, content)]
 

@@ -22,6 +22,7 @@ from typing import Any
 from typing import cast
 
 from postcommit.address import header_addresses
+from postcommit.encodedword import encoded_words
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.field import ADDRESS_FIELDS
@@ -45,6 +46,11 @@ _ENCODED_WORDS = re.compile(
 # The defects of header values of which the standard library has dropped a part.
 _DROPPED = ("invalid address in address-list", "invalid mailbox in mailbox-list")
 
+# Tokens whose text has marks around it, or marks inside quoted.
+_OF_ONE_TEXT = ("bare-quoted-string", "comment", "domain-literal")
+
+_BROKEN = "header field {!r} has a line break that would begin another field; remove it"
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -63,16 +69,68 @@ def mailboxes_of(message: Message, name: str) -> list[str]:
         if key.lower() != name.lower():
             continue
         addresses = getattr(value, "addresses", None)
-        if addresses is None:
+        if addresses is None or _is_partial(value):
             # Bytes that are not ASCII are surrogates here.
-            data = str(value).encode("utf-8", "surrogateescape")
+            data = _source(value).encode("utf-8", "surrogateescape")
             found += mailboxes_in(data.decode("utf-8", "replace"))
             continue
-        for defect in map(str, getattr(value, "defects", ())):
-            if defect in _DROPPED:
-                raise AddressError(str(value), f"{name} is not a list: {defect}")
+        if _has_swallowed(value):
+            reason = f"{name} has encoded words in quotation marks; pass Address objects"
+            raise AddressError(str(value), reason)
         found += [address.addr_spec for address in addresses]
     return found
+
+
+def _source(value: Any) -> str:
+    """Return the text of a header value, with the encoded words that it needs.
+
+    A `Header` that is not encoded as a whole has the name in encoded words and the
+    address beside it, and `str` would make one text of both. The text of an address
+    header lacks comments, and what the standard library does not understand.
+    """
+    text = str(value)
+    if isinstance(value, Header) and not _SURROGATE.search(text):
+        made = _FOLD.sub("", value.encode())
+        return text if _ENCODED_WORDS.fullmatch(made.strip()) else made
+    tree = getattr(value, "_parse_tree", None)
+    if tree is not None and hasattr(value, "addresses"):
+        if _is_partial(value) or _has_comment(tree):
+            return _written_tree(tree, "")
+    return text
+
+
+def _is_partial(value: Any) -> bool:
+    """Return True if the standard library dropped a part of an address header."""
+    return any(str(defect) in _DROPPED for defect in getattr(value, "defects", ()))
+
+
+def _has_swallowed(value: Any) -> bool:
+    """Return True if an encoded word began in one quoted string and ended in another.
+
+    The addresses between the two are in the display name then.
+    """
+    defects = map(str, getattr(value, "defects", ()))
+    return "whitespace inside encoded word" in defects and any(
+        '"' in (address.display_name or "") for address in value.addresses
+    )
+
+
+def _has_comment(token: Any) -> bool:
+    return token.token_type == "comment" or (
+        isinstance(token, list) and any(map(_has_comment, token))
+    )
+
+
+def _written_tree(token: Any, before: str = "") -> str:
+    """Return the text of a parsed `token`, after `before`, with encoded words."""
+    if token.token_type == "encoded-word":
+        space = " " if before.endswith("?=") else ""
+        return before + space + " ".join(encoded_words(str(token)))
+    if token.token_type in _OF_ONE_TEXT or not isinstance(token, list):
+        return before + str(token)
+    for one in token:
+        before = _written_tree(one, before)
+    return before
 
 
 def mailboxes_in(text: str) -> list[str]:
@@ -147,20 +205,28 @@ class FieldPolicy:
             raise HeaderParseError(f"{name!r} is not the name of a header field")
         field = self._written(name, value)
         if not _ONE_FIELD.fullmatch(field):
-            problem = "a line break that would begin another field; remove it"
-            raise HeaderParseError(f"header field {name!r} has {problem}")
+            raise HeaderParseError(_BROKEN.format(name))
         return field
 
     def _written(self, name: str, value: Any) -> bytes:
-        text = str(value)
-        if not text.isascii() or name.lower() in ADDRESS_FIELDS:
-            fits = max(map(len, text.split("\n"))) < MOST_OCTETS - len(name)
+        if not isinstance(value, str | Header) and not hasattr(value, "addr_spec"):
+            problem = f"is of type {type(value).__name__}, not text"
+            raise HeaderParseError(f"header field {name!r} {problem}; pass a str")
+        is_address = name.lower() in ADDRESS_FIELDS
+        text = _source(value) if is_address else str(value)
+        fits = max(map(len, text.split("\n"))) < MOST_OCTETS - len(name)
+        is_text = isinstance(value, str) and not hasattr(value, "fold")
+        is_long = is_text and not fits
+        if is_long or is_address or not text.isascii():
             is_raw = _SURROGATE.search(text) is not None
             if is_raw and fits and self.cte_type == "8bit":
                 return _as_read(name, text, self.linesep)
-            if is_raw or self._is_damaged(name, value, fits):
+            if is_raw or self._is_damaged(name, value, text, fits):
                 try:
-                    return utf8_field(name, _decoded_text(text), self.linesep)
+                    unfolded = _FOLD.sub("", _decoded_text(text)).strip("\r\n")
+                    if _LINE_END.search(unfolded):
+                        raise HeaderParseError(_BROKEN.format(name))
+                    return utf8_field(name, unfolded, self.linesep)
                 except MessageError:
                     pass  # the generator encodes what is not an address
         try:
@@ -168,11 +234,13 @@ class FieldPolicy:
         except (HeaderParseError, UnicodeError) as error:
             raise HeaderParseError(f"header field {name!r}: {error}") from error
 
-    def _is_damaged(self, name: str, value: Any, fits: bool) -> bool:
+    def _is_damaged(self, name: str, value: Any, text: str, fits: bool) -> bool:
         """Return True if the generator would damage an address or a text."""
-        text, kind = str(value), name.lower()
+        kind = name.lower()
         if text.isascii():
-            return not fits or "=?" in text
+            # A name with special characters is not quoted if it was an encoded word.
+            is_quoted = hasattr(value, "addresses") and re.search(r'["(]', text)
+            return not fits or "=?" in text or bool(is_quoted)
         if kind in ADDRESS_FIELDS:
             return True
         # A `Header` has the charset that the application wants, and a header object

@@ -63,6 +63,7 @@ _UNIX_FROM = re.compile(
 _VALUE = rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)"
 _MESSAGE_ID = re.compile(rb"^Message-Id" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _DATE = re.compile(rb"^Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_RESENT = re.compile(rb"^Resent-Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _BCC = re.compile(rb"^(?:Resent-)?Bcc" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _END_OF_HEADER = re.compile(rb"\n\r?\n")
 
@@ -122,12 +123,15 @@ def compose(
         if isinstance(message, Message)
         else partial(_mailboxes, header)
     )
-    sender = _sender(mailboxes) if fromaddr is None else parse_sender(fromaddr)
-    recipients = (
-        _recipients(mailboxes) if toaddrs is None else parse_recipients(toaddrs)
-    )
     # Searching for the letters is faster than searching for a field.
     lowered = header.lower()
+    is_in_header = fromaddr is None or toaddrs is None
+    is_resent = is_in_header and b"resent-date" in lowered
+    prefix = _prefix(header) if is_resent else ""
+    sender = _sender(mailboxes, prefix) if fromaddr is None else parse_sender(fromaddr)
+    recipients = (
+        _recipients(mailboxes, prefix) if toaddrs is None else parse_recipients(toaddrs)
+    )
     if b"bcc" in lowered:
         header = _BCC.sub(b"", header)
     added = []
@@ -266,8 +270,21 @@ def _domain_of_from(mailboxes: _Mailboxes) -> str:
 # The envelope, from the header
 
 
-def _sender(mailboxes: _Mailboxes) -> str:
-    for name in ("Sender", "From"):
+def _prefix(header: bytes) -> str:
+    """Return what the names of the fields begin with that hold the envelope.
+
+    A message that is sent again has fields for that (RFC 5322, 3.6.6). `smtplib` uses
+    them, too. Raises `AddressError` if it was sent again several times.
+    """
+    times = len(_RESENT.findall(header))
+    if times > 1:
+        reason = f"the header has {times} Resent-Date fields; pass fromaddr and toaddrs"
+        raise AddressError(None, reason)
+    return "Resent-" if times else ""
+
+
+def _sender(mailboxes: _Mailboxes, prefix: str) -> str:
+    for name in (f"{prefix}Sender", f"{prefix}From"):
         found = mailboxes(name)
         if len(found) > 1:
             # RFC 5322, 3.6.2: such a message needs a Sender.
@@ -275,13 +292,16 @@ def _sender(mailboxes: _Mailboxes) -> str:
             raise AddressError(", ".join(found), reason)
         if found:
             return parse_address(found[0])
-    raise AddressError(None, "the header has no Sender or From; pass fromaddr")
+    reason = f"the header has no {prefix}Sender or {prefix}From; pass fromaddr"
+    raise AddressError(None, reason)
 
 
-def _recipients(mailboxes: _Mailboxes) -> tuple[str, ...]:
-    found = [mailbox for name in ("To", "Cc", "Bcc") for mailbox in mailboxes(name)]
+def _recipients(mailboxes: _Mailboxes, prefix: str) -> tuple[str, ...]:
+    names = [f"{prefix}{name}" for name in ("To", "Cc", "Bcc")]
+    found = [mailbox for name in names for mailbox in mailboxes(name)]
     if not found:
-        raise AddressError(None, "no address in To, Cc or Bcc; pass toaddrs")
+        reason = f"no address in {names[0]}, {names[1]} or {names[2]}; pass toaddrs"
+        raise AddressError(None, reason)
     return parse_recipients(found)
 
 
