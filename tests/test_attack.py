@@ -87,7 +87,13 @@ def test_names_that_swallow_a_recipient_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "to", ["Ann [EU] <a@x.org>", "a@x.org <a@x.org>", "Änn [EU] <a@x.org>", "Ö @ h <a@x.org>"]
+    "to",
+    [
+        "Ann [EU] <a@x.org>",
+        "a@x.org <a@x.org>",
+        "Änn [EU] <a@x.org>",
+        "Ö @ h <a@x.org>",
+    ],
 )
 def test_what_the_standard_library_drops_is_kept(to: str) -> None:
     assert compose(None, None, new(to)).recipients == ("a@x.org",)
@@ -112,6 +118,14 @@ def test_a_fold_is_not_part_of_a_text(fold: str) -> None:
     assert "\n" not in read(message, "Subject")
     with pytest.raises(MessageError, match="'Subject' has a line break"):
         compose(None, None, old("a@x.org", f"ä\nBcc: {EVE}"))
+
+
+@pytest.mark.parametrize("text", ["Müller, Ann <a@x.org>", "a\\b <a@x.org>"])
+def test_the_remedy_for_a_name_without_quotation_marks(text: str) -> None:
+    with pytest.raises(AddressError, match="quotation marks; email.utils.formataddr"):
+        compose("s@x.org", text, b"x")
+    with pytest.raises(AddressError, match="pass a list"):
+        compose("s@x.org", "A <a@x.org>, B <b@x.org>", b"x")
 
 
 def test_a_long_word_is_folded() -> None:

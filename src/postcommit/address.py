@@ -73,6 +73,9 @@ def parse_address(value: Address) -> str:
     named = _NAMED.fullmatch(text)
     if named:
         text = named[2]
+    elif text.endswith(">") and text.count("<") == 1:
+        name = "a comma, semicolon, backslash or bracket in the name needs quotation"
+        raise AddressError(value, f"{name} marks; email.utils.formataddr adds them")
     reason = _fault(text)
     if reason:
         raise AddressError(value, reason)
