@@ -28,7 +28,7 @@ _MAX_SPACE = 60
 _PREFIX, _SUFFIX = "=?utf-8?{}?", "?="
 _ROOM = _LONGEST - len("=?utf-8?q??=")
 
-_ENCODED_WORD = re.compile(r"=\?[^? \t]+\?[BbQq]\?[^? \t]*\?=")
+_ENCODED_WORD = re.compile(r"=\?[!#-'*+\-0-9A-Z^-~]+\?[BbQq]\?[!->@-~]*\?=")
 _SPACED = re.compile(r"([ \t]*+)([^ \t]+)")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9 !*+/-]+")
 

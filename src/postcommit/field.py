@@ -170,9 +170,9 @@ def _quoted(field: str, space: str, text: str) -> list[Word]:
         raise MessageError(f"{field}: a quotation mark has no end: {shown(text)}")
     content = _QUOTED_PAIR.sub(r"\1", text[1:-1])
     words = words_of(content)
-    # Outside the quotation marks, the other words may have no special characters.
-    specials = any(_SPECIALS.search(word.text) for word in words if not word.is_encoded)
-    if not specials and any(word.is_encoded for word in words):
+    # Without the quotation marks, special characters would separate addresses.
+    has_specials = _SPECIALS.search(content) is not None
+    if not has_specials and any(word.is_encoded for word in words):
         return [Word(space, words[0].text, words[0].content), *words[1:]]
     return [Word(space, text, content)]
 

@@ -75,7 +75,7 @@ def mailboxes_of(message: Message, name: str) -> list[str]:
             found += mailboxes_in(data.decode("utf-8", "replace"))
             continue
         if _has_swallowed(value):
-            reason = f"{name} has encoded words in quotation marks; pass Address objects"
+            reason = f"{name} has encoded words in quotes; pass Address objects"
             raise AddressError(str(value), reason)
         found += [address.addr_spec for address in addresses]
     return found
@@ -89,6 +89,8 @@ def _source(value: Any) -> str:
     header lacks comments, and what the standard library does not understand.
     """
     text = str(value)
+    if type(value) is str:
+        return text
     if isinstance(value, Header) and not _SURROGATE.search(text):
         made = _FOLD.sub("", value.encode())
         return text if _ENCODED_WORDS.fullmatch(made.strip()) else made
@@ -214,9 +216,9 @@ class FieldPolicy:
             raise HeaderParseError(f"header field {name!r} {problem}; pass a str")
         is_address = name.lower() in ADDRESS_FIELDS
         text = _source(value) if is_address else str(value)
-        fits = max(map(len, text.split("\n"))) < MOST_OCTETS - len(name)
-        is_text = isinstance(value, str) and not hasattr(value, "fold")
-        is_long = is_text and not fits
+        most = MOST_OCTETS - len(name)
+        fits = len(text) < most or max(map(len, text.split("\n"))) < most
+        is_long = not fits and isinstance(value, str) and not hasattr(value, "fold")
         if is_long or is_address or not text.isascii():
             is_raw = _SURROGATE.search(text) is not None
             if is_raw and fits and self.cte_type == "8bit":
