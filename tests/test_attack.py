@@ -8,6 +8,7 @@ from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.message import Message
+from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_a_fold_is_not_part_of_a_text(fold: str) -> None:
 
 @pytest.mark.parametrize("text", ["Müller, Ann <a@x.org>", "a\\b <a@x.org>"])
 def test_the_remedy_for_a_name_without_quotation_marks(text: str) -> None:
-    with pytest.raises(AddressError, match="quotation marks; email.utils.formataddr"):
+    with pytest.raises(AddressError, match=r"marks; email\.utils\.formataddr"):
         compose("s@x.org", text, b"x")
     with pytest.raises(AddressError, match="pass a list"):
         compose("s@x.org", "A <a@x.org>, B <b@x.org>", b"x")
@@ -166,3 +167,13 @@ def test_text_that_looks_like_an_encoded_word_is_encoded() -> None:
     text = "=?utf-8?q?ä?="
     assert b"=?utf-8?b?" in compose(None, None, old("a@x.org", text)).header
     assert to_seven_bits(f"Subject: {text}\r\n".encode()).isascii()
+
+
+def test_a_new_part_in_an_older_message_keeps_its_file_name() -> None:
+    part = EmailMessage()
+    part.set_content(b"x", maintype="application", subtype="pdf", filename="ä ö.pdf")
+    message = MIMEMultipart()
+    message["To"] = message["From"] = "a@x.org"
+    message.attach(part)
+    data = bytes(compose(None, None, message))
+    assert b"Content-Disposition: attachment; filename*=utf-8''%C3%A4%20" in data

@@ -246,8 +246,9 @@ class FieldPolicy:
         if kind in ADDRESS_FIELDS:
             return True
         # A `Header` has the charset that the application wants, and a header object
-        # writes its own parameters.
-        is_own = isinstance(value, Header) or hasattr(value, "params")
+        # writes its own parameters, but not by the policy of an older message.
+        has_params = hasattr(value, "params") and hasattr(self, "header_factory")
+        is_own = isinstance(value, Header) or has_params
         return not is_own and not getattr(self, "utf8", False)
 
 
