@@ -91,8 +91,9 @@ def _text(value: Address) -> str:
         except UnicodeDecodeError as error:
             raise AddressError(value, f"it is not UTF-8: {error}") from error
     if not isinstance(value, str):
-        reason = f"an address is a str or bytes, not {type(value).__name__}"
-        raise AddressTypeError(value, reason)
+        raise AddressTypeError(
+            value, f"an address is a str or bytes, not {type(value).__name__}"
+        )
     # A template's subclass of str would escape the brackets that we put around it.
     return str.__str__(value)
 

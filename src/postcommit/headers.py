@@ -95,10 +95,9 @@ def _source(value: Any) -> str:
         made = _FOLD.sub("", value.encode())
         return text if _ENCODED_WORDS.fullmatch(made.strip()) else made
     tree = getattr(value, "_parse_tree", None)
-    if tree is not None and hasattr(value, "addresses"):
-        if _is_partial(value) or _has_comment(tree):
-            return _written_tree(tree, "")
-    return text
+    if tree is None or not hasattr(value, "addresses"):
+        return text
+    return _written(tree) if _is_partial(value) or _has_comment(tree) else text
 
 
 def _is_partial(value: Any) -> bool:
@@ -118,20 +117,22 @@ def _has_swallowed(value: Any) -> bool:
 
 
 def _has_comment(token: Any) -> bool:
-    return token.token_type == "comment" or (
+    kind: str = token.token_type
+    return kind == "comment" or (
         isinstance(token, list) and any(map(_has_comment, token))
     )
 
 
-def _written_tree(token: Any, before: str = "") -> str:
+def _written(token: Any, before: str = "") -> str:
     """Return the text of a parsed `token`, after `before`, with encoded words."""
-    if token.token_type == "encoded-word":
+    kind: str = token.token_type
+    if kind == "encoded-word":
         space = " " if before.endswith("?=") else ""
         return before + space + " ".join(encoded_words(str(token)))
-    if token.token_type in _OF_ONE_TEXT or not isinstance(token, list):
+    if kind in _OF_ONE_TEXT or not isinstance(token, list):
         return before + str(token)
     for one in token:
-        before = _written_tree(one, before)
+        before = _written(one, before)
     return before
 
 

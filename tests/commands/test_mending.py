@@ -282,7 +282,8 @@ def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> N
 def test_recover(store: Store, how: str, done: str) -> None:
     leave_in_doubt(store, 2)
     doubts = ids(store, State.IN_DOUBT)
-    ended = command("recover", f"--{how}", store.path)
+    every = [] if how == "send" else ["ALL"]
+    ended = command("recover", f"--{how}", store.path, *every)
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
     assert sorted(line.split()[:2] for line in lines) == sorted(
@@ -290,6 +291,16 @@ def test_recover(store: Store, how: str, done: str) -> None:
     )
     assert ids(store, State.WAITING) == (doubts if how == "send" else [])
     assert ids(store, State.IN_DOUBT) == []
+
+
+def test_nothing_is_dropped_without_ids(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_in_doubt(store, 2)
+    doubts = ids(store, State.IN_DOUBT)
+    assert main(["recover", "--drop", store.path]) == 2
+    assert "'--drop' needs ids, or ALL" in capsys.readouterr().err
+    assert ids(store, State.IN_DOUBT) == doubts
 
 
 def test_recover_of_some(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,7 +317,7 @@ def test_recover_of_some(store: Store, capsys: pytest.CaptureFixture[str]) -> No
 def test_recover_says_that_nothing_is_in_doubt(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["recover", "--drop", store.path]) == 0
+    assert main(["recover", "--drop", store.path, "ALL"]) == 0
     assert capsys.readouterr().out == "nothing is in doubt\n"
 
 

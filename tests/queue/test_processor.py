@@ -732,6 +732,22 @@ def test_on_a_full_disk_a_deferral_needs_no_space_unless_something_was_sent(
         assert len(queue.mailer.attempts) == 1
 
 
+def test_on_a_full_disk_an_uncertain_attempt_is_not_forgotten(tmp_path: Path) -> None:
+    with full_disk(tmp_path, kilobytes=96) as disk:
+        queue = Queue(disk / "queue", ScriptedMailer())
+        queue.send(LOST)
+        with pytest.raises(OSError, match=r"space|large"):
+            _fill(disk / "filler")
+        for _ in range(5):
+            assert isinstance(queue.work()[0].trouble, OSError)
+            queue.now += 5000
+        assert len(queue.mailer.attempts) == 1
+        (disk / "filler").unlink()
+        assert queue.work()[0].tally == Tally(0, 1, 0)
+        [entry] = queue.entries("cur")
+        assert (entry.attempts, entry.uncertain) == (1, 1)
+
+
 def _fill(path: Path) -> None:
     with open(path, "wb", buffering=0) as file:
         while True:

@@ -5,13 +5,16 @@ import ctypes
 import os
 import resource
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gevent
 from gevent.monkey import get_original
+from gevent.monkey import is_module_patched
 
 
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -28,13 +31,18 @@ def without_privileges(function: Callable[[], None]) -> None:
     raised: list[BaseException | None] = []
 
     def run() -> None:
+        outcome = None
         try:
             if os.geteuid() == 0:
                 _drop_capabilities()
             function()
-            raised.append(None)
         except BaseException as error:
-            raised.append(error)
+            outcome = error
+        if is_module_patched("threading"):
+            # What gevent has made for this thread: a loop with open files, a dummy.
+            gevent.get_hub().destroy(destroy_loop=True)
+            threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+        raised.append(outcome)
 
     get_original("_thread", "start_new_thread")(run, ())
     while not raised:

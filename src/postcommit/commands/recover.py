@@ -22,11 +22,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     args.queue(parser)
     args.adopt(parser)
-    args.ids(parser, "*", "all that is in doubt, and so does no id")
+    args.ids(parser, "*", "all that is in doubt; with --send, so does no id")
+    parser.set_defaults(ids=[])
 
 
 def run(options: argparse.Namespace) -> int:
     """Send or drop what is in doubt, and say so for each."""
+    if not options.ids:
+        if options.drop:
+            needed = f"needs ids, or {args.ALL} for all that is in doubt"
+            raise ItemError("--drop", needed)
+        options.ids = [args.ALL]
     admin = args.admin(options)
     ids = args.given_ids(options)
     if ids is None:

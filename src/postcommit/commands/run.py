@@ -164,8 +164,7 @@ class Service:
             told = "the old configuration stays: %s"
             log.error(told, text_of(error), exc_info=None if expected else error)
         else:
-            if not self._drainer.is_over():
-                self._retired = self._drainer
+            self._retired = None if self._drainer.is_over() else self._drainer
             self._drainer = new
         self._supervisor.ready(self._status())
 

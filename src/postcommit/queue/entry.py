@@ -271,11 +271,6 @@ class Claim:
         return self._size > BEGINNING
 
     @property
-    def is_held(self) -> bool:
-        """Whether it was not released."""
-        return self._lock.descriptor != -1
-
-    @property
     def stem(self) -> str:
         """The file's name without the flags that it has in ``cur``."""
         return stem(self.path)

@@ -284,10 +284,8 @@ class Processor:
         except Exception:
             # An error of the program, or no memory: that of one entry only.
             log.exception("%s: what became of it is unclear", job.claim.path)
-            due = None
-            if job.claim.is_held:
-                due = self._postpone(job.claim)
-                job.claim.release()
+            due = self._postpone(job.claim)
+            job.claim.release()
             return Result(due=due, stayed=due is None)
 
     def _conclude(self, job: _Job, attempt: Attempt) -> Result:

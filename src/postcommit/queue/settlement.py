@@ -61,7 +61,10 @@ class Settlement(NamedTuple):
         try:
             store.defer(self.claim, left, self.due, self.accepted)
         except OSError as error:
-            if not is_full(error) or left.recipients != self.entry.recipients:
+            # Without space, nothing can be written down: not who is left, nor that the
+            # relay may have the message. Then the claim is kept until there is space.
+            before = (self.entry.recipients, self.entry.uncertain)
+            if not is_full(error) or (left.recipients, left.uncertain) != before:
                 raise
             store.postpone(self.claim, self.due, self.accepted)
 

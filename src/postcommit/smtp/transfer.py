@@ -156,9 +156,6 @@ class Transfer:
             text = f"{_NO_8BITMIME.text}, and {type(error).__name__}: {error}"
             self._settle(Status.REJECTED, Reply(0, "5.6.3", text))
             return None
-        if not message.isascii():
-            self._settle(Status.REJECTED, _NO_8BITMIME)
-            return None
         return message
 
     def _spell_recipients(self, extensions: Mapping[str, str]) -> dict[int, str]:
