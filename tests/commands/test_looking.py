@@ -578,7 +578,7 @@ def test_files_of_any_time_can_be_looked_at(
         for form in ([], ["--json"]):
             assert main(["show", *form, path, item.id]) == 0
     assert main(["status", "--prometheus", path]) == 1
-    assert main(["recover", "--drop", path]) == 0
+    assert main(["recover", "--drop", path, "ALL"]) == 0
 
 
 @given(st.integers(-(2**70), 2**70) | st.floats(allow_nan=False))

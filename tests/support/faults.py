@@ -39,9 +39,8 @@ def without_privileges(function: Callable[[], None]) -> None:
         except BaseException as error:
             outcome = error
         if is_module_patched("threading"):
-            # What gevent has made for this thread: a loop with open files, a dummy.
-            gevent.get_hub().destroy(destroy_loop=True)
-            threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+            gevent.get_hub().destroy(destroy_loop=True)  # it has open files
+        threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
         raised.append(outcome)
 
     get_original("_thread", "start_new_thread")(run, ())
