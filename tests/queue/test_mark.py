@@ -124,7 +124,7 @@ def test_a_mailbox_is_refused_and_left_as_it_is(
         ["flush", "--create"],
         ["retry", "ALL"],
         ["delete", "ALL", "--yes"],
-        ["recover", "--drop", "ALL"],
+        ["recover", "--send"],
     ],
 )
 def test_commands_refuse_a_mailbox(
