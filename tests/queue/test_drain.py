@@ -269,6 +269,24 @@ def test_it_gives_signs_of_life_also_while_it_waits_for_workers(
             drain.stop()
 
 
+def test_a_worker_lives_on_if_something_fails_at_the_end_of_its_round(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.send()
+    drain = queue.drain(workers=1)
+    done = drain._handoff.done
+
+    def done_and_fail(taken: list[str]) -> None:
+        monkeypatch.undo()
+        done(taken)
+        raise MemoryError
+
+    monkeypatch.setattr(drain._handoff, "done", done_and_fail)
+    assert drain.once().sent == 1
+    assert "a worker failed at its end" in caplog.text
+    assert queue.left() == 0
+
+
 @pytest.mark.usefixtures("short_pauses")
 def test_while_the_relay_is_away_nothing_is_touched_and_then_all_is_sent(
     queue: Queue, caplog: pytest.LogCaptureFixture
