@@ -9,6 +9,8 @@ from email import policy
 from email import utils
 from email.errors import HeaderParseError
 from email.header import Header
+from email.header import decode_header
+from email.header import make_header
 from email.headerregistry import Address
 from email.headerregistry import Group
 from email.message import EmailMessage
@@ -187,6 +189,24 @@ def test_a_field_of_eight_bits_is_encoded_only_if_it_has_to_be(
             assert composed.header.isascii()
             assert on_wire(composed)["Subject"] == subject.strip()
             assert max(map(len, composed.header.splitlines())) <= 76
+
+
+def test_an_address_object_in_a_message_of_the_older_class() -> None:
+    message = MIMEText("Text.")
+    message["To"] = address("Müller, Ann", "ann@x.org")
+    composed = compose("a@x.org", None, message)
+    assert composed.recipients == ("ann@x.org",)
+    assert pairs(on_wire(composed)) == [("Müller, Ann", "ann@x.org")]
+
+
+def test_an_encoded_name_with_a_comment_keeps_both() -> None:
+    message = mail("=?utf-8?q?=C3=84nn?= =?utf-8?q?e?= (Büro) <ann@x.org>")
+    composed = sent(message)
+    assert composed.recipients == ("ann@x.org",)
+    assert [at for _, at in pairs(on_wire(composed))] == ["ann@x.org"]
+    assert str(make_header(decode_header(on_wire_text(composed)))).split() == [
+        *("Änne", "(Büro)", "<ann@x.org>")
+    ]
 
 
 def test_a_file_name_in_a_value_of_the_older_class() -> None:

@@ -87,6 +87,15 @@ def test_a_link_in_the_place_of_a_folder(store: Store, tmp_path: Path) -> None:
     assert next(check(store, time.time())).problem == "is a file"
 
 
+def test_a_link_in_the_place_of_a_file_gets_no_advice(
+    store: Store, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.touch(0o666)
+    os.symlink(outside, f"{store.path}/.paused")
+    assert [f for f in check(store, time.time()) if "ch" in f.advice] == []
+
+
 def test_a_folder_on_another_file_system(store: Store) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "mode=0700", "tmpfs", f"{store.path}/tmp"]
     if subprocess.run(mount, capture_output=True).returncode:

@@ -38,14 +38,21 @@ def without_privileges(function: Callable[[], None]) -> None:
             function()
         except BaseException as error:
             outcome = error
-        if is_module_patched("threading"):
-            gevent.get_hub().destroy(destroy_loop=True)  # it has open files
-        threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+        if is_patched:
+            # What gevent has made for this thread: a loop with open files, a dummy.
+            gevent.get_hub().destroy(destroy_loop=True)
+            threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
         raised.append(outcome)
 
-    get_original("_thread", "start_new_thread")(run, ())
-    while not raised:
-        time.sleep(0.001)
+    is_patched = is_module_patched("threading")
+    if is_patched:
+        get_original("_thread", "start_new_thread")(run, ())
+        while not raised:
+            time.sleep(0.001)
+    else:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
     if raised[0] is not None:
         raise raised[0]
 
