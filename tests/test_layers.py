@@ -108,6 +108,12 @@ def test_queue_and_smtp_do_not_meet_and_nobody_imports_a_face(module: str) -> No
         assert other.partition("/")[0] not in FACES - {package}
 
 
+# On Python 3.11, it takes a lock. A child that is forked meanwhile waits for ever.
+@pytest.mark.parametrize("module", sorted({*FILES} - {"queue/item", "testing/outbox"}))
+def test_no_cached_property_where_a_process_may_fork(module: str) -> None:
+    assert "cached_property" not in (SOURCE / f"{module}.py").read_text()
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_modules_and_functions_stay_small(module: str) -> None:
     text = (SOURCE / f"{module}.py").read_text()

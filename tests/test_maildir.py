@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import stat
-import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from postcommit.errors import QueueError
 from postcommit.files import begin_to_write_back
 from postcommit.files import birth_time
 from postcommit.files import explained
+from postcommit.files import optional
 from postcommit.files import remove
 from postcommit.files import sync
 from postcommit.interfaces import IMaildir
@@ -663,7 +663,8 @@ def test_what_is_not_there_was_never_created(tmp_path: Path) -> None:
 def test_a_python_without_ctypes_does_not_say_when_a_file_was_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ctypes", None)
+    assert optional("no_such_module") is None
+    monkeypatch.setattr("postcommit.files._ctypes", None)
     assert birth_time(str(tmp_path)) is None
 
 

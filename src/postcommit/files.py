@@ -5,7 +5,9 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from types import TracebackType
+from typing import Any
 from typing import BinaryIO
 
 from postcommit.errors import QueueError
@@ -19,6 +21,18 @@ ONE_WRITE = 1 << 16
 # Of <linux/stat.h> and <fcntl.h>.
 _STATX_BTIME = 0x800
 _AT_FDCWD = -100
+
+
+def optional(name: str) -> Any:
+    """Return the module `name`, None if this Python does not have it."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+# Imported now: a child that is forked during a later import would wait for it for ever.
+_ctypes = optional("ctypes")
 
 
 class explained:
@@ -69,13 +83,13 @@ def birth_time(path: str) -> float | None:
     In seconds since the epoch. None if the system, the file system, or a Python whose
     ctypes is missing or forbidden does not say it.
     """
-    try:
-        import ctypes  # late, because most processes never need it
-
-        statx = getattr(ctypes.CDLL(None), "statx", None)
-    except (ImportError, OSError, MemoryError):
+    if _ctypes is None:
         return None
-    answer = ctypes.create_string_buffer(256)
+    try:
+        statx = getattr(_ctypes.CDLL(None), "statx", None)
+    except (OSError, MemoryError):
+        return None
+    answer = _ctypes.create_string_buffer(256)
     where = (_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME)
     if statx is None or statx(*where, answer):
         return None

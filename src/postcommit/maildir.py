@@ -84,6 +84,7 @@ class Maildir:
 
     def __init__(self, dirname: str, create: bool = False) -> None:
         self.path = os.fsdecode(dirname)
+        self._knows_nameless: bool | None = None  # not tried yet
         with explained(self.path, "open the Maildir", MaildirError):
             exists = _exists(self.path)
             if not os.path.isabs(self.path):
@@ -126,6 +127,8 @@ class Maildir:
         With `nameless` it is a `NamelessMessage`, where the file system has them.
         Raises `QueueError` where it cannot be written; then nothing is left.
         """
+        if nameless and self._knows_nameless is None:
+            self._knows_nameless = self._can_name_later()
         made = NamelessMessage if nameless and self._knows_nameless else MaildirMessage
         message = made(self, unique_name())
         try:
@@ -134,9 +137,8 @@ class Maildir:
             raise unable(message.path, "write", error) from error
         return message
 
-    @functools.cached_property
-    def _knows_nameless(self) -> bool:
-        """Whether a file can get its name later here; tried once."""
+    def _can_name_later(self) -> bool:
+        """Try whether a file can get its name later on this file system."""
         message = NamelessMessage(self, unique_name())
         try:
             message.fill(())

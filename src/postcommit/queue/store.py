@@ -15,7 +15,6 @@ rename; so a crash leaves the entry as it was, or as it will be.
 """
 from __future__ import annotations
 
-import functools
 import math
 import os
 import time
@@ -70,6 +69,8 @@ class Store:
         self.maildir = Maildir(path, create=True)
         self.path = self.maildir.path
         self._locks: WeakSet[FileLock] = WeakSet()
+        # When the queue's folder was created, as far as the file system says it.
+        self._created: float | None = None
         if not to_look:
             refuse_mailbox(self.maildir)
 
@@ -132,16 +133,12 @@ class Store:
         """
         now = time.time() if now is None else now
         told = accepted_at(claim.stem)
+        if self._created is None:
+            self._created = birth_time(self.path) or -math.inf
         for seconds in (told, claim.changed, now):
             if seconds is not None and seconds > self._created - _DAY:
                 return seconds
         return claim.changed if told is None else told  # the clock is still wrong
-
-    @functools.cached_property
-    def _created(self) -> float:
-        """When the queue's folder was created, if the file system tells."""
-        created = birth_time(self.path)
-        return -math.inf if created is None else created
 
     def finish(self, claim: Claim) -> None:
         """Remove the entry: nothing is left to do for it."""

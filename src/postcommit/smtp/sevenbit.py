@@ -7,7 +7,6 @@ part is still valid.
 from __future__ import annotations
 
 import codecs
-import functools
 import re
 import secrets
 from base64 import encodebytes
@@ -173,12 +172,15 @@ class _Decoder:
 
     def __init__(self, message: bytes) -> None:
         self._message = message
+        self._declared = ""
 
     def __call__(self, data: bytes) -> str:
         return data.decode(self.charset(data))
 
     def charset(self, data: bytes) -> str:
         """Return the charset that `data` is probably in."""
+        if not self._declared:
+            self._declared = self._first_declared()
         for charset in ("utf-8", self._declared, "windows-1252"):
             if charset != "windows-1252" or _NOT_IN_LATIN_1.search(data):
                 try:
@@ -188,9 +190,8 @@ class _Decoder:
                     pass
         return "iso-8859-1"
 
-    @functools.cached_property
-    def _declared(self) -> str:
-        """The first charset that the message names and that has ASCII and more."""
+    def _first_declared(self) -> str:
+        """Return the first charset in the message that has ASCII and more."""
         for found in _CHARSET.finditer(self._message):
             charset = found[1].decode("ascii")
             try:
