@@ -44,7 +44,7 @@ _HIDING = re.compile(r'["<(\[]')
 
 # The units of an address list: a quoted string, an address in angle brackets, or a
 # domain literal, even if its end is missing; a separator; and the text between them.
-# Comments can be nested, so `end_of_comment` finds their end.
+# Comments can be nested, so `_end_of_comment` finds their end.
 _UNIT = re.compile(
     r'"(?:[^"\\]|\\.)*"?'
     r'|<(?:[^<>"]|"(?:[^"\\]|\\.)*"?)*>?'
@@ -231,12 +231,12 @@ def units(text: str) -> Iterator[str]:
     position = 0
     while position < len(text):
         found = _UNIT.match(text, position)
-        end = found.end() if found else end_of_comment(text, position)
+        end = found.end() if found else _end_of_comment(text, position)
         yield text[position:end]
         position = end
 
 
-def end_of_comment(text: str, position: int) -> int:
+def _end_of_comment(text: str, position: int) -> int:
     """Return the end of the comment that begins at `position`."""
     depth = 0
     for found in _IN_COMMENT.finditer(text, position):

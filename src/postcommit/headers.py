@@ -30,7 +30,7 @@ from postcommit.field import utf8_field
 
 
 # Maximum octets of a line without its end (RFC 5322, 2.1.1).
-MOST_OCTETS = 998
+_MOST_OCTETS = 998
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
@@ -182,8 +182,8 @@ def field_policy(policy: Policy) -> Policy:
     made: Any = object.__new__(_with_our_fields(type(policy)))
     made.__dict__.update(vars(policy))
     # What is not folded is not damaged.
-    if 0 < (made.max_line_length or 0) < MOST_OCTETS:
-        made = made.clone(max_line_length=MOST_OCTETS)
+    if 0 < (made.max_line_length or 0) < _MOST_OCTETS:
+        made = made.clone(max_line_length=_MOST_OCTETS)
     return cast(Policy, made)
 
 
@@ -217,7 +217,7 @@ class FieldPolicy:
             raise HeaderParseError(f"header field {name!r} {problem}; pass a str")
         is_address = name.lower() in ADDRESS_FIELDS
         text = _source(value) if is_address else str(value)
-        most = MOST_OCTETS - len(name)
+        most = _MOST_OCTETS - len(name)
         fits = len(text) < most or max(map(len, text.split("\n"))) < most
         is_long = not fits and isinstance(value, str) and not hasattr(value, "fold")
         if is_long or is_address or not text.isascii():
