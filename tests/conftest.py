@@ -1,4 +1,4 @@
-"""Settings of the whole suite: skipped tests, signals, and gevent.
+"""Settings of the whole suite: skipped and slow tests, signals, and gevent.
 
 In CI, a skipped test fails, because everything is installed there.
 """
@@ -34,6 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
+    # `tests.test_conftest` runs a copy of this module, beside other tests.
+    if items and items[0].nodeid.startswith("tests/"):
+        from tests.support import slow
+
+        slow.mark(items)
     if _is_patched():
         from tests.support import undergevent
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.slow import SLOW
+
+
+ROOT = Path(__file__).parent.parent
 
 SKIPPED = {
     "call": "import pytest\ndef test_it(): pytest.skip('because')",
@@ -94,3 +98,10 @@ def test_no_program_inherits_signals_that_are_ignored(tmp_path: Path) -> None:
         timeout=120,
     )
     assert "1 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("begins", SLOW)
+def test_each_slow_test_is_there(begins: str) -> None:
+    path, _, name = begins.partition("::")
+    assert (ROOT / path).exists()
+    assert not name or f"def {name}" in (ROOT / path).read_text()

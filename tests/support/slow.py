@@ -1,0 +1,63 @@
+"""The tests that ``tox -e quick`` leaves out: a node id, or the beginning of one.
+
+All of these run in ``tox`` itself. A test belongs here if it takes a second or more.
+"""
+from __future__ import annotations
+
+import pytest
+
+
+SLOW = (
+    # They start programs, some of them for each line or system call.
+    "tests/commands",
+    "tests/functional",
+    "tests/test_benchmarks.py",
+    "tests/test_cli.py::test_streams_may_be_closed",
+    "tests/test_conftest.py",
+    "tests/test_demo.py",
+    "tests/test_forging.py::test_commands_on_a_terminal",
+    "tests/test_secrets.py",
+    "tests/test_testing.py::test_a_failure_of_a_test_shows_the_subject",
+    "tests/test_testing.py::test_pytest_finds_the_fixture_by_itself",
+    # They try many examples, or large ones.
+    "tests/queue/test_entry.py::test_what_was_written_is_read_again",
+    "tests/queue/test_mark.py::test_a_large_queue_costs_no_more_than_a_small_one",
+    "tests/smtp/test_cuts.py",
+    "tests/smtp/test_fuzzer.py",
+    "tests/smtp/test_sevenbit.py::test_the_meaning_stays_the_same",
+    "tests/smtp/test_sevenbit.py::test_the_time_grows_with_the_message",
+    "tests/smtp/test_sevenbit.py::test_the_work_grows_with_the_message",
+    "tests/smtp/test_sevenbit.py::test_whatever_a_message_is",
+    "tests/smtp/test_wire.py::test_arbitrary_bytes",
+    "tests/test_field.py::test_addresses_and_names_are_the_same",
+    "tests/test_field.py::test_any_file_name",
+    "tests/test_field.py::test_any_text",
+    "tests/test_field.py::test_whatever_is_in_a_field",
+    "tests/test_headers.py::test_any_names_and_addresses_reach_exactly_these_addresses",
+    "tests/test_headers.py::test_many_encoded_words_take_time_in_proportion_to_their",
+    # They wait for a time-out, a pause or a child.
+    "tests/queue/test_drain.py::test_a_claim_is_given_up_in_a_queue_in_which_nothing",
+    "tests/queue/test_drain.py::test_after_a_pause_a_single_entry_is_tried_first",
+    "tests/queue/test_drain.py::test_silence_does_not_end_a_pause",
+    "tests/queue/test_drain.py::test_the_relay_comes_back_to_a_queue_in_which_nothing",
+    "tests/queue/test_drain.py::test_what_is_in_flight_does_not_keep_a_pause",
+    "tests/queue/test_drain.py::test_where_nothing_can_be_removed_no_more_is_sent",
+    "tests/queue/test_forks.py",
+    "tests/queue/test_runner.py::test_an_idle_poll_is_two_calls",
+    "tests/queue/test_runner.py::test_who_interrupts_twice_does_not_wait",
+    "tests/smtp/test_failures.py::test_a_reply_to_the_final_dot_that_breaks_off",
+    "tests/smtp/test_failures.py::test_falling_silent",
+    "tests/smtp/test_sendmail.py::test_takes_too_long",
+    "tests/smtp/test_timeouts.py::test_a_byte_at_a_time",
+    "tests/smtp/test_tls.py::test_a_fork_while_certificates_are_read",
+    "tests/test_datamanager.py::test_a_forked_child",
+    "tests/test_delivery.py::test_a_forked_child_that_begins_anew",
+    "tests/test_pyramid.py::test_a_forked_process_has_one_of_its_own",
+)
+
+
+def mark(items: list[pytest.Item]) -> None:
+    """Mark the slow ones among `items`."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
