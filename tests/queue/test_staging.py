@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import re
-import resource
 import signal
 import sys
 import threading
@@ -574,22 +573,6 @@ def test_a_commit_of_many_syncs_all_files_and_each_folder_once(
 
 
 @needs_strace
-def test_a_single_entry_alone_is_decided_by_one_link(
-    queue: Path, tmp_path: Path
-) -> None:
-    Store(str(queue))
-    calls = trace(_commit, str(queue), 1, None, "", below=queue, scratch=tmp_path)
-    assert steps(calls) == [
-        *TRIED,
-        "write tmp/#",
-        "fsync tmp/#",
-        "linkat tmp/# new/NAME",
-        "fsync new",
-        "print committed",
-    ]
-
-
-@needs_strace
 def test_who_sleeps_is_woken_when_there_is_something_to_find(
     queue: Path, tmp_path: Path
 ) -> None:
@@ -634,18 +617,6 @@ def test_a_new_queue_is_on_the_disk_before_it_is_used(tmp_path: Path) -> None:
         "fsync .",
         "print created",
     ]
-
-
-def _commit_with_few_descriptors(queue: str, count: int) -> None:
-    Store(queue)
-    limit = max(map(int, os.listdir("/proc/self/fd"))) + 1 + 20
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    _commit(queue, count, AFTER, "go on")
-    assert len(os.listdir(f"{queue}/new")) == count
-
-
-def test_a_thousand_messages_need_few_descriptors(queue: Path) -> None:
-    children.call(_commit_with_few_descriptors, str(queue), 1000)
 
 
 def _commit_at_exit(queue: str) -> None:
