@@ -367,7 +367,8 @@ def test_a_closed_message_can_be_committed_or_aborted(maildir: Maildir) -> None:
 def test_a_folder_that_vanishes_fails_the_commit(maildir: Maildir) -> None:
     writer = maildir.newMessage()
     os.rmdir(maildir.folder("new"))
-    with pytest.raises(QueueError, match=writer.name) as caught:
+    reason = f"{writer.name}: cannot move the message into the Maildir"
+    with pytest.raises(QueueError, match=reason) as caught:
         writer.commit()
     assert caught.value.errno == errno.ENOENT
     writer.abort()
@@ -379,11 +380,19 @@ def test_a_full_disk_fails_the_write_and_the_abort_cleans_up(
 ) -> None:
     with small_files(1000):
         writer = maildir.newMessage()
-        with pytest.raises(QueueError, match=writer.name) as caught:
+        with pytest.raises(QueueError, match=f"{writer.name}: cannot write") as caught:
             writer.write(b"x" * 100_000)
         assert caught.value.errno == errno.EFBIG
         writer.abort()
     assert files(Path(maildir.path)) == []
+
+
+def test_a_message_written_in_pieces_has_the_checksum_of_all(maildir: Maildir) -> None:
+    writer = maildir.newMessage()
+    writer.write(b"Subject: x\n")
+    writer.writelines(["\n", b"Text.\n"])
+    assert writer.checksum == zlib.crc32(b"Subject: x\n\nText.\n")
+    writer.abort()
 
 
 # A message written at once
@@ -436,7 +445,7 @@ def test_a_message_cannot_be_added_where_there_is_no_folder(maildir: Maildir) ->
 
 def test_a_folder_without_permission_takes_no_message(maildir: Maildir) -> None:
     def write() -> None:
-        with pytest.raises(QueueError, match="tmp") as caught:
+        with pytest.raises(QueueError, match="cannot create the file") as caught:
             maildir.newMessage()
         assert caught.value.errno == errno.EACCES
 
@@ -638,6 +647,9 @@ def test_whether_there_can_be_one(tmp_path: Path) -> None:
         check_path(str(tmp_path))
     with pytest.raises(QueueError, match="no folder to create it in"):
         check_path(str(tmp_path / "missing" / "box"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(QueueError, match="loop/box: cannot open the Maildir"):
+        check_path(str(tmp_path / "loop" / "box"))
 
 
 def test_a_nameless_message_that_was_never_filled_can_be_aborted(

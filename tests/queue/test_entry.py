@@ -104,7 +104,7 @@ def test_whatever_is_no_entry_is_an_entry_error(data: bytes) -> None:
         (b"X-Zope-From: a@x.org\nSubject: x\n", "no whole line X-Zope-To:"),
         (b"X-Zope-From: a@x.org\nX-Zope-To: b@x.org", "no whole line X-Zope-To:"),
         (b"X-Zope-From: a@x.org\nX-Zope-To: b@x.org\n", "no message"),
-        (b"X-Zope-From: \xff\nX-Zope-To: b@x.org\nx", "no UTF-8"),
+        (b"X-Zope-From: \xff\nX-Zope-To: b@x.org\nx", "X-Zope-From: is no UTF-8"),
         (b"X-Zope-From: a@x.org\nX-Zope-To: \nx", "it is empty"),
         (b"X-Zope-From: a\nX-Zope-To: b@x.org\nx", "damaged"),
         (b"X-Zope-From: a@x.org\nX-Zope-To: b b@x.org\nx", "damaged"),
@@ -118,6 +118,11 @@ def test_what_is_wrong_is_told(data: bytes, reason: str) -> None:
     with pytest.raises(EntryError, match=reason) as caught:
         parse_entry(data)
     assert isinstance(caught.value, ValueError)
+
+
+def test_uncertain_attempts_are_read() -> None:
+    entry = Entry("a@x.org", ("b@x.org",), MESSAGE, 3, "lost", 2)
+    assert parse_entry(written(entry)) == entry
 
 
 def test_display_names_and_crlf_of_others_are_understood() -> None:
@@ -169,6 +174,7 @@ def test_an_entry_of_repoze_sendmail_is_read(tmp_path: Path) -> None:
     entry = parse_entry(path.read_bytes())
     assert entry.sender == "shop@x.org"
     assert entry.recipients == tuple(recipients)
+    assert (entry.attempts, entry.last_reply, entry.uncertain) == (0, "", 0)
     header, _, body = entry.message.partition(b"\n\n")
     assert b"X-Actually" not in header
     assert b"Subject: x" in header
