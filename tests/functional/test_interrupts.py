@@ -57,6 +57,16 @@ LINES = frozenset({"line"})
 OPCODES = frozenset({"call", "opcode", "return"})
 
 
+OK = Reply(250, "2.0.0", "Ok")
+
+
+class Timeout(BaseException):
+    """As `gevent.Timeout`."""
+
+
+INTERRUPTS = [KeyboardInterrupt, MemoryError]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _collect_only_new_objects() -> Iterator[None]:
     """Keep what the test run has loaded so far out of each ``gc.collect()``.
@@ -69,16 +79,6 @@ def _collect_only_new_objects() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-OK = Reply(250, "2.0.0", "Ok")
-
-
-class Timeout(BaseException):
-    """As `gevent.Timeout`."""
-
-
-INTERRUPTS = [KeyboardInterrupt, MemoryError]
 
 
 def is_ours(frame: FrameType | None) -> bool:
