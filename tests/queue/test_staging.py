@@ -25,6 +25,7 @@ from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
 from postcommit.maildir import MaildirMessage
 from postcommit.queue.lock import FileLock
+from postcommit.queue.staging import _SYNC_THREADS
 from postcommit.queue.staging import Staging
 from postcommit.queue.staging import _do_all
 from postcommit.queue.staging import _is_complete
@@ -260,6 +261,7 @@ def test_what_cannot_be_published_stays_in_doubt(
     batch.discard([items[0], items[2]])
     assert caught.value.names == (left,)
     assert caught.value.path == str(queue)
+    assert caught.value.errno == errno.EISDIR
     assert left in caplog.text
     assert caplog.records[-1].levelno == logging.CRITICAL
     assert in_doubt(queue) == [left]
@@ -626,6 +628,12 @@ def _commit_at_exit(queue: str) -> None:
 def test_an_exit_handler_may_commit_though_no_thread_can_begin(queue: Path) -> None:
     assert "committed" in children.call(_commit_at_exit, str(queue))
     assert len(files(queue)) == 3
+
+
+def test_files_are_synced_side_by_side() -> None:
+    # Each waits until as many others wait as there are threads.
+    barrier = threading.Barrier(_SYNC_THREADS)
+    _do_all([lambda: barrier.wait(10)] * _SYNC_THREADS)
 
 
 def _commit_without_threads(queue: str) -> None:
