@@ -25,7 +25,6 @@ from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
 from postcommit.maildir import MaildirMessage
 from postcommit.queue.lock import FileLock
-from postcommit.queue.staging import _SYNC_THREADS
 from postcommit.queue.staging import Staging
 from postcommit.queue.staging import _do_all
 from postcommit.queue.staging import _is_complete
@@ -628,12 +627,6 @@ def _commit_at_exit(queue: str) -> None:
 def test_an_exit_handler_may_commit_though_no_thread_can_begin(queue: Path) -> None:
     assert "committed" in children.call(_commit_at_exit, str(queue))
     assert len(files(queue)) == 3
-
-
-def test_files_are_synced_side_by_side() -> None:
-    # Each waits until as many others wait as there are threads.
-    barrier = threading.Barrier(_SYNC_THREADS)
-    _do_all([lambda: barrier.wait(10)] * _SYNC_THREADS)
 
 
 def _commit_without_threads(queue: str) -> None:
