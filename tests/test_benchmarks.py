@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -227,6 +229,41 @@ def test_contestants_take_turns() -> None:
         ("b", [2, 3, 6]),
     ]
     assert results[0].median == 4
+
+
+def test_another_checkout_is_compared_with_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "checkout"
+    shutil.copytree("src", other / "src")
+    arguments = ["--workers", "1", "--against", str(other)]
+    results = quickly(drain, tmp_path, arguments)
+    assert subjects(results, "rate") == {"postcommit, here", "postcommit, there"}
+    harness.print_ratios(results)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_code_of_the_other_checkout_runs(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "postcommit"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("mark = 'another version'\n")
+    show = [sys.executable, "-c", "import postcommit; print(postcommit.mark)"]
+    ours, other = harness.versions([Contestant("x", lambda: show)], str(tmp_path))
+    shown = subprocess.run(other.prepare(), capture_output=True, text=True)
+    assert shown.stdout == "another version\n"
+    assert "AttributeError" in subprocess.run(
+        ours.prepare(), capture_output=True, text=True
+    ).stderr
+
+
+def test_a_checkout_without_the_package_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no postcommit in its src"):
+        harness.versions([], str(tmp_path))
+
+
+def test_a_program_that_compares_no_checkouts_says_so() -> None:
+    with pytest.raises(SystemExit, match="bulk does not compare checkouts"):
+        harness.print_ratios([result("postcommit", "ours", "rate", 1)])
 
 
 # The page

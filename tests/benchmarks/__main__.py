@@ -1,7 +1,8 @@
 """All benchmarks, one after another, and the page of their results.
 
 ``tox -e bench``, or ``tox -e bench -- --only drain --rounds 5``. Runs that are
-not asked for keep their results. About an hour in all.
+not asked for keep their results. About an hour in all. With ``--against CHECKOUT``
+they compare this checkout with another one, and the page stays as it is.
 """
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from tests.benchmarks import mixed
 from tests.benchmarks import report
 from tests.benchmarks import scale
 from tests.benchmarks import store
+from tests.benchmarks.harness import print_ratios
 from tests.benchmarks.harness import print_tables
 
 
@@ -47,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="only show that each runs; keep nothing"
     )
     made.add_argument("--folder", default=".", help="where queues are made")
+    made.add_argument(
+        "--against",
+        default="",
+        metavar="CHECKOUT",
+        help="compare with the version in another checkout; keep nothing",
+    )
     made.add_argument("--docs", type=Path, default=Path("docs"))
     return made
 
@@ -59,6 +67,8 @@ def measure(name: str, options: argparse.Namespace) -> store.Run:
         arguments = [*arguments, "--rounds", str(options.rounds)]
     if options.quick:
         arguments = [*arguments, "--quick"]
+    if options.against:
+        arguments = [*arguments, "--against", options.against]
     asked = program.parser().parse_args(arguments)
     today = datetime.date.today().isoformat()
     on = machine.describe(options.folder)
@@ -71,12 +81,14 @@ def main() -> None:
     for name in options.only:
         run = measure(name, options)
         print_tables(run.results)
-        if not options.quick:
+        if options.against:
+            print_ratios(run.results)
+        elif not options.quick:
             # At once: what was measured is not lost when the next one fails.
             runs = store.load(path)
             runs[name] = run
             store.save(path, runs)
-    if not options.quick:
+    if not (options.quick or options.against):
         report.write(options.docs)
 
 

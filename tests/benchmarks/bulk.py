@@ -22,6 +22,7 @@ from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
 from tests.benchmarks.harness import measured
 from tests.benchmarks.harness import program
+from tests.benchmarks.harness import versions
 from tests.benchmarks.relays import sink
 
 
@@ -113,6 +114,7 @@ def run(options: argparse.Namespace) -> list[Result]:
             return Contestant(name, lambda: [*command, kind], what, case)
 
         racing = [contestant(kind) for kind in NAMES]
+        racing = versions(racing, options.against)
         return interleave("bulk", racing, 1 if options.quick else options.rounds)
 
 

@@ -22,6 +22,7 @@ from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
 from tests.benchmarks.harness import program
+from tests.benchmarks.harness import versions
 from tests.benchmarks.relays import Way
 from tests.benchmarks.relays import sink
 from tests.benchmarks.relays import way
@@ -164,6 +165,7 @@ def run(options: argparse.Namespace) -> list[Result]:
                     found = setting(options, size, tls, delay)
                     queue = Path(folder) / "queue"
                     racing = contestants(options, found, queue, there)
+                    racing = versions(racing, options.against)
                     results += interleave(options.run, racing, rounds)
     return results
 

@@ -22,6 +22,7 @@ from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
 from tests.benchmarks.harness import program
+from tests.benchmarks.harness import versions
 from tests.benchmarks.machine import file_system
 from tests.benchmarks.slowdisk import slow_disk
 from tests.benchmarks.slowdisk import why_not
@@ -104,6 +105,7 @@ def _compare(place: Place, options: argparse.Namespace) -> list[Result]:
             for kind in NAMES
             if size == 1 or kind != "bare"
         ]
+        contestants = versions(contestants, options.against)
         return interleave("enqueue", contestants, rounds)
 
 

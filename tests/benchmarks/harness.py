@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -153,6 +155,69 @@ def interleave(
     ]
 
 
+def versions(contestants: Sequence[Contestant], checkout: str) -> list[Contestant]:
+    """Our own contestants twice: with this checkout's ``src``, and with another's.
+
+    `checkout` is the folder of the other one, which may be an older commit. Without
+    it the contestants are returned as they are. Raises SystemExit if Python would
+    not import the package from there.
+    """
+    if not checkout:
+        return list(contestants)
+    ours = [one for one in contestants if one.kind == OURS]
+    places = {"here": os.getcwd(), "there": os.path.abspath(checkout)}
+    for place in places.values():
+        _check_version(place)
+    return [
+        dataclasses.replace(
+            one,
+            name=f"{one.name}, {name}",
+            prepare=functools.partial(_at, one.prepare, place),
+            kind=OURS if name == "here" else PEER,
+        )
+        for one in ours
+        for name, place in places.items()
+    ]
+
+
+def _at(prepare: Callable[[], list[str]], checkout: str) -> list[str]:
+    path = os.pathsep.join([os.path.join(checkout, "src"), os.getcwd()])
+    return ["env", f"PYTHONPATH={path}", *prepare()]
+
+
+def _check_version(checkout: str) -> None:
+    show = [sys.executable, "-c", "import postcommit; print(postcommit.__file__)"]
+    command = _at(lambda: show, checkout)
+    shown = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if not shown.startswith(os.path.join(checkout, "src") + os.sep):
+        raise SystemExit(f"{checkout}: no postcommit in its src, but {shown!r}")
+
+
+def print_ratios(results: Sequence[Result]) -> None:
+    """Print each figure of this checkout divided by that of the other one.
+
+    A ratio is the median of the rounds' ratios, with the lowest and the highest. For
+    a distribution of samples it is the ratio of the medians.
+    """
+    ours = [one for one in results if one.subject.endswith(", here")]
+    if not ours:
+        raise SystemExit(f"{results[0].run} does not compare checkouts")
+    for one in ours:
+        subject = one.subject.removesuffix("here") + "there"
+        key = (one.run, subject, one.figure, one.case)
+        [other] = [r for r in results if (r.run, r.subject, r.figure, r.case) == key]
+        if one.figure == "latency":
+            ratios = [one.median / other.median]
+        else:
+            ratios = [a / b for a, b in zip(one.values, other.values, strict=True)]
+        middle = statistics.median(ratios)
+        case = " ".join(f"{name} {value}" for name, value in one.case.items())
+        print(
+            f"{one.run:9} {one.figure:15} {middle:5.2f}"
+            f"  ({min(ratios):.2f} to {max(ratios):.2f})  {subject[:-7]} {case}"
+        )
+
+
 def common_options(description: str | None, rounds: int = 5) -> argparse.ArgumentParser:
     """A parser with what every program takes.
 
@@ -163,6 +228,12 @@ def common_options(description: str | None, rounds: int = 5) -> argparse.Argumen
     made.add_argument("--quick", action="store_true", help="little work, one round")
     made.add_argument("--folder", default=".", help="where queues are made")
     made.add_argument("--json", metavar="FILE", help="append the results to FILE")
+    made.add_argument(
+        "--against",
+        default="",
+        metavar="CHECKOUT",
+        help="compare only ourselves, with the version in another checkout",
+    )
     made.add_argument("--contestant", help=argparse.SUPPRESS)
     return made
 
@@ -181,6 +252,8 @@ def program(
         return contest(options)
     results = run(options)
     print_tables(results)
+    if options.against:
+        print_ratios(results)
     if options.json:
         with open(options.json, "a") as file:
             file.writelines(result.line() + "\n" for result in results)

@@ -31,6 +31,7 @@ from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
 from tests.benchmarks.harness import program
 from tests.benchmarks.harness import tell
+from tests.benchmarks.harness import versions
 from tests.benchmarks.relays import sink
 
 
@@ -182,6 +183,7 @@ def run(options: argparse.Namespace) -> list[Result]:
             return Contestant(name, lambda: [*command, *order], what)
 
         racing = [contestant(kind) for kind in options.kinds]
+        racing = versions(racing, options.against)
         return interleave("latency", racing, 1 if options.quick else options.rounds)
 
 

@@ -31,6 +31,7 @@ from tests.benchmarks.harness import peak_memory
 from tests.benchmarks.harness import processor_time
 from tests.benchmarks.harness import program
 from tests.benchmarks.harness import tell
+from tests.benchmarks.harness import versions
 from tests.benchmarks.relays import sink
 
 
@@ -174,6 +175,7 @@ def run(options: argparse.Namespace) -> list[Result]:
             return Contestant(name, lambda: order, what, case)
 
         racing = [contestant(kind) for kind in NAMES]
+        racing = versions(racing, options.against)
         return interleave("mixed", racing, 1 if options.quick else options.rounds)
 
 
