@@ -22,7 +22,7 @@ from postcommit.cli import main
 from postcommit.errors import OptionError
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
-from postcommit.settings import fields_of
+from postcommit.options import fields_of
 from tests.support.service import COMMAND
 from tests.support.service import environment
 

@@ -1,4 +1,4 @@
-"""A delivery for messages that do not say from whom they are."""
+"""Deliveries with a sender for messages that have none."""
 from __future__ import annotations
 
 from email.header import decode_header
@@ -10,9 +10,9 @@ from transaction import TransactionManager
 from zope.interface.verify import verifyObject
 
 from postcommit import DirectMailDelivery
-from postcommit.defaultsender import DefaultSender
-from postcommit.errors import AddressError
-from postcommit.interfaces import IDirectMailDelivery
+from postcommit import QueuedMailDelivery
+from postcommit.errors import OptionError
+from postcommit.interfaces import IDefaultSender
 from postcommit.testing import RecordingMailer
 
 
@@ -26,7 +26,7 @@ def mailer():
 
 @pytest.fixture
 def delivery(mailer):
-    return DefaultSender(DirectMailDelivery(mailer), SHOP)
+    return DirectMailDelivery(mailer, default_sender=SHOP)
 
 
 def send(delivery, *args):
@@ -37,10 +37,14 @@ def send(delivery, *args):
     return mail
 
 
-def test_is_what_it_sends_by(delivery, mailer):
-    verifyObject(IDirectMailDelivery, delivery)
-    assert delivery.mailer is mailer
-    assert not hasattr(delivery, "_other")
+def test_both_deliveries_have_the_option(delivery, mailer):
+    queued = QueuedMailDelivery("queue", default_sender=SHOP)
+    for each in (delivery, queued):
+        verifyObject(IDefaultSender, each)
+        assert each.default_sender == SHOP
+        assert each.bind(TransactionManager()).default_sender == SHOP
+    for each in (DirectMailDelivery(mailer), QueuedMailDelivery("queue")):
+        assert each.default_sender is IDefaultSender["default_sender"].default is None
 
 
 @pytest.mark.parametrize("to", [None, "b@example.org"])
@@ -89,7 +93,7 @@ def test_recipients_that_can_be_read_once(delivery):
 )
 def test_a_name_in_any_script(mailer, sender, field):
     mail = send(
-        DefaultSender(DirectMailDelivery(mailer), sender),
+        DirectMailDelivery(mailer, default_sender=sender),
         None,
         "b@example.org",
         "Subject: x\n\nx\n",
@@ -112,9 +116,28 @@ def test_another_transaction_manager(delivery, mailer):
     assert mailer.outbox[0].sender == "shop@example.org"
 
 
-def test_a_sender_that_can_never_work(mailer):
-    with pytest.raises(AddressError):
-        DefaultSender(DirectMailDelivery(mailer), "The Shop")
+@pytest.mark.parametrize(
+    "sender", ["", "The Shop", "a@x.org, b@x.org", "a\nb <a@x.org>", b"a@x.org", 3]
+)
+def test_a_sender_that_can_never_work(mailer, sender):
+    with pytest.raises(OptionError, match=r"default_sender=.*: ") as caught:
+        DirectMailDelivery(mailer, default_sender=sender)
+    assert caught.value.name == "default_sender"
+    with pytest.raises(OptionError):
+        QueuedMailDelivery("queue", default_sender=sender)
+
+
+def test_the_line_ends_of_the_header_are_kept(delivery):
+    mail = send(delivery, None, "b@example.org", b"Subject: x\r\n\r\nx\r\n")
+    header = mail.data.partition(b"\r\n\r\n")[0]
+    assert header.startswith(b"From: The Shop <shop@example.org>\r\n")
+    assert header.count(b"\n") == header.count(b"\r\n")
+
+
+def test_a_message_that_is_sent_again(delivery):
+    text = "Resent-Date: x\nResent-To: b@example.org\nTo: c@example.org\n\nx\n"
+    mail = send(delivery, None, None, text)
+    assert (mail.sender, mail.recipients) == ("shop@example.org", ("b@example.org",))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +145,7 @@ def test_a_sender_that_can_never_work(mailer):
 )
 def test_a_name_that_no_parser_takes_for_one_is_encoded_whole(mailer, name):
     written = f'"{name}"' if "," in name else name
-    delivery = DefaultSender(DirectMailDelivery(mailer), f"{written} <a@x.org>")
+    delivery = DirectMailDelivery(mailer, default_sender=f"{written} <a@x.org>")
     mail = send(delivery, None, "b@example.org", "Subject: x\n\nx\n")
     field, address = mail.data.splitlines()[0].decode("ascii").rsplit(" ", 1)
     assert address == "<a@x.org>"

@@ -24,7 +24,6 @@ from postcommit.attempt import Transmission
 from postcommit.commands.progress import WatchedMailer
 from postcommit.datamanager import DataManager
 from postcommit.datamanager import Savepoint
-from postcommit.defaultsender import DefaultSender
 from postcommit.delivery import DirectMailDelivery
 from postcommit.delivery import QueuedMailDelivery
 from postcommit.demo.shop import OrderBook
@@ -44,8 +43,8 @@ from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
-from postcommit.zcmlfields import FilePath
-from postcommit.zcmlfields import Option
+from postcommit.zcml import FilePath
+from postcommit.zcml import Option
 
 
 def modules() -> Iterator[Any]:
@@ -105,8 +104,6 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IBatchMailer, RecordingMailer()),
         (interfaces.IBatchMailer, WatchedMailer(mailer, print)),
         (interfaces.IRelayCheck, RecordingMailer()),
-        (interfaces.IMailDelivery, DefaultSender(delivery, "a@x.org")),
-        (interfaces.IQueuedMailDelivery, DefaultSender(delivery, "a@x.org")),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),
         (interfaces.IMailQueueProcessor, QueueProcessor(queue, mailer)),

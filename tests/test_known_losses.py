@@ -402,7 +402,7 @@ def test_row_14_a_damaged_file_is_a_dead_letter_and_the_queue_goes_on(
 def test_row_15_tls_is_as_the_zcml_file_has_it() -> None:
     """`implicit_tls` arrived in the place of `no_tls`, and TLS was off.
 
-    ``tests/test_zcml.py`` walks every attribute of every directive.
+    ``tests/test_every_option.py`` walks every attribute of every directive.
     """
     modes = {"implicit_tls": "implicit", "force_tls": "starttls", "no_tls": "none"}
     directives = "".join(

@@ -24,7 +24,6 @@ from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
-from postcommit.defaultsender import DefaultSender
 from postcommit.errors import QueueError
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
@@ -123,7 +122,7 @@ def test_a_default_sender_of_a_delivery_that_was_added() -> None:
 def test_a_delivery_may_have_a_default_sender_of_its_own() -> None:
     config = configurator(default_sender="shop@example.org")
     mailer = RecordingMailer()
-    own = DefaultSender(DirectMailDelivery(mailer), "news@example.org")
+    own = DirectMailDelivery(mailer, default_sender="news@example.org")
     config.add_mail_delivery(own)
     config.commit()
     with transaction.manager:
@@ -131,18 +130,23 @@ def test_a_delivery_may_have_a_default_sender_of_its_own() -> None:
     assert mailer.outbox[0].sender == "news@example.org"
 
 
-def test_a_delivery_without_bind_gets_the_default_sender() -> None:
+def test_a_delivery_of_another_kind_may_take_the_default_sender() -> None:
     class Elsewhere:
+        default_sender: str | None = None
+
         def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
-            return str(fromaddr)
+            return str(fromaddr or self.default_sender)
 
     config = configurator(default_sender="shop@example.org")
-    config.add_mail_delivery(Elsewhere())
+    added = Elsewhere()
+    config.add_mail_delivery(added)
     config.commit()
     request = Request.blank("/")
     request.registry, request.tm = config.registry, TransactionManager()
     sent = get_mail_delivery(request).send(None, "b@example.org", "x")
     assert sent == "shop@example.org"
+    # Another application may have another sender for it.
+    assert added.default_sender is None
 
 
 def test_another_prefix() -> None:
@@ -195,11 +199,13 @@ def test_including_it_twice_is_no_conflict() -> None:
 def test_two_includes_that_differ_conflict(directive: str) -> None:
     config = configurator()
 
+    kind = Processor if directive == "add_mail_processor" else RecordingMailer
+
     def one(config: Configurator) -> None:
-        getattr(config, directive)(RecordingMailer(), "newsletter")
+        getattr(config, directive)(kind(), "newsletter")
 
     def another(config: Configurator) -> None:
-        getattr(config, directive)(RecordingMailer(), "newsletter")
+        getattr(config, directive)(kind(), "newsletter")
 
     config.include(one)
     config.include(another)
@@ -461,6 +467,14 @@ def test_a_processor_that_cannot_start_yet(
     assert processor.started == []
     app.get("/")
     assert processor.started == [os.getpid()]
+
+
+@pytest.mark.parametrize("processor", [None, RecordingMailer(), "me:hunter2@mx"])
+def test_what_cannot_start_is_not_a_processor(processor: Any) -> None:
+    config = configurator()
+    with pytest.raises(ConfigurationError, match=r"must have a method start\(\)") as e:
+        config.add_mail_processor(processor, "bulk")
+    assert "hunter2" not in str(e.value)
 
 
 def test_without_the_setting_nothing_starts(queue: Path) -> None:

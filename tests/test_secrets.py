@@ -21,8 +21,8 @@ from zope.schema import Object
 from zope.schema import getFieldNamesInOrder
 
 from postcommit import cli
+from postcommit.build import build
 from postcommit.commands.configuration import Configuration
-from postcommit.commands.inifile import Given
 from postcommit.delivery import DirectMailDelivery
 from postcommit.delivery import QueuedMailDelivery
 from postcommit.errors import OptionError
@@ -33,11 +33,9 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.maildir import Maildir
+from postcommit.options import Given
+from postcommit.options import fields_of
 from postcommit.queue.runner import QueueProcessor
-from postcommit.settings import delivery_from
-from postcommit.settings import fields_of
-from postcommit.settings import mailer_from
-from postcommit.settings import processor_from
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
@@ -143,22 +141,30 @@ def test_settings_in_the_place_of_an_object() -> None:
         assert SECRET not in told
 
 
-def test_functions_that_take_settings() -> None:
-    calls: list[Callable[[dict[str, Any]], Any]] = [
-        mailer_from,
-        lambda given: processor_from(given, RecordingMailer()),
-        lambda given: delivery_from(given, RecordingMailer()),
-    ]
-    for call in calls:
-        for name in MISSPELT:
-            told = told_by(call, {name: SECRET})
-            assert name in told or name == "PASSWORD"  # which is an option
-            assert SECRET not in told
-        for name in (*SMTP, *PROCESSOR):
+def test_whatever_is_built() -> None:
+    for _, contract, needed in CONSTRUCTORS:
+        for name in fields_of(contract):
             for value in MISPLACED:
-                assert SECRET not in told_by(call, {name: value})
-        twice = {"password": "hunter2", "Password": "hunter2"}
-        assert SECRET not in told_by(call, twice)
+                for source in ("", "environment"):
+                    given_one = {name: Given(source, name, value)}
+                    told = told_by(build, contract, given_one, **needed)
+                    assert SECRET not in told, (contract, name, value)
+
+
+@pytest.mark.parametrize("host", MISPLACED)
+def test_a_login_that_is_never_sent_to_a_misplaced_password(host: str) -> None:
+    given_ones = {
+        name: Given("", name, value)
+        for name, value in [
+            ("username", "me"),
+            ("password", SECRET),
+            ("tls", "none"),
+            ("hostname", host),
+        ]
+    }
+    told = told_by(build, ISMTPMailer, given_ones)
+    assert "username='me': is never sent" in told
+    assert SECRET not in told
 
 
 PYRAMID = [

@@ -36,18 +36,12 @@ from zope.sendmail.interfaces import IMailer as IOlderMailer
 from postcommit import zcml
 from postcommit.delivery import DirectMailDelivery
 from postcommit.delivery import QueuedMailDelivery
-from postcommit.filemailer import FileMailer
-from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
-from postcommit.smtp.mailer import SMTPMailer
-from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
-from tests.support.options import PROCESSOR
-from tests.support.options import SMTP
 from tests.support.smtpd import ScriptedRelay
 
 
@@ -82,51 +76,7 @@ def configure(tmp_path: Path) -> Any:
     return configure
 
 
-def attributes(**values: Any) -> str:
-    return " ".join(f'{name}="{value}"' for name, value in values.items())
-
-
-# Every attribute, to its object
-
-# The words of ZCML for what is false.
-SMTP_MAILER = {**SMTP, "verify": ("no", False), "pipelining": ("false", False)}
-
-SENDMAIL_MAILER = {
-    "command": ("/usr/lib/sendmail", "/usr/lib/sendmail"),
-    "timeout": ("10", 10.0),
-}
-
-
-@pytest.mark.parametrize(
-    ("directive", "contract", "kind", "values"),
-    [
-        ("smtpMailer", ISMTPMailer, SMTPMailer, SMTP_MAILER),
-        ("sendmailMailer", ISendmailMailer, SendmailMailer, SENDMAIL_MAILER),
-        ("fileMailer", IFileMailer, FileMailer, {"folder": ("/tmp/x", "/tmp/x")}),
-    ],
-)
-def test_every_attribute_of_a_mailer(
-    configure: Any, directive: str, contract: Any, kind: type, values: Any
-) -> None:
-    assert set(values) == {name for name, _ in getFieldsInOrder(contract)}
-    words = attributes(**{name: text for name, (text, _) in values.items()})
-    configure(f'<mail:{directive} name="m" {words} />')
-    mailer = getUtility(IMailer, "m")
-    assert type(mailer) is kind
-    for name, field in getFieldsInOrder(contract):
-        assert getattr(mailer, name) == values[name][1] != field.default, name
-
-
-def test_every_attribute_of_a_processor(configure: Any, tmp_path: Path) -> None:
-    told = {name for name, _ in getFieldsInOrder(IMailQueueProcessor)}
-    assert set(PROCESSOR) == told - {"queuePath", "mailer"}
-    words = attributes(**{name: text for name, (text, _) in PROCESSOR.items()})
-    configure(f'<mail:queuedDelivery queuePath="q" mailer="smtp" {words} />')
-    processor = getUtility(IMailQueueProcessor, "Mail")
-    assert processor.queuePath == str(tmp_path / "q")
-    assert processor.mailer is getUtility(IMailer, "smtp")
-    for name, (_, value) in PROCESSOR.items():
-        assert getattr(processor, name) == value != IMailQueueProcessor[name].default
+# Attributes
 
 
 @pytest.mark.parametrize(
@@ -195,7 +145,7 @@ def test_the_older_attributes_for_tls(configure: Any, words: str, mode: str) -> 
     ],
 )
 def test_attributes_that_contradict_each_other(configure: Any, words: str) -> None:
-    with pytest.raises(ConfigurationError, match="contradict each other") as caught:
+    with pytest.raises(ConfigurationError, match=r"contradicts \w+=.*; rem") as caught:
         configure(f'<mail:smtpMailer name="m" {words} />')
     assert "site.zcml" in str(caught.value)
 
@@ -346,6 +296,19 @@ def test_an_unknown_permission(configure: Any) -> None:
         ('<mail:smtpMailer name="m" tls="ssl" />', "tls"),
         ('<mail:smtpMailer name="m" debug="1" />', "debug"),
         ("<mail:smtpMailer />", "name"),
+        (
+            '<mail:smtpMailer name="m" password="x" />',
+            "mail:smtpMailer m: password='...': has no effect without a username",
+        ),
+        (
+            '<mail:smtpMailer name="m" username="me" password="x" no_tls="yes"'
+            ' hostname="mx.example.org" />',
+            "username='me': is never sent to 'mx.example.org' in clear, as no_tls has",
+        ),
+        (
+            '<mail:directDelivery mailer="smtp" default_sender="The Shop" />',
+            "mail:directDelivery Mail: default_sender='The Shop': ",
+        ),
         ('<mail:fileMailer name="m" />', "folder"),
         (
             '<mail:sendmailMailer name="m" command="sendmail -f %(from)s %(to)s" />',
@@ -379,14 +342,16 @@ def test_no_error_tells_a_password(configure: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "login", ['username="me"', 'password="x"', 'username="me" password=""', ""]
+    "login", ['username="me"', 'username="me" password=""', ""]
 )
-def test_half_a_login_is_none_as_with_zope_sendmail(
-    configure: Any, login: str
+def test_a_username_alone_is_no_login_as_with_zope_sendmail(
+    configure: Any, login: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     configure(f'<mail:smtpMailer name="m" {login} />')
     mailer: Any = getUtility(IMailer, "m")
     assert mailer.username is None
+    told = "mail:smtpMailer m: a username without a password is ignored: no login"
+    assert caplog.messages == ([told] if login else [])
 
 
 @pytest.mark.parametrize("other", ["directDelivery", 'queuedDelivery queuePath="r"'])

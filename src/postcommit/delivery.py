@@ -31,6 +31,7 @@ from postcommit.event import log_report
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IBatch
+from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IQueuedMailDelivery
@@ -43,6 +44,7 @@ from postcommit.message import compose
 from postcommit.options import checked_mailer
 from postcommit.options import checked_manager
 from postcommit.options import checked_queue_path
+from postcommit.options import checked_sender
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
@@ -59,10 +61,15 @@ _numbers = itertools.count(1)
 class _MailDelivery(ABC):
     """Composes a message and adds it to the transaction; both deliveries do."""
 
-    def __init__(self, transaction_manager: ITransactionManager | None) -> None:
+    def __init__(
+        self,
+        default_sender: str | None,
+        transaction_manager: ITransactionManager | None,
+    ) -> None:
         if transaction_manager is None:
             transaction_manager = transaction.manager
         self.transaction_manager = checked_manager(transaction_manager)
+        self.default_sender = checked_sender(default_sender)
         # Shared with the copies that `bind` makes: one data manager for all of them.
         self._owner = object()
 
@@ -86,7 +93,7 @@ class _MailDelivery(ABC):
         Raises the exception of `transaction` if the transaction takes no more work, or
         if an explicit manager has not begun one.
         """
-        composed = compose(fromaddr, toaddrs, message)
+        composed = compose(fromaddr, toaddrs, message, self.default_sender)
         message_id: str = composed.message_id
         manager = self.transaction_manager
         data_manager = DataManager.of(
@@ -117,9 +124,10 @@ class QueuedMailDelivery(_MailDelivery):
         self,
         queuePath: str,
         *,
+        default_sender: str | None = IDefaultSender["default_sender"].default,
         transaction_manager: ITransactionManager | None = None,
     ) -> None:
-        super().__init__(transaction_manager)
+        super().__init__(default_sender, transaction_manager)
         self.queuePath: str = checked_queue_path(IQueuedMailDelivery, queuePath)
         # Opened once, also for the copies that `bind` makes.
         self._store = functools.cache(functools.partial(Store, self.queuePath))
@@ -153,9 +161,10 @@ class DirectMailDelivery(_MailDelivery):
         mailer: IMailer,
         *,
         check_relay: bool = False,
+        default_sender: str | None = IDefaultSender["default_sender"].default,
         transaction_manager: ITransactionManager | None = None,
     ) -> None:
-        super().__init__(transaction_manager)
+        super().__init__(default_sender, transaction_manager)
         self.mailer = checked_mailer(mailer)
         if not isinstance(check_relay, bool):
             raise OptionError("check_relay", check_relay, "must be True or False")

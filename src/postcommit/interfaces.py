@@ -410,7 +410,22 @@ class IFileMailer(IMailer):
     )
 
 
-class IDirectMailDelivery(IMailDelivery):
+class IDefaultSender(Interface):
+    """A delivery that has a sender for messages without one."""
+
+    default_sender = TextLine(
+        title=_("Default sender"),
+        description=_(
+            "Address, perhaps with a display name, from which a message is sent if"
+            " `fromaddr` is None and the header has neither From nor Sender. It"
+            " becomes the From field. none: such a message is refused."
+        ),
+        required=False,
+        min_length=1,
+    )
+
+
+class IDirectMailDelivery(IMailDelivery, IDefaultSender):
     """Transmits while the transaction commits; the user waits.
 
     A delivery problem does not harm the commit: it is an event afterwards.
@@ -423,7 +438,7 @@ class IDirectMailDelivery(IMailDelivery):
     )
 
 
-class IQueuedMailDelivery(IMailDelivery):
+class IQueuedMailDelivery(IMailDelivery, IDefaultSender):
     """Accepts messages into a queue, from which a processor sends them."""
 
     queuePath = TextLine(

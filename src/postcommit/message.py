@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from email.errors import MessageError as EmailError
 from email.message import Message
 from email.utils import formatdate
+from email.utils import quote
+from email.utils import unquote
 from functools import partial
 from typing import TypeAlias
 
@@ -25,6 +27,7 @@ from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
 from postcommit.errors import shown
+from postcommit.field import utf8_field
 from postcommit.flatten import flattened
 from postcommit.headers import field_policy
 from postcommit.headers import mailboxes_in
@@ -64,6 +67,7 @@ _VALUE = rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)"
 _MESSAGE_ID = re.compile(rb"^Message-Id" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _DATE = re.compile(rb"^Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _RESENT = re.compile(rb"^Resent-Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_FROM = re.compile(rb"^(?:From|Sender)[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _BCC = re.compile(rb"^(?:Resent-)?Bcc" + _VALUE, re.IGNORECASE | re.MULTILINE)
 _END_OF_HEADER = re.compile(rb"\n\r?\n")
 
@@ -73,6 +77,9 @@ _ORDINARY_ID = re.compile(
     rb"Message-Id:[ \t]*<([!-;=?-~]+)>[ \t]*\r?\n(?![ \t])",
     re.IGNORECASE,
 )
+# The characters that need quotes in a display name (RFC 5322, 3.2.3).
+_SPECIALS = re.compile(r'[][\\()<>@,:;".]')
+
 _GOOD_ID = re.compile(r"<([^<>\s]+)>")
 
 
@@ -110,14 +117,22 @@ _Mailboxes: TypeAlias = Callable[[str], list[str]]
 
 
 def compose(
-    fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
+    fromaddr: Address | None,
+    toaddrs: Addresses | None,
+    message: Sendable,
+    default_sender: str | None = None,
 ) -> Composed:
     """Return the message that `IMailDelivery.send` sends, with its envelope.
 
-    Arguments and errors are those of `IMailDelivery.send`.
+    Arguments and errors are those of `IMailDelivery.send`. For `default_sender`, see
+    `IDefaultSender`.
     """
     data = _bytes(message)
     header, body, end_of_line = _split(data)
+    added = []
+    if fromaddr is None and default_sender is not None and not _FROM.search(header):
+        fromaddr = default_sender
+        added.append(_from_field(default_sender, end_of_line.decode()))
     mailboxes: _Mailboxes = (
         partial(mailboxes_of, message)
         if isinstance(message, Message)
@@ -134,7 +149,6 @@ def compose(
     )
     if b"bcc" in lowered:
         header = _BCC.sub(b"", header)
-    added = []
     message_id = _message_id(header) if b"message-id" in lowered else ""
     if not message_id:
         message_id = _new_message_id(sender, mailboxes)
@@ -143,6 +157,17 @@ def compose(
         added += [b"Date: ", formatdate(localtime=True).encode(), end_of_line]
     whole = b"".join((*added, header, end_of_line))
     return Composed(sender, recipients, message_id, whole, body)
+
+
+def _from_field(sender: str, end_of_line: str) -> bytes:
+    """Return the From field of `sender`, its display name quoted or encoded."""
+    address = parse_address(sender)
+    if sender != address:
+        name = unquote(sender.rpartition("<")[0].strip())
+        if _SPECIALS.search(name):
+            name = f'"{quote(name)}"'
+        sender = f"{name} <{address}>".lstrip()
+    return utf8_field("From", sender, end_of_line)
 
 
 # To bytes

@@ -1,14 +1,21 @@
-"""Options against their schema: one error, which names option and value.
+"""Options and their schemas: check, parse and name one value.
 
-Titles, units, bounds and defaults of options are written in
-`postcommit.interfaces` and nowhere else. A constructor takes its defaults from
-there, and hands what it was given to `checked`.
+Titles, units, bounds and defaults of options are in `postcommit.interfaces`. A
+constructor takes its defaults from there, and passes its arguments to `checked`. ZCML,
+settings, ini files, environment and command line give texts, which `parsed` turns into
+values. All errors name the option and its value, and mask passwords.
+
+An option has the name of its field in Python and ZCML, for example `pollingInterval`.
+Elsewhere it has the name that `fields_of` returns, for example ``polling_interval``.
 """
 from __future__ import annotations
 
 import math
 import os
+import re
 from contextlib import suppress
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 from typing import cast
 
@@ -19,25 +26,122 @@ from zope.schema import Choice
 from zope.schema import Float
 from zope.schema import Int
 from zope.schema import Object
+from zope.schema import Password
 from zope.schema import TextLine
+from zope.schema import getFieldsInOrder
 from zope.schema.interfaces import IField
 from zope.schema.interfaces import ValidationError
 
+from postcommit.address import parse_address
+from postcommit.errors import AddressError
+from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
 from postcommit.errors import is_url
+from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import is_path
 
+
+# Beginning of the names of a contract's options outside of Python and ZCML. Two mailers
+# have the option `timeout`.
+_PREFIXES: dict[Any, str] = {ISendmailMailer: "sendmail_"}
+
+_TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})
+_FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
 
 _TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
 
 
-def checked(schema: type[Interface], name: str, value: Any) -> Any:
-    """Return `value` as option `name` of `schema` has it.
+# Names
 
-    A path becomes a str and an int a float where the field wants it. Raises
-    `OptionError` for a value that the field refuses. The error has no cause,
-    because that would show the value, and the value may be a password.
+
+def fields_of(contract: Any) -> dict[str, Any]:
+    """Return the fields of `contract` that are options, by their names in settings.
+
+    Fields for objects, such as `mailer`, are not options.
+    """
+    prefix = _PREFIXES.get(contract, "")
+    return {
+        prefix + setting_name(name): field
+        for name, field in getFieldsInOrder(contract)
+        if not isinstance(field, Object)
+    }
+
+
+def setting_name(name: str) -> str:
+    """Return the name `pollingInterval`, for example, as ``polling_interval``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+@dataclass(frozen=True)
+class Given:
+    """The value of an option as it was given, text or not.
+
+    `source` is the file, for example, and `name` is the option's name there. The source
+    is empty if the name says where the option is, such as ``mail.port``.
+    `may_be_alone` tells that half a login is ignored there, as an older library does.
+    """
+
+    source: str
+    name: str
+    value: Any = dataclass_field(repr=False)
+    may_be_alone: bool = False
+
+    def refused(self, reason: str) -> OptionError:
+        """Return an error that says where the option is, and what is wrong with it."""
+        if self.source:
+            return ConfigError(self.source, self.name, self.value, reason)
+        return OptionError(self.name, self.value, reason)
+
+
+# Text to value
+
+
+def parsed(contract: Any, name: str, value: Any) -> Any:
+    """Return `value`, text or not, as the field `name` of `contract` has it.
+
+    Raises `OptionError` for a value that the field refuses.
+    """
+    field = contract[name]
+    text = value
+    if isinstance(value, str) and not isinstance(field, Password):
+        text = value.strip()
+    try:
+        return checked(contract, name, _from_text(field, text))
+    except OptionError as error:
+        reason = error.reason
+    raise OptionError(name, value, reason)
+
+
+def _from_text(field: IField, text: Any) -> Any:
+    """Return the value that `text` means, or `text` if it means none."""
+    if isinstance(field, Bool) and isinstance(text, str):
+        meant = truth(text)
+        return text if meant is None else meant
+    if isinstance(field, Int | Float) and isinstance(text, str):
+        with suppress(ValueError):
+            return int(text) if isinstance(field, Int) else float(text)
+    return text
+
+
+def truth(value: Any) -> bool | None:
+    """Return the truth value that a word or a number means, None if it means none."""
+    if isinstance(value, bool | int):
+        value = str(int(value))
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return True if word in _TRUE else False if word in _FALSE else None
+
+
+# Values
+
+
+def checked(schema: type[Interface], name: str, value: Any) -> Any:
+    """Return `value` as the field `name` of `schema` has it.
+
+    A path becomes a str, and an int becomes a float if the field is one. Raises
+    `OptionError` for a value that the field refuses. The error has no cause, because
+    a cause would show the value, which may be a password.
     """
     field = cast(Any, schema)[name]
     with suppress(ValidationError, TypeError, OverflowError):
@@ -50,13 +154,13 @@ def checked(schema: type[Interface], name: str, value: Any) -> Any:
 
 
 def _converted(field: IField, value: Any) -> Any:
-    # To zope.schema, a bool is an int and an int is a bool.
+    # zope.schema takes a bool for an int, and an int for a bool.
     mixed_up = isinstance(value, bool) != isinstance(field, Bool)
     if isinstance(field, Bool | Int | Float) and isinstance(value, int) and mixed_up:
-        raise TypeError("a truth value is no number")
+        raise TypeError("a truth value is not a number")
     if isinstance(field, Float) and isinstance(value, int | float):
         if not math.isfinite(value):
-            raise TypeError("no number of seconds")
+            raise TypeError("not a finite number")
         return float(value)
     if isinstance(field, TextLine) and isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -64,7 +168,7 @@ def _converted(field: IField, value: Any) -> Any:
 
 
 def _expectation(field: IField) -> str:
-    """Say what `field` takes: «a whole number from 1 to 65535»."""
+    """Return what `field` takes, for example "a whole number from 1 to 65535"."""
     if isinstance(field, Choice):
         words = "one of " + ", ".join(repr(term.value) for term in field.vocabulary)
     elif isinstance(field, Object):
@@ -91,8 +195,8 @@ def _bounds(field: IField) -> str:
 def checked_queue_path(schema: type[Interface], value: Any) -> str:
     """Return `value` as the absolute path of a queue.
 
-    As it is now: later, there may be another working directory, and another queue.
-    Raises `OptionError` as `checked` does.
+    A relative path is made absolute now, because the working directory may change
+    later. Raises `OptionError` as `checked` does.
     """
     path: str = checked(schema, "queuePath", value)
     if os.path.isabs(path):
@@ -106,10 +210,10 @@ def checked_queue_path(schema: type[Interface], value: Any) -> str:
 
 
 def checked_mailer(mailer: Any) -> IMailer:
-    """Return `mailer`. Raises `OptionError` if it cannot be one.
+    """Return `mailer`. Raises `OptionError` if it has no method ``send()``.
 
-    It need not provide `IMailer`: a ``send()`` that raises, as that of
-    smtplib, will do.
+    It need not provide `IMailer`. For example, its ``send()`` may raise, as that of
+    smtplib does.
     """
     if not callable(getattr(mailer, "send", None)):
         raise OptionError("mailer", mailer, "must have a method send()")
@@ -117,8 +221,22 @@ def checked_mailer(mailer: Any) -> IMailer:
 
 
 def checked_manager(manager: Any) -> ITransactionManager:
-    """Return `manager`. Raises `OptionError` if transactions cannot be had of it."""
+    """Return `manager`. Raises `OptionError` if it is not a transaction manager."""
     if not callable(getattr(manager, "get", None)):
         reason = "must be a transaction manager, as transaction.manager or request.tm"
         raise OptionError("transaction_manager", manager, reason)
     return manager
+
+
+def checked_sender(sender: Any) -> str | None:
+    """Return `sender`, which may have a display name, or be None.
+
+    Raises `OptionError` for a text without an address that can be in an envelope.
+    """
+    sender = checked(IDefaultSender, "default_sender", sender)
+    if sender is not None:
+        try:
+            parse_address(sender)
+        except AddressError as error:
+            raise OptionError("default_sender", sender, error.reason) from None
+    return cast("str | None", sender)

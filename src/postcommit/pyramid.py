@@ -22,10 +22,12 @@ interface              name              which
 """
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import zope.event
@@ -38,14 +40,23 @@ from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.threadlocal import manager as threadlocals
 
-from postcommit.defaultsender import DefaultSender
-from postcommit.delivery import DirectMailDelivery
-from postcommit.delivery import QueuedMailDelivery
+from postcommit.build import build
 from postcommit.errors import OptionError
+from postcommit.errors import QueueError
+from postcommit.errors import masked
+from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
-from postcommit.mailsettings import MailSettings
+from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import ISendmailMailer
+from postcommit.interfaces import ISMTPMailer
+from postcommit.options import Given
+from postcommit.options import fields_of
+from postcommit.options import truth
+from postcommit.queue.mark import check_queue_path
+from postcommit.sources import from_settings
 
 
 log = logging.getLogger(__name__)
@@ -53,6 +64,16 @@ log = logging.getLogger(__name__)
 # Keys of the registry: the `MailSettings`, and the `_Starter`.
 _SETTINGS = "postcommit.settings"
 _STARTER = "postcommit.starter"
+
+_MAILERS = {"smtp": ISMTPMailer, "sendmail": ISendmailMailer, "file": IFileMailer}
+
+# Names of the settings, without their prefix.
+_KNOWN = (
+    *(name for contract in _MAILERS.values() for name in fields_of(contract)),
+    *fields_of(IMailQueueProcessor),
+    *fields_of(IQueuedMailDelivery),
+    *("mailer", "processor"),
+)
 
 
 class Publisher:
@@ -100,6 +121,80 @@ def _tell_that_nobody_commits() -> None:
     )
 
 
+# The settings
+
+
+class MailSettings:
+    """The settings that begin with `prefix`, as objects.
+
+    `mailers` has the mailers by name, and the one that is used has the name ``""``.
+    They publish with `notify`. `queue_path` is None if there is no queue.
+    `runs_processor` tells whether the application drains it, and `forbids_processors`
+    whether it must not start any processor.
+
+    Raises `OptionError`, which names the setting, for one that is unknown or can never
+    work.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], prefix: str, notify: Callable[[Any], Any]
+    ) -> None:
+        self._prefix = prefix
+        self._given = from_settings(settings, prefix, _KNOWN)
+        self.mailers = self._mailers(notify)
+        queue_path = self._given.get("queue_path")
+        processor = self._given.get("processor")
+        runs = None if processor is None else truth(processor.value)
+        if processor and runs is None:
+            raise processor.refused("must be true or false")
+        if processor and runs and not queue_path:
+            raise processor.refused(f"needs {prefix}queue_path")
+        self.runs_processor = runs is True
+        self.forbids_processors = runs is False
+        # What cannot work is refused now, and not with the first mail.
+        direct = self.direct(self.mailers[""])
+        self.default_sender: str | None = direct.default_sender
+        self.queue_path: str | None = None
+        if queue_path is not None:
+            self.queue_path = self.queued().queuePath
+            self.processor(self.mailers[""])
+            self._check_queue(queue_path)
+
+    def direct(self, mailer: IMailer) -> Any:
+        """Return a `DirectMailDelivery` through `mailer`."""
+        return build(IDirectMailDelivery, self._given, mailer=mailer)
+
+    def queued(self) -> Any:
+        """Return a `QueuedMailDelivery` into the queue."""
+        return build(IQueuedMailDelivery, self._given)
+
+    def processor(self, mailer: IMailer) -> Any:
+        """Return a `QueueProcessor` of the queue."""
+        return build(IMailQueueProcessor, self._given, mailer=mailer)
+
+    def _mailers(self, notify: Callable[[Any], Any]) -> dict[str, IMailer]:
+        name = f"{self._prefix}mailer"
+        chosen = self._given.get("mailer", Given("", name, "smtp"))
+        if chosen.value not in _MAILERS:
+            raise chosen.refused(f"must be one of {', '.join(_MAILERS)}")
+        if chosen.value == "file" and "folder" not in self._given:
+            name = f"{self._prefix}folder"
+            raise OptionError(name, None, "is needed by mailer=file")
+        needed = {"smtp", chosen.value}
+        mailers = {
+            name: build(contract, self._given, notify=notify)
+            for name, contract in _MAILERS.items()
+            if name in needed or fields_of(contract).keys() & self._given.keys()
+        }
+        return {"": mailers[chosen.value], **mailers}
+
+    def _check_queue(self, queue_path: Given) -> None:
+        try:
+            check_queue_path(queue_path.value)
+        except QueueError as error:
+            raise queue_path.refused(error.reason) from error
+
+
 # Directives
 
 
@@ -113,23 +208,29 @@ def add_mailer(config: Configurator, mailer: Any, name: str = "") -> None:
 def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> None:
     """Register `delivery`; without a name it becomes ``request.mail_delivery``.
 
-    It sends from ``mail.default_sender``, unless it is a `DefaultSender` itself.
+    If its `default_sender` is None, a copy with ``mail.default_sender`` is registered.
+    A delivery of another kind, without this attribute, is registered as it is.
     """
-    settings = config.registry[_SETTINGS]
-
-    def make() -> Any:
-        is_named = isinstance(delivery, DefaultSender)
-        return delivery if is_named else settings.named(delivery)
-
-    _add(config, IMailDelivery, name, make)
+    sender = config.registry[_SETTINGS].default_sender
+    if sender is not None and getattr(delivery, "default_sender", sender) is None:
+        delivery = copy.copy(delivery)
+        delivery.default_sender = sender
+    _add(config, IMailDelivery, name, lambda: delivery)
 
 
 def add_mail_processor(config: Configurator, processor: Any, name: str = "") -> None:
     """Register `processor`; it starts with the first request that a process serves.
 
     If ``mail.processor`` is false, it does not start. If it replaces the processor of
-    ``mail.queue_path``, it starts only if ``mail.processor`` is true.
+    ``mail.queue_path``, it starts only if ``mail.processor`` is true. Raises
+    `ConfigurationError` if it has no method ``start()``.
     """
+    if not callable(getattr(processor, "start", None)):
+        shown = masked("processor", processor)
+        raise ConfigurationError(
+            f"add_mail_processor: {shown!r} must have a method start(), as"
+            " QueueProcessor has"
+        )
     settings = config.registry[_SETTINGS]
     if name or settings.queue_path is None:
         starts = not settings.forbids_processors
@@ -165,7 +266,7 @@ def _add(
     config.action(discriminator, register, order=order, introspectables=(shown,))
 
 
-# The settings
+# Registration
 
 
 def includeme(config: Configurator) -> None:
@@ -197,8 +298,7 @@ def _include_deliveries(config: Configurator, settings: MailSettings) -> None:
     def direct(mailer: str) -> Callable[[], Any]:
         @functools.cache
         def make() -> Any:
-            found = config.registry.getUtility(IMailer, mailer)
-            return settings.named(DirectMailDelivery(found))
+            return settings.direct(config.registry.getUtility(IMailer, mailer))
 
         return make
 
@@ -206,7 +306,7 @@ def _include_deliveries(config: Configurator, settings: MailSettings) -> None:
     if "sendmail" in settings.mailers:
         makers["sendmail"] = direct("sendmail")
     if settings.queue_path is not None:
-        queued = settings.named(QueuedMailDelivery(settings.queue_path))
+        queued = settings.queued()
         makers[""] = makers["queued"] = lambda: queued
     for name, make in makers.items():
         _add(config, IMailDelivery, name, make)

@@ -1,12 +1,14 @@
 """The directives of the namespace ``http://namespaces.zope.org/mail``.
 
-Directives and attributes have the names that the files of zope.sendmail's users
-have. What they take is derived from the contracts in `postcommit.interfaces`.
+Directives and attributes have the names that they have in zope.sendmail. The attributes
+are derived from the contracts in `postcommit.interfaces`. An error says what a value
+must be, and zope.configuration adds file and line.
 """
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -16,38 +18,114 @@ from zope.component.zcml import handler
 from zope.component.zcml import proxify
 from zope.configuration.exceptions import ConfigurationError
 from zope.configuration.fields import Bool
+from zope.configuration.fields import Path
 from zope.interface import Interface
+from zope.interface import implementer
 from zope.interface.interface import InterfaceClass
+from zope.schema import Field
 from zope.schema import TextLine
+from zope.schema import getFieldsInOrder
+from zope.schema.interfaces import IFromUnicode
+from zope.schema.interfaces import InvalidValue
 
-from postcommit.delivery import DirectMailDelivery
-from postcommit.delivery import QueuedMailDelivery
-from postcommit.filemailer import FileMailer
+from postcommit import legacy
+from postcommit.build import build
+from postcommit.errors import OptionError
+from postcommit.errors import is_url
+from postcommit.errors import without_userinfo
+from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
-from postcommit.interfaces import TLSMode
 from postcommit.interfaces import _
+from postcommit.interfaces import is_path
+from postcommit.options import Given
+from postcommit.options import fields_of
+from postcommit.options import parsed
 from postcommit.queue.mark import check_queue_path
-from postcommit.queue.runner import QueueProcessor
-from postcommit.settings import without_lone_username
-from postcommit.smtp.mailer import SMTPMailer
-from postcommit.smtp.sendmail import SendmailMailer
-from postcommit.zcmlfields import attributes
 
 
-# Threads start when all the rest of the configuration has been done.
+# Order of the actions that start threads: after all other configuration.
 _LAST = 1_000_000
 
-# The attributes that older files choose the TLS mode with.
-_MODES = {
-    "implicit_tls": TLSMode.IMPLICIT.value,
-    "force_tls": TLSMode.STARTTLS.value,
-    "no_tls": TLSMode.NONE.value,
-}
+
+# Attributes
+
+
+class FilePath(Path):  # type: ignore[misc]
+    """A path of the file system. A relative one is below the folder of the ZCML file.
+
+    An empty path is refused, because it would be that folder itself.
+    """
+
+    def fromUnicode(self, value: str) -> Any:
+        if not value.strip():
+            raise InvalidValue("it is empty").with_field_and_value(self, value)
+        if is_url(value):
+            shown = repr(without_userinfo(value))
+            raise InvalidValue(f"{shown}: must be a path, not a URL")
+        return super().fromUnicode(value)
+
+
+@implementer(IFromUnicode)
+class Option(Field):
+    """The option `name` of `contract`, parsed and checked as in settings.
+
+    The fields of zope.schema would show a value that they refuse, and the value may be
+    a password.
+    """
+
+    def __init__(self, contract: Any, name: str, **details: Any) -> None:
+        super().__init__(**details)
+        self._contract = contract
+        self._name = name
+
+    def fromUnicode(self, value: str) -> Any:
+        try:
+            return parsed(self._contract, self._name, value)
+        except OptionError as error:
+            reason = str(error)
+        raise InvalidValue(reason)
+
+
+def _attributes(contract: Any) -> dict[str, Field]:
+    """Return the options of `contract` as attributes of a directive, by their names."""
+    options = [field.__name__ for field in fields_of(contract).values()]
+    return {
+        name: _attribute(contract, field)
+        for name, field in getFieldsInOrder(contract)
+        if name in options
+    }
+
+
+def _attribute(contract: Any, field: Field) -> Any:
+    details = {
+        "title": field.title,
+        "description": field.description,
+        "required": field.required and field.default is None,
+    }
+    if is_path(field):
+        return FilePath(**details)
+    return Option(contract, field.__name__, default=field.default, **details)
+
+
+def _given(
+    directive: str, contract: Any, options: Mapping[str, Any]
+) -> dict[str, Given]:
+    """Return the attributes of a directive by the names of `fields_of`."""
+    names = {field.__name__: name for name, field in fields_of(contract).items()}
+    return {
+        names.get(name, name): Given(directive, name, value, name == "username")
+        for name, value in options.items()
+        if value not in (None, "")
+    }
+
+
+# The schemas of the directives
 
 
 class IMailerDirective(Interface):
@@ -77,7 +155,7 @@ class _IOlderTLS(IMailerDirective):
 ISMTPMailerDirective = InterfaceClass(
     "ISMTPMailerDirective",
     (_IOlderTLS,),
-    attributes(ISMTPMailer),
+    _attributes(ISMTPMailer),
     "Registers a mailer that talks to an SMTP relay.",
     __name__,
 )
@@ -85,7 +163,7 @@ ISMTPMailerDirective = InterfaceClass(
 ISendmailMailerDirective = InterfaceClass(
     "ISendmailMailerDirective",
     (IMailerDirective,),
-    attributes(ISendmailMailer),
+    _attributes(ISendmailMailer),
     "Registers a mailer that runs the local sendmail command.",
     __name__,
 )
@@ -93,7 +171,7 @@ ISendmailMailerDirective = InterfaceClass(
 IFileMailerDirective = InterfaceClass(
     "IFileMailerDirective",
     (IMailerDirective,),
-    attributes(IFileMailer),
+    _attributes(IFileMailer),
     "Registers a mailer that writes files, for development.",
     __name__,
 )
@@ -116,8 +194,13 @@ class IDeliveryDirective(Interface):
     )
 
 
-class IDirectDeliveryDirective(IDeliveryDirective):
-    """Registers a delivery that transmits while the transaction commits."""
+IDirectDeliveryDirective = InterfaceClass(
+    "IDirectDeliveryDirective",
+    (IDeliveryDirective,),
+    _attributes(IDirectMailDelivery),
+    "Registers a delivery that transmits while the transaction commits.",
+    __name__,
+)
 
 
 class _IProcessorThread(IDeliveryDirective):
@@ -132,7 +215,7 @@ class _IProcessorThread(IDeliveryDirective):
 IQueuedDeliveryDirective = InterfaceClass(
     "IQueuedDeliveryDirective",
     (_IProcessorThread,),
-    attributes(IMailQueueProcessor, "mailer"),
+    _attributes(IMailQueueProcessor) | _attributes(IQueuedMailDelivery),
     "Registers a delivery that accepts messages into a queue.",
     __name__,
 )
@@ -142,41 +225,25 @@ IQueuedDeliveryDirective = InterfaceClass(
 
 
 def smtpMailer(_context: Any, name: str, **options: Any) -> None:
-    """See `ISMTPMailerDirective`."""
-    given = {flag: options.pop(flag) for flag in _MODES if flag in options}
-    mode = _tls_mode(options.get("tls"), given)
-    if mode is not None:
-        options["tls"] = mode
-    options = without_lone_username(options, f"mail:smtpMailer {name}")
-    _register_mailer(_context, name, SMTPMailer(**options))
-
-
-def _tls_mode(mode: str | None, given: dict[str, bool]) -> str | None:
-    """Return the one mode that all attributes agree on; None where none tells."""
-    wanted = {_MODES[flag] for flag, value in given.items() if value}
-    unwanted = {_MODES[flag] for flag, value in given.items() if not value}
-    if mode is not None:
-        wanted.add(mode)
-    if len(wanted) > 1 or wanted & unwanted:
-        told = [f'tls="{mode}"'] if mode is not None else []
-        told += [f'{flag}="{str(value).lower()}"' for flag, value in given.items()]
-        raise ConfigurationError(f"{' and '.join(told)} contradict each other")
-    return wanted.pop() if wanted else None
+    """Register a mailer. See `ISMTPMailerDirective`."""
+    given = _given(f"mail:smtpMailer {name}", ISMTPMailer, options)
+    given = legacy.translated(given, legacy.ZOPE_SENDMAIL)
+    _register_mailer(_context, name, build(ISMTPMailer, given))
 
 
 def sendmailMailer(_context: Any, name: str, **options: Any) -> None:
-    """See `ISendmailMailerDirective`."""
-    command = options.get("command", "")
-    if "%(" in command:
-        raise ConfigurationError(
-            f"command={command!r}: name the program only, it gets its arguments"
-        )
-    _register_mailer(_context, name, SendmailMailer(**options))
+    """Register a mailer. See `ISendmailMailerDirective`."""
+    given = _given(f"mail:sendmailMailer {name}", ISendmailMailer, options)
+    command = given.get("sendmail_command")
+    if command is not None and "%(" in command.value:
+        raise command.refused("name the program only, it gets its arguments")
+    _register_mailer(_context, name, build(ISendmailMailer, given))
 
 
 def fileMailer(_context: Any, name: str, **options: Any) -> None:
-    """See `IFileMailerDirective`."""
-    _register_mailer(_context, name, FileMailer(**options))
+    """Register a mailer. See `IFileMailerDirective`."""
+    given = _given(f"mail:fileMailer {name}", IFileMailer, options)
+    _register_mailer(_context, name, build(IFileMailer, given))
 
 
 def _register_mailer(_context: Any, name: str, mailer: IMailer) -> None:
@@ -198,12 +265,19 @@ class _Place:
 
 
 def directDelivery(
-    _context: Any, mailer: str, permission: str | None = None, name: str = "Mail"
+    _context: Any,
+    mailer: str,
+    permission: str | None = None,
+    name: str = "Mail",
+    **options: Any,
 ) -> None:
-    """See `IDirectDeliveryDirective`."""
-    _register_delivery(
-        _context, name, permission, lambda: DirectMailDelivery(_find_mailer(mailer))
-    )
+    """Register a delivery. See `IDirectDeliveryDirective`."""
+    given = _given(f"mail:directDelivery {name}", IDirectMailDelivery, options)
+
+    def make() -> Any:
+        return build(IDirectMailDelivery, given, mailer=_find_mailer(mailer))
+
+    _register_delivery(_context, name, permission, make)
 
 
 def queuedDelivery(
@@ -213,19 +287,23 @@ def queuedDelivery(
     permission: str | None = None,
     name: str = "Mail",
     processorThread: bool = True,
+    default_sender: str | None = None,
     **options: Any,
 ) -> None:
-    """See `IQueuedDeliveryDirective`."""
+    """Register a delivery. See `IQueuedDeliveryDirective`."""
     if options and not processorThread:
         raise ConfigurationError(
             f'{", ".join(sorted(options))}: no effect with processorThread="false"'
         )
-    delivery = QueuedMailDelivery(queuePath)
-    processors: list[QueueProcessor] = []
+    options |= {"queuePath": queuePath, "default_sender": default_sender}
+    given = _given(f"mail:queuedDelivery {name}", IMailQueueProcessor, options)
+    delivery = build(IQueuedMailDelivery, given)
+    processors: list[IMailQueueProcessor] = []
 
-    def make() -> QueuedMailDelivery:
+    def make() -> Any:
         check_queue_path(queuePath)
-        processor = QueueProcessor(queuePath, _find_mailer(mailer), **options)
+        found = _find_mailer(mailer)
+        processor = build(IMailQueueProcessor, given, mailer=found)
         if processorThread:
             handler(
                 "registerUtility", processor, IMailQueueProcessor, name, _context.info
@@ -234,13 +312,13 @@ def queuedDelivery(
         return delivery
 
     def start() -> None:
-        # There is none where another directive of that name has prevailed.
+        # There is none if another directive with the same name prevailed.
         for processor in processors:
             processor.start()
 
     _register_delivery(_context, name, permission, make)
     _context.action(
-        # A str first, as in those of others: they are sorted to be told.
+        # It begins with a str, as other discriminators do: they are sorted for errors.
         discriminator=("mailQueueProcessor", name), callable=start, order=_LAST
     )
 

@@ -7,21 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from zope.schema import Bool
-from zope.schema import Password
 
 from postcommit import cli
 from postcommit.commands.configuration import Configuration
 from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
-from postcommit.interfaces import IMailQueueProcessor
-from postcommit.interfaces import ISMTPMailer
-from postcommit.settings import fields_of
-from tests.test_settings import other_than_default
-
-
-SMTP = fields_of(ISMTPMailer)
-PROCESSOR = fields_of(IMailQueueProcessor)
 
 
 def told(*argv: str, environ: Mapping[str, str] | None = None) -> Configuration:
@@ -66,37 +56,6 @@ def test_the_file_named_by_an_argument_goes_before_the_one_of_the_environment(
     path = file(tmp_path, "[postcommit]\nport = 3\n")
     environ = {"POSTCOMMIT_CONFIG": "not there"}
     assert told("q", "--config", path, environ=environ).mailer().port == 3
-
-
-@pytest.mark.parametrize("name", [*SMTP, *PROCESSOR])
-def test_each_option_reaches_its_object_from_each_source(
-    name: str, tmp_path: Path
-) -> None:
-    field = {**SMTP, **PROCESSOR}[name]
-    text, value = ("x", "x") if name == "password" else other_than_default(field)
-    others = {"password": "x"} if name == "username" else {}
-    others |= {"username": "x"} if name == "password" else {}
-    others |= {"max_backoff": "100"} if name == "min_backoff" else {}
-    others |= {} if name == "queue_path" else {"queue_path": "queue"}
-    variables = {f"POSTCOMMIT_{k.upper()}": v for k, v in others.items()}
-    ini = "".join(f"{k} = {v}\n" for k, v in {**others, name: text}.items())
-    sources = [
-        told(environ={**variables, f"POSTCOMMIT_{name.upper()}": text}),
-        told("--config", file(tmp_path, f"[postcommit]\n{ini}")),
-    ]
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(field, Bool):
-        sources.append(told(f"--no-{flag[2:]}", environ=variables))
-    elif name == "queue_path":
-        sources.append(told(text, environ=variables))
-    elif not isinstance(field, Password):
-        sources.append(told(flag, text, environ=variables))
-    for source in sources:
-        mailer = source.mailer()
-        holder = mailer
-        if name in PROCESSOR:
-            holder = source.processor(mailer)
-        assert getattr(holder, field.__name__) == value
 
 
 # Files of the older libraries
@@ -258,6 +217,16 @@ OURS = "[postcommit]\n"
         (f"{OURS}log_level = loud", ["log_level='loud'", "debug, info"]),
         (f"{OURS}min_backoff = 9\nmax_backoff = 8", ["max_backoff='8'", "min_backoff"]),
         (f"{OURS}min_backoff = 9999", ["max_backoff=4000.0", "min_backoff=9999.0"]),
+        (
+            f"{OURS}hostname = mx.example.org\nusername = u\npassword = p\ntls = none",
+            ["username='u'", "never sent to 'mx.example.org' in clear, as tls has"],
+        ),
+        (
+            f"{QP}hostname = mx.example.org\nusername = u\npassword = p\nno_tls = yes",
+            ["[app:qp]: username='u'", "in clear, as no_tls has"],
+        ),
+        (f"{OURS}smtp_host = mx", ["no such option; do you mean hostname?"]),
+        (f"{OURS}force_tls = true", ["no such option; do you mean tls?"]),
         (f"{OURS}password = a\npassword_file = b", ["password is there", "remove one"]),
         (f"{ZOPE}interval = soon", ["[app:zope-sendmail]", "interval='soon'"]),
         (f"{ZOPE}interval = inf", ["interval='inf'", "number of seconds"]),

@@ -24,6 +24,8 @@ from postcommit.commands.owner import act_as_owner
 from postcommit.errors import ItemError
 from postcommit.errors import OptionError
 from postcommit.errors import shown
+from postcommit.options import fields_of
+from postcommit.options import parsed
 from postcommit.queue.admin import Admin
 from postcommit.queue.item import Details
 from postcommit.queue.item import Item
@@ -31,8 +33,6 @@ from postcommit.queue.item import State
 from postcommit.queue.search import bare_id
 from postcommit.queue.search import with_addresses
 from postcommit.queue.search import with_message_ids
-from postcommit.settings import fields_of
-from postcommit.settings import option
 
 
 ALL = "ALL"
@@ -313,7 +313,8 @@ def options_of(parser: Parser, title: str, schema: Any, *without: str) -> None:
     for name, field in fields_of(schema).items():
         if name in without or isinstance(field, Password):
             continue
-        kind: dict[str, Any] = {"metavar": _metavar(field), "type": _type(schema, name)}
+        convert = _type(schema, field.__name__)
+        kind: dict[str, Any] = {"metavar": _metavar(field), "type": convert}
         if isinstance(field, Bool):
             kind = {"action": argparse.BooleanOptionalAction}
         group.add_argument(
@@ -328,7 +329,7 @@ def options_of(parser: Parser, title: str, schema: Any, *without: str) -> None:
 def _type(schema: Any, name: str) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         try:
-            return option(schema, name, text)
+            return parsed(schema, name, text)
         except OptionError as error:
             reason = f"{shown(error.value)}: {error.reason}"
         raise argparse.ArgumentTypeError(reason)

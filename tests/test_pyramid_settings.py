@@ -9,18 +9,14 @@ import pytest
 from zope.schema import getFieldsInOrder
 
 from postcommit import SMTPMailer
-from postcommit import mailsettings
-from postcommit.defaultsender import DefaultSender
 from postcommit.errors import OptionError
 from postcommit.filemailer import FileMailer
-from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
-from postcommit.mailsettings import MailSettings
+from postcommit.legacy import PYRAMID_MAILER
+from postcommit.pyramid import _KNOWN
+from postcommit.pyramid import MailSettings
 from postcommit.smtp.sendmail import SendmailMailer
-from postcommit.testing import RecordingMailer
-from tests.support.options import PROCESSOR
-from tests.support.options import SMTP
 
 
 def settings(**given: Any) -> MailSettings:
@@ -38,33 +34,7 @@ def test_without_settings() -> None:
         assert getattr(mailer, name) == field.default, name
     assert made.queue_path is None
     assert made.runs_processor is False
-    delivery: Any = object()
-    assert made.named(delivery) is delivery
-
-
-@pytest.mark.parametrize("typed", [False, True])
-def test_every_option_of_the_relay(typed: bool) -> None:
-    assert set(SMTP) == {name for name, _ in getFieldsInOrder(ISMTPMailer)}
-    mailer = settings(**{n: pair[typed] for n, pair in SMTP.items()}).mailers[""]
-    for name, field in getFieldsInOrder(ISMTPMailer):
-        assert getattr(mailer, name) == SMTP[name][1] != field.default, name
-
-
-@pytest.mark.parametrize("typed", [False, True])
-def test_every_option_of_the_processor(typed: bool, tmp_path: Path) -> None:
-    told = {name for name, _ in getFieldsInOrder(IMailQueueProcessor)}
-    assert set(PROCESSOR) == told - {"queuePath", "mailer"}
-    given: dict[str, Any] = {name: pair[typed] for name, pair in PROCESSOR.items()}
-    given["polling_interval"] = given.pop("pollingInterval")
-    queue = str(tmp_path / "queue")
-    made = settings(queue_path=queue, processor="yes", **given)
-    assert (made.queue_path, made.runs_processor) == (queue, True)
-    mailer = RecordingMailer()
-    processor = made.processor(mailer)
-    assert (processor.queuePath, processor.mailer) == (queue, mailer)
-    for name, (_, value) in PROCESSOR.items():
-        assert getattr(processor, name) == value != IMailQueueProcessor[name].default
-    assert not (tmp_path / "queue").exists()
+    assert made.default_sender is None
 
 
 def test_the_names_of_pyramid_mailer() -> None:
@@ -93,8 +63,7 @@ def test_the_names_of_pyramid_mailer() -> None:
     sendmail: Any = made.mailers["sendmail"]
     assert sendmail.command == "/usr/lib/sendmail"
     assert sendmail.timeout == ISendmailMailer["timeout"].default
-    delivery: Any = object()
-    assert type(made.named(delivery)) is DefaultSender
+    assert made.direct(mailer).default_sender == "shop@example.org"
     assert made.queue_path is None
 
 
@@ -154,25 +123,30 @@ def test_mailers_publish_as_told() -> None:
         ({"host": "a", "hostname": "a"}, "mail.hostname='a': mail.host is the same"),
         ({"host": "a\nb"}, r"mail.host='a\nb': must be a str of one line"),
         ({"port": "smtp"}, "mail.port='smtp': must be a whole number from 1 to 65535"),
-        ({"port": "0"}, "mail.port=0: must be a whole number"),
+        ({"port": "0"}, "mail.port='0': must be a whole number"),
         ({"timeout": "soon"}, "mail.timeout='soon': must be a number"),
         ({"verify": "maybe"}, "mail.verify='maybe': must be True or False"),
         ({"tls": "ssl"}, "mail.tls='ssl': must be one of 'auto'"),
         ({"tls": 2}, "mail.tls=2: must be one of 'auto'"),
         ({"ssl": "implicit"}, "mail.ssl='implicit': must be true or false"),
-        ({"ssl": "1", "tls": "1"}, "mail.ssl=True: contradicts mail.tls='1'"),
-        ({"ssl": "0", "tls": "implicit"}, "mail.ssl=False: contradicts"),
-        ({"password": 7}, "mail.password='***': must be a str"),
+        ({"ssl": "1", "tls": "1"}, "mail.ssl='1': contradicts mail.tls='1'; remove"),
+        ({"ssl": "0", "tls": "implicit"}, "mail.ssl='0': contradicts mail.tls='imp"),
+        ({"username": "me", "password": 7}, "mail.password='***': must be a str"),
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
         ({"mailer": "file"}, "mail.folder=None: is needed by mailer=file"),
         ({"folder": "a", "top_level_directory": "a"}, "is the same"),
-        ({"sendmail_timeout": "0"}, "mail.sendmail_timeout=0.0: must be a number"),
-        ({"processor": "true"}, "mail.processor=True: needs mail.queue_path"),
+        ({"sendmail_timeout": "0"}, "mail.sendmail_timeout='0': must be a number"),
+        ({"processor": "true"}, "mail.processor='true': needs mail.queue_path"),
         ({"processor": "perhaps"}, "mail.processor='perhaps': must be true or false"),
         ({"queue_path": "/none/x"}, "mail.queue_path='/none/x': there is no folder"),
         ({"queue_path": "/dev/null"}, "mail.queue_path='/dev/null': is no folder"),
-        ({"queue_path": "q", "workers": "0"}, "mail.workers=0: must be a whole"),
-        ({"queue_path": "q", "polling_interval": "0"}, "mail.polling_interval=0: "),
+        ({"queue_path": "q", "workers": "0"}, "mail.workers='0': must be a whole"),
+        ({"queue_path": "q", "polling_interval": "0"}, "mail.polling_interval='0': "),
+        (
+            {"queue_path": "q", "min_backoff": "9999"},
+            "mail.min_backoff='9999': max_backoff=4000.0 must not be less than min",
+        ),
+        ({"password": "x"}, "mail.password='***': has no effect without a username"),
         ({"default_sender": "me"}, "mail.default_sender='me': it needs something"),
     ],
 )
@@ -184,10 +158,8 @@ def test_what_can_never_work(given: dict[str, Any], reason: str) -> None:
 
 def test_the_page_has_every_setting() -> None:
     page = (Path(__file__).parent.parent / "docs" / "pyramid.rst").read_text()
-    names = {*mailsettings._SMTP, *mailsettings._SENDMAIL, *mailsettings._FILE}
-    names |= {*mailsettings._PROCESSOR, "mailer", "tls", "ssl", "queue_path"}
-    names |= {"processor", "default_sender"}
-    assert set(re.findall(r"``mail\.(\w+)", page)) == names
+    older = {*PYRAMID_MAILER.names, *PYRAMID_MAILER.switches}
+    assert set(re.findall(r"``mail\.(\w+)", page)) == {*_KNOWN, *older}
 
 
 @pytest.mark.parametrize(

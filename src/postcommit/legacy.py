@@ -1,0 +1,179 @@
+"""Options of the older libraries, and what they are called here.
+
+One row for each library: its names, its switches for TLS, and the options that have no
+counterpart. ZCML, the settings of Pyramid and ini files are translated by `translated`.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from typing import Any
+from typing import NamedTuple
+
+from postcommit.interfaces import TLSMode
+from postcommit.options import Given
+from postcommit.options import truth
+
+
+class Switch(NamedTuple):
+    """A truth value that chooses the mode of TLS.
+
+    `on` are the modes that go with true, the preferred one first, and `off` those that
+    go with false. Without `off`, false rules out the preferred mode, and no other.
+    """
+
+    on: tuple[TLSMode, ...]
+    off: tuple[TLSMode, ...] = ()
+
+
+@dataclass(frozen=True)
+class Library:
+    """What an older library calls its options.
+
+    `names` has our name for each of its names, `switches` those for TLS. `refused` has
+    the remedy for each option that has no counterpart and may only be false.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, Switch] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All names that differ from ours, or have no counterpart."""
+        return (*self.names, *self.switches, *self.refused)
+
+
+_NO_TLS = Switch((TLSMode.NONE,))
+_FORCE_TLS = Switch((TLSMode.STARTTLS,))
+_IMPLICIT = Switch((TLSMode.IMPLICIT,))
+
+_SCRIPT = ("hostname", "port", "username", "password", "queue_path")
+
+# The directives of zope.sendmail. All other attributes have our names.
+ZOPE_SENDMAIL = Library(
+    switches={
+        "implicit_tls": _IMPLICIT,
+        "force_tls": _FORCE_TLS,
+        "no_tls": _NO_TLS,
+    },
+)
+
+# The ini files of the script of zope.sendmail.
+ZOPE_SENDMAIL_SCRIPT = Library(
+    names={**{name: name for name in _SCRIPT}, "interval": "polling_interval"},
+    switches={"force_tls": _FORCE_TLS, "no_tls": _NO_TLS},
+)
+
+# The ini files of the script of repoze.sendmail. `ssl` encrypts from the first byte,
+# which is enough for `force_tls`.
+REPOZE_SENDMAIL_SCRIPT = Library(
+    names={name: name for name in _SCRIPT},
+    switches={
+        "force_tls": Switch((TLSMode.STARTTLS, TLSMode.IMPLICIT)),
+        "no_tls": _NO_TLS,
+        "ssl": _IMPLICIT,
+    },
+    refused={"debug_smtp": "remove it; there is --log-level debug"},
+)
+
+# The settings of pyramid_mailer. `tls` may also be one of our modes. If it is false,
+# `ssl` may still be true.
+PYRAMID_MAILER = Library(
+    names={
+        "host": "hostname",
+        "sendmail_app": "sendmail_command",
+        "top_level_directory": "folder",
+    },
+    switches={
+        "tls": Switch((TLSMode.STARTTLS,), (TLSMode.NONE, TLSMode.IMPLICIT)),
+        "ssl": _IMPLICIT,
+    },
+    refused={
+        "certfile": "certificates of clients are not supported",
+        "keyfile": "certificates of clients are not supported",
+        "sendmail_template": "the program gets its arguments; name it in sendmail_app",
+        "debug": "set the level of the logger 'postcommit' instead",
+    },
+)
+
+# What our option is called instead, for error messages. The first rows are the
+# attributes of Products.MailHost.
+INSTEAD = {
+    "smtp_host": "hostname",
+    "smtp_port": "port",
+    "smtp_uid": "username",
+    "smtp_pwd": "password",
+    "smtp_queue_directory": "queue_path",
+    "host": "hostname",
+    "interval": "polling_interval",
+    "implicit_tls": "tls",
+    "force_tls": "tls",
+    "no_tls": "tls",
+    "ssl": "tls",
+}
+
+
+def translated(given: Mapping[str, Given], library: Library) -> dict[str, Given]:
+    """Return the options that `library` has, by our names. Others stay as they are.
+
+    Raises `OptionError` for an option that has no counterpart, for one that is given
+    by two names, and for switches that contradict each other.
+    """
+    ours: dict[str, Given] = {}
+    for name, one in given.items():
+        if name in library.refused:
+            if truth(one.value) is not False:
+                raise one.refused(library.refused[name])
+        elif name not in library.switches:
+            known = library.names.get(name, name)
+            if known in ours:
+                raise one.refused(f"{ours[known].name} is the same")
+            ours[known] = _milliseconds(one) if name == "interval" else one
+    tls = _tls(given, library.switches)
+    return ours if tls is None else {**ours, "tls": tls}
+
+
+def _tls(given: Mapping[str, Given], switches: Mapping[str, Switch]) -> Given | None:
+    """Return the option that chooses the mode, with the mode as its value.
+
+    None if there is none, so that the mode is the default.
+    """
+    allowed = tuple(TLSMode)
+    chosen: Given | None = None
+    seen: list[str] = []
+    for name in dict.fromkeys((*switches, "tls")):
+        if name in given:
+            one = given[name]
+            modes = _modes(name, one.value, switches)
+            if not modes and name == "tls":
+                return one  # The schema refuses it, and says what it may be.
+            if not modes:
+                raise one.refused("must be true or false")
+            if not set(allowed) & set(modes):
+                raise one.refused(f"contradicts {' and '.join(seen)}; remove one")
+            narrowed = tuple(mode for mode in modes if mode in allowed)
+            chosen = chosen if narrowed == allowed else one
+            allowed = narrowed
+            seen.append(f"{one.name}={one.value!r}")
+    return chosen and replace(chosen, value=allowed[0].value)
+
+
+def _modes(
+    name: str, value: Any, switches: Mapping[str, Switch]
+) -> tuple[TLSMode, ...]:
+    """Return the modes that go with an option, none if its value means nothing."""
+    meant = truth(value) if name in switches else None
+    if meant is None:
+        return tuple(mode for mode in TLSMode if name == "tls" and mode == value)
+    on, off = switches[name]
+    return on if meant else off or tuple(mode for mode in TLSMode if mode != on[0])
+
+
+def _milliseconds(interval: Given) -> Given:
+    with suppress(ValueError, OverflowError):
+        return replace(interval, value=round(float(interval.value) * 1000))
+    raise interval.refused("must be a number of seconds")
