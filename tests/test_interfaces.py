@@ -43,7 +43,6 @@ from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
-from postcommit.zcml import FilePath
 from postcommit.zcml import Option
 
 
@@ -119,7 +118,6 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IBatch, store.batch()),
         (interfaces.IBatch, DirectMailDelivery(mailer)._batch()),
         (interfaces.IBatch, OrderBook([])),
-        *((contract, FilePath()) for contract in implementedBy(FilePath)),
         *(
             (contract, Option(interfaces.ISMTPMailer, "port"))
             for contract in implementedBy(Option)

@@ -369,9 +369,27 @@ def test_a_conflict(configure: Any, other: str) -> None:
 def test_an_empty_path_is_not_the_folder_of_the_file(
     configure: Any, path: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match="it is empty") as caught:
-        configure(f'<mail:queuedDelivery queuePath="{path}" mailer="smtp" />')
-    assert "queuePath" in str(caught.value)
+    for name, words in (
+        ("queuePath", 'queuedDelivery mailer="smtp"'),
+        ("cafile", 'smtpMailer name="m"'),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"{name}='.*not.* empty"):
+            configure(f'<mail:{words} {name}="{path}" />')
+
+
+def test_paths_are_below_the_folder_of_the_file_or_of_the_user(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/zope")
+    monkeypatch.setenv("CLIENT", "shop")
+    for given, path in (
+        ("certs/../ca.pem", f"{tmp_path}/ca.pem"),
+        ("/etc/./ca.pem", "/etc/ca.pem"),
+        (" ~/ca.pem ", "/home/zope/ca.pem"),
+        ("$CLIENT.pem", f"{tmp_path}/shop.pem"),
+    ):
+        configure(f'<mail:smtpMailer name="m" cafile="{given}" />')
+        assert getUtility(IMailer, "m").cafile == path
 
 
 def test_what_is_no_choice_is_told_what_there_is(configure: Any) -> None:

@@ -18,21 +18,17 @@ from zope.component.zcml import handler
 from zope.component.zcml import proxify
 from zope.configuration.exceptions import ConfigurationError
 from zope.configuration.fields import Bool
-from zope.configuration.fields import Path
 from zope.interface import Interface
 from zope.interface import implementer
 from zope.interface.interface import InterfaceClass
 from zope.schema import Field
 from zope.schema import TextLine
-from zope.schema import getFieldsInOrder
 from zope.schema.interfaces import IFromUnicode
 from zope.schema.interfaces import InvalidValue
 
 from postcommit import legacy
 from postcommit.build import build
 from postcommit.errors import OptionError
-from postcommit.errors import is_url
-from postcommit.errors import without_userinfo
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
@@ -56,27 +52,13 @@ _LAST = 1_000_000
 # Attributes
 
 
-class FilePath(Path):  # type: ignore[misc]
-    """A path of the file system. A relative one is below the folder of the ZCML file.
-
-    An empty path is refused, because it would be that folder itself.
-    """
-
-    def fromUnicode(self, value: str) -> Any:
-        if not value.strip():
-            raise InvalidValue("it is empty").with_field_and_value(self, value)
-        if is_url(value):
-            shown = repr(without_userinfo(value))
-            raise InvalidValue(f"{shown}: must be a path, not a URL")
-        return super().fromUnicode(value)
-
-
 @implementer(IFromUnicode)
 class Option(Field):
     """The option `name` of `contract`, parsed and checked as in settings.
 
     The fields of zope.schema would show a value that they refuse, and the value may be
-    a password.
+    a password. A relative path is below the folder of the ZCML file. An empty path is
+    refused, because it would be that folder itself.
     """
 
     def __init__(self, contract: Any, name: str, **details: Any) -> None:
@@ -86,7 +68,12 @@ class Option(Field):
 
     def fromUnicode(self, value: str) -> Any:
         try:
-            return parsed(self._contract, self._name, value)
+            option = parsed(self._contract, self._name, value)
+            if not is_path(self._contract[self._name]):
+                return option
+            if option:
+                return self.context.path(option)
+            reason = str(OptionError(self._name, value, "must not be empty"))
         except OptionError as error:
             reason = str(error)
         raise InvalidValue(reason)
@@ -94,23 +81,17 @@ class Option(Field):
 
 def _attributes(contract: Any) -> dict[str, Field]:
     """Return the options of `contract` as attributes of a directive, by their names."""
-    options = [field.__name__ for field in fields_of(contract).values()]
     return {
-        name: _attribute(contract, field)
-        for name, field in getFieldsInOrder(contract)
-        if name in options
+        field.__name__: Option(
+            contract,
+            field.__name__,
+            title=field.title,
+            description=field.description,
+            required=field.required and field.default is None,
+            default=field.default,
+        )
+        for field in fields_of(contract).values()
     }
-
-
-def _attribute(contract: Any, field: Field) -> Any:
-    details = {
-        "title": field.title,
-        "description": field.description,
-        "required": field.required and field.default is None,
-    }
-    if is_path(field):
-        return FilePath(**details)
-    return Option(contract, field.__name__, default=field.default, **details)
 
 
 def _given(
@@ -119,7 +100,9 @@ def _given(
     """Return the attributes of a directive by the names of `fields_of`."""
     names = {field.__name__: name for name, field in fields_of(contract).items()}
     return {
-        names.get(name, name): Given(directive, name, value, name == "username")
+        names.get(name, name): Given(
+            directive, name, value, may_be_alone=name == "username"
+        )
         for name, value in options.items()
         if value not in (None, "")
     }
