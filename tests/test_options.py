@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 
+from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
+from postcommit.options import Given
 from postcommit.options import checked
 from postcommit.options import checked_mailer
 from postcommit.options import checked_queue_path
+from postcommit.options import checked_sender
+from postcommit.options import fields_of
+from postcommit.options import parsed
+from postcommit.options import setting_name
+from postcommit.options import truth
 from postcommit.smtp.mailer import SMTPMailer
 
 
@@ -116,3 +124,89 @@ def test_a_relative_path_where_the_working_directory_is_no_more(
     assert (caught.value.name, caught.value.value) == ("queuePath", "queue")
     absolute = str(tmp_path / "queue")
     assert checked_queue_path(IMailQueueProcessor, absolute) == absolute
+
+
+def test_a_sender_may_have_a_display_name_or_be_none() -> None:
+    for sender in (None, "shop@example.org", "The Shop <shop@example.org>"):
+        assert checked_sender(sender) == sender
+    with pytest.raises(OptionError, match="default_sender='The Shop': "):
+        checked_sender("The Shop")
+
+
+# Names
+
+
+def test_options_are_the_fields_that_a_text_can_give() -> None:
+    assert set(fields_of(ISMTPMailer)) == {
+        "hostname",
+        "port",
+        "username",
+        "password",
+        "tls",
+        "cafile",
+        "verify",
+        "connect_timeout",
+        "timeout",
+        "messages_per_connection",
+        "idle_timeout",
+        "pipelining",
+    }
+    processor = fields_of(IMailQueueProcessor)
+    assert "mailer" not in processor
+    assert processor["polling_interval"] is IMailQueueProcessor["pollingInterval"]
+    # Another mailer has a timeout, too.
+    assert set(fields_of(ISendmailMailer)) == {"sendmail_command", "sendmail_timeout"}
+
+
+def test_names_in_settings() -> None:
+    assert setting_name("queuePath") == "queue_path"
+    assert setting_name("max_age") == "max_age"
+
+
+@pytest.mark.parametrize("source", ["", "shop.ini"])
+def test_an_option_says_where_it_was_given_but_not_the_password(source: str) -> None:
+    given = Given(source, "password", "hunter2")
+    error = given.refused("is wrong")
+    assert str(error) == f"{source}{source and ': '}password='***': is wrong"
+    assert isinstance(error, ConfigError) == bool(source)
+    assert "hunter2" not in repr(given)
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "value", "taken"),
+    [
+        (ISMTPMailer, "port", " 26 ", 26),
+        (ISMTPMailer, "port", 26, 26),
+        (ISMTPMailer, "timeout", "1.5", 1.5),
+        (ISMTPMailer, "timeout", None, None),
+        (ISMTPMailer, "verify", " Off\n", False),
+        (ISMTPMailer, "verify", True, True),
+        (ISMTPMailer, "hostname", " mx ", "mx"),
+        (ISMTPMailer, "password", " a ", " a "),
+        (IMailQueueProcessor, "pollingInterval", "7", 7),
+    ],
+)
+def test_a_text_is_parsed(schema: Any, name: str, value: Any, taken: Any) -> None:
+    result = parsed(schema, name, value)
+    assert result == taken
+    assert type(result) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("port", "1.5"), ("port", ""), ("timeout", "soon"), ("verify", "maybe")],
+)
+def test_an_error_has_the_text_as_it_was_given(name: str, text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parsed(ISMTPMailer, name, f" {text} ")
+    assert (caught.value.name, caught.value.value) == (name, f" {text} ")
+    assert caught.value.__context__ is None
+
+
+def test_truth() -> None:
+    assert [truth(v) for v in ("Yes", " on ", 1, True)] == [True] * 4
+    assert [truth(v) for v in ("OFF", "0", 0, False)] == [False] * 4
+    assert [truth(v) for v in ("maybe", 2, None, b"1")] == [None] * 4

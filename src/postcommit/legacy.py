@@ -1,7 +1,7 @@
-"""Options of the older libraries, and what they are called here.
+"""Names and TLS switches of the older libraries, and our options for them.
 
-One row for each library: its names, its switches for TLS, and the options that have no
-counterpart. ZCML, the settings of Pyramid and ini files are translated by `translated`.
+There is one `Library` for each kind of file. `translated` is used for ZCML, for the
+settings of Pyramid, and for ini files.
 """
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Switch(NamedTuple):
 
 @dataclass(frozen=True)
 class Library:
-    """What an older library calls its options.
+    """The options of an older library.
 
-    `names` has our name for each of its names, `switches` those for TLS. `refused` has
-    the remedy for each option that has no counterpart and may only be false.
+    `names` maps its names to ours, and `switches` has the truth values for TLS.
+    `refused` has the options without a counterpart, each with a remedy. They may only
+    be false.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Library:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """All names that differ from ours, or have no counterpart."""
+        """All names of the library."""
         return (*self.names, *self.switches, *self.refused)
 
 
@@ -100,8 +101,8 @@ PYRAMID_MAILER = Library(
     },
 )
 
-# What our option is called instead, for error messages. The first rows are the
-# attributes of Products.MailHost.
+# Our names for names that people may know from elsewhere, to suggest in an error. The
+# first rows are attributes of Products.MailHost.
 INSTEAD = {
     "smtp_host": "hostname",
     "smtp_port": "port",

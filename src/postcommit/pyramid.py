@@ -151,7 +151,7 @@ class MailSettings:
             raise processor.refused(f"needs {prefix}queue_path")
         self.runs_processor = runs is True
         self.forbids_processors = runs is False
-        # What cannot work is refused now, and not with the first mail.
+        # Options that cannot work are refused now, and not with the first mail.
         direct = self.direct(self.mailers[""])
         self.default_sender: str | None = direct.default_sender
         self.queue_path: str | None = None

@@ -101,6 +101,12 @@ def test_an_empty_option_is_like_none(tmp_path: Path) -> None:
     assert (mailer.port, mailer.username, processor.workers) == (25, None, 2)
 
 
+def test_an_empty_argument_goes_before_the_environment() -> None:
+    environ = {"POSTCOMMIT_CAFILE": "ca.pem", "POSTCOMMIT_USERNAME": "me"}
+    mailer = told("q", "--cafile", "", "--username", "", environ=environ).mailer()
+    assert (mailer.cafile, mailer.username) == (None, None)
+
+
 def test_their_none_is_none_and_their_defaults_are_read(tmp_path: Path) -> None:
     text = "[DEFAULT]\nhere = /srv\nhostname = mx\n[app:qp]\nusername = None\n"
     text += "password = None\nqueue_path = %(here)s/queue\n"
