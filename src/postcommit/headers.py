@@ -17,11 +17,14 @@ from email.header import Header
 from email.message import Message
 from email.policy import Policy
 from email.quoprimime import header_decode
+from email.utils import quote
+from email.utils import unquote
 from itertools import groupby
 from typing import Any
 from typing import cast
 
 from postcommit.address import header_addresses
+from postcommit.address import parse_address
 from postcommit.encodedword import encoded_words
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
@@ -52,6 +55,9 @@ _OF_ONE_TEXT = ("bare-quoted-string", "comment", "domain-literal")
 _BROKEN = "header field {!r} has a line break that would begin another field; remove it"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+# The characters that need quotes in a display name (RFC 5322, 3.2.3).
+_SPECIALS = re.compile(r'[][\\()<>@,:;".]')
 
 
 # Addresses
@@ -146,6 +152,17 @@ def mailboxes_in(text: str) -> list[str]:
     if text.startswith("=?") and _ENCODED_WORDS.fullmatch(text):
         text = _decoded(text)
     return header_addresses(text)
+
+
+def from_field(sender: str, end_of_line: str) -> bytes:
+    """Return the From field of `sender`, its display name quoted or encoded."""
+    address = parse_address(sender)
+    if sender != address:
+        name = unquote(sender.rpartition("<")[0].strip())
+        if _SPECIALS.search(name):
+            name = f'"{quote(name)}"'
+        sender = f"{name} <{address}>".lstrip()
+    return utf8_field("From", sender, end_of_line)
 
 
 # Encoded words

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from email.errors import MessageError as EmailError
 from email.message import Message
 from email.utils import formatdate
-from email.utils import quote
-from email.utils import unquote
 from functools import partial
 from typing import TypeAlias
 
@@ -27,9 +25,9 @@ from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
 from postcommit.errors import shown
-from postcommit.field import utf8_field
 from postcommit.flatten import flattened
 from postcommit.headers import field_policy
+from postcommit.headers import from_field
 from postcommit.headers import mailboxes_in
 from postcommit.headers import mailboxes_of
 from postcommit.interfaces import Address
@@ -77,9 +75,6 @@ _ORDINARY_ID = re.compile(
     rb"Message-Id:[ \t]*<([!-;=?-~]+)>[ \t]*\r?\n(?![ \t])",
     re.IGNORECASE,
 )
-# The characters that need quotes in a display name (RFC 5322, 3.2.3).
-_SPECIALS = re.compile(r'[][\\()<>@,:;".]')
-
 _GOOD_ID = re.compile(r"<([^<>\s]+)>")
 
 
@@ -132,7 +127,7 @@ def compose(
     added = []
     if fromaddr is None and default_sender is not None and not _FROM.search(header):
         fromaddr = default_sender
-        added.append(_from_field(default_sender, end_of_line.decode()))
+        added.append(from_field(default_sender, end_of_line.decode()))
     mailboxes: _Mailboxes = (
         partial(mailboxes_of, message)
         if isinstance(message, Message)
@@ -157,17 +152,6 @@ def compose(
         added += [b"Date: ", formatdate(localtime=True).encode(), end_of_line]
     whole = b"".join((*added, header, end_of_line))
     return Composed(sender, recipients, message_id, whole, body)
-
-
-def _from_field(sender: str, end_of_line: str) -> bytes:
-    """Return the From field of `sender`, its display name quoted or encoded."""
-    address = parse_address(sender)
-    if sender != address:
-        name = unquote(sender.rpartition("<")[0].strip())
-        if _SPECIALS.search(name):
-            name = f'"{quote(name)}"'
-        sender = f"{name} <{address}>".lstrip()
-    return utf8_field("From", sender, end_of_line)
 
 
 # To bytes
