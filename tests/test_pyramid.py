@@ -29,7 +29,7 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IMailSentEvent
-from postcommit.pyramid import _tell_that_nobody_commits
+from postcommit.pyramid import _warn_that_tm_is_missing
 from postcommit.pyramid import get_mail_delivery
 from postcommit.testing import RecordingMailer
 from tests.support import children
@@ -258,7 +258,7 @@ def test_the_delivery_is_bound_to_the_transactions_of_the_request() -> None:
 def test_without_a_manager_it_is_said_once_that_somebody_has_to_commit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    _tell_that_nobody_commits.cache_clear()
+    _warn_that_tm_is_missing.cache_clear()
     config = configurator()
     config.add_mailer(RecordingMailer())
     config.commit()
@@ -268,8 +268,8 @@ def test_without_a_manager_it_is_said_once_that_somebody_has_to_commit(
         delivery = get_mail_delivery(request)
         assert delivery.transaction_manager is transaction.manager
     assert caplog.messages == [
-        "The request has no tm: mail leaves when transaction.manager commits;"
-        " include pyramid_tm, or see to that"
+        "The request has no tm: mail is sent when transaction.manager commits;"
+        " include pyramid_tm, or commit it"
     ]
 
 

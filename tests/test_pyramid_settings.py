@@ -133,6 +133,7 @@ def test_mailers_publish_as_told() -> None:
         ({"ssl": "0", "tls": "implicit"}, "mail.ssl='0': contradicts mail.tls='imp"),
         ({"username": "me", "password": 7}, "mail.password='***': must be a str"),
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
+        ({"mailer": ["smtp"]}, "mail.mailer=['smtp']: must be one of smtp, sendmail"),
         ({"mailer": "file"}, "mail.folder=None: is needed by mailer=file"),
         ({"folder": "a", "top_level_directory": "a"}, "is the same"),
         ({"sendmail_timeout": "0"}, "mail.sendmail_timeout='0': must be a number"),

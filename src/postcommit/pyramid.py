@@ -5,11 +5,12 @@ The names of the settings begin with ``mail.``, or with the value of the setting
 registry:
 
 =====================  ================  =========================================
-interface              name              which
+interface              name              object
 =====================  ================  =========================================
 `IMailer`              none              the one that ``mail.mailer`` names
-`IMailer`              its setting       ``smtp``; ``sendmail`` and ``file`` if
-                                         there are settings for them
+`IMailer`              ``smtp``          always
+`IMailer`              ``sendmail``,     if there are settings for them
+                       ``file``
 `IMailDelivery`        none              queued if there is a queue, or direct
 `IMailDelivery`        ``direct``        through the mailer without a name
 `IMailDelivery`        ``queued``        if there is a ``mail.queue_path``
@@ -79,8 +80,8 @@ _KNOWN = (
 class Publisher:
     """Publishes events to the subscribers of an application.
 
-    Where no request is being served, as in a processor's threads, they find the
-    application's registry all the same, and no request.
+    If no request is served, for example in the thread of a processor, the registry of
+    the application is current all the same, and there is no current request.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -107,17 +108,17 @@ def get_mail_delivery(request: Request, name: str = "") -> Any:
         return delivery
     manager = getattr(request, "tm", None)
     if manager is None:
-        _tell_that_nobody_commits()
+        _warn_that_tm_is_missing()
         return delivery
     return delivery.bind(manager)
 
 
 @functools.cache
-def _tell_that_nobody_commits() -> None:
-    """Warn once: a middleware, for example, may commit."""
+def _warn_that_tm_is_missing() -> None:
+    """Warn once, because this need not be an error: a middleware may commit."""
     log.warning(
-        "The request has no tm: mail leaves when transaction.manager commits;"
-        " include pyramid_tm, or see to that"
+        "The request has no tm: mail is sent when transaction.manager commits;"
+        " include pyramid_tm, or commit it"
     )
 
 
@@ -175,7 +176,7 @@ class MailSettings:
     def _mailers(self, notify: Callable[[Any], Any]) -> dict[str, IMailer]:
         name = f"{self._prefix}mailer"
         chosen = self._given.get("mailer", Given("", name, "smtp"))
-        if chosen.value not in _MAILERS:
+        if chosen.value not in tuple(_MAILERS):
             raise chosen.refused(f"must be one of {', '.join(_MAILERS)}")
         if chosen.value == "file" and "folder" not in self._given:
             name = f"{self._prefix}folder"
@@ -199,7 +200,10 @@ class MailSettings:
 
 
 def add_mailer(config: Configurator, mailer: Any, name: str = "") -> None:
-    """Register `mailer`; events that it would publish to all go to the application."""
+    """Register `mailer`. Its events go to the application's subscribers.
+
+    If its `notify` is not `zope.event.notify`, it is not changed.
+    """
     if getattr(mailer, "notify", None) is zope.event.notify:
         mailer.notify = Publisher(config.registry)
     _add(config, IMailer, name, lambda: mailer)
@@ -252,7 +256,7 @@ def _add_processor(
 def _add(
     config: Configurator, contract: Any, name: str, make: Callable[[], Any]
 ) -> None:
-    """Register what `make` returns, if no other configuration prevails."""
+    """Register the object that `make` returns, if no other configuration prevails."""
 
     def register() -> None:
         config.registry.registerUtility(make(), contract, name)
@@ -261,7 +265,7 @@ def _add(
     shown = config.introspectable(
         "mail utilities", discriminator, name or "(default)", contract.__name__
     )
-    # Deliveries and processors ask for the mailer that has prevailed.
+    # Mailers come first, because deliveries and processors look them up.
     order = PHASE1_CONFIG if contract is IMailer else PHASE2_CONFIG
     config.action(discriminator, register, order=order, introspectables=(shown,))
 
@@ -322,24 +326,24 @@ def _include_processor(config: Configurator, settings: MailSettings) -> None:
 class _Starter:
     """Starts processors with the first request that a process serves.
 
-    Not before: a server that loads the application and then forks would lose the
-    threads. This way each process that serves requests runs processors, and the one
-    that they were forked from runs none. At exit, a `QueueProcessor` stops itself.
+    A server that loads the application and then forks would lose threads that were
+    started before. This way each process that serves requests runs processors, and
+    their parent runs none. At exit, a `QueueProcessor` stops itself.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        # By the name of a processor: the process in which it was started; 0: none yet.
+        # Name of each processor: id of the process in which it was started, or 0.
         self._processes: dict[str, int] = {}
 
     def note(self, name: str, *, starts: bool) -> None:
-        """Start the processor that has `name`, or do not."""
+        """Remember whether the processor that has `name` is to be started."""
         self._processes.pop(name, None)
         if starts:
             self._processes[name] = 0
 
     def __call__(self, event: NewRequest) -> None:
-        """Start what does not run in this process."""
+        """Start the processors that do not run in this process."""
         current = os.getpid()
         for name, process in self._processes.items():
             if process != current:

@@ -235,7 +235,7 @@ def _register_mailer(_context: Any, name: str, mailer: IMailer) -> None:
 
 
 class _Place:
-    """Where a directive stands, without its text: that may have a password."""
+    """Place of a directive, without its text, which may have a password."""
 
     def __init__(self, info: Any) -> None:
         self._text = repr(info)
@@ -332,10 +332,10 @@ def _find_mailer(name: str) -> IMailer:
 
 
 def _with_older(contract: Any) -> list[Any]:
-    """Return `contract`, and what zope.sendmail has instead, where it is installed.
+    """Return `contract` and that of zope.sendmail, if this is installed.
 
-    So that code which looks its utilities up by the older one finds ours, and the
-    other way round.
+    Code that looks up utilities by the contract of zope.sendmail finds ours, and
+    deliveries find mailers that are registered for it.
     """
     try:
         older = import_module("zope.sendmail.interfaces")
@@ -347,7 +347,7 @@ def _with_older(contract: Any) -> list[Any]:
 def _register(
     _context: Any, contract: Any, name: str, make: Callable[[], Any], info: Any = None
 ) -> None:
-    """Register what `make` returns, unless another directive prevails."""
+    """Register the object that `make` returns, unless another directive prevails."""
     info = info or _context.info
 
     def register() -> None:
