@@ -103,7 +103,7 @@ LOGIN = {"username": "me", "password": "secret"}
 )
 @pytest.mark.parametrize("mode", ["none", " none "])
 def test_a_login_that_is_never_sent_is_refused(host: str, mode: str) -> None:
-    with pytest.raises(OptionError, match=r"never sent to .* in clear") as caught:
+    with pytest.raises(OptionError, match="never sent in clear to") as caught:
         mailer(hostname=host, tls=mode, **LOGIN)
     assert caught.value.name == "username"
     assert "secret" not in str(caught.value)

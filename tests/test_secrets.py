@@ -163,7 +163,7 @@ def test_a_login_that_is_never_sent_to_a_misplaced_password(host: str) -> None:
         ]
     }
     told = told_by(build, ISMTPMailer, given_ones)
-    assert "username='me': is never sent" in told
+    assert "username='me': a login is never sent" in told
     assert SECRET not in told
 
 

@@ -303,7 +303,8 @@ def test_an_unknown_permission(configure: Any) -> None:
         (
             '<mail:smtpMailer name="m" username="me" password="x" no_tls="yes"'
             ' hostname="mx.example.org" />',
-            "username='me': is never sent to 'mx.example.org' in clear, as no_tls has",
+            "username='me': a login is never sent in clear to 'mx.example.org', and"
+            " no_tls forbids TLS",
         ),
         (
             '<mail:directDelivery mailer="smtp" default_sender="The Shop" />',

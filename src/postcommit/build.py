@@ -68,7 +68,8 @@ def build(contract: Any, given: Mapping[str, Given], **others: Any) -> Any:
 def _placed(error: OptionError, given: Mapping[str, Given]) -> OptionError:
     """Return `error` with the place where the option was given.
 
-    If it is a default that does not go with another option, that is the option.
+    If the option was not given, it is a default that contradicts another option. The
+    error is then about that one.
     """
     if error.name in given:
         return given[error.name].refused(error.reason)
@@ -82,10 +83,11 @@ def _placed(error: OptionError, given: Mapping[str, Given]) -> OptionError:
 
 
 def consistent(given: Mapping[str, Given]) -> dict[str, Given]:
-    """Return the options of an `ISMTPMailer` without half a login that may be ignored.
+    """Check the options of an `ISMTPMailer` that depend on each other.
 
-    zope.sendmail, repoze.sendmail and pyramid_mailer do not log in with a user name
-    that has no password, and a site that moves from them may depend on it.
+    Returns `given`, without half a login that may be ignored: zope.sendmail,
+    repoze.sendmail and pyramid_mailer do not log in with a user name that has no
+    password, and a site that moves from them may depend on it.
 
     Raises `OptionError` for a password without a user name, and for a login that would
     never be sent, because it needs TLS.
@@ -110,9 +112,9 @@ def _check_login_is_sent(username: Given, given: Mapping[str, Given]) -> None:
     host = str(hostname.value).strip() if hostname else "localhost"
     if tls and str(tls.value).strip() == TLSMode.NONE and not _may_be_loopback(host):
         raise username.refused(
-            f"is never sent to {masked('hostname', host)!r} in clear, as {tls.name} has"
-            " it; set tls to 'starttls' or 'implicit', or omit the login. If the relay"
-            " is on this machine, set hostname to 127.0.0.1"
+            f"a login is never sent in clear to {masked('hostname', host)!r}, and"
+            f" {tls.name} forbids TLS; set tls to 'starttls' or 'implicit', or omit the"
+            " login. If the relay is on this machine, set hostname to 127.0.0.1"
         )
 
 

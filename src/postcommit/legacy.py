@@ -29,17 +29,41 @@ class Switch(NamedTuple):
     off: tuple[TLSMode, ...] = ()
 
 
+_NO_TLS = Switch((TLSMode.NONE,))
+_IMPLICIT = Switch((TLSMode.IMPLICIT,))
+
+# The switches for TLS of each library. In repoze.sendmail, `ssl` is enough for
+# `force_tls`. In pyramid_mailer, `tls` may also be one of our modes, and `ssl` may be
+# true although `tls` is false.
+_SWITCHES = {
+    "zope.sendmail": {
+        "implicit_tls": _IMPLICIT,
+        "force_tls": Switch((TLSMode.STARTTLS,)),
+        "no_tls": _NO_TLS,
+    },
+    "repoze.sendmail": {
+        "force_tls": Switch((TLSMode.STARTTLS, TLSMode.IMPLICIT)),
+        "no_tls": _NO_TLS,
+        "ssl": _IMPLICIT,
+    },
+    "pyramid_mailer": {
+        "tls": Switch((TLSMode.STARTTLS,), (TLSMode.NONE, TLSMode.IMPLICIT)),
+        "ssl": _IMPLICIT,
+    },
+}
+
+
 @dataclass(frozen=True)
 class Library:
-    """The options of an older library.
+    """The options of an older library in one kind of file.
 
     `names` maps its names to ours, and `switches` has the truth values for TLS.
     `refused` has the options without a counterpart, each with a remedy. They may only
     be false.
     """
 
+    switches: Mapping[str, Switch]
     names: Mapping[str, str] = field(default_factory=dict)
-    switches: Mapping[str, Switch] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -48,50 +72,33 @@ class Library:
         return (*self.names, *self.switches, *self.refused)
 
 
-_NO_TLS = Switch((TLSMode.NONE,))
-_FORCE_TLS = Switch((TLSMode.STARTTLS,))
-_IMPLICIT = Switch((TLSMode.IMPLICIT,))
-
-_SCRIPT = ("hostname", "port", "username", "password", "queue_path")
+# Options of the scripts of both libraries, by the same name as ours.
+_SAME = {
+    name: name for name in ("hostname", "port", "username", "password", "queue_path")
+}
 
 # The directives of zope.sendmail. All other attributes have our names.
-ZOPE_SENDMAIL = Library(
-    switches={
-        "implicit_tls": _IMPLICIT,
-        "force_tls": _FORCE_TLS,
-        "no_tls": _NO_TLS,
-    },
-)
+ZOPE_SENDMAIL = Library(_SWITCHES["zope.sendmail"])
 
 # The ini files of the script of zope.sendmail.
 ZOPE_SENDMAIL_SCRIPT = Library(
-    names={**{name: name for name in _SCRIPT}, "interval": "polling_interval"},
-    switches={"force_tls": _FORCE_TLS, "no_tls": _NO_TLS},
+    _SWITCHES["zope.sendmail"], {**_SAME, "interval": "polling_interval"}
 )
 
-# The ini files of the script of repoze.sendmail. `ssl` encrypts from the first byte,
-# which is enough for `force_tls`.
+# The ini files of the script of repoze.sendmail.
 REPOZE_SENDMAIL_SCRIPT = Library(
-    names={name: name for name in _SCRIPT},
-    switches={
-        "force_tls": Switch((TLSMode.STARTTLS, TLSMode.IMPLICIT)),
-        "no_tls": _NO_TLS,
-        "ssl": _IMPLICIT,
-    },
+    _SWITCHES["repoze.sendmail"],
+    _SAME,
     refused={"debug_smtp": "remove it; there is --log-level debug"},
 )
 
-# The settings of pyramid_mailer. `tls` may also be one of our modes. If it is false,
-# `ssl` may still be true.
+# The settings of pyramid_mailer.
 PYRAMID_MAILER = Library(
-    names={
+    _SWITCHES["pyramid_mailer"],
+    {
         "host": "hostname",
         "sendmail_app": "sendmail_command",
         "top_level_directory": "folder",
-    },
-    switches={
-        "tls": Switch((TLSMode.STARTTLS,), (TLSMode.NONE, TLSMode.IMPLICIT)),
-        "ssl": _IMPLICIT,
     },
     refused={
         "certfile": "certificates of clients are not supported",

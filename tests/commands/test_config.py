@@ -225,11 +225,11 @@ OURS = "[postcommit]\n"
         (f"{OURS}min_backoff = 9999", ["max_backoff=4000.0", "min_backoff=9999.0"]),
         (
             f"{OURS}hostname = mx.example.org\nusername = u\npassword = p\ntls = none",
-            ["username='u'", "never sent to 'mx.example.org' in clear, as tls has"],
+            ["username='u'", "in clear to 'mx.example.org', and tls forbids TLS"],
         ),
         (
             f"{QP}hostname = mx.example.org\nusername = u\npassword = p\nno_tls = yes",
-            ["[app:qp]: username='u'", "in clear, as no_tls has"],
+            ["[app:qp]: username='u'", "and no_tls forbids TLS"],
         ),
         (f"{OURS}smtp_host = mx", ["no such option; do you mean hostname?"]),
         (f"{OURS}force_tls = true", ["no such option; do you mean tls?"]),
