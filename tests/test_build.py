@@ -119,6 +119,7 @@ def test_a_login_that_is_never_sent_is_refused(host: str, mode: str) -> None:
         ),
         *({"hostname": host} for host in ("LOCALHOST", "ip6-localhost", "a.localhost")),
         {"hostname": socket.gethostname()},
+        {"hostname": f"{socket.gethostname().partition('.')[0].upper()}.example.org"},
         {"hostname": "mx.example.org", "tls": "auto"},
         {"hostname": "mx.example.org", "tls": "starttls"},
     ],

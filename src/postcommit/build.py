@@ -124,6 +124,6 @@ def _may_be_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
         mapped = getattr(address, "ipv4_mapped", None)
         return (mapped or address).is_loopback or address.is_unspecified
-    # The name of this machine often has the address 127.0.1.1.
-    own = socket.gethostname()
-    return "localhost" in host.lower() or host in (own, own.partition(".")[0])
+    # The name of this machine, with or without its domain, is often 127.0.1.1.
+    own = socket.gethostname().lower().partition(".")[0]
+    return "localhost" in host.lower() or host.lower().partition(".")[0] == own
