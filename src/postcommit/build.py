@@ -36,6 +36,9 @@ from postcommit.smtp.sendmail import SendmailMailer
 
 log = Log(__name__)
 
+# The mailers that settings can choose, by name.
+MAILERS = {"smtp": ISMTPMailer, "sendmail": ISendmailMailer, "file": IFileMailer}
+
 _CLASSES: dict[Any, Callable[..., Any]] = {
     ISMTPMailer: SMTPMailer,
     ISendmailMailer: SendmailMailer,

@@ -34,6 +34,7 @@ from typing import TypeAlias
 from zope.i18nmessageid import MessageFactory
 from zope.interface import Attribute
 from zope.interface import Interface
+from zope.interface import taggedValue
 from zope.schema import Bool
 from zope.schema import Choice
 from zope.schema import Field
@@ -377,6 +378,10 @@ class ISMTPMailer(IBatchMailer, IRelayCheck):
 
 class ISendmailMailer(IMailer):
     """Transmits through the ``sendmail`` command of the local mail system."""
+
+    # Another mailer has the option `timeout`, too. In settings, this one is
+    # ``sendmail_timeout``.
+    taggedValue("settings_prefix", "sendmail_")
 
     command = TextLine(
         title=_("Command"),

@@ -39,13 +39,8 @@ from postcommit.errors import OptionError
 from postcommit.errors import is_url
 from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IMailer
-from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import is_path
 
-
-# Beginning of the names of a contract's options outside of Python and ZCML. Two mailers
-# have the option `timeout`.
-_PREFIXES: dict[Any, str] = {ISendmailMailer: "sendmail_"}
 
 _TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})
 _FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
@@ -61,7 +56,7 @@ def fields_of(contract: Any) -> dict[str, Any]:
 
     Fields for objects, such as `mailer`, are not options.
     """
-    prefix = _PREFIXES.get(contract, "")
+    prefix = contract.queryTaggedValue("settings_prefix", "")
     return {
         prefix + setting_name(name): field
         for name, field in getFieldsInOrder(contract)

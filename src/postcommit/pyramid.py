@@ -41,18 +41,16 @@ from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.threadlocal import manager as threadlocals
 
+from postcommit.build import MAILERS
 from postcommit.build import build
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import masked
 from postcommit.interfaces import IDirectMailDelivery
-from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
-from postcommit.interfaces import ISendmailMailer
-from postcommit.interfaces import ISMTPMailer
 from postcommit.options import Given
 from postcommit.options import fields_of
 from postcommit.options import truth
@@ -66,11 +64,9 @@ log = logging.getLogger(__name__)
 _SETTINGS = "postcommit.settings"
 _STARTER = "postcommit.starter"
 
-_MAILERS = {"smtp": ISMTPMailer, "sendmail": ISendmailMailer, "file": IFileMailer}
-
 # Names of the settings, without their prefix.
 _KNOWN = (
-    *(name for contract in _MAILERS.values() for name in fields_of(contract)),
+    *(name for contract in MAILERS.values() for name in fields_of(contract)),
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
     *("mailer", "processor"),
@@ -176,15 +172,15 @@ class MailSettings:
     def _mailers(self, notify: Callable[[Any], Any]) -> dict[str, IMailer]:
         name = f"{self._prefix}mailer"
         chosen = self._given.get("mailer", Given("", name, "smtp"))
-        if chosen.value not in tuple(_MAILERS):
-            raise chosen.refused(f"must be one of {', '.join(_MAILERS)}")
+        if chosen.value not in tuple(MAILERS):
+            raise chosen.refused(f"must be one of {', '.join(MAILERS)}")
         if chosen.value == "file" and "folder" not in self._given:
             name = f"{self._prefix}folder"
             raise OptionError(name, None, "is needed by mailer=file")
         needed = {"smtp", chosen.value}
         mailers = {
             name: build(contract, self._given, notify=notify)
-            for name, contract in _MAILERS.items()
+            for name, contract in MAILERS.items()
             if name in needed or fields_of(contract).keys() & self._given.keys()
         }
         return {"": mailers[chosen.value], **mailers}
