@@ -1,15 +1,14 @@
 """Sources of options: command line, environment, ini file and Pyramid's settings.
 
-Each function returns what one source has, by the names of `fields_of`. The values are
-still texts, except for values of a program. An empty value is like one that is
-missing. Names that are unknown raise `OptionError`, and so does a file that cannot be
+Each function returns the options of one source, by the names of `fields_of`. The values
+are texts, or objects if they are from a program. An empty value is like a missing one.
+The functions raise `OptionError` for an unknown name, and for a file that cannot be
 parsed.
 
 ====================  ====================================================
 section of a file     keys
 ====================  ====================================================
-``postcommit``        the options, ``password_file`` and what the command
-                      has besides
+``postcommit``        the options that are `known` to the caller
 ``app:zope-sendmail`` those of the script of zope.sendmail
 ``app:qp``            those of the script of repoze.sendmail
 ====================  ====================================================
@@ -49,7 +48,7 @@ _SCRIPTS = {
 
 
 def from_arguments(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, Given]:
-    """Return the arguments of a command line. `values` has None for a missing one."""
+    """Return the arguments of a command line. A missing one is None in `values`."""
     return with_password(
         {
             name: Given("command line", f"--{name.replace('_', '-')}", values[name])
@@ -62,11 +61,7 @@ def from_arguments(values: Mapping[str, Any], known: Iterable[str]) -> dict[str,
 def from_environment(
     environ: Mapping[str, str], known: Iterable[str]
 ) -> dict[str, Given]:
-    """Return the variables such as ``POSTCOMMIT_PORT``.
-
-    The password may also be the file ``password`` in systemd's
-    ``$CREDENTIALS_DIRECTORY``.
-    """
+    """Return the variables such as ``POSTCOMMIT_PORT``."""
     known = list(known)
     found = {}
     for variable, value in environ.items():
