@@ -149,6 +149,18 @@ def test_a_delivery_of_another_kind_may_take_the_default_sender() -> None:
     assert added.default_sender is None
 
 
+def test_a_delivery_without_the_option_is_registered_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = configurator(default_sender="shop@example.org")
+    added = Processor()
+    config.add_mail_delivery(added)
+    config.commit()
+    assert config.registry.getUtility(IMailDelivery) is added
+    told = "Processor has no default_sender: the one in the settings is not used for it"
+    assert caplog.messages == [told]
+
+
 def test_another_prefix() -> None:
     config = Configurator(
         settings={

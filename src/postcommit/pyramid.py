@@ -209,10 +209,14 @@ def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> No
     """Register `delivery`; without a name it becomes ``request.mail_delivery``.
 
     If its `default_sender` is None, a copy with ``mail.default_sender`` is registered.
-    A delivery of another kind, without this attribute, is registered as it is.
+    A delivery of another kind, without this attribute, is registered as it is, and a
+    warning is logged.
     """
     sender = config.registry[_SETTINGS].default_sender
-    if sender is not None and getattr(delivery, "default_sender", sender) is None:
+    if sender is not None and not hasattr(delivery, "default_sender"):
+        told = "%s has no default_sender: the one in the settings is not used for it"
+        log.warning(told, type(delivery).__name__)
+    elif sender is not None and delivery.default_sender is None:
         delivery = copy.copy(delivery)
         delivery.default_sender = sender
     _add(config, IMailDelivery, name, lambda: delivery)
