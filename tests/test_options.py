@@ -67,6 +67,7 @@ def test_the_path_of_a_queue_is_absolute(path: str) -> None:
         (ISMTPMailer, "timeout", float("nan"), "must be a number"),
         (ISMTPMailer, "connect_timeout", "30", "must be a number"),
         (ISMTPMailer, "cafile", 3, "must be a str of one line, or None"),
+        (ISMTPMailer, "cafile", "https://x.org/ca", "must be a path, not a URL"),
         (IMailQueueProcessor, "queuePath", "", "must be a str of one line that is"),
         (IMailQueueProcessor, "queuePath", "a\0b", "must be a str of one line"),
         (IMailQueueProcessor, "queuePath", "a\ud800", "must be a str of one line"),
