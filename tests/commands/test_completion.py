@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def completed(script: Path, *words: str) -> list[str]:
     code = (
         f"source {shlex.quote(str(script))}\n"
         f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}\n"
-        '_postcommit; printf "%s\\n" "${COMPREPLY[@]}"'
+        '_shtab_postcommit; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", code],
@@ -103,10 +104,10 @@ def test_zsh_completes_what_is_typed(home: Path, capsys: Any) -> None:
     zsh = shutil.which("zsh")
     if zsh is None:
         pytest.skip("Debian's package zsh is not installed")
-    (home / ".postcommit.zsh").write_text(completion("zsh", capsys))
+    (home / ".zfunc").mkdir()
+    (home / ".zfunc" / "_postcommit").write_text(completion("zsh", capsys))
     (home / ".zshrc").write_text(
-        "autoload -U compinit; compinit -u -D\n"
-        "source ~/.postcommit.zsh\n"
+        "fpath+=~/.zfunc; autoload -U compinit; compinit -u -D\n"
         "PS1='ready> '; unsetopt beep auto_remove_slash\n"
         "postcommit() { print -r -- \"typed: $*.\" }\n"
     )
@@ -144,7 +145,8 @@ def test_fish_offers_what_can_be_typed(home: Path, capsys: Any) -> None:
     assert told_of["check"] == "find problems in a queue and say how to fix them"
 
 
-def test_zsh_reads_it_as_bash_does(capsys: Any) -> None:
-    script = completion("zsh", capsys)
-    assert script.splitlines()[0].endswith("bashcompinit")
-    assert script.partition("\n")[2] == completion("bash", capsys)
+def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    told = "shtab is missing; install it: pip install 'postcommit[completion]'"
+    assert capsys.readouterr() == ("", f"postcommit: {told}\n")
