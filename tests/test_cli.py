@@ -17,7 +17,7 @@ from zope.schema import Int
 
 from postcommit import Maildir
 from postcommit import cli
-from postcommit.cli import Command
+from postcommit.cli import Subcommand
 from postcommit.cli import main
 from postcommit.errors import OptionError
 from postcommit.interfaces import IMailQueueProcessor
@@ -29,7 +29,7 @@ from tests.support.service import environment
 
 def command(monkeypatch, run, arguments=cli._no_arguments):
     """Make ``postcommit work`` a command that calls `run`."""
-    made = Command("work", "works", run, arguments)
+    made = Subcommand("work", "works", run, arguments)
     monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, made))
 
 

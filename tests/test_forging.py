@@ -23,8 +23,8 @@ from postcommit.interfaces import Status
 from postcommit.log import Log
 from postcommit.log import one_line
 from postcommit.log import printable
-from postcommit.queue.admin import Admin
-from postcommit.queue.item import State
+from postcommit.queue.item import EntryState
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
@@ -104,7 +104,7 @@ def loggers() -> Iterator[tuple[str, str]]:
 def test_every_logger_that_gets_text_from_outside_is_ours() -> None:
     """Those of the service write to our own formatter; Pyramid's has no arguments."""
     plain = [name for name, value in loggers() if value != "Log(__name__)"]
-    assert sorted(plain) == ["commands/run.py", "commands/supervisor.py", "pyramid.py"]
+    assert sorted(plain) == ["commands/run.py", "commands/service.py", "pyramid.py"]
 
 
 # The log of the service
@@ -170,7 +170,7 @@ LOOKING = [
 def test_commands_on_a_pipe(queue: str, capsys: Any) -> None:
     for words in LOOKING:
         assert cli.main([*words, queue]) in (0, 1)
-    for item in Admin(queue).items(*State):
+    for item in MaildirOperators(queue).items(EntryState):
         for form in ([], ["--json"]):
             assert cli.main(["show", *form, queue, item.id]) == 0
     for words in (

@@ -1,7 +1,8 @@
 """The command ``postcommit``.
 
-A sub-command is a line in `COMMANDS`. What it needs is imported when it runs,
-so that one does not pay, or fail, for another's.
+To add a sub-command, write two functions in a module of `postcommit.commands`, and a
+line in `COMMANDS`. The module is imported when the command runs, so that no command
+waits for the modules of another one, or fails because one of them is missing.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -53,16 +55,20 @@ _HINTS = {
 }
 
 
+# A signal that arrives while the service starts waits until it can be handled.
+_SIGNALS_OF_SERVICE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 def _no_arguments(parser: argparse.ArgumentParser) -> None:
-    """For commands that take none."""
+    """Add nothing: the command has no arguments."""
 
 
 @dataclass(frozen=True)
-class Command:
+class Subcommand:
     """A sub-command.
 
-    `run` does it, and returns the exit status; `arguments` tells the parser
-    what it takes.
+    `run` does the work, and returns the exit status; `arguments` adds the arguments to
+    the parser.
     """
 
     name: str
@@ -71,18 +77,25 @@ class Command:
     arguments: Callable[[argparse.ArgumentParser], None] = _no_arguments
 
 
-def _command(name: str, summary: str) -> Command:
-    """Return the command that the module of its name implements."""
-    module = f"postcommit.commands.{name.replace('-', '_')}"
+def _command(name: str, summary: str, module: str = "") -> Subcommand:
+    """Return the command that a module of `postcommit.commands` implements.
+
+    This is the module of its own name, with the functions ``arguments`` and ``run``; or
+    `module`, with ``NAME_arguments`` and ``run_NAME``.
+    """
+    word = name.replace("-", "_")
+    path = f"postcommit.commands.{module or word}"
 
     def run(options: Options) -> int:
-        status: int = import_module(module).run(options)
+        function = f"run_{word}" if module else "run"
+        status: int = getattr(import_module(path), function)(options)
         return status
 
     def arguments(parser: argparse.ArgumentParser) -> None:
-        import_module(module).arguments(parser)
+        function = f"{word}_arguments" if module else "arguments"
+        getattr(import_module(path), function)(parser)
 
-    return Command(name, summary, run, arguments)
+    return Subcommand(name, summary, run, arguments)
 
 
 def _demo(options: Options) -> int:
@@ -98,33 +111,33 @@ def _demo(options: Options) -> int:
 def _completion(options: Options) -> int:
     from postcommit.commands.completion import script
 
-    print(script(_parser(), options.shell), end="")
+    print(script(_parser(), options.shell))
     return 0
 
 
-def _shells(parser: argparse.ArgumentParser) -> None:
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
     import_module("postcommit.commands.completion").arguments(parser)
 
 
 COMMANDS = (
-    Command("demo", "run a small shop that sends mail (takes a few seconds)", _demo),
+    Subcommand("demo", "run a small shop that sends mail (takes a few seconds)", _demo),
     _command("run", "send queued mail until a signal arrives: the service"),
     _command("flush", "try every due entry once, then report what is left"),
     _command(
         "test-relay", "check connection, TLS and login; optionally send a test mail"
     ),
-    _command("status", "show the state of a queue and what needs attention"),
-    _command("list", "list entries with age, next attempt and last reply"),
-    _command("show", "show everything about one entry"),
-    _command("retry", "retry deferred entries or dead letters now"),
-    _command("delete", "delete entries permanently"),
-    _command("recover", "send or drop entries that a crash left in doubt"),
-    _command("check", "find problems in a queue and say how to fix them"),
-    Command(
+    _command("status", "show the state of a queue and what needs attention", "looking"),
+    _command("list", "list entries with age, next attempt and last reply", "looking"),
+    _command("show", "show everything about one entry", "looking"),
+    _command("retry", "retry deferred entries or dead letters now", "mending"),
+    _command("delete", "delete entries permanently", "mending"),
+    _command("recover", "send or drop entries that a crash left in doubt", "mending"),
+    _command("check", "find problems in a queue and say how to fix them", "looking"),
+    Subcommand(
         "completion",
         "print a completion script for bash, zsh or fish",
         _completion,
-        _shells,
+        _completion_arguments,
     ),
 )
 
@@ -132,22 +145,22 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return its exit status.
 
-    0: it did what it should; 1: it did not, and has told so; 2: it could not
-    start or go on, and one line on stderr says why; 130: interrupted.
+    0: it did what it should; 1: something is left to do, and was reported; 2: it could
+    not start or go on, and one line on stderr says why; 130: interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     if argv is None and next((w for w in words if w[:1] != "-"), "") == "run":
-        # The first thing of all: a service is not killed while it starts.
-        import_module("postcommit.commands.signals").hold_back()
-    _open_what_is_closed()
+        # Before anything else: a service must not be killed while it starts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_SERVICE)
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What somebody has written into a mail may not fit the terminal's encoding.
+        # A mail may have characters that the terminal's encoding does not have.
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser(words).parse_args(words)
     try:
         return _run(options)
     except BrokenPipeError:
-        # Who read our output has gone. Python would flush to it once more.
+        # The reader of our output has gone. Python would flush to it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -155,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _open_what_is_closed() -> None:
-    """Have all three streams: what is not there can be neither asked nor told.
+def _open_closed_streams() -> None:
+    """Open each standard stream that is closed, so that it can be read or written.
 
-    And a file of the queue must not get the number of one.
+    Otherwise a file of the queue would also get the number of a standard stream.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -178,13 +191,13 @@ def _run(options: Options) -> int:
         if options.debug:
             print(indented(traceback.format_exc()).strip(), file=sys.stderr)
         else:
-            print(f"postcommit: {_told(error)}", file=sys.stderr)
+            print(f"postcommit: {_said(error)}", file=sys.stderr)
         return 2
     return status
 
 
-def _told(error: Exception) -> str:
-    """Return what to tell of `error`, in one line."""
+def _said(error: Exception) -> str:
+    """Return the text for `error`, in one line."""
     said = one_line(str(error))
     # An error without a file is one of our own output.
     if isinstance(error, OSError) and error.filename:

@@ -156,7 +156,7 @@ def report(**options: Any) -> DeliveryReport:
 def test_the_bar_grows_and_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "20")
-    monkeypatch.setattr("postcommit.commands.meter.INTERVAL", 0.0)
+    monkeypatch.setattr("postcommit.commands.output.INTERVAL", 0.0)
     stream = Terminal()
     with Progress(2, stream) as progress:
         for _ in range(3):
@@ -173,7 +173,7 @@ def test_the_bar_grows_and_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_bar_is_not_drawn_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("postcommit.commands.meter.INTERVAL", 3600.0)
+    monkeypatch.setattr("postcommit.commands.output.INTERVAL", 3600.0)
     stream = Terminal()
     with Progress(1, stream) as progress:
         progress.note(report())
@@ -184,7 +184,7 @@ def test_a_terminal_that_goes_away_takes_no_report_with_it(
     relay: ScriptedRelay, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("postcommit.commands.meter.INTERVAL", 0.0)
+    monkeypatch.setattr("postcommit.commands.output.INTERVAL", 0.0)
     wait(store)
     wait(store)
     ours, theirs = pty.openpty()

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from postcommit.cli import main
 from postcommit.commands.output import moment
 from postcommit.commands.output import timestamp
-from postcommit.queue.admin import Admin
+from postcommit.queue.item import EntryState
 from postcommit.queue.item import Item
-from postcommit.queue.item import State
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import Bell
 from tests.support.faults import full_disk
@@ -39,8 +39,8 @@ from tests.support.service import environment
 from tests.support.terminal import on_terminal
 
 
-def only(store: Store, state: State) -> Item:
-    [item] = Admin(store.path).items(state)
+def only(store: Store, state: EntryState) -> Item:
+    [item] = MaildirOperators(store.path).items([state])
     return item
 
 
@@ -57,7 +57,8 @@ def test_list_is_a_table(store: Store) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     titles, *rows = done.stdout.splitlines()
     assert " ".join(titles.split()) == "ID AGE NEXT TRIES SIZE FROM TO LAST REPLY"
-    ids = [only(store, s).id for s in (State.WAITING, State.DEFERRED, State.IN_DOUBT)]
+    states = (EntryState.WAITING, EntryState.DEFERRED, EntryState.IN_DOUBT)
+    ids = [only(store, state).id for state in states]
     assert [row.split()[0] for row in rows] == ids
     waiting, deferred, doubt = rows
     assert re.search(r" now +0 +94  s@x\.org +a@x\.org \+1$", waiting)
@@ -88,7 +89,7 @@ def test_list_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> 
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00", due)
     assert re.fullmatch(r"20.*\+00:00", deferred.pop("accepted"))
     assert deferred == {
-        "id": only(store, State.DEFERRED).id,
+        "id": only(store, EntryState.DEFERRED).id,
         "state": "deferred",
         "name": name,
         "path": path,
@@ -137,14 +138,14 @@ def test_list_leaves_out_what_goes_meanwhile(
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait(store)
-    found = Admin.items
+    found = MaildirOperators.items
 
-    def sent_at_once(self: Admin, *states: State) -> Iterator[Item]:
-        for item in found(self, *states):
-            os.unlink(item.path)
+    def sent_at_once(*args: Any, **options: Any) -> Iterator[Item]:
+        for item in found(*args, **options):
+            os.unlink(item.place)
             yield item
 
-    monkeypatch.setattr(Admin, "items", sent_at_once)
+    monkeypatch.setattr(MaildirOperators, "items", sent_at_once)
     assert main(["list", store.path]) == 0
     wait(store)
     assert main(["list", "--to", "a@x.org", store.path]) == 0
@@ -261,14 +262,14 @@ def test_colours_only_on_a_terminal_that_wants_them(store: Store) -> None:
 
 def test_show(store: Store) -> None:
     fill(store)
-    item = only(store, State.DEFERRED)
+    item = only(store, EntryState.DEFERRED)
     done = command("show", store.path, item.id[:6])
     assert (done.returncode, done.stderr) == (0, "")
     about, header = done.stdout.split("\n\n")
     told = dict(line.split(None, 1) for line in about.splitlines() if line[0] != " ")
     assert told["id"] == item.id
     assert told["state"] == "deferred; 'postcommit retry' makes it due now"
-    assert told["file"] == item.path
+    assert told["file"] == item.place
     assert told["attempts"] == "1"
     assert told["last"] == "reply  450 4.2.0 Later"
     assert told["from"] == "s@x.org"
@@ -280,9 +281,9 @@ def test_show(store: Store) -> None:
 def test_show_in_each_state(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     fill(store)
     for state, told in (
-        (State.WAITING, r"\nstate       waiting; .*\ndue .*, now\n"),
-        (State.FAILED, r"\nstate       failed; .*\ngiven up    20.* ago\n"),
-        (State.IN_DOUBT, r"\nstate       in doubt; 'postcommit recover' "),
+        (EntryState.WAITING, r"\nstate       waiting; .*\ndue .*, now\n"),
+        (EntryState.FAILED, r"\nstate       failed; .*\ngiven up    20.* ago\n"),
+        (EntryState.IN_DOUBT, r"\nstate       in doubt; 'postcommit recover' "),
     ):
         assert main(["show", store.path, only(store, state).id]) == 0
         assert re.search(told, capsys.readouterr().out, re.DOTALL)
@@ -329,7 +330,7 @@ def test_show_raw_is_the_file_byte_for_byte(store: Store) -> None:
 
 def test_show_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     wait(store)
-    item = only(store, State.WAITING)
+    item = only(store, EntryState.WAITING)
     assert main(["show", "--json", store.path, item.id]) == 0
     [shown] = objects(capsys.readouterr().out)
     assert shown.pop("header") == "Message-Id: <1@x.org>\nSubject: Teapot\n"
@@ -345,9 +346,9 @@ def test_show_what_goes_meanwhile(
     form: list[str],
 ) -> None:
     wait(store)
-    [item] = Admin(store.path).items(State.WAITING)
-    os.unlink(item.path)
-    monkeypatch.setattr(Admin, "find", lambda self, ids: [item])
+    [item] = MaildirOperators(store.path).items([EntryState.WAITING])
+    os.unlink(item.place)
+    monkeypatch.setattr(MaildirOperators, "find", lambda self, ids: [item])
     assert main(["show", *form, store.path, item.id]) == 2
     told = f"postcommit: '{item.id}' is gone: it was sent, or deleted, just now\n"
     assert capsys.readouterr() == ("", told)
@@ -355,13 +356,13 @@ def test_show_what_goes_meanwhile(
 
 def test_show_by_message_id(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     bury(store)
-    dead = only(store, State.FAILED)
+    dead = only(store, EntryState.FAILED)
     assert main(["show", store.path, "1@x.org"]) == 0
     out = capsys.readouterr().out
     assert f"id          {dead.id}\nstate       failed; " in out
     assert "\nmessage id  1@x.org\n" in out
     defer(store)
-    deferred = only(store, State.DEFERRED)
+    deferred = only(store, EntryState.DEFERRED)
     assert main(["show", store.path, "<1@x.org>"]) == 0
     first, second = capsys.readouterr().out.split("\n\nid ")
     assert deferred.id in first
@@ -445,7 +446,7 @@ def test_status(store: Store) -> None:
     fill(store)
     done = command("status", store.path)
     assert (done.returncode, done.stderr) == (1, "")
-    item = only(store, State.IN_DOUBT)
+    item = only(store, EntryState.IN_DOUBT)
     lines = done.stdout.splitlines()
     assert lines[:4] == [
         "       1  waiting, never tried",
@@ -574,7 +575,7 @@ def test_files_of_any_time_can_be_looked_at(
         for form in ([], ["--json"]):
             assert main([*words, *form, path]) in (0, 1)
             assert capsys.readouterr().err == ""
-    for item in Admin(path).items(*State):
+    for item in MaildirOperators(path).items(EntryState):
         for form in ([], ["--json"]):
             assert main(["show", *form, path, item.id]) == 0
     assert main(["status", "--prometheus", path]) == 1
@@ -593,8 +594,7 @@ def test_status_says_what_it_did_not_look_at(
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defer(store)
-    defaults = (0.0,)
-    monkeypatch.setattr("postcommit.commands.status.survey.__defaults__", defaults)
+    monkeypatch.setattr(MaildirOperators.survey, "__defaults__", (0.0,))
     assert main(["status", store.path]) == 0
     told = "0  due now; 0 of the deferred were asked, there may be more\n"
     assert told in capsys.readouterr().out

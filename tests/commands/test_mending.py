@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from postcommit.cli import main
-from postcommit.commands.arguments import seconds
-from postcommit.queue.admin import Admin
+from postcommit.commands.selection import seconds
+from postcommit.queue.item import EntryState
 from postcommit.queue.item import Item
-from postcommit.queue.item import State
 from postcommit.queue.lock import FileLock
+from postcommit.queue.looking import item_at
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
 from tests.support.faults import without_privileges
@@ -36,12 +37,12 @@ from tests.support.smtpd import ScriptedRelay
 from tests.support.terminal import on_terminal
 
 
-def ids(store: Store, *states: State) -> list[str]:
-    return [item.id for item in Admin(store.path).items(*states)]
+def ids(store: Store, *states: EntryState) -> list[str]:
+    return [item.id for item in MaildirOperators(store.path).items(states)]
 
 
-def only(store: Store, state: State) -> Item:
-    [item] = Admin(store.path).items(state)
+def only(store: Store, state: EntryState) -> Item:
+    [item] = MaildirOperators(store.path).items([state])
     return item
 
 
@@ -63,8 +64,8 @@ def given(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_retry(store: Store) -> None:
     fill(store)
-    deferred, dead = only(store, State.DEFERRED), only(store, State.FAILED)
-    waiting = only(store, State.WAITING)
+    deferred, dead = only(store, EntryState.DEFERRED), only(store, EntryState.FAILED)
+    waiting = only(store, EntryState.WAITING)
     chosen = [deferred.id[:6], dead.id, waiting.name]
     done = command("retry", store.path, *chosen)
     assert done.returncode == 0
@@ -74,9 +75,9 @@ def test_retry(store: Store) -> None:
         f"{waiting.id}  will be retried  {waiting.name}",
     ]
     assert done.stderr == "3 entries will be retried, 0 skipped\n"
-    assert ids(store, State.FAILED) == []
-    assert len(ids(store, State.WAITING)) == 2
-    due = Admin(store.path).details(only(store, State.DEFERRED))
+    assert ids(store, EntryState.FAILED) == []
+    assert len(ids(store, EntryState.WAITING)) == 2
+    due = MaildirOperators(store.path).details(only(store, EntryState.DEFERRED))
     assert due is not None
     assert due.due is not None
     assert due.due < os.stat(f"{store.path}/cur").st_mtime + 1
@@ -88,11 +89,11 @@ def test_retry_of_all_that_is_deferred_or_failed(
     fill(store)
     assert main(["retry", store.path, "ALL"]) == 0
     assert capsys.readouterr().err == "1 entry will be retried, 0 skipped\n"
-    assert len(ids(store, State.FAILED)) == 1
+    assert len(ids(store, EntryState.FAILED)) == 1
     assert main(["retry", store.path, "ALL", "--failed", "--to", "a@y.org"]) == 0
-    assert len(ids(store, State.FAILED)) == 1
+    assert len(ids(store, EntryState.FAILED)) == 1
     assert main(["retry", store.path, "ALL", "--failed", "--to", "@x.org"]) == 0
-    assert len(ids(store, State.FAILED)) == 0
+    assert len(ids(store, EntryState.FAILED)) == 0
 
 
 def test_retry_leaves_what_cannot_be_sent_and_goes_on(
@@ -112,8 +113,8 @@ def test_retry_leaves_what_somebody_works_on(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     defer(store)
-    item = only(store, State.DEFERRED)
-    lock = FileLock(item.path)
+    item = only(store, EntryState.DEFERRED)
+    lock = FileLock(item.place)
     assert lock.acquire()
     try:
         assert main(["retry", store.path, item.id]) == 1
@@ -129,15 +130,15 @@ def test_the_id_of_a_dead_letter_survives_a_retry(
     relay = start()
     relay.reply("RCPT", "550 5.1.1 No")
     wait(store)
-    first = only(store, State.WAITING).id
+    first = only(store, EntryState.WAITING).id
     flush = ["flush", store.path, *to(relay)]
     assert main(flush) == 0
     for _ in range(3):
         # Dead again and again, and each time it is the same.
-        dead = only(store, State.FAILED)
+        dead = only(store, EntryState.FAILED)
         assert dead.id == first
         assert main(["retry", store.path, first]) == 0
-        assert only(store, State.WAITING).id == first
+        assert only(store, EntryState.WAITING).id == first
         assert main(flush) == 0
 
 
@@ -148,16 +149,16 @@ def test_a_dead_letter_of_which_some_are_tried_again_has_an_id_of_its_own(
     relay.reply("RCPT", "550 5.1.1 No", address="a@x.org")
     relay.reply("RCPT", "450 4.2.0 Later", address="b@x.org")
     wait(store)
-    first = only(store, State.WAITING).id
+    first = only(store, EntryState.WAITING).id
     flush = ["flush", store.path, *to(relay)]
     assert main(flush) == 1
-    assert only(store, State.DEFERRED).id == first
-    dead = only(store, State.FAILED).id
+    assert only(store, EntryState.DEFERRED).id == first
+    dead = only(store, EntryState.FAILED).id
     assert dead != first
     assert main(["retry", store.path, dead, first]) == 0
     assert main(flush) == 1
-    assert only(store, State.FAILED).id == dead
-    assert only(store, State.DEFERRED).id == first
+    assert only(store, EntryState.FAILED).id == dead
+    assert only(store, EntryState.DEFERRED).id == first
 
 
 @pytest.mark.parametrize("name", ["retry", "delete"])
@@ -170,9 +171,9 @@ def test_every_entry_of_a_message(
     assert main([name, store.path, "<1@x.org>"]) == 0
     done = "will be retried" if name == "retry" else "deleted"
     assert capsys.readouterr().err == f"2 entries {done}, 0 skipped\n"
-    assert ids(store, State.FAILED) == []
+    assert ids(store, EntryState.FAILED) == []
     assert main(["delete", store.path, "ALL", "--yes", "--message-id", "2@x.org"]) == 0
-    assert len(ids(store, State.WAITING, State.DEFERRED)) == (
+    assert len(ids(store, EntryState.WAITING, EntryState.DEFERRED)) == (
         2 if name == "retry" else 0
     )
 
@@ -217,11 +218,11 @@ def test_delete_of_many_shows_how_far_it_is(store: Store) -> None:
 
 def test_delete(store: Store) -> None:
     fill(store)
-    item = only(store, State.FAILED)
+    item = only(store, EntryState.FAILED)
     done = command("delete", store.path, item.id)
     assert (done.returncode, done.stderr) == (0, "1 entry deleted, 0 skipped\n")
     assert done.stdout == f"{item.id}  deleted  {item.name}\n"
-    assert ids(store, State.FAILED) == []
+    assert ids(store, EntryState.FAILED) == []
 
 
 def test_delete_asks_on_a_terminal(store: Store) -> None:
@@ -232,11 +233,11 @@ def test_delete_asks_on_a_terminal(store: Store) -> None:
     assert status == 1
     assert "Delete 2 entries permanently? [y/N] " in screen
     assert screen.endswith("nothing deleted\n")
-    assert len(ids(store, State.FAILED)) == 2
+    assert len(ids(store, EntryState.FAILED)) == 2
     status, screen = on_terminal(*argv, answer="y\n")
     assert status == 0
     assert screen.endswith("\n2 entries deleted, 0 skipped\n")
-    assert ids(store, State.FAILED) == []
+    assert ids(store, EntryState.FAILED) == []
 
 
 def test_delete_of_all_needs_yes_where_nobody_can_be_asked(
@@ -247,10 +248,10 @@ def test_delete_of_all_needs_yes_where_nobody_can_be_asked(
     assert main(["delete", store.path, "ALL"]) == 2
     told = "postcommit: 'ALL' needs --yes where nobody can be asked\n"
     assert capsys.readouterr().err == told
-    assert len(ids(store, *State)) == 4
+    assert len(ids(store, *EntryState)) == 4
     assert main(["delete", store.path, "ALL", "--yes"]) == 0
-    assert len(ids(store, *State)) == 2
-    assert ids(store, State.WAITING, State.DEFERRED) == []
+    assert len(ids(store, *EntryState)) == 2
+    assert ids(store, EntryState.WAITING, EntryState.DEFERRED) == []
 
 
 def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> None:
@@ -272,7 +273,7 @@ def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> N
     assert done.returncode == 1
     found = re.fullmatch(r"(\d+) entr(?:y|ies) deleted, 0 skipped\n", done.stderr)
     assert found is not None, done.stderr
-    assert 0 < int(found[1]) == 300 - len(ids(store, State.WAITING)) < 300
+    assert 0 < int(found[1]) == 300 - len(ids(store, EntryState.WAITING)) < 300
 
 
 # recover
@@ -281,7 +282,7 @@ def test_when_nobody_reads_on_it_is_told_how_many_are_deleted(store: Store) -> N
 @pytest.mark.parametrize(("how", "done"), [("send", "accepted"), ("drop", "removed")])
 def test_recover(store: Store, how: str, done: str) -> None:
     leave_in_doubt(store, 2)
-    doubts = ids(store, State.IN_DOUBT)
+    doubts = ids(store, EntryState.IN_DOUBT)
     every = [] if how == "send" else ["ALL"]
     ended = command("recover", f"--{how}", store.path, *every)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -289,26 +290,26 @@ def test_recover(store: Store, how: str, done: str) -> None:
     assert sorted(line.split()[:2] for line in lines) == sorted(
         [done, each] for each in doubts
     )
-    assert ids(store, State.WAITING) == (doubts if how == "send" else [])
-    assert ids(store, State.IN_DOUBT) == []
+    assert ids(store, EntryState.WAITING) == (doubts if how == "send" else [])
+    assert ids(store, EntryState.IN_DOUBT) == []
 
 
 def test_nothing_is_dropped_without_ids(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leave_in_doubt(store, 2)
-    doubts = ids(store, State.IN_DOUBT)
+    doubts = ids(store, EntryState.IN_DOUBT)
     assert main(["recover", "--drop", store.path]) == 2
     assert "'--drop' needs ids, or ALL" in capsys.readouterr().err
-    assert ids(store, State.IN_DOUBT) == doubts
+    assert ids(store, EntryState.IN_DOUBT) == doubts
 
 
 def test_recover_of_some(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     leave_in_doubt(store, 2)
-    first, second = ids(store, State.IN_DOUBT)
+    first, second = ids(store, EntryState.IN_DOUBT)
     assert main(["recover", "--send", store.path, first]) == 0
-    assert ids(store, State.WAITING) == [first]
-    assert ids(store, State.IN_DOUBT) == [second]
+    assert ids(store, EntryState.WAITING) == [first]
+    assert ids(store, EntryState.IN_DOUBT) == [second]
     assert main(["recover", "--drop", store.path, first]) == 2
     told = f"postcommit: '{first}' is not in doubt but waiting\n"
     assert capsys.readouterr().err == told
@@ -335,9 +336,9 @@ def test_recover_leaves_what_somebody_else_recovers(
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_in_doubt(store, 1)
-    item = only(store, State.IN_DOUBT)
-    lock = FileLock(leader_of(item.path))
-    monkeypatch.setattr(Admin, "find", lambda self, ids: [item])
+    item = only(store, EntryState.IN_DOUBT)
+    lock = FileLock(leader_of(item.place))
+    monkeypatch.setattr(MaildirOperators, "find", lambda self, ids: [item])
     assert lock.acquire()
     try:
         assert main(["recover", "--send", store.path, item.id]) == 1
@@ -345,7 +346,7 @@ def test_recover_leaves_what_somebody_else_recovers(
         lock.release()
     told = "1 entry skipped: another command is recovering them now\n"
     assert capsys.readouterr().out == told
-    assert only(store, State.IN_DOUBT) == item
+    assert only(store, EntryState.IN_DOUBT) == item
 
 
 # Which entries
@@ -380,7 +381,7 @@ def test_from_one_process_to_another(store: Store) -> None:
         timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "1 entry deleted, 0 skipped\n")
-    assert ids(store, State.FAILED) == []
+    assert ids(store, EntryState.FAILED) == []
 
 
 @pytest.mark.parametrize(
@@ -459,7 +460,7 @@ def test_an_ambiguous_id_names_the_candidates(
     number = 0
     while True:
         path = f"{store.path}/new/17{number:08d}.M1P1Q1.web"
-        id = Item(path, State.WAITING).id
+        id = item_at(path, EntryState.WAITING).id
         if id[:4] in seen:
             break
         seen[id[:4]] = path
@@ -471,7 +472,7 @@ def test_an_ambiguous_id_names_the_candidates(
     assert main(["retry", store.path, id[:4]]) == 2
     err = capsys.readouterr().err
     assert f"{id} (waiting)" in err
-    assert f"{Item(other, State.WAITING).id} (waiting)" in err
+    assert f"{item_at(other, EntryState.WAITING).id} (waiting)" in err
     assert contents(store) == before
 
 
@@ -481,7 +482,7 @@ def test_what_is_in_doubt_is_only_recovered(
 ) -> None:
     fill(store)
     before = contents(store)
-    chosen = [only(store, State.DEFERRED).id, only(store, State.IN_DOUBT).id]
+    chosen = [only(store, EntryState.DEFERRED).id, only(store, EntryState.IN_DOUBT).id]
     assert main([name, store.path, *chosen]) == 2
     told = f"postcommit: '{chosen[1]}' is in doubt; use 'postcommit recover'\n"
     assert capsys.readouterr() == ("", told)
@@ -534,7 +535,7 @@ def test_without_permission_nothing_is_done(
     assert (statuses, out) == ([2], "")
     assert err.count("\n") == 1
     assert err.endswith("; run as the user that owns the queue\n")
-    assert len(ids(store, *State)) == 4
+    assert len(ids(store, *EntryState)) == 4
 
 
 @pytest.mark.parametrize("argv", ALL_OF_THEM[3:6], ids=lambda argv: argv[0])

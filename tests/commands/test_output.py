@@ -233,13 +233,13 @@ def test_rows_wait_only_as_long_as_others_follow_soon(
     columns: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     columns(80)
-    monkeypatch.setattr("postcommit.commands.output._PATIENCE", 3600.0)
+    monkeypatch.setattr("postcommit.commands.output._ROWS_WAIT", 3600.0)
     screen, wiped = Screen(), []
     with Table(COLUMNS, screen, before=lambda: wiped.append(1)) as table:
         table.row(["1", "s", "x", "7", "y"])
         table.look()
         assert (screen.getvalue(), wiped) == ("", [])
-        monkeypatch.setattr("postcommit.commands.output._PATIENCE", -1.0)
+        monkeypatch.setattr("postcommit.commands.output._ROWS_WAIT", -1.0)
         table._until = 0.0
         table.look()
         assert screen.getvalue().count("\n") == 2

@@ -28,9 +28,9 @@ from postcommit.commands.owner import advice
 from postcommit.commands.owner import owner_of
 from postcommit.commands.owner import restored
 from postcommit.errors import QueueError
-from postcommit.queue.admin import Admin
-from postcommit.queue.check import check
-from postcommit.queue.item import State
+from postcommit.queue.checking import check
+from postcommit.queue.item import EntryState
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.store import Store
 from tests.support import children
 from tests.support.certificates import Authority
@@ -84,8 +84,8 @@ def give(store: Store, uid: int = UID) -> str:
     return store.path
 
 
-def item_id(queue: str, state: State) -> str:
-    [item] = Admin(queue).items(state)
+def item_id(queue: str, state: EntryState) -> str:
+    [item] = MaildirOperators(queue).items([state])
     return item.id
 
 
@@ -133,7 +133,7 @@ def test_every_command_of_root_leaves_all_files_to_the_owner(
 ) -> None:
     fill(store)
     queue = give(store, NOBODY.pw_uid)
-    id = item_id(queue, State.DEFERRED)
+    id = item_id(queue, EntryState.DEFERRED)
     words = [word.format(queue=queue, id=id) for word in argv]
     done = command(*words)
     assert done.returncode == (1 if argv[0] in ("status", "check") else 0), done
@@ -351,7 +351,7 @@ def test_what_root_left_in_tmp(store: Store) -> None:
     give(store)
     path = write(store, "tmp/1700000000.M1P1Q1.web")
     [finding] = check(store, time.time())
-    assert finding.path == str(path)
+    assert finding.place == str(path)
     assert finding.problem == f"belongs to user 0, the queue to user {UID}"
     assert finding.advice == f"as root, run 'chown -h {UID}:{UID} {path}'"
 

@@ -17,10 +17,10 @@ from postcommit.commands import run
 from postcommit.commands.run import SILENT_AFTER
 from postcommit.commands.run import Drainer
 from postcommit.commands.run import Service
-from postcommit.commands.signals import Signals
-from postcommit.commands.supervisor import Supervisor
+from postcommit.commands.service import Signals
+from postcommit.commands.service import Supervisor
 from postcommit.demo.relay import Relay
-from postcommit.queue.item import young_claims
+from postcommit.queue.looking import young_claims
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import ring

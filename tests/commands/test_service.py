@@ -21,8 +21,8 @@ from postcommit import cli
 from postcommit.commands import run
 from postcommit.commands.configuration import Configuration
 from postcommit.commands.run import SILENT_AFTER
-from postcommit.commands.signals import Signals
-from postcommit.commands.supervisor import Supervisor
+from postcommit.commands.service import Signals
+from postcommit.commands.service import Supervisor
 from postcommit.queue.store import Store
 from postcommit.queue.wakeup import ring
 from tests.support.queues import wait

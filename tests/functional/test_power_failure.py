@@ -41,9 +41,9 @@ from tests.support.transactions import mail
 from postcommit import QueueProcessor
 from postcommit.message import message_id_of
 from postcommit.queue import item
-from postcommit.queue.admin import Admin
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.store import Store
 
 
@@ -220,13 +220,13 @@ def recover(root: Path) -> Left:
     queue = root / "queue"
     if not queue.exists():
         return Left(Counter(), set(), Counter(), [])
-    admin = Admin(str(queue))
-    doubts = list(admin.items(item.State.IN_DOUBT))
+    admin = MaildirOperators(str(queue))
+    doubts = list(admin.items([item.EntryState.IN_DOUBT]))
     in_doubt = Counter(
-        check(parse_entry(Path(doubt.path).read_bytes())) for doubt in doubts
+        check(parse_entry(Path(doubt.place).read_bytes())) for doubt in doubts
     )
     sent = drain(queue)
-    again = list(admin.items(item.State.IN_DOUBT))
+    again = list(admin.items([item.EntryState.IN_DOUBT]))
     assert again == doubts, "what is in doubt is not left alone"
     dead = set()
     set_aside = []
@@ -238,7 +238,8 @@ def recover(root: Path) -> Left:
             entry = parse_entry(data)
             dead |= {(check(entry), recipient) for recipient in entry.recipients}
     if doubts:
-        assert {*admin.recover(doubts, send=True)} == {*doubts}
+        with admin.changes() as changes:
+            assert {*changes.recover(doubts, send=True)} == {*doubts}
         assert {message_id for message_id, _ in drain(queue)} == set(in_doubt)
     return Left(sent, dead, in_doubt, set_aside)
 

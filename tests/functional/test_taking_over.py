@@ -26,9 +26,9 @@ from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit.interfaces import Tally
 from postcommit.message import message_id_of
-from postcommit.queue.admin import Admin
-from postcommit.queue.check import check
-from postcommit.queue.item import State
+from postcommit.queue.checking import check
+from postcommit.queue.item import EntryState
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.store import Store
 
 
@@ -172,7 +172,7 @@ def test_what_it_was_sending_when_it_was_killed_is_sent_three_hours_later(
     assert queue.sent() == [("1@x.org", (ANN,))]
     # The claim of a dead one does no harm; it is told of.
     assert queue.names() == [sending]
-    told = [finding.path for finding in check(Store(str(queue.path)), time.time())]
+    told = [finding.place for finding in check(Store(str(queue.path)), time.time())]
     assert str(queue.path / "new" / sending) in told
 
 
@@ -201,11 +201,11 @@ def test_what_it_has_rejected_is_a_dead_letter(queue: Queue) -> None:
     assert rejected.startswith(".rejected-")
     assert queue.ours() == Tally(0, 0, 0)
     assert queue.names() == [rejected]
-    admin = Admin(str(queue.path))
-    [dead] = admin.items(State.FAILED)
-    assert dead.path.endswith(rejected)
-    with admin.changes():
-        assert admin.retry(dead)
+    admin = MaildirOperators(str(queue.path))
+    [dead] = admin.items([EntryState.FAILED])
+    assert dead.place.endswith(rejected)
+    with admin.changes() as changes:
+        assert changes.retry(dead)
     assert queue.ours() == Tally(1, 0, 0)
     assert queue.sent() == [("1@x.org", (ANN,)), ("2@x.org", (BOB,))]
     assert queue.names() == []
@@ -235,5 +235,5 @@ def test_a_queue_of_ours_is_given_back_to_zope_sendmail(
     ]
     for message in relay.messages:
         assert message.data.endswith(b"\r\n\r\nIt is on its way.\r\n")
-    admin = Admin(str(queue.path))
-    assert [item.state for item in admin.items(*State)] == [State.FAILED]
+    admin = MaildirOperators(str(queue.path))
+    assert [item.state for item in admin.items(EntryState)] == [EntryState.FAILED]

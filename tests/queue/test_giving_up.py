@@ -19,10 +19,10 @@ from postcommit.event import MailRejectedEvent
 from postcommit.event import MailSentEvent
 from postcommit.event import MailUncertainEvent
 from postcommit.interfaces import Tally
-from postcommit.queue.admin import Admin
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
-from postcommit.queue.item import State
+from postcommit.queue.item import EntryState
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.store import Store
 from tests.support.mailers import ScriptedMailer
 from tests.support.service import logging_restored
@@ -149,15 +149,17 @@ def test_one_that_is_retried_by_a_person_has_one_more_attempt(queue: Queue) -> N
     queue.send(LOST)
     for _ in range(3):
         queue.attempt_later()
-    admin = Admin(str(queue.path))
-    [dead] = admin.items(State.FAILED)
-    assert admin.retry(dead)
+    admin = MaildirOperators(str(queue.path))
+    [dead] = admin.items([EntryState.FAILED])
+    with admin.changes() as changes:
+        assert changes.retry(dead)
     assert queue.attempt_later() == Tally(uncertain=1)
     [dead_again] = queue.entries(".Failed/new")
     assert (dead_again.attempts, dead_again.uncertain) == (4, 4)
     del queue.mailer.outcomes["lost"]
-    [dead] = admin.items(State.FAILED)
-    assert admin.retry(dead)
+    [dead] = admin.items([EntryState.FAILED])
+    with admin.changes() as changes:
+        assert changes.retry(dead)
     assert queue.attempt_later() == Tally(sent=1)
 
 
@@ -181,7 +183,7 @@ def test_commands_tell_uncertain_from_rejected(
     for command in (["list", "--failed"], ["status"]):
         main([command[0], str(queue.path), *command[1:]])
         assert "uncertain, it may have arrived: 4.4.2" in capsys.readouterr().out
-    [dead] = Admin(str(queue.path)).items(State.FAILED)
+    [dead] = MaildirOperators(str(queue.path)).items([EntryState.FAILED])
     main(["show", str(queue.path), dead.id])
     shown = capsys.readouterr().out
     assert "uncertain, it may have arrived: 4.4.2" in shown

@@ -24,13 +24,13 @@ from hypothesis.stateful import rule
 
 from postcommit.maildir import unique_name
 from postcommit.message import message_id_of
-from postcommit.queue.admin import Admin
 from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import parse_entry
-from postcommit.queue.item import State
-from postcommit.queue.item import items
+from postcommit.queue.item import EntryState
+from postcommit.queue.looking import items
+from postcommit.queue.mending import MaildirChanges
 from postcommit.queue.processor import Processor
 from postcommit.queue.scan import Scan
 from postcommit.queue.schedule import Schedule
@@ -60,7 +60,7 @@ class Kept:
 
     message: bytes
     recipients: tuple[str, ...]
-    state: State = State.WAITING
+    state: EntryState = EntryState.WAITING
     due: float = 0.0
     attempts: int = 0
     holder: int | None = None
@@ -80,7 +80,7 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.path = Path(tempfile.mkdtemp(prefix="postcommit-")) / "queue"
         self.store = Store(str(self.path))
-        self.admin = Admin(str(self.path))
+        self.changes = MaildirChanges(self.store)
         self.now = time.time()
         self.count = 0
         # The model
@@ -136,7 +136,7 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             batch._release()  # as the kernel does when the process dies
             self.in_doubt |= {
-                name: replace(kept, state=State.IN_DOUBT)
+                name: replace(kept, state=EntryState.IN_DOUBT)
                 for name, kept in named.items()
             }
 
@@ -157,10 +157,10 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_doubt)
     @rule(which=WHICH, send=st.booleans())
     def recover(self, which: int, send: bool) -> None:
-        doubts = list(self.admin.items(State.IN_DOUBT))
+        doubts = list(items(self.store, [EntryState.IN_DOUBT]))
         chosen = doubts[which % len(doubts)]
-        assert list(self.admin.recover([chosen], send=send)) == [chosen]
-        kept = replace(self.in_doubt.pop(chosen.name), state=State.WAITING)
+        assert list(self.changes.recover([chosen], send=send)) == [chosen]
+        kept = replace(self.in_doubt.pop(chosen.name), state=EntryState.WAITING)
         if send:
             self.entries[chosen.name] = kept
             self.owe(kept)
@@ -258,7 +258,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.entries[work.name] = replace(
             kept,
             recipients=stay,
-            state=State.DEFERRED,
+            state=EntryState.DEFERRED,
             due=due,
             attempts=again.attempts,
         )
@@ -272,7 +272,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.store.postpone(self.work[worker].claim, due)
         work = self.settled(worker)
         kept = self.entries[work.name]
-        self.entries[work.name] = replace(kept, state=State.DEFERRED, due=due)
+        self.entries[work.name] = replace(kept, state=EntryState.DEFERRED, due=due)
 
     @precondition(lambda self: self.work)
     @rule(which=WHICH, dead=WHICH, dies=st.booleans())
@@ -287,7 +287,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.dead[f"{work.name}.R{letter.attempts}"] = replace(
             kept,
             recipients=letter.recipients,
-            state=State.FAILED,
+            state=EntryState.FAILED,
             attempts=letter.attempts,
             holder=None,
         )
@@ -328,14 +328,18 @@ class QueueMachine(RuleBasedStateMachine):
             stay = ()
         if rejected:
             self.dead[f"{name}.R{attempts}" if stay else name] = replace(
-                kept, recipients=rejected, state=State.FAILED, attempts=attempts
+                kept, recipients=rejected, state=EntryState.FAILED, attempts=attempts
             )
         if stay:
             path = self.path / "cur" / f"{name}:2,"
             due = path.stat().st_mtime
             assert self.now + 0.89 * 60 <= due <= self.now + 1.11 * 4000
             self.entries[name] = replace(
-                kept, recipients=stay, state=State.DEFERRED, due=due, attempts=attempts
+                kept,
+                recipients=stay,
+                state=EntryState.DEFERRED,
+                due=due,
+                attempts=attempts,
             )
         gone = {r for r in kept.recipients if r not in (*stay, *rejected)}
         self.owed -= {(message_id_of(kept.message), recipient) for recipient in gone}
@@ -378,14 +382,14 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.dead)
     @rule(which=WHICH, retry=st.booleans())
     def look_after_a_dead_letter(self, which: int, retry: bool) -> None:
-        letters = list(self.admin.items(State.FAILED))
+        letters = list(items(self.store, [EntryState.FAILED]))
         chosen = letters[which % len(letters)]
         kept = self.dead.pop(chosen.name)
         if retry:
-            assert self.admin.retry(chosen)
-            self.entries[chosen.name] = replace(kept, state=State.WAITING, due=0.0)
+            assert self.changes.retry(chosen)
+            self.entries[chosen.name] = replace(kept, state=EntryState.WAITING, due=0.0)
         else:
-            assert self.admin.delete(chosen)
+            assert self.changes.delete(chosen)
             rest = (*self.entries.values(), *self.dead.values())
             self.owed -= _pairs(kept) - {p for other in rest for p in _pairs(other)}
 
@@ -393,18 +397,19 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_disk_is_as_the_model(self) -> None:
-        found: dict[State, dict[str, Kept]] = {state: {} for state in State}
-        for item in items(self.store, State):
-            data = Path(item.path).read_bytes()
+        found: dict[EntryState, dict[str, Kept]] = {state: {} for state in EntryState}
+        for item in items(self.store, EntryState):
+            data = Path(item.place).read_bytes()
             entry = parse_entry(data)
-            due = os.stat(item.path).st_mtime if item.state is State.DEFERRED else 0.0
+            is_deferred = item.state is EntryState.DEFERRED
+            due = os.stat(item.place).st_mtime if is_deferred else 0.0
             found[item.state][item.name] = Kept(
                 entry.message, entry.recipients, item.state, due, entry.attempts
             )
         for model, states in [
-            (self.entries, (State.WAITING, State.DEFERRED)),
-            (self.dead, (State.FAILED,)),
-            (self.in_doubt, (State.IN_DOUBT,)),
+            (self.entries, (EntryState.WAITING, EntryState.DEFERRED)),
+            (self.dead, (EntryState.FAILED,)),
+            (self.in_doubt, (EntryState.IN_DOUBT,)),
         ]:
             there = {n: k for state in states for n, k in found[state].items()}
             assert there == {name: _bare(kept) for name, kept in model.items()}
@@ -413,7 +418,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 def _bare(kept: Kept) -> Kept:
-    due = kept.due if kept.state is State.DEFERRED else 0.0
+    due = kept.due if kept.state is EntryState.DEFERRED else 0.0
     return replace(kept, holder=None, due=due)
 
 
@@ -435,7 +440,7 @@ def _waiting(machine: QueueMachine) -> list[str]:
     return sorted(
         name
         for name, kept in machine.entries.items()
-        if kept.state is State.WAITING
+        if kept.state is EntryState.WAITING
         and kept.holder is None
         and name not in machine.sending
     )

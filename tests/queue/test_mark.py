@@ -19,10 +19,11 @@ from postcommit.delivery import QueuedMailDelivery
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import NotAQueueError
 from postcommit.maildir import Maildir
-from postcommit.queue.admin import Admin
+from postcommit.queue.item import EntryState
 from postcommit.queue.mark import _head
 from postcommit.queue.mark import adopt
 from postcommit.queue.mark import refuse_mailbox
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
 from postcommit.testing import RecordingMailer
@@ -354,4 +355,4 @@ def test_the_queue_itself_may_be_a_link(path: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(path)
     QueuedMailDelivery(str(tmp_path / "link")).send("s@x.org", "a@x.org", MESSAGE)
     transaction.commit()
-    assert len(list(Admin(str(path)).store.maildir)) == 1
+    assert len(list(MaildirOperators(str(path)).items([EntryState.WAITING]))) == 1

@@ -25,9 +25,9 @@ from postcommit.queue import processor
 from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
-from postcommit.queue.item import State
-from postcommit.queue.item import details
-from postcommit.queue.item import items
+from postcommit.queue.item import EntryState
+from postcommit.queue.looking import details
+from postcommit.queue.looking import items
 from postcommit.queue.processor import Processor
 from postcommit.queue.processor import Result
 from postcommit.queue.schedule import Schedule
@@ -375,7 +375,7 @@ def test_a_large_file_that_is_not_an_entry_is_recognised_by_its_beginning(
     assert sorted(queue.work()) == [Result(stayed=True), Result(Tally(1, 0, 0))]
     assert "unreadable, now a dead letter: there is no" in caplog.text
     assert queue.entries("new") == []
-    [dead] = items(queue.store, [State.FAILED])
+    [dead] = items(queue.store, [EntryState.FAILED])
     read = details(dead)
     assert read is not None
     assert read.size == 1 << 43
@@ -387,7 +387,7 @@ def test_an_envelope_of_any_length_is_read(queue: Queue) -> None:
     preamble = f"X-Zope-From: \nX-Zope-To: {', '.join(many)}\n"
     path = queue.path / "new" / "0.host"
     path.write_bytes(f"{preamble}Subject: x\n\nText.\n".encode())
-    [item] = items(queue.store, [State.WAITING])
+    [item] = items(queue.store, [EntryState.WAITING])
     read = details(item)
     assert read is not None
     assert len(read.recipients) == len(many)

@@ -124,9 +124,9 @@ def eventually(condition: Callable[[], Any]) -> None:
 
 if __name__ == "__main__":
     from postcommit.cli import main
-    from postcommit.commands import meter
+    from postcommit.commands import output
 
     # A test does not wait until a search is long.
-    meter.PATIENCE = float(os.environ.pop("TEST_PATIENCE", meter.PATIENCE))
-    meter.INTERVAL = min(meter.INTERVAL, meter.PATIENCE)
+    output.PATIENCE = float(os.environ.pop("TEST_PATIENCE", output.PATIENCE))
+    output.INTERVAL = min(output.INTERVAL, output.PATIENCE)
     sys.exit(main())

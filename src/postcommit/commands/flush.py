@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,17 +11,15 @@ from types import FrameType
 from postcommit.commands import configuration
 from postcommit.commands import logs
 from postcommit.commands.configuration import Configuration
-from postcommit.commands.draining import check_queue
 from postcommit.commands.output import is_terminal
 from postcommit.commands.output import print_json
 from postcommit.commands.progress import Progress
 from postcommit.commands.progress import WatchedMailer
+from postcommit.commands.service import check_queue
 from postcommit.interfaces import Tally
 from postcommit.log import one_line
-from postcommit.queue.admin import Admin
-from postcommit.queue.item import State
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.runner import QueueProcessor
-from postcommit.queue.survey import survey
 
 
 _LEVEL = "warning"
@@ -77,13 +74,13 @@ def _interruptible(processor: QueueProcessor) -> Iterator[list[int]]:
 
 
 def _due(queue_path: str) -> int:
-    return survey(Admin(queue_path).store, time.time()).due
+    return MaildirOperators(queue_path).survey().due
 
 
 def _left(queue_path: str) -> int:
     """Return how many entries wait for another attempt, due or not."""
-    items = Admin(queue_path).items(State.WAITING, State.DEFERRED)
-    return sum(1 for _ in items)
+    seen = MaildirOperators(queue_path).survey(most_seconds=0.0)
+    return seen.waiting + seen.deferred
 
 
 def _print(tally: Tally, left: int, failure: object, *, as_json: bool) -> None:

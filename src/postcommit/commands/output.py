@@ -1,4 +1,4 @@
-"""What the commands print: for people on a terminal, and for programs."""
+"""Prints for people on a terminal, and for programs: values, tables, progress."""
 from __future__ import annotations
 
 import json
@@ -25,27 +25,37 @@ _UNITS = (("d", 86400, 1_000_000), ("h", 3600, 24), ("m", 60, 60), ("s", 1, 60))
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC).timestamp()
 
-# Columns that stay however narrow a terminal is: which entry it is, and to whom.
+# Minimum number of columns, however narrow a terminal is.
 _FEWEST_COLUMNS = 2
 
 _GAP = "  "
 
-# Columns of this rank or a higher one are shown if all others are whole in each row.
+# From this rank on, a column is shown only if all others are whole in each row.
 EXTRA = 6
 
-# The part of the rows for which a column is wide enough.
+# Fraction of the rows for which a column is wide enough.
 _MOST = 0.75
 
-# Characters that a cell keeps when it is cut.
+# Minimum number of characters of a cell that is cut.
 _LEAST = 8
 
-# Rows of a table that wait for each other, and for how many seconds.
+# Maximum number of rows that decide on the columns of a table, and maximum number of
+# seconds that the first one waits for the others.
 _SAMPLE = 100
-_PATIENCE = 0.2
+_ROWS_WAIT = 0.2
+
+# Seconds between two changes of a line that is written again and again.
+INTERVAL = 0.1
+
+# Seconds until a terminal shows how far a search is.
+PATIENCE = 0.5
+
+# Entries that a search looks at between two looks at the clock.
+_STRIDE = 64
 
 
 def duration(seconds: float) -> str:
-    """Return so many seconds as «3d4h», «12m» or «7s»: two units at most."""
+    """Return a number of seconds as «3d4h», «12m» or «7s»: two units at most."""
     left = round(abs(seconds))
     parts = [(name, left // length % most) for name, length, most in _UNITS]
     while len(parts) > 1 and not parts[0][1]:
@@ -84,7 +94,7 @@ def timestamp(seconds: float | None) -> str | None:
 
 
 def size(count: int) -> str:
-    """Return so many bytes as «734», «12K» or «1.5M»."""
+    """Return a number of bytes as «734», «12K» or «1.5M»."""
     if count < 1000:
         return str(count)
     number, power = count / 1024, 0
@@ -104,7 +114,7 @@ def print_json(value: Any) -> None:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Tell whether somebody looks at `stream`."""
+    """Tell whether `stream` is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -168,7 +178,7 @@ class Table:
     def row(self, cells: Sequence[str], colour: str = "") -> None:
         """Print a row, and the titles before the first one."""
         if not self._waiting:
-            self._until = time.monotonic() + _PATIENCE
+            self._until = time.monotonic() + _ROWS_WAIT
         self._waiting.append(([printable(cell) for cell in cells], colour))
         if self._is_begun or not self._room or len(self._waiting) == _SAMPLE:
             self._begin()
@@ -260,3 +270,87 @@ def addresses(recipients: Iterable[str]) -> str:
     """Return the first of the `recipients`, and how many there are besides."""
     first, *others = recipients or ("",)
     return f"{first} +{len(others)}" if others else first
+
+
+class Line:
+    """The last line of a terminal, which is written again and again.
+
+    Where `stream` is not a terminal, nothing is written.
+    """
+
+    def __init__(self, stream: TextIO, first: float = 0.0) -> None:
+        self._stream = stream
+        self._is_shown = is_terminal(stream)
+        self._is_written = False
+        self._next = time.monotonic() + first
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it may change again."""
+        return self._is_shown and time.monotonic() >= self._next
+
+    def write(self, text: str) -> None:
+        """Show `text` in place of what was there."""
+        self._next = time.monotonic() + INTERVAL
+        self._print(text)
+        self._is_written = True
+
+    def wipe(self) -> None:
+        """Make room for other lines."""
+        if self._is_written:
+            self._is_written = False
+            self._print("")
+
+    def _print(self, text: str) -> None:
+        if not self._is_shown:
+            return
+        try:
+            # Back to the beginning of the line, and clear it.
+            print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
+        except OSError:
+            # The terminal is gone, and what the command does must not suffer.
+            self._is_shown = False
+
+
+class Meter:
+    """Counts the entries that a command has looked at; `done` is what it did to `hits`.
+
+    A long search is shown on `stream` if it is a terminal. `total` returns how many
+    entries there are; it is called when that is shown first. To be entered, so that the
+    line is wiped at the end.
+    """
+
+    def __init__(self, total: Callable[[], int], done: str, stream: TextIO) -> None:
+        self._line = Line(stream, PATIENCE)
+        self._count_all = total
+        self._total: int | None = None
+        self._done = done
+        self._looked_at = 0
+        self.hits = 0
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.wipe()
+
+    def wipe(self) -> None:
+        """Make room for other lines; it is drawn again soon."""
+        self._line.wipe()
+
+    def step(self) -> None:
+        """Count an entry that was looked at."""
+        self._looked_at += 1
+        if not self._looked_at % _STRIDE and self._line.is_due:
+            self._draw()
+
+    def hit(self) -> None:
+        """Count an entry that was found, or changed."""
+        self.hits += 1
+
+    def _draw(self) -> None:
+        if self._total is None:
+            self._total = self._count_all()
+        total = max(self._total, self._looked_at)  # others add entries meanwhile
+        done = f"{self.hits} {self._done}"
+        self._line.write(f"{self._looked_at} of {total} entries, {done}")

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from zope.interface import implementer
 
-from postcommit.commands.meter import Line
+from postcommit.commands.output import Line
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IBatchMailer

@@ -25,10 +25,10 @@ from typing import NamedTuple
 from postcommit.commands import configuration
 from postcommit.commands import logs
 from postcommit.commands.configuration import Configuration
-from postcommit.commands.draining import check_queue
-from postcommit.commands.signals import TAKEN
-from postcommit.commands.signals import Signals
-from postcommit.commands.supervisor import Supervisor
+from postcommit.commands.service import TAKEN
+from postcommit.commands.service import Signals
+from postcommit.commands.service import Supervisor
+from postcommit.commands.service import check_queue
 from postcommit.errors import text_of
 from postcommit.interfaces import ISMTPMailer
 from postcommit.queue.runner import QueueProcessor

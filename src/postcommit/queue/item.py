@@ -1,64 +1,41 @@
-"""What an operator sees of a queue: an item for each entry, in each state.
+"""The operators' half of a queue: what they see of it, and what they can do to it.
 
-An item has an id: twelve hexadecimal digits, made of the name of its file. An entry
-keeps its id while it is deferred again and again, as a dead letter, and when that is
-retried. Like those of git, an id may be shortened.
+`IOperators` is the contract. The commands use nothing else of a queue, so each kind of
+queue can have an implementation; `postcommit.queue.mending` has that of a Maildir.
 """
 from __future__ import annotations
 
 import enum
-import hashlib
-import io
-import os
-import re
-import stat
-import time
+from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from dataclasses import field
-from functools import cached_property
+from typing import BinaryIO
 
-from postcommit.errors import EntryError
-from postcommit.errors import QueueError
+from zope.interface import Attribute
+from zope.interface import Interface
+
 from postcommit.message import message_id_of
-from postcommit.queue.entry import BEGINNING
-from postcommit.queue.entry import UNREADABLE
-from postcommit.queue.entry import Entry
-from postcommit.queue.entry import accepted_at
-from postcommit.queue.entry import may_go_on
-from postcommit.queue.entry import parse_entry
-from postcommit.queue.entry import stem
-from postcommit.queue.mark import FAILED
-from postcommit.queue.staging import original_name
-from postcommit.queue.store import FOREIGN_CLAIM_AGE
-from postcommit.queue.store import Store
+from postcommit.queue.notice import Notice
 
 
-# What an older library has put aside, beside the entries.
-REJECTED = ".rejected-"
-
-# By what an older library's processor claims the entry of the same name.
-SENDING = ".sending-"
-
-# Bytes that are read at once. An envelope, the history and most headers fit in.
-_HEAD = 1 << 16
-
-# Maximum number of bytes that are read to find the end of a header.
-_LONGEST_HEADER = 1 << 20
-
-_END_OF_HEADER = re.compile(rb"\n\r?\n")
-
-# Digits of an id.
+# Number of hexadecimal digits of an id.
 DIGITS = 12
 
-# Flags to open the file of an entry for reading: never through a symbolic link, and
-# without waiting for a pipe.
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+# Called once for each entry that was looked at.
+Step = Callable[[], None]
 
 
-class State(enum.Enum):
-    """Where an entry is."""
+def no_step() -> None:
+    """Do nothing: the default of a `Step`."""
+
+
+class EntryState(enum.Enum):
+    """Where an entry is on its way through the queue."""
 
     WAITING = "waiting"
     DEFERRED = "deferred"
@@ -66,184 +43,180 @@ class State(enum.Enum):
     IN_DOUBT = "in doubt"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """The file of an entry. `path` is where it was when we looked."""
+    """An entry, as a list of the queue has it.
 
-    path: str
-    state: State
+    `id` has twelve hexadecimal digits. An entry keeps it while it is deferred again and
+    again, as a dead letter, and when that is retried. `place` is where the entry was
+    when we looked: a path, or a URL with the id. `accepted` is in seconds since the
+    epoch, None if it is unknown.
+    """
 
-    @cached_property
-    def name(self) -> str:
-        """The name that the entry has, or had, or would have in ``new``."""
-        if self.state is State.IN_DOUBT:
-            return original_name(self.path)
-        return stem(self.path).removeprefix(REJECTED)
-
-    @cached_property
-    def id(self) -> str:
-        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:DIGITS]
-
-    @property
-    def accepted(self) -> float | None:
-        """When it was accepted, in seconds since the epoch, if the name tells."""
-        return accepted_at(self.name)
+    id: str
+    name: str
+    state: EntryState
+    place: str
+    accepted: float | None
 
 
 @dataclass(frozen=True)
 class Details:
-    """What the file of an item says, without all of its message.
+    """The content of an entry, without all of its message.
 
-    `changed` is its time of modification, in seconds since the epoch. `problem`
-    is why it is not an entry; then sender and recipients are unknown. `head` is how
-    the message begins, with its whole header.
+    Times are in seconds since the epoch. `due` is when it is tried next, None if it is
+    not tried by itself; `changed` is when it was written last, which is when a dead
+    letter was given up. `problem` is why this is not an entry; then sender and
+    recipients are unknown. `uncertain` is how many of the `attempts` may have
+    transmitted the message. `head` is the beginning of the message, with its whole
+    header.
     """
 
     item: Item
     size: int
     changed: float
+    due: float | None = None
     sender: str = ""
     recipients: tuple[str, ...] = ()
     attempts: int = 0
+    uncertain: int = 0
     last_reply: str = ""
     problem: str = ""
     head: bytes = field(default=b"", repr=False)
 
-    @cached_property
+    @property
     def message_id(self) -> str:
         """The id of the message, without angle brackets; empty if it has none."""
         return message_id_of(self.head)
 
-    @property
-    def due(self) -> float | None:
-        """When it is tried next; None where it never is by itself."""
-        if self.item.state is State.WAITING:
-            return self.item.accepted or self.changed
-        return self.changed if self.item.state is State.DEFERRED else None
 
+@dataclass(frozen=True)
+class Reason:
+    """A last reply, and how many of the entries that were `looked_at` have it.
 
-def items(store: Store, states: Iterable[State]) -> Iterator[Item]:
-    """Iterate over the items in these `states`, in the order that State has.
-
-    Reads no file, and holds only a few thousand names at a time.
+    Replies that differ only in addresses and numbers count as the same one.
     """
-    wanted = set(states)
-    for state in State:
-        if state in wanted:
-            yield from (Item(path, state) for path in _paths(store, state))
+
+    reply: str
+    count: int
+    looked_at: int
 
 
-def _paths(store: Store, state: State) -> Iterator[str]:
-    if state is State.WAITING:
-        yield from store.maildir.paths("new")
-    elif state is State.DEFERRED:
-        yield from store.maildir.paths("cur")
-    elif state is State.IN_DOUBT:
-        yield from store.in_doubt()
-    else:
-        for folder in ("new", "cur"):
-            yield from _beginning_with(f"{store.path}/{FAILED}/{folder}", "")
-            yield from _beginning_with(store.maildir.folder(folder), REJECTED)
+@dataclass(frozen=True)
+class Survey:
+    """A queue in a few numbers; times are in seconds since the epoch.
 
-
-def foreign_claims(store: Store, now: float) -> Iterator[tuple[str, float]]:
-    """Yield the claims of other libraries' processors, and their age in seconds."""
-    for name in ("new", "cur"):
-        for path in _beginning_with(store.maildir.folder(name), SENDING):
-            try:
-                yield path, max(0.0, now - os.stat(path).st_mtime)
-            except FileNotFoundError:
-                continue  # it was sent meanwhile
-
-
-def young_claims(store: Store, now: float) -> Iterator[str]:
-    """Yield the claims that are respected: whose processor may well be alive."""
-    for path, age in foreign_claims(store, now):
-        if age < FOREIGN_CLAIM_AGE:
-            yield path
-
-
-def refuse_young_claims(store: Store) -> None:
-    """Raise `QueueError` where another library's processor drains the queue.
-
-    It knows nothing of our locks, so nobody else may touch an entry.
+    `due` is the number of entries that are due now, `oldest_due` is when the first of
+    them became due. For these two, only `looked_at` of the deferred entries were read;
+    in a large queue these are not all. `deferred_reason` and `failed_reason` are the
+    most common last replies. `foreign_claims` counts the entries that a processor of
+    another library is sending. `heartbeat` is the last sign of life of a running
+    processor, `pause` is the note of one that pauses. `mailbox` says why this is
+    probably a person's mailbox; it is empty for a queue. `shortages` say what the disk
+    has too little of.
     """
-    for claim in young_claims(store, time.time()):
-        reason = "another library's processor drains this queue: stop it first;"
-        reason += " if it is stopped, remove this file"
-        raise QueueError(claim, reason)
+
+    waiting: int
+    deferred: int
+    failed: int
+    in_doubt: int
+    due: int
+    oldest_due: float | None
+    looked_at: int
+    deferred_reason: Reason | None
+    failed_reason: Reason | None
+    foreign_claims: int
+    heartbeat: float | None
+    pause: Notice | None
+    mailbox: str = ""
+    shortages: tuple[str, ...] = ()
 
 
-def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
-    """Yield the files with this `prefix`; without one, those that are not hidden."""
-    try:
-        with os.scandir(folder) as found:
-            for entry in found:
-                hidden = entry.name.startswith(".")
-                if entry.name.startswith(prefix) and hidden == bool(prefix):
-                    yield entry.path
-    except FileNotFoundError:
-        return  # there are no dead letters yet
+@dataclass(frozen=True)
+class Finding:
+    """A problem at one `place` of a queue, and the `advice` how to solve it.
 
-
-def details(item: Item) -> Details | None:
-    """Read the beginning of the file of `item`; None if it is gone.
-
-    That it cannot be read is its `problem`.
+    A part of the advice between apostrophes is a command for a shell.
     """
-    try:
-        with open_file(item) as file:
-            return _details(item, file, os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-        return Details(item, 0, item.accepted or 0.0, problem=problem)
+
+    place: str
+    problem: str
+    advice: str
 
 
-def open_file(item: Item) -> io.FileIO:
-    """Open the file of `item` to read it. Raises OSError."""
-    return io.FileIO(os.open(item.path, READ_FLAGS), "rb")
+class IChanges(Interface):
+    """Changes of entries by an operator. Entries that are being sent are not touched.
+
+    A method raises `EntryError` for an entry that it cannot change, and `QueueError`
+    if the queue is in trouble.
+    """
+
+    def retry(item: Item) -> bool:
+        """Make the entry due now; False if it is gone, or is being sent.
+
+        Raises `EntryError` for a dead letter that is not an entry, or that is in the
+        queue already, and `QueueError` for an entry in doubt.
+        """
+
+    def delete(item: Item) -> bool:
+        """Remove the entry; False if it is gone, or is being sent.
+
+        Raises `QueueError` for an entry in doubt.
+        """
+
+    def recover(items: Iterable[Item], *, send: bool) -> Iterator[Item]:
+        """Accept these entries in doubt, or remove them; yield each when it is done.
+
+        Entries that another process recovers at the same time are left out. Raises
+        `QueueError` for an entry that is not in doubt.
+        """
 
 
-def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
-    if not stat.S_ISREG(found.st_mode):
-        return Details(item, 0, found.st_mtime, problem="is no regular file")
-    head = file.read(_HEAD) or b""
-    try:
-        entry = _parse(head, file)
-    except EntryError as error:
-        problem = _problem(head, error)
-        return Details(item, found.st_size, found.st_mtime, problem=problem)
-    return Details(
-        item,
-        found.st_size,
-        found.st_mtime,
-        entry.sender,
-        entry.recipients,
-        entry.attempts,
-        entry.last_reply,
-        head=entry.message,
-    )
+class IOperators(Interface):
+    """A queue for operators. Each method may raise `QueueError`."""
 
+    name = Attribute("The path, or the URL without password.")
 
-def _parse(head: bytes, file: io.FileIO) -> Entry:
-    while len(head) >= _HEAD and not _END_OF_HEADER.search(head):
-        piece = file.read(_HEAD) if len(head) < _LONGEST_HEADER else b""
-        if not piece:
-            break
-        head += piece
-    try:
-        return parse_entry(head)
-    except EntryError:
-        rest = file.read(-1 if may_go_on(head) else BEGINNING)
-        if not rest:
-            raise
-        return parse_entry(head + rest)
+    def items(
+        states: Collection[EntryState], *, message_id: str = "", step: Step = no_step
+    ) -> Iterator[Item]:
+        """Iterate over the entries in these `states`, in the order of `EntryState`.
 
+        Those of one message if a `message_id` is given, without angle brackets. `step`
+        is called for each entry that was looked at.
+        """
 
-def _problem(head: bytes, error: EntryError) -> str:
-    """Say why a file is no entry; one that was set aside says so itself."""
-    if head.startswith(UNREADABLE):
-        return head[len(UNREADABLE) :].split(b"\n")[0].decode("utf-8", "replace")
-    return error.reason
+    def find(ids: Sequence[str]) -> list[Item]:
+        """Return the entries that `ids` mean, in their order, each once.
+
+        Each of `ids` is an id or the beginning of one, a name, a place, or a message
+        id. A message id means every entry of that message: there are several if some
+        recipients were rejected and others are tried again.
+
+        Raises `ItemError` for one that is too short, that means no entry of the queue,
+        or that is the beginning of several ids.
+        """
+
+    def details(item: Item, addresses: Collection[str] = ()) -> Details | None:
+        """Read the entry; None if it is gone.
+
+        The result may also be None if the envelope has no address that matches one of
+        the patterns `addresses`, for speed. Otherwise the caller compares the
+        addresses.
+        """
+
+    def open(item: Item) -> BinaryIO:
+        """Open the entry as its file in a Maildir would be. Raises OSError."""
+
+    def survey(most_seconds: float = 2.0) -> Survey:
+        """Count the entries; read deferred ones for `most_seconds` at most."""
+
+    def check() -> Iterator[Finding]:
+        """Yield what is wrong with the queue. Changes nothing."""
+
+    def changes() -> AbstractContextManager[IChanges]:
+        """Begin to change entries. The end makes changes durable and wakes a processor.
+
+        Raises `QueueError`, before anything is changed, if another library's processor
+        drains the queue, and for a mailbox.
+        """

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from postcommit.queue import check as module
-from postcommit.queue.check import Finding
-from postcommit.queue.check import check
+from postcommit.queue import looking as module
+from postcommit.queue.checking import check
+from postcommit.queue.item import Finding
 from postcommit.queue.store import Store
 from tests.support.faults import without_privileges
 from tests.support.queues import ENTRY
@@ -51,7 +51,7 @@ def test_rights_and_the_command_that_mends_them(store: Store) -> None:
     for path in (store.path, f"{store.path}/new/{name}", f"{store.path}/.Failed/new"):
         os.chmod(path, 0o755)
         finding = only(store)
-        assert finding.path == path
+        assert finding.place == path
         assert finding.problem == "has mode 0755, so others can read the mail"
         # The command is all between the apostrophes, whatever the path is.
         subprocess.run(["sh", "-c", finding.advice[1:-1]], check=True)
@@ -71,7 +71,7 @@ def test_what_is_missing_below_the_dead_letters(store: Store) -> None:
     bury(store)
     os.rmdir(f"{store.path}/.Failed/cur")
     finding = only(store)
-    assert finding.path == f"{store.path}/.Failed/cur"
+    assert finding.place == f"{store.path}/.Failed/cur"
     assert finding.problem == "is missing"
 
 
@@ -102,7 +102,7 @@ def test_a_folder_on_another_file_system(store: Store) -> None:
         pytest.skip("may not mount here")
     try:
         finding = only(store)
-        assert finding.path == f"{store.path}/tmp"
+        assert finding.place == f"{store.path}/tmp"
         assert "on another file system" in finding.problem
     finally:
         subprocess.run(["umount", f"{store.path}/tmp"], check=True)
@@ -118,7 +118,7 @@ def test_a_folder_that_this_user_may_not_use(store: Store) -> None:
     without_privileges(look)
     os.chmod(f"{store.path}/new", 0o700)
     [finding] = found
-    assert finding.path == f"{store.path}/new"
+    assert finding.place == f"{store.path}/new"
     assert finding.problem == "may not be read and written by this user"
     told = shlex.quote(f"{store.path}/new")
     assert finding.advice == f"'chmod u=rwx {told}'"
@@ -141,7 +141,7 @@ def test_claims_of_another_library(store: Store) -> None:
     path = write(store, "new/.sending-1700000000.M1P1Q1.web")
     now = os.stat(path).st_mtime
     finding = only(store, now + 7)
-    assert finding.path == str(path)
+    assert finding.place == str(path)
     assert finding.problem == "another library has claimed this entry 7 s ago"
     assert "stop its processor" in finding.advice
 
@@ -165,7 +165,7 @@ def test_what_is_in_doubt(store: Store) -> None:
 def test_what_is_no_entry(store: Store) -> None:
     path = write(store, "new/1700000000.M1P1Q1.web", b"text")
     finding = only(store)
-    assert finding.path == str(path)
+    assert finding.place == str(path)
     assert finding.problem == "is no entry: there is no envelope"
     assert "'postcommit show --raw " in finding.advice
 
@@ -279,7 +279,7 @@ def test_two_files_of_one_name(store: Store) -> None:
     write(store, f"new/{name}")
     other = write(store, "cur/1700000000.M1P1Q1.web:2,")
     finding = only(store)
-    assert finding.path == f"{store.path}/cur/{name}:2,"
+    assert finding.place == f"{store.path}/cur/{name}:2,"
     assert "would be sent twice" in finding.problem
     assert other.exists()
 
@@ -292,8 +292,8 @@ def test_what_goes_while_we_look_is_not_found_fault_with(store: Store) -> None:
         os.chmod(f"{store.path}/new/170000000{number}.M1P1Q1.web", 0o644)
     found = []
     for finding in check(store, time.time()):
-        found.append(os.path.relpath(finding.path, store.path))
-        for path in Path(os.path.dirname(finding.path)).iterdir():
+        found.append(os.path.relpath(finding.place, store.path))
+        for path in Path(os.path.dirname(finding.place)).iterdir():
             path.unlink()
     # Of each folder one file; the others went with it.
     assert [os.path.dirname(path) for path in found] == ["tmp", "new", "new"]

@@ -1,4 +1,4 @@
-"""Is a queue sound? What is wrong with it, and what to do about each."""
+"""Finds what is wrong with a queue on disk, with advice for each problem."""
 from __future__ import annotations
 
 import os
@@ -6,16 +6,18 @@ import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from postcommit.files import explained
 from postcommit.maildir import FOLDERS
 from postcommit.queue.item import Details
+from postcommit.queue.item import EntryState
+from postcommit.queue.item import Finding
 from postcommit.queue.item import Item
-from postcommit.queue.item import State
-from postcommit.queue.item import details
-from postcommit.queue.item import foreign_claims
-from postcommit.queue.item import items
+from postcommit.queue.looking import details
+from postcommit.queue.looking import foreign_claims
+from postcommit.queue.looking import items
+from postcommit.queue.looking import mailbox
+from postcommit.queue.looking import shortages
 from postcommit.queue.mark import FAILED
 from postcommit.queue.notice import PAUSED
 from postcommit.queue.staging import is_incomplete
@@ -24,30 +26,12 @@ from postcommit.queue.store import Store
 from postcommit.queue.wakeup import WAKEUP
 
 
-# What an entry may be ahead of the clock, in seconds, before somebody asks why.
+# Maximum number of seconds that the time of an entry may be ahead of the clock.
 _AHEAD = 86400.0
-
-# Below these, a disk is about to be full: bytes, and files.
-_LEAST_FREE = 64 << 20
-_LEAST_FILES = 1000
-
-MAKE_ROOM = "make room before the next commit fails"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something is wrong with `path`; `advice` is what to do.
-
-    What stands between apostrophes in it can be given to a shell.
-    """
-
-    path: str
-    problem: str
-    advice: str
 
 
 def check(store: Store, now: float) -> Iterator[Finding]:
-    """Yield what is wrong; `now` is in seconds since the epoch. Changes nothing.
+    """Yield what is wrong; see `IOperators.check`. `now` is in seconds since the epoch.
 
     Reads the beginning of every file.
     """
@@ -57,8 +41,13 @@ def check(store: Store, now: float) -> Iterator[Finding]:
         yield from _as_allowed(_foreign(store, now))
         yield from _as_allowed(_tmp(store, now))
         yield from _as_allowed(_doubts(store))
-        names: dict[State, set[int]] = {}
-        for state in (State.WAITING, State.DEFERRED, State.FAILED):
+        if reason := mailbox(store):
+            # Each of its messages would be a problem, with the advice to delete it.
+            problem, _, advice = reason.partition("; ")
+            yield Finding(store.path, problem, advice)
+            return
+        names: dict[EntryState, set[int]] = {}
+        for state in (EntryState.WAITING, EntryState.DEFERRED, EntryState.FAILED):
             yield from _as_allowed(_entries(store, state, now, names))
         yield from _as_allowed(_twice(store, names))
 
@@ -73,7 +62,7 @@ def _as_allowed(findings: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def _entries(
-    store: Store, state: State, now: float, names: dict[State, set[int]]
+    store: Store, state: EntryState, now: float, names: dict[EntryState, set[int]]
 ) -> Iterator[Finding]:
     top = os.stat(store.path)
     for item in items(store, [state]):
@@ -81,11 +70,11 @@ def _entries(
         read = details(item)
         if read is not None:
             with suppress(FileNotFoundError):  # it was sent meanwhile
-                found = os.lstat(item.path)
+                found = os.lstat(item.place)
                 if not stat.S_ISREG(found.st_mode):
                     yield _not_a_file(item, found)
                     continue
-                yield from _rights(item.path, found, top)
+                yield from _rights(item.place, found, top)
                 yield from _entry(store, read, now, found.st_uid == top.st_uid)
 
 
@@ -166,19 +155,9 @@ def quoted(path: str) -> str:
     return f"$'{words}'"
 
 
-def shortages(path: str) -> Iterator[str]:
-    """Yield what the disk of the queue at `path` is short of."""
-    disk = os.statvfs(path)
-    free = disk.f_bavail * disk.f_frsize
-    if free < _LEAST_FREE:
-        yield f"is on a disk with {free >> 20} MiB left"
-    if disk.f_files and disk.f_favail < _LEAST_FILES:  # some have no number of files
-        yield f"is on a disk with room for {disk.f_favail} more files"
-
-
 def _disk(store: Store) -> Iterator[Finding]:
     for problem in shortages(store.path):
-        yield Finding(store.path, problem, MAKE_ROOM)
+        yield Finding(store.path, problem, "make room before the next commit fails")
 
 
 def _foreign(store: Store, now: float) -> Iterator[Finding]:
@@ -207,10 +186,10 @@ def _tmp(store: Store, now: float) -> Iterator[Finding]:
 
 
 def _doubts(store: Store) -> Iterator[Finding]:
-    for item in items(store, [State.IN_DOUBT]):
+    for item in items(store, [EntryState.IN_DOUBT]):
         problem = "is in doubt: its process died between vote and finish"
         advice = f"{_command(store, 'recover --send', item)}, or --drop"
-        yield Finding(item.path, problem, advice)
+        yield Finding(item.place, problem, advice)
 
 
 def _command(store: Store, name: str, item: Item) -> str:
@@ -223,35 +202,35 @@ def _entry(
     item = read.item
     if read.problem and is_own:
         advice = f"{_command(store, 'show --raw', item)}, then repair or delete it"
-        yield Finding(item.path, f"is no entry: {read.problem}", advice)
+        yield Finding(item.place, f"is no entry: {read.problem}", advice)
     accepted = item.accepted
     if accepted is None:
         problem = "has a name that does not tell when it was accepted"
-        yield Finding(item.path, problem, "none: its file's time is taken instead")
+        yield Finding(item.place, problem, "none: its file's time is taken instead")
     elif accepted > now + _AHEAD:
         problem = "was accepted in the future"
-        yield Finding(item.path, problem, "set the clock of this machine")
-    if item.state is State.DEFERRED and read.changed > now + _AHEAD:
+        yield Finding(item.place, problem, "set the clock of this machine")
+    if item.state is EntryState.DEFERRED and read.changed > now + _AHEAD:
         problem = "is due more than a day from now"
-        yield Finding(item.path, problem, _command(store, "retry", item))
+        yield Finding(item.place, problem, _command(store, "retry", item))
 
 
 def _not_a_file(item: Item, found: os.stat_result) -> Finding:
-    advice = f"'rm {quoted(item.path)}'"
+    advice = f"'rm {quoted(item.place)}'"
     if stat.S_ISLNK(found.st_mode):
         problem = "is a symbolic link, which is never followed"
     elif stat.S_ISDIR(found.st_mode):
         problem, advice = "is a folder", "move it out of the queue"
     else:
         problem = "is not a regular file"
-    return Finding(item.path, f"{problem}, so it is no entry", advice)
+    return Finding(item.place, f"{problem}, so it is no entry", advice)
 
 
-def _twice(store: Store, names: dict[State, set[int]]) -> Iterator[Finding]:
-    both = names.get(State.WAITING, set()) & names.get(State.DEFERRED, set())
+def _twice(store: Store, names: dict[EntryState, set[int]]) -> Iterator[Finding]:
+    both = names.get(EntryState.WAITING, set()) & names.get(EntryState.DEFERRED, set())
     if both:
-        for item in items(store, [State.DEFERRED]):
+        for item in items(store, [EntryState.DEFERRED]):
             twin = f"{store.maildir.folder('new')}/{item.name}"
             if hash(item.name) in both and os.path.exists(twin):
                 problem = f"is also there as {twin}: it would be sent twice"
-                yield Finding(item.path, problem, "delete one of them")
+                yield Finding(item.place, problem, "delete one of them")
