@@ -26,6 +26,7 @@ from postcommit.queue.store import Store
 from postcommit.queue.wakeup import Bell
 from tests.support.faults import full_disk
 from tests.support.queues import ENTRY
+from tests.support.queues import MESSAGE
 from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import fill
@@ -703,7 +704,46 @@ def test_metrics_leave_out_what_is_not_known(
     assert re.search(r"oldest_due_seconds\{.*\} 0\n", out)
 
 
+@pytest.fixture
+def mailbox(tmp_path: Path) -> Store:
+    """A Maildir of messages without envelope, such as a mail reader has."""
+    store = Store(str(tmp_path / "mailbox"))
+    write(store, "new/1700000000.M1P1Q1.web", MESSAGE)
+    write(store, "cur/1700000001.M1P1Q1.web:2,S", MESSAGE)
+    return store
+
+
+def test_the_status_of_a_mailbox_says_what_it_is(
+    mailbox: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--json", mailbox.path]) == 1
+    [told] = objects(capsys.readouterr().out)
+    assert (told["waiting"], told["deferred"]) == (1, 1)
+    [attention] = told["attention"]
+    assert attention.startswith("it has mail, but no entry of a queue, so this may be")
+    assert "flush --adopt" in attention
+    assert main(["status", mailbox.path]) == 1
+    assert "'postcommit run'" not in capsys.readouterr().out
+
+
+def test_a_link_in_the_place_of_the_dead_letters_has_a_status(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.symlink(tmp_path, f"{store.path}/.Failed")
+    assert main(["status", store.path]) == 0
+    assert "0  dead letters\n" in capsys.readouterr().out
+
+
 # check
+
+
+def test_no_mail_of_a_mailbox_is_found_fault_with(
+    mailbox: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", mailbox.path]) == 1
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{mailbox.path}: it has mail, but no entry of a queue")
+    assert "delete" not in line
 
 
 def test_check(store: Store) -> None:

@@ -124,6 +124,32 @@ def test_retry_leaves_what_somebody_works_on(
     assert capsys.readouterr().err.startswith(told)
 
 
+UNCERTAIN = ENTRY.replace(
+    b"Message-Id",
+    b"X-Zope-Attempts: 3 (2 uncertain)\n"
+    b"X-Zope-Reply: uncertain, it may have arrived: 4.4.2 Connection lost\n"
+    b"Message-Id",
+)
+
+
+def test_retry_warns_of_a_second_copy(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["retry", store.path, bury(store)]) == 0
+    assert capsys.readouterr().err == "1 entry will be retried, 0 skipped\n"
+    write(store, ".Failed/new/1700000000.M1P1Q1.web", UNCERTAIN)
+    write(store, ".Failed/new/1700000001.M1P1Q1.web", b"text")
+    write(store, "cur/1700000002.M1P1Q1.web:2,", UNCERTAIN)
+    # It would be tried again anyway.
+    assert main(["retry", store.path, "ALL"]) == 0
+    assert capsys.readouterr().err == "1 entry will be retried, 0 skipped\n"
+    assert main(["retry", store.path, "ALL", "--failed"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "1 entry will be retried, 1 skipped\n"
+        "1 entry may have arrived already; a second copy may arrive\n"
+    )
+
+
 def test_the_id_of_a_dead_letter_survives_a_retry(
     store: Store, start: Callable[..., ScriptedRelay]
 ) -> None:

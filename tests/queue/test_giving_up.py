@@ -187,6 +187,7 @@ def test_commands_tell_uncertain_from_rejected(
     main(["show", str(queue.path), dead.id])
     shown = capsys.readouterr().out
     assert "uncertain, it may have arrived: 4.4.2" in shown
+    assert "\nattempts    3 (3 uncertain)\n" in shown
     assert "rejected" not in shown
 
 

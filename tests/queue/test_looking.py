@@ -196,8 +196,8 @@ def test_ids_may_be_shortened_and_names_will_do(
 ) -> None:
     fill(store)
     for item in queue.items(EntryState):
-        for given in (item.id, item.id[:8], item.name, os.path.basename(item.place)):
-            assert queue.find([given]) == [item]
+        for word in (item.id, item.id[:8], item.name, os.path.basename(item.place)):
+            assert queue.find([word]) == [item]
         assert queue.find([item.id, item.name, item.id]) == [item]
 
 
