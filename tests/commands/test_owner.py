@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from postcommit.cli import main
+from postcommit.commands import owner
 from postcommit.commands.configuration import Configuration
 from postcommit.commands.owner import act_as_owner
 from postcommit.commands.owner import advice
@@ -169,6 +170,33 @@ def test_a_queue_that_a_symbolic_link_names(store: Store, folder: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith(f"postcommit: acting as user {UID}, ")
     assert owners(queue) == {(UID, UID)}
+
+
+def test_a_queue_that_is_replaced_while_root_becomes_its_owner(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(store)
+    os.symlink(store.path, folder / "link")
+    become = owner._become
+
+    def replace_and_become(user: owner.Owner) -> None:
+        os.unlink(folder / "link")
+        os.symlink(folder, folder / "link")
+        become(user)
+
+    monkeypatch.setattr(owner, "_become", replace_and_become)
+    with restored(), pytest.raises(QueueError, match="was replaced by another folder"):
+        act_as_owner(str(folder / "link"))
+    assert os.geteuid() == 0
+
+
+def test_a_queue_that_its_owner_cannot_reach(store: Store, folder: Path) -> None:
+    queue = give(store)
+    os.chmod(folder, 0o700)
+    done = command("list", queue)
+    assert done.returncode == 2
+    assert ACTING.match(done.stderr)
+    assert done.stderr.endswith("; run as the user that owns the queue\n")
 
 
 def test_a_new_queue_belongs_to_the_owner_of_the_folder_around_it(

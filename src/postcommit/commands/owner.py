@@ -8,6 +8,11 @@ user from its beginning.
 
 Only the effective ids change (seteuid(2), in all threads), so that the process can be
 root again when the command is done.
+
+The process opens files by their paths. So a user who can rename the queue, because they
+can write into the folder around it, can make root act as the queue's owner in another
+folder. A queue that was replaced before the process became its owner is refused. Later
+there is no such check: the folder around the queue must belong to its owner or to root.
 """
 from __future__ import annotations
 
@@ -78,7 +83,7 @@ def act_as_owner(queue_path: str, *, create: bool = False) -> None:
     """
     if os.getuid() != _ROOT:
         return
-    found = _status(queue_path, create=create)
+    path, found = _status(queue_path, create=create)
     if found is None or found.st_uid == os.geteuid():
         return
     owner = owner_of(found)
@@ -91,17 +96,27 @@ def act_as_owner(queue_path: str, *, create: bool = False) -> None:
     except OSError as error:
         reason = f"cannot act as its owner, {owner}: {error.strerror}; run as that user"
         raise QueueError(queue_path, reason) from error
+    if _is_replaced(path, found):
+        raise QueueError(queue_path, "was replaced by another folder just now")
     print(f"postcommit: acting as {owner}, who owns {queue_path!r}", file=sys.stderr)
 
 
-def _status(queue_path: str, *, create: bool) -> os.stat_result | None:
+def _status(queue_path: str, *, create: bool) -> tuple[str, os.stat_result | None]:
+    """Return the path and status of the queue, or of the folder to create it in."""
     paths = [queue_path]
     if create:
         paths.append(os.path.dirname(os.path.abspath(queue_path)))
     for path in paths:
         with suppress(OSError, ValueError):  # the command says better what is wrong
-            return os.stat(path)
-    return None
+            return path, os.stat(path)
+    return queue_path, None
+
+
+def _is_replaced(path: str, found: os.stat_result) -> bool:
+    """Tell whether `path` now leads to another folder than the one of `found`."""
+    with suppress(OSError):  # the command says better what is wrong
+        return not os.path.samestat(os.stat(path), found)
+    return False
 
 
 def _import_what_comes_late() -> None:
