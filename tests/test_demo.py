@@ -21,11 +21,10 @@ import zope.event
 
 from postcommit.cli import main
 from postcommit.demo import story
-from postcommit.demo.relay import Relay
+from postcommit.demo.relay import EmbeddedRelay
 from postcommit.demo.stage import LOGGERS
 from postcommit.demo.stage import Events
-from postcommit.demo.stage import Folder
-from postcommit.demo.stage import Log
+from postcommit.demo.stage import TimelineLog
 from postcommit.demo.timeline import Timeline
 
 
@@ -37,21 +36,21 @@ DEMO = [
 LIMIT = 15.0
 
 
-class Lenient(Relay):
+class Lenient(EmbeddedRelay):
     """Refuses nobody, whatever it is told."""
 
     def refuse(self, recipient, reply, *, times):
         pass
 
 
-class Confused(Relay):
+class Confused(EmbeddedRelay):
     """Fails at every message."""
 
     async def handle_DATA(self, server, session, envelope):
         raise LookupError("where was I?")
 
 
-class Gone(Relay):
+class Gone(EmbeddedRelay):
     """Goes away, and never comes back."""
 
     def up(self):
@@ -59,7 +58,7 @@ class Gone(Relay):
             super().up()
 
 
-def play(make_relay=Relay, seconds=story.SECONDS):
+def play(make_relay=EmbeddedRelay, seconds=story.SECONDS):
     """Return how the story ends, and its text."""
     stream = io.StringIO()
     ended = story.tell(stream, make_relay, seconds)
@@ -273,7 +272,7 @@ def test_one_that_waits_in_vain_ends_in_time():
 
 def test_a_relay_that_cannot_listen_leaves_no_thread():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        relay = Relay(print)
+        relay = EmbeddedRelay(print)
         relay.port = taken.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             relay.__enter__()
@@ -287,13 +286,6 @@ def test_other_events_are_none_of_ours():
     assert (told, events.seen) == ([], [])
 
 
-def test_an_entry_that_is_gone_while_we_look_is_not_there(tmp_path):
-    for name in ("new", "cur"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "new" / "gone").symlink_to(tmp_path / "nowhere")
-    assert Folder(str(tmp_path)).waiting == []
-
-
 @pytest.mark.parametrize(
     ("name", "level", "told"),
     [
@@ -304,7 +296,7 @@ def test_an_entry_that_is_gone_while_we_look_is_not_there(tmp_path):
 )
 def test_the_log_is_told_where_events_do_not(name, level, told):
     stream = io.StringIO()
-    handler = Log(Timeline(stream, seconds=1))
+    handler = TimelineLog(Timeline(stream, seconds=1))
     record = logging.LogRecord(name, level, "", 0, "something is wrong", (), None)
     handler.emit(record)
     assert stream.getvalue().partition(" s  ")[2].strip() == told

@@ -19,7 +19,7 @@ from postcommit.commands.run import Drainer
 from postcommit.commands.run import Service
 from postcommit.commands.service import Signals
 from postcommit.commands.service import Supervisor
-from postcommit.demo.relay import Relay
+from postcommit.demo.relay import EmbeddedRelay
 from postcommit.queue.looking import young_claims
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
@@ -121,7 +121,7 @@ def test_a_relay_that_comes_back(relay: ScriptedRelay, store: Store) -> None:
 
 def test_a_relay_of_another_make(store: Store) -> None:
     wait(store)
-    with Relay(lambda line: None) as relay:
+    with EmbeddedRelay(lambda line: None) as relay:
         argv = ["--hostname", relay.host, "--port", relay.port]
         with Running("run", store.path, *argv) as service:
             service.wait_for(": sent: 250", 2)

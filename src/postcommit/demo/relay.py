@@ -31,7 +31,7 @@ class Letter:
         return f"{self.subject!r} for {', '.join(self.recipients)}"
 
 
-class Relay:
+class EmbeddedRelay:
     """Takes everything, but for those whom it was told to `refuse`.
 
     `tell` is called with a line about each thing that happens. The relay works
@@ -58,7 +58,7 @@ class Relay:
 
     # Coming and going
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> EmbeddedRelay:
         self._thread.start()
         self._started.wait()
         try:

@@ -14,19 +14,17 @@ from tempfile import TemporaryDirectory
 import zope.event
 
 from postcommit.delivery import QueuedMailDelivery
-from postcommit.demo.relay import Relay
+from postcommit.demo.relay import EmbeddedRelay
 from postcommit.demo.shop import Shop
 from postcommit.demo.timeline import Timeline
 from postcommit.interfaces import IMailErrorEvent
 from postcommit.interfaces import IMailEvent
-from postcommit.queue.entry import Entry
-from postcommit.queue.entry import parse_entry
-from postcommit.queue.mark import FAILED
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.runner import QueueProcessor
 from postcommit.smtp.mailer import SMTPMailer
 
 
-MakeRelay = Callable[[Callable[[str], None]], Relay]
+MakeRelay = Callable[[Callable[[str], None]], EmbeddedRelay]
 
 # Ours, aiosmtpd's, and that of transaction: it speaks up when a commit is cut
 # off by Ctrl-C.
@@ -52,32 +50,7 @@ class Events:
             self.seen += [(name, recipient) for recipient in event.recipients]
 
 
-class Folder:
-    """The queue's folder, as anybody may look at it."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    @property
-    def waiting(self) -> list[Entry]:
-        """Entries that are to be sent, or to be tried again."""
-        return [*self._entries("new"), *self._entries("cur")]
-
-    @property
-    def dead_letters(self) -> list[Entry]:
-        return list(self._entries(f"{FAILED}/new"))
-
-    def _entries(self, name: str) -> Iterator[Entry]:
-        folder = os.path.join(self._path, name)
-        for found in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            try:
-                with open(os.path.join(folder, found), "rb") as file:
-                    yield parse_entry(file.read())
-            except FileNotFoundError:
-                continue  # the processor was faster
-
-
-class Log(logging.Handler):
+class TimelineLog(logging.Handler):
     """Notes what only the log tells: that the queue pauses, and goes on.
 
     And any error that nobody expects; but not a second time what is an event.
@@ -99,19 +72,19 @@ class Log(logging.Handler):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Scene:
     """What a story plays with."""
 
     timeline: Timeline
-    relay: Relay
+    relay: EmbeddedRelay
     shop: Shop
-    folder: Folder
+    queue: MaildirOperators
     events: Events
-    log: Log
+    log: TimelineLog
 
 
 @contextmanager
-def stage(timeline: Timeline, make_relay: MakeRelay) -> Iterator[Stage]:
+def stage(timeline: Timeline, make_relay: MakeRelay) -> Iterator[Scene]:
     """Set the stage; afterwards nothing of it is left."""
     with ExitStack() as stack:
         temporary = TemporaryDirectory(prefix="postcommit-demo-")
@@ -127,7 +100,7 @@ def stage(timeline: Timeline, make_relay: MakeRelay) -> Iterator[Stage]:
         timeline.note("queue", f"in {path}; a processor drains it")
         delivery = QueuedMailDelivery(path)
         shop = Shop(delivery, timeline.teller("shop"), sold_out=["samovar"])
-        yield Stage(timeline, relay, shop, Folder(path), events, log)
+        yield Scene(timeline, relay, shop, MaildirOperators(path), events, log)
 
 
 @contextmanager
@@ -140,9 +113,9 @@ def _subscribed(events: Events) -> Iterator[Events]:
 
 
 @contextmanager
-def _logging(timeline: Timeline) -> Iterator[Log]:
+def _logging(timeline: Timeline) -> Iterator[TimelineLog]:
     """Have the logs of all who play in the timeline, and nowhere else."""
-    handler = Log(timeline)
+    handler = TimelineLog(timeline)
     with ExitStack() as stack:
         for name in LOGGERS:
             logger = logging.getLogger(name)

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from postcommit.demo.relay import Relay
+from postcommit.demo.relay import EmbeddedRelay
 from postcommit.demo.stage import MakeRelay
-from postcommit.demo.stage import Stage
+from postcommit.demo.stage import Scene
 from postcommit.demo.stage import stage
 from postcommit.demo.timeline import Timeline
-from postcommit.queue.entry import Entry
+from postcommit.queue.item import EntryState
 
 
 # After so long nothing is waited for any more; usually a quarter is enough.
@@ -33,7 +33,7 @@ EVENTS = [
 
 
 def tell(
-    stream: TextIO, make_relay: MakeRelay = Relay, seconds: float = SECONDS
+    stream: TextIO, make_relay: MakeRelay = EmbeddedRelay, seconds: float = SECONDS
 ) -> bool:
     """Tell the story on `stream`; return whether it went as it should."""
     timeline = Timeline(stream, seconds=seconds)
@@ -54,11 +54,11 @@ def tell(
 class Story:
     """Each method is a chapter."""
 
-    def __init__(self, setting: Stage) -> None:
+    def __init__(self, setting: Scene) -> None:
         self._timeline = setting.timeline
         self._relay = setting.relay
         self._shop = setting.shop
-        self._folder = setting.folder
+        self._queue = setting.queue
         self._events = setting.events
         self._log = setting.log
 
@@ -146,11 +146,16 @@ class Story:
 
     @property
     def _waiting(self) -> list[tuple[str, str]]:
-        return _told(self._folder.waiting)
+        return self._entries(EntryState.WAITING, EntryState.DEFERRED)
 
     @property
     def _dead_letters(self) -> list[tuple[str, str]]:
-        return _told(self._folder.dead_letters)
+        return self._entries(EntryState.FAILED)
+
+    def _entries(self, *states: EntryState) -> list[tuple[str, str]]:
+        """Return the recipients and the last reply of each; '' before an attempt."""
+        reads = map(self._queue.details, self._queue.items(states))
+        return [(", ".join(r.recipients), r.last_reply) for r in reads if r]
 
     def _expect(self, what: str, seen: object, wanted: object) -> None:
         self._timeline.expect(what, seen, wanted)
@@ -158,8 +163,3 @@ class Story:
     def _await(self, event: str, recipient: str, times: int = 1) -> None:
         told = (event, recipient)
         self._timeline.wait_until(lambda: self._events.seen.count(told) >= times)
-
-
-def _told(entries: list[Entry]) -> list[tuple[str, str]]:
-    """Return the recipients and the last reply of each; none before an attempt."""
-    return [(", ".join(entry.recipients), entry.last_reply) for entry in entries]
