@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from postcommit.cli import main
 from postcommit.commands.output import moment
@@ -673,26 +674,28 @@ def test_status_for_prometheus(
         assert main(["status", "--prometheus", store.path]) == 1
     finally:
         bell.close()
-    lines = capsys.readouterr().out.splitlines()
-    label = f'queue="{tmp_path}/a \\"queue\\\\"'
-    values = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
-    for state in ("waiting", "deferred", "failed", "in_doubt"):
-        name = f'postcommit_queue_entries{{{label},state="{state}"}}'
-        assert values.pop(name) == "1"
-    gauges = {name.removesuffix(f"{{{label}}}"): v for name, v in values.items()}
-    assert float(gauges.pop("postcommit_queue_oldest_due_seconds")) >= 0
-    assert float(gauges.pop("postcommit_queue_heartbeat_seconds")) >= 0
+    # Prometheus' own parser.
+    families = list(text_string_to_metric_families(capsys.readouterr().out))
+    assert {family.type for family in families} == {"gauge"}
+    assert all(family.documentation for family in families)
+    gauges = {}
+    for sample in (sample for family in families for sample in family.samples):
+        assert sample.labels.pop("queue") == store.path
+        gauges[sample.name, *sample.labels.values()] = sample.value
+    assert gauges.pop(("postcommit_queue_oldest_due_seconds",)) >= 0
+    assert gauges.pop(("postcommit_queue_heartbeat_seconds",)) >= 0
     assert gauges == {
-        "postcommit_queue_due": "1",
-        "postcommit_queue_processor_alive": "1",
-        "postcommit_queue_paused": "0",
-        "postcommit_queue_due_looked_at": "1",
-        "postcommit_queue_foreign_claims": "0",
-        "postcommit_queue_attention": "1",
+        ("postcommit_queue_entries", "waiting"): 1,
+        ("postcommit_queue_entries", "deferred"): 1,
+        ("postcommit_queue_entries", "failed"): 1,
+        ("postcommit_queue_entries", "in_doubt"): 1,
+        ("postcommit_queue_due",): 1,
+        ("postcommit_queue_processor_alive",): 1,
+        ("postcommit_queue_paused",): 0,
+        ("postcommit_queue_due_looked_at",): 1,
+        ("postcommit_queue_foreign_claims",): 0,
+        ("postcommit_queue_attention",): 1,
     }
-    for name in (*gauges, "postcommit_queue_entries"):
-        assert f"# TYPE {name} gauge" in lines
-        assert any(line.startswith(f"# HELP {name} ") for line in lines)
 
 
 def test_metrics_leave_out_what_is_not_known(
