@@ -429,18 +429,18 @@ def test_random_ids_never_match_by_accident(store: Store) -> None:
 
 def test_an_empty_queue(store: Store) -> None:
     seen = look(store)
-    counts = (seen.waiting, seen.deferred, seen.failed, seen.in_doubt, seen.due)
-    assert counts == (0, 0, 0, 0, 0)
+    assert seen.counts == dict.fromkeys(EntryState, 0)
+    assert (seen.due, seen.reasons) == (0, {})
     assert (seen.oldest_due, seen.looked_at, seen.foreign_claims) == (None, 0, 0)
-    assert (seen.deferred_reason, seen.failed_reason, seen.heartbeat) == (None,) * 3
+    assert (seen.heartbeat, seen.mailbox, seen.shortages) == (None, "", ())
 
 
 def test_each_state_is_counted(store: Store) -> None:
     fill(store)
     leave_in_doubt(store, 2)
     seen = look(store)
-    counts = (seen.waiting, seen.deferred, seen.failed, seen.in_doubt, seen.due)
-    assert counts == (1, 1, 1, 3, 1)
+    assert list(seen.counts) == list(EntryState)
+    assert (list(seen.counts.values()), seen.due) == ([1, 1, 1, 3], 1)
 
 
 def test_what_waits_is_due_since_it_came(store: Store) -> None:
@@ -462,7 +462,7 @@ def test_the_oldest_due_is_the_first_of_new_and_deferred(store: Store) -> None:
     assert seen.due == 4
     assert seen.oldest_due is not None
     assert 80 < now - seen.oldest_due < 90 + 60
-    assert seen.looked_at == seen.deferred == 4
+    assert seen.looked_at == seen.counts[EntryState.DEFERRED] == 4
 
 
 def test_an_older_one_that_waits_is_the_oldest(store: Store) -> None:
@@ -475,7 +475,7 @@ def test_without_time_not_all_are_asked_and_that_is_told(store: Store) -> None:
     for _ in range(3):
         defer(store, due=-50)
     seen = survey(store, time.time(), 0.0)
-    assert (seen.deferred, seen.looked_at, seen.due) == (3, 0, 0)
+    assert (seen.counts[EntryState.DEFERRED], seen.looked_at, seen.due) == (3, 0, 0)
     assert seen.oldest_due is None
 
 
@@ -492,9 +492,9 @@ def test_the_most_common_reply_whatever_is_particular_in_it(store: Store) -> Non
     defer(store, "450 4.2.0 Greylisted <a@x.org> for 17 s")
     defer(store, "450 4.2.0 Greylisted <b@x.org> for 300 s")
     seen = look(store)
-    assert seen.deferred_reason is not None
-    assert seen.deferred_reason.reply.startswith("450 4.2.0 Greylisted <")
-    assert (seen.deferred_reason.count, seen.deferred_reason.looked_at) == (2, 3)
+    reason = seen.reasons[EntryState.DEFERRED]
+    assert reason.reply.startswith("450 4.2.0 Greylisted <")
+    assert (reason.count, reason.looked_at) == (2, 3)
 
 
 def test_why_dead_letters_failed(store: Store) -> None:
@@ -502,13 +502,13 @@ def test_why_dead_letters_failed(store: Store) -> None:
     write(store, ".Failed/new/1700000000.M1P1Q1.web", b"")
     write(store, ".Failed/cur/1700000000.M1P1Q2.web:2,S", b"")
     seen = look(store)
-    assert seen.failed == 3
-    assert seen.failed_reason == Reason("the file is empty", 2, 3)
+    assert seen.counts[EntryState.FAILED] == 3
+    assert seen.reasons[EntryState.FAILED] == Reason("the file is empty", 2, 3)
 
 
 def test_entries_without_a_reply_have_no_reason(store: Store) -> None:
     write(store, "cur/1700000000.M1P1Q1.web:2,")
-    assert look(store).deferred_reason is None
+    assert look(store).reasons == {}
 
 
 def test_what_other_libraries_have_put_aside(store: Store) -> None:
@@ -518,7 +518,8 @@ def test_what_other_libraries_have_put_aside(store: Store) -> None:
     young = write(store, "new/.sending-1700000000.M1P1Q2.web")
     now = time.time()
     seen = survey(store, now, 2.0)
-    assert (seen.waiting, seen.failed, seen.foreign_claims) == (1, 1, 1)
+    counts = (seen.counts[EntryState.WAITING], seen.counts[EntryState.FAILED])
+    assert (counts, seen.foreign_claims) == ((1, 1), 1)
     os.utime(young, (now - 4 * 3600,) * 2)
     assert survey(store, now, 2.0).foreign_claims == 0
 

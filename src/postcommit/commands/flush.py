@@ -18,6 +18,7 @@ from postcommit.commands.progress import WatchedMailer
 from postcommit.commands.service import check_queue
 from postcommit.interfaces import Tally
 from postcommit.log import one_line
+from postcommit.queue.item import EntryState
 from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.runner import QueueProcessor
 
@@ -80,7 +81,7 @@ def _due(queue_path: str) -> int:
 def _left(queue_path: str) -> int:
     """Return how many entries wait for another attempt, due or not."""
     seen = MaildirOperators(queue_path).survey(most_seconds=0.0)
-    return seen.waiting + seen.deferred
+    return seen.counts[EntryState.WAITING] + seen.counts[EntryState.DEFERRED]
 
 
 def _print(tally: Tally, left: int, failure: object, *, as_json: bool) -> None:

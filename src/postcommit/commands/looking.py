@@ -54,13 +54,6 @@ _FOLD = re.compile(r"\r?\n[ \t]+")
 
 _BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
 
-_ADVICE = {
-    EntryState.WAITING: "a processor tries it next; 'postcommit flush' does so now",
-    EntryState.DEFERRED: "'postcommit retry' makes it due now",
-    EntryState.FAILED: "'postcommit retry' sends it, 'postcommit delete' removes it",
-    EntryState.IN_DOUBT: "'postcommit recover' sends or drops it",
-}
-
 # Seconds without a sign of life, given every ten seconds, after which a processor
 # counts as hanging.
 HANGS_AFTER = 120.0
@@ -80,8 +73,7 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help=told)
     told = "show every column whole, also where the terminal is not as wide"
     parser.add_argument("--wide", action="store_true", help=told)
-    states = ("waiting", "deferred", "failed", "in-doubt")
-    selection.choice(parser, *states, default="all but dead letters")
+    selection.choice(parser, *EntryState, default="all but dead letters")
 
 
 def run_list(options: argparse.Namespace) -> int:
@@ -137,7 +129,7 @@ def as_object(read: Details) -> dict[str, Any]:
     item = read.item
     return {
         "id": item.id,
-        "state": item.state.value.replace(" ", "_"),
+        "state": item.state.key,
         "name": item.name,
         "path": item.place,
         "message_id": read.message_id or None,
@@ -235,7 +227,7 @@ def _gone(item: Item) -> ItemError:
 def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
     item = read.item
     yield "id", item.id
-    yield "state", f"{item.state.value}; {_ADVICE[item.state]}"
+    yield "state", f"{item.state.value}; {item.state.advice}"
     yield "file", item.place
     yield "size", size(read.size)
     if item.accepted is not None:
@@ -329,8 +321,8 @@ def _complaints(
     seen: Survey, now: float, options: argparse.Namespace
 ) -> Iterator[str]:
     """Yield what needs attention, with advice."""
-    if seen.in_doubt:
-        yield f"{seen.in_doubt} in doubt; 'postcommit recover' sends or drops them"
+    if in_doubt := seen.counts[EntryState.IN_DOUBT]:
+        yield f"{in_doubt} in doubt; 'postcommit recover' sends or drops them"
     if seen.foreign_claims:
         yield "another library's processor drains this queue; stop one of the two"
     if seen.heartbeat is not None and now - seen.heartbeat > HANGS_AFTER:
@@ -347,8 +339,9 @@ def _complaints(
         yield from _late(seen, now, options)
     for problem in seen.shortages:
         yield f"the queue {problem}; make room before the next commit fails"
-    if options.warn_failed is not None and seen.failed > options.warn_failed:
-        yield f"{seen.failed} dead letters; 'postcommit list --failed'"
+    failed = seen.counts[EntryState.FAILED]
+    if options.warn_failed is not None and failed > options.warn_failed:
+        yield f"{failed} dead letters; 'postcommit list --failed'"
 
 
 def _late(seen: Survey, now: float, options: argparse.Namespace) -> Iterator[str]:
@@ -371,15 +364,9 @@ def _print_survey(seen: Survey, now: float) -> None:
     late = ""
     if seen.oldest_due is not None:
         late = f", the oldest for {duration(max(0.0, now - seen.oldest_due))}"
-    rows = [
-        (seen.waiting, "waiting, never tried", None),
-        (seen.deferred, "deferred", seen.deferred_reason),
-        (seen.failed, "dead letters", seen.failed_reason),
-        (seen.in_doubt, "in doubt", None),
-    ]
-    for count, told, reason in rows:
-        print(f"{count:>8}  {told}{_shown(reason)}")
-    if seen.looked_at < seen.deferred:
+    for state, count in seen.counts.items():
+        print(f"{count:>8}  {state.title}{_shown(seen.reasons.get(state))}")
+    if seen.looked_at < seen.counts[EntryState.DEFERRED]:
         late += f"; {seen.looked_at} of the deferred were asked, there may be more"
     print(f"{seen.due:>8}  due now{late}")
     print(f"processor {_life(seen, now)}")
@@ -422,16 +409,13 @@ def _survey_json(
 ) -> dict[str, Any]:
     return {
         "queue": queue,
-        "waiting": seen.waiting,
-        "deferred": seen.deferred,
-        "failed": seen.failed,
-        "in_doubt": seen.in_doubt,
+        **{state.key: count for state, count in seen.counts.items()},
         "due": seen.due,
         "due_looked_at": seen.looked_at,
         "oldest_due": timestamp(seen.oldest_due),
         "oldest_due_seconds": _seconds(seen.oldest_due, now),
-        "deferred_reason": _reason_json(seen.deferred_reason),
-        "failed_reason": _reason_json(seen.failed_reason),
+        "deferred_reason": _reason_json(seen.reasons.get(EntryState.DEFERRED)),
+        "failed_reason": _reason_json(seen.reasons.get(EntryState.FAILED)),
         "foreign_claims": seen.foreign_claims,
         "processor_alive": seen.heartbeat is not None,
         "heartbeat_seconds": _seconds(seen.heartbeat, now),
@@ -472,15 +456,9 @@ def _print_metrics(
     """Print gauges; what is not known is left out, as is usual there."""
     escaped = printable(queue).replace("\\", r"\\").replace('"', r"\"")
     label = f'queue="{escaped}"'
-    states = {
-        "waiting": seen.waiting,
-        "deferred": seen.deferred,
-        "failed": seen.failed,
-        "in_doubt": seen.in_doubt,
-    }
     _print_help("entries", "Entries of the queue in each state.")
-    for state, count in states.items():
-        print(f'postcommit_queue_entries{{{label},state="{state}"}} {count}')
+    for state, count in seen.counts.items():
+        print(f'postcommit_queue_entries{{{label},state="{state.key}"}} {count}')
     for name, told, value in _gauges(seen, now, complaints):
         if value is not None:
             _print_help(name, told)

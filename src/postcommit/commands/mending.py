@@ -110,7 +110,8 @@ def retry_arguments(parser: argparse.ArgumentParser) -> None:
     _verbose_argument(parser)
     arguments.adopt(parser)
     selection.ids_argument(parser, "+", "every entry that the options below choose")
-    selection.choice(parser, "deferred", "failed", default="what is deferred")
+    states = (EntryState.DEFERRED, EntryState.FAILED)
+    selection.choice(parser, *states, default="what is deferred")
 
 
 def run_retry(options: argparse.Namespace) -> int:
@@ -158,7 +159,7 @@ def delete_arguments(parser: argparse.ArgumentParser) -> None:
     selection.queue_argument(parser)
     arguments.adopt(parser)
     selection.ids_argument(parser, "+", "every entry that the options below choose")
-    states = ("waiting", "deferred", "failed")
+    states = (EntryState.WAITING, EntryState.DEFERRED, EntryState.FAILED)
     selection.choice(parser, *states, default="what waits or is deferred")
 
 

@@ -34,17 +34,6 @@ ID_TITLE = "ID"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
-# An option for each state: the state, and the help text.
-_STATES = {
-    "waiting": (EntryState.WAITING, "those that were never tried"),
-    "deferred": (EntryState.DEFERRED, "those that are tried again"),
-    "failed": (EntryState.FAILED, "dead letters"),
-    "in-doubt": (
-        EntryState.IN_DOUBT,
-        "what a crash has left between vote and finish",
-    ),
-}
-
 Parser = argparse.ArgumentParser
 
 
@@ -122,17 +111,17 @@ def _like(address: str, wanted: str) -> bool:
     return address == wanted or fnmatchcase(address, wanted)
 
 
-def choice(parser: Parser, *states: str, default: str) -> None:
-    """Have `parser` take which entries; the help text names the `default`."""
+def choice(parser: Parser, *states: EntryState, default: str) -> None:
+    """Have `parser` take which entries of `states`; the help text has the `default`."""
     group = parser.add_argument_group("which entries", f"By default {default}.")
     exclusive = group.add_mutually_exclusive_group()
-    for name in states:
+    for state in states:
         exclusive.add_argument(
-            f"--{name}",
+            f"--{state.key.replace('_', '-')}",
             dest="state",
             action="store_const",
-            const=name,
-            help=f"only {_STATES[name][1]}",
+            const=state,
+            help=f"only {state.about}",
         )
     told = "only for this recipient: an address, @domain, or a pattern with *"
     group.add_argument("--to", metavar="ADDRESS", help=told)
@@ -155,7 +144,7 @@ def _message_id(text: str) -> str:
 def chosen(options: argparse.Namespace, *default: EntryState) -> Wanted:
     """Return what the arguments of `choice` say."""
     return Wanted(
-        (_STATES[options.state][0],) if options.state else default,
+        (options.state,) if options.state else default,
         options.to,
         options.sender,
         options.message_id or "",

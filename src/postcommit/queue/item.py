@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,12 +36,50 @@ def no_step() -> None:
 
 
 class EntryState(enum.Enum):
-    """Where an entry is on its way through the queue."""
+    """Where an entry is on its way through the queue; in the order of a list.
 
-    WAITING = "waiting"
-    DEFERRED = "deferred"
-    FAILED = "failed"
-    IN_DOUBT = "in doubt"
+    `title` is for the number of such entries, `about` says which they are, and `advice`
+    says what an operator can do. `key` is for programs, such as ``in_doubt``.
+    """
+
+    title: str
+    about: str
+    advice: str
+
+    WAITING = (
+        "waiting",
+        "waiting, never tried",
+        "those that were never tried",
+        "a processor tries it next; 'postcommit flush' does so now",
+    )
+    DEFERRED = (
+        "deferred",
+        "deferred",
+        "those that are tried again",
+        "'postcommit retry' makes it due now",
+    )
+    FAILED = (
+        "failed",
+        "dead letters",
+        "dead letters",
+        "'postcommit retry' sends it, 'postcommit delete' removes it",
+    )
+    IN_DOUBT = (
+        "in doubt",
+        "in doubt",
+        "what a crash has left between vote and finish",
+        "'postcommit recover' sends or drops it",
+    )
+
+    def __new__(cls, value: str, title: str, about: str, advice: str) -> EntryState:
+        state = object.__new__(cls)
+        state._value_ = value
+        state.title, state.about, state.advice = title, about, advice
+        return state
+
+    @property
+    def key(self) -> str:
+        return str(self.value).replace(" ", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,25 +145,22 @@ class Reason:
 class Survey:
     """A queue in a few numbers; times are in seconds since the epoch.
 
-    `due` is the number of entries that are due now, `oldest_due` is when the first of
-    them became due. For these two, only `looked_at` of the deferred entries were read;
-    in a large queue these are not all. `deferred_reason` and `failed_reason` are the
-    most common last replies. `foreign_claims` counts the entries that a processor of
+    `counts` has the number of entries in each state, `reasons` the most common last
+    reply in a state, if there is one. `due` is the number of entries that are due now,
+    `oldest_due` is when the first of them became due. For these two, only `looked_at`
+    of the deferred entries were read; in a large queue these are not all.
+    `foreign_claims` counts the entries that a processor of
     another library is sending. `heartbeat` is the last sign of life of a running
     processor, `pause` is the note of one that pauses. `mailbox` says why this is
     probably a person's mailbox; it is empty for a queue. `shortages` say what the disk
     has too little of.
     """
 
-    waiting: int
-    deferred: int
-    failed: int
-    in_doubt: int
+    counts: Mapping[EntryState, int]
+    reasons: Mapping[EntryState, Reason]
     due: int
     oldest_due: float | None
     looked_at: int
-    deferred_reason: Reason | None
-    failed_reason: Reason | None
     foreign_claims: int
     heartbeat: float | None
     pause: Notice | None

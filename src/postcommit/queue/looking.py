@@ -372,17 +372,18 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
         failed = hidden[REJECTED]
         for name in ("new", "cur"):
             failed += sum(1 for _ in _names(f"{store.path}/{FAILED}/{name}", hidden))
-        dead = items(store, [EntryState.FAILED]) if failed else iter(())
+        counts = {
+            EntryState.WAITING: waiting,
+            EntryState.DEFERRED: deferred,
+            EntryState.FAILED: failed,
+            EntryState.IN_DOUBT: sum(1 for _ in items(store, [EntryState.IN_DOUBT])),
+        }
         return Survey(
-            waiting,
-            deferred,
-            failed,
-            sum(1 for _ in items(store, [EntryState.IN_DOUBT])),
+            counts,
+            _reasons(store),
             due.count,
             due.oldest,
             looked_at,
-            _reason(_unsorted(store.maildir.folder("cur"))),
-            _reason(dead),
             sum(1 for _ in young_claims(store, now)) if hidden[SENDING] else 0,
             heartbeat(store.path),
             posted(store.path),
@@ -473,10 +474,19 @@ def _changed(name: str, folder: int) -> float:
         return math.inf  # it was sent meanwhile
 
 
-def _unsorted(folder: str) -> Iterator[Item]:
+def _reasons(store: Store) -> dict[EntryState, Reason]:
+    """Return the most common reply of each state that has one."""
+    folder = store.maildir.folder("cur")
     # In no order: a better sample than the oldest ones, and at once.
-    for name in _names(folder, Counter()):
-        yield item_at(f"{folder}/{name}", EntryState.DEFERRED)
+    names = _names(folder, Counter())
+    samples = {
+        EntryState.DEFERRED: (
+            item_at(f"{folder}/{name}", EntryState.DEFERRED) for name in names
+        ),
+        EntryState.FAILED: items(store, [EntryState.FAILED]),
+    }
+    reasons = ((state, _reason(sample)) for state, sample in samples.items())
+    return {state: reason for state, reason in reasons if reason is not None}
 
 
 def _reason(found: Iterator[Item]) -> Reason | None:
