@@ -12,8 +12,8 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    told = "bash: source <(postcommit completion bash)"
-    parser.add_argument("shell", choices=SHELLS, help=told)
+    text = "bash: source <(postcommit completion bash)"
+    parser.add_argument("shell", choices=SHELLS, help=text)
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -30,7 +30,7 @@ def set_up(level: str, form: str) -> None:
 
 
 def before_each(call: Callable[[], None]) -> None:
-    """Have `call` called before a record is logged, until the next `set_up`."""
+    """Call `call` before each record is logged, until the next `set_up`."""
 
     def pass_on(record: logging.LogRecord) -> bool:
         call()
@@ -74,16 +74,16 @@ class JSONFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        told |= _known(vars(record))
+        fields |= _known(vars(record))
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=True)
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=True)
 
 
 def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:

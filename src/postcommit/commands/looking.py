@@ -69,10 +69,10 @@ _MOST_SHOWN = 10
 
 def list_arguments(parser: argparse.ArgumentParser) -> None:
     selection.queue_argument(parser)
-    told = "print a JSON object for each entry, one a line"
-    parser.add_argument("--json", action="store_true", help=told)
-    told = "show every column whole, also where the terminal is not as wide"
-    parser.add_argument("--wide", action="store_true", help=told)
+    text = "print a JSON object for each entry, one a line"
+    parser.add_argument("--json", action="store_true", help=text)
+    text = "show every column whole, also where the terminal is not as wide"
+    parser.add_argument("--wide", action="store_true", help=text)
     selection.choice(parser, *EntryState, default="all but dead letters")
 
 
@@ -149,14 +149,14 @@ def as_object(read: Details) -> dict[str, Any]:
 
 def show_arguments(parser: argparse.ArgumentParser) -> None:
     selection.queue_argument(parser)
-    told = "its id or the beginning of it, as 'postcommit list' shows it; or the"
-    told += " message id that send() returned, for every entry of that message"
-    parser.add_argument("id", metavar="ID", help=told)
+    text = "its id or the beginning of it, as 'postcommit list' shows it; or the"
+    text += " message id that send() returned, for every entry of that message"
+    parser.add_argument("id", metavar="ID", help=text)
     form = parser.add_mutually_exclusive_group()
-    told = "write the file as it is, envelope and message"
-    form.add_argument("--raw", action="store_true", help=told)
-    told = "print a JSON object for each entry, one a line"
-    form.add_argument("--json", action="store_true", help=told)
+    text = "write the file as it is, envelope and message"
+    form.add_argument("--raw", action="store_true", help=text)
+    text = "print a JSON object for each entry, one a line"
+    form.add_argument("--json", action="store_true", help=text)
 
 
 def run_show(options: argparse.Namespace) -> int:
@@ -165,8 +165,8 @@ def run_show(options: argparse.Namespace) -> int:
     items = queue.find([options.id])
     if options.raw:
         if len(items) > 1:
-            told = ", ".join(item.id for item in items)
-            raise ItemError(options.id, f"has {len(items)} entries, give one: {told}")
+            text = ", ".join(item.id for item in items)
+            raise ItemError(options.id, f"has {len(items)} entries, give one: {text}")
         _copy(queue, items[0])
         return 0
     for number, item in enumerate(items):
@@ -183,8 +183,8 @@ def run_show(options: argparse.Namespace) -> int:
 
 
 def _print_details(read: Details) -> None:
-    for title, told in _about(read, time.time()):
-        print(f"{title:<11} {printable(told)}".rstrip())
+    for title, text in _about(read, time.time()):
+        print(f"{title:<11} {printable(text)}".rstrip())
     print()
     for line in _fields(_header(read)):
         print(printable(line))
@@ -268,8 +268,8 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
     selection.queue_argument(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
-    told = "print metrics in the text format of Prometheus"
-    form.add_argument("--prometheus", action="store_true", help=told)
+    text = "print metrics in the text format of Prometheus"
+    form.add_argument("--prometheus", action="store_true", help=text)
     parser.add_argument(
         "--warn-age",
         metavar="AGE",
@@ -278,8 +278,8 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit with 1 if an entry is due for longer than this: 90 (seconds),"
         " 15m, 2h, 3d (default: 15m)",
     )
-    told = "a timer runs 'postcommit flush': do not warn because no processor lives"
-    parser.add_argument("--no-processor", action="store_true", help=told)
+    text = "a timer runs 'postcommit flush': do not warn because no processor lives"
+    parser.add_argument("--no-processor", action="store_true", help=text)
     parser.add_argument(
         "--warn-paused",
         metavar="AGE",
@@ -330,9 +330,9 @@ def _complaints(
         yield f"the processor hangs, no sign of life for {silent}; restart it"
     paused = seen.pause
     if paused and seen.due and now - paused.since > options.warn_paused:
-        told = f"{duration(now - paused.since)}: {printable(paused.reason)}"
+        text = f"{duration(now - paused.since)}: {printable(paused.reason)}"
         hint = "'postcommit test-relay' or 'postcommit check' tell more"
-        yield f"the queue has paused for {told}; {hint}"
+        yield f"the queue has paused for {text}; {hint}"
     if seen.mailbox:
         yield seen.mailbox  # whose mail must not be sent, however old it is
     else:
@@ -459,9 +459,9 @@ def _print_metrics(
     _print_help("entries", "Entries of the queue in each state.")
     for state, count in seen.counts.items():
         print(f'postcommit_queue_entries{{{label},state="{state.key}"}} {count}')
-    for name, told, value in _gauges(seen, now, complaints):
+    for name, text, value in _gauges(seen, now, complaints):
         if value is not None:
-            _print_help(name, told)
+            _print_help(name, text)
             print(f"postcommit_queue_{name}{{{label}}} {value}")
 
 
@@ -472,24 +472,24 @@ def _gauges(
     silent = _seconds(seen.heartbeat, now)
     alive = int(seen.heartbeat is not None)
     yield "due", "Entries that are due now.", seen.due
-    told = "How many deferred entries were asked when they are due."
-    yield "due_looked_at", told, seen.looked_at
+    text = "How many deferred entries were asked when they are due."
+    yield "due_looked_at", text, seen.looked_at
     yield "oldest_due_seconds", "For how long the oldest entry is due.", late
     yield "processor_alive", "Whether a processor of the queue is running.", alive
-    told = "How long ago a living processor gave a sign of life."
-    yield "heartbeat_seconds", told, silent
+    text = "How long ago a living processor gave a sign of life."
+    yield "heartbeat_seconds", text, silent
     paused = int(seen.pause is not None)
     yield "paused", "Whether relay or disk are in trouble.", paused
     since = _seconds(seen.pause.since, now) if seen.pause else None
     yield "paused_seconds", "For how long it has paused.", since
-    told = "Young claims of another library's processor."
-    yield "foreign_claims", told, seen.foreign_claims
-    told = "How many things need somebody's attention."
-    yield "attention", told, len(complaints)
+    text = "Young claims of another library's processor."
+    yield "foreign_claims", text, seen.foreign_claims
+    text = "How many things need somebody's attention."
+    yield "attention", text, len(complaints)
 
 
-def _print_help(name: str, told: str) -> None:
-    print(f"# HELP postcommit_queue_{name} {told}")
+def _print_help(name: str, text: str) -> None:
+    print(f"# HELP postcommit_queue_{name} {text}")
     print(f"# TYPE postcommit_queue_{name} gauge")
 
 
@@ -498,8 +498,8 @@ def _print_help(name: str, told: str) -> None:
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     selection.queue_argument(parser)
-    told = "print a JSON object for each finding, one a line"
-    parser.add_argument("--json", action="store_true", help=told)
+    text = "print a JSON object for each finding, one a line"
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -513,8 +513,8 @@ def run_check(options: argparse.Namespace) -> int:
             problem, advice = finding.problem, finding.advice
             print_json({"path": finding.place, "problem": problem, "advice": advice})
         else:
-            told = f"{finding.place}: {finding.problem}; {finding.advice}"
-            print(printable(told))
+            text = f"{finding.place}: {finding.problem}; {finding.advice}"
+            print(printable(text))
     if is_sound and not options.json:
         print("the queue is sound")
     return 0 if is_sound else 1

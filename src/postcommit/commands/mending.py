@@ -28,8 +28,8 @@ _SKIPPED = "skipped: it is gone, or a processor is sending it now"
 
 
 def _verbose_argument(parser: argparse.ArgumentParser) -> None:
-    told = f"name every entry, not just the first {_MOST_NAMED}"
-    parser.add_argument("--verbose", action="store_true", help=told)
+    text = f"name every entry, not just the first {_MOST_NAMED}"
+    parser.add_argument("--verbose", action="store_true", help=text)
 
 
 class _Lines:
@@ -97,8 +97,8 @@ def _change_each(
     finally:
         # Also if the reader of our output is gone.
         meter.wipe()
-        told = f"{entries(lines.done)} {done}, {lines.skipped} skipped"
-        print(told, file=sys.stderr)
+        text = f"{entries(lines.done)} {done}, {lines.skipped} skipped"
+        print(text, file=sys.stderr)
     return 1 if lines.skipped else 0
 
 
@@ -127,8 +127,8 @@ def run_retry(options: argparse.Namespace) -> int:
             done, verbose = "will be retried", options.verbose
             status = _change_each(items, retry, done, meter, verbose=verbose)
     if retry.uncertain:
-        told = f"{entries(retry.uncertain)} may have arrived already"
-        print(f"{told}; a second copy may arrive", file=sys.stderr)
+        text = f"{entries(retry.uncertain)} may have arrived already"
+        print(f"{text}; a second copy may arrive", file=sys.stderr)
     return status
 
 
@@ -153,8 +153,8 @@ class _Retry:
 
 
 def delete_arguments(parser: argparse.ArgumentParser) -> None:
-    told = "ask nothing; without a terminal ALL needs it"
-    parser.add_argument("--yes", action="store_true", help=told)
+    text = "ask nothing; without a terminal ALL needs it"
+    parser.add_argument("--yes", action="store_true", help=text)
     _verbose_argument(parser)
     selection.queue_argument(parser)
     arguments.adopt(parser)

@@ -30,7 +30,8 @@ _COLOURS = {
 
 _UNITS = (("d", 86400, 1_000_000), ("h", 3600, 24), ("m", 60, 60), ("s", 1, 60))
 
-# Seconds since the epoch. A day is left at both ends, for the offset of a time zone.
+# Bounds of a time, in seconds since the epoch: those of `datetime`, less a day for the
+# offset of a time zone.
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC).timestamp()
 
@@ -152,10 +153,10 @@ class Column:
 class Table:
     """Prints rows as they come; on a terminal they fit its width, unless `wide`.
 
-    Which columns fit depends on what is in them. So on a terminal the first rows wait
-    for each other, for a fifth of a second at most; then their widths decide. A longer
-    cell takes the room of the next one, or gets a line of its own. `before` is called
-    before anything is printed. To be entered, so that no row waits forever.
+    The width of the cells decides which columns fit. So on a terminal the first rows
+    are collected, for a fifth of a second at most. A longer cell takes the room of the
+    next one, or gets a line of its own. `before` is called before anything is printed.
+    Use it in a ``with`` block, at whose end the rest is printed.
     """
 
     def __init__(
@@ -282,9 +283,9 @@ def addresses(recipients: Iterable[str]) -> str:
 
 
 class Line:
-    """The last line of a terminal, which is written again and again.
+    """The last line of a terminal, which is overwritten with each change.
 
-    Where `stream` is not a terminal, nothing is written.
+    If `stream` is not a terminal, nothing is written.
     """
 
     def __init__(self, stream: TextIO, first: float = 0.0) -> None:
@@ -322,11 +323,11 @@ class Line:
 
 
 class Meter:
-    """Counts the entries that a command has looked at; `done` is what it did to `hits`.
+    """Counts the entries that a command has looked at, and the `hits` among them.
 
-    A long search is shown on `stream` if it is a terminal. `total` returns how many
-    entries there are; it is called when that is shown first. To be entered, so that the
-    line is wiped at the end.
+    If `stream` is a terminal, a long search is shown there. `done` is the word for the
+    hits, such as "found". `total` returns the number of entries; it is called when the
+    line is drawn first. Use it in a ``with`` block, at whose end the line is wiped.
     """
 
     def __init__(self, total: Callable[[], int], done: str, stream: TextIO) -> None:

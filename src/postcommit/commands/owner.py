@@ -74,9 +74,9 @@ def act_as_owner(queue_path: str, *, create: bool = False) -> None:
     """As root, act as the owner of the queue from now on, and say so on stderr.
 
     A queue that is missing and may be created will belong to the owner of the folder
-    that it is created in. For everybody else, for a queue of root, and where there is
-    nothing at the path, nothing changes. Configuration, passwords and certificates that
-    only root can read must be read before.
+    that it is created in. Nothing changes if the process is not root, if the queue
+    belongs to root, or if the path does not exist. Configuration, passwords and
+    certificates that only root can read must be read before.
 
     Raises `QueueError` if the process may not become that user, or acts as the owner of
     another queue already.
@@ -158,7 +158,7 @@ def restored() -> Iterator[None]:
 def advice(path: str) -> str:
     """Say what to do if `path`, a queue or a file of one, may not be used.
 
-    The owner of a queue in which files belong to another user is told about these.
+    For the owner of the queue, the advice is how to find the files of other users.
     """
     queue = _queue_of(path)
     if queue is not None and os.stat(queue).st_uid == os.geteuid():

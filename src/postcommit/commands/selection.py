@@ -53,8 +53,8 @@ def operators(options: argparse.Namespace) -> MaildirOperators:
 
 def line(item: Item) -> str:
     """Return a line for an entry in doubt: id, name, and when it was written."""
-    told = f"{item.id}  {printable(item.name)}"
-    return told if item.accepted is None else f"{told}  written {moment(item.accepted)}"
+    text = f"{item.id}  {printable(item.name)}"
+    return text if item.accepted is None else f"{text}  written {moment(item.accepted)}"
 
 
 def seconds(text: str) -> float:
@@ -123,14 +123,14 @@ def choice(parser: Parser, *states: EntryState, default: str) -> None:
             const=state,
             help=f"only {state.about}",
         )
-    told = "only for this recipient: an address, @domain, or a pattern with *"
-    group.add_argument("--to", metavar="ADDRESS", help=told)
-    told = "only from this sender, likewise"
-    group.add_argument("--from", dest="sender", metavar="ADDRESS", help=told)
-    told = "only the entries of this message, as send() returned its id"
-    group.add_argument("--message-id", metavar="ID", type=_message_id, help=told)
-    for name, told in (("older", "more"), ("newer", "less")):
-        text = f"only {told} than so long ago: 90 (seconds), 15m, 2h, 3d"
+    text = "only for this recipient: an address, @domain, or a pattern with *"
+    group.add_argument("--to", metavar="ADDRESS", help=text)
+    text = "only from this sender, likewise"
+    group.add_argument("--from", dest="sender", metavar="ADDRESS", help=text)
+    text = "only the entries of this message, as send() returned its id"
+    group.add_argument("--message-id", metavar="ID", type=_message_id, help=text)
+    for name, how in (("older", "more"), ("newer", "less")):
+        text = f"only {how} than so long ago: 90 (seconds), 15m, 2h, 3d"
         group.add_argument(f"--{name}", metavar="AGE", type=seconds, help=text)
 
 

@@ -1,4 +1,4 @@
-"""What a service needs of its surroundings: the queue, signals, and systemd."""
+"""The surroundings of a service: its queue, signals, and systemd."""
 from __future__ import annotations
 
 import errno

@@ -1,4 +1,4 @@
-"""``postcommit test-relay``: is the relay as it should be, and does it take mail?"""
+"""``postcommit test-relay``: checks the relay, and can send a test mail."""
 from __future__ import annotations
 
 import argparse
@@ -28,10 +28,10 @@ from postcommit.smtp.probe import probe
 
 _LEVEL = "critical"  # what would be logged is printed
 
-# What a relay says that wants another login, or one at all.
+# Codes of replies by which a relay asks for a login, or for another one.
 _WANTS_LOGIN = (530, 534, 535, 538)
 
-# A certificate that expires sooner, in seconds, is worth a word.
+# Seconds before a certificate expires in which it is called soon.
 _SOON = 14 * 86400.0
 
 
@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tell how the relay answers; 1 if it does not do what it should."""
+    """Print how the relay answers; 1 if something failed."""
     found = Configuration(options)
     mailer = found.mailer()
     mail = _mail(options)
@@ -129,7 +129,7 @@ def _mail(options: argparse.Namespace) -> Composed | None:
 
 
 def _send(mailer: ISMTPMailer, mail: Composed) -> bool:
-    """Tell what became of each recipient, and whether all have it."""
+    """Send the mail, print each outcome, and return whether all were sent."""
     report = mailer.send(mail.sender, mail.recipients, bytes(mail))
     mailer.close()
     if report.relay_failure is not None:

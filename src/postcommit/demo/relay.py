@@ -1,4 +1,4 @@
-"""A relay to play with: aiosmtpd on a loopback port, in a thread."""
+"""The relay of the demo: aiosmtpd on a loopback port, in a thread."""
 from __future__ import annotations
 
 import asyncio
@@ -16,13 +16,13 @@ from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session
 
 
-# Within the process; longer, and something is broken.
+# Maximum number of seconds that the thread of the relay takes for a call.
 _SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Letter:
-    """What the relay has taken."""
+    """A message that the relay has accepted."""
 
     subject: str
     recipients: tuple[str, ...]
@@ -32,10 +32,10 @@ class Letter:
 
 
 class EmbeddedRelay:
-    """Takes everything, but for those whom it was told to `refuse`.
+    """Accepts every recipient, except those that `refuse` names.
 
-    `tell` is called with a line about each thing that happens. The relay works
-    inside of a ``with`` block; there it can go `down`, and `up` again.
+    `tell` is called with a line about each event. The relay works inside of a ``with``
+    block; there it can go `down`, and `up` again.
     """
 
     host = "127.0.0.1"
@@ -53,7 +53,7 @@ class EmbeddedRelay:
         )
 
     def refuse(self, recipient: str, reply: str, *, times: int) -> None:
-        """Answer with `reply` when `recipient` is named, so many times."""
+        """Answer with `reply` to RCPT for `recipient`, this number of times."""
         self._refusals[recipient] = [reply] * times
 
     # Coming and going
@@ -74,19 +74,20 @@ class EmbeddedRelay:
         self._thread.join()
 
     def up(self) -> None:
-        """Listen; on the same port as before, if there was one."""
+        """Listen, on the same port as before if there was one."""
         self._call(self._listen)
         self._tell(f"listens on {self.host}:{self.port}")
 
     def down(self) -> None:
-        """Refuse connections, and drop those that there are."""
+        """Refuse connections, and drop the open ones."""
         self._call(self._close)
         self._tell("goes away")
 
     def _call(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Have the loop's thread do `work`, and wait for it.
+        """Run `work` in the thread of the loop, and wait for it.
 
-        The coroutine is made there: made here, Ctrl-C could leave it unawaited.
+        The coroutine is made in that thread. If it were made here, Ctrl-C could leave
+        it unawaited.
         """
         done: Future[asyncio.Future[None]] = Future()
 
@@ -121,12 +122,12 @@ class EmbeddedRelay:
         self._connections.clear()
 
     def _connection(self) -> SMTP:
-        # Without a name, aiosmtpd would ask the DNS for one.
+        # Without a host name, aiosmtpd would look it up in the DNS.
         made = SMTP(self, hostname="relay.example.org", loop=self._loop)
         self._connections.append(made)
         return made
 
-    # What aiosmtpd asks
+    # Hooks of aiosmtpd
 
     async def handle_RCPT(
         self,

@@ -17,12 +17,12 @@ SENDER = "shop@example.org"
 
 
 class SoldOut(Exception):
-    """There is nothing left of what was ordered."""
+    """The item that was ordered is sold out."""
 
 
 @implementer(IBatch)
 class OrderBook:
-    """The shop's database, so to say: it refuses the commit where it must."""
+    """The database of the shop. It refuses to commit an item that is sold out."""
 
     sort_key = "orders"
 
@@ -39,14 +39,14 @@ class OrderBook:
         self.orders.extend(items)
 
     def discard(self, items: Sequence[str]) -> None:
-        """Nothing was written."""
+        """Do nothing: nothing was written."""
 
     def abandon(self, items: Sequence[str]) -> None:
-        """There is nothing to keep."""
+        """Do nothing: nothing was written."""
 
 
 class Shop:
-    """Takes orders; everything about one happens in the same transaction.
+    """Takes orders. An order and its mail are in the same transaction.
 
     `tell` is called with a line about each step.
     """
@@ -65,7 +65,7 @@ class Shop:
 
     @property
     def orders(self) -> list[str]:
-        """What was ordered, and committed."""
+        """The items that were ordered and committed."""
         return self._book.orders
 
     def order(self, item: str, *customers: str) -> None:
@@ -78,7 +78,7 @@ class Shop:
         self._tell(f"send() to {', '.join(customers)}")
 
     def commit(self) -> bool:
-        """Commit; or abort, where the item is sold out."""
+        """Commit, or abort if the item is sold out; return whether it committed."""
         try:
             self._transactions.commit()
         except SoldOut as refusal:

@@ -51,10 +51,7 @@ class Events:
 
 
 class TimelineLog(logging.Handler):
-    """Notes what only the log tells: that the queue pauses, and goes on.
-
-    And any error that nobody expects; but not a second time what is an event.
-    """
+    """Notes log records for which there is no event: pauses, and unexpected errors."""
 
     def __init__(self, timeline: Timeline) -> None:
         super().__init__(logging.INFO)
@@ -73,7 +70,7 @@ class TimelineLog(logging.Handler):
 
 @dataclass(frozen=True)
 class Scene:
-    """What a story plays with."""
+    """The parts of a story."""
 
     timeline: Timeline
     relay: EmbeddedRelay

@@ -1,4 +1,4 @@
-"""The story that ``postcommit demo`` tells, and checks while it tells it."""
+"""The story of ``postcommit demo``: its chapters, and what is expected in each."""
 from __future__ import annotations
 
 from typing import TextIO
@@ -11,7 +11,7 @@ from postcommit.demo.timeline import Timeline
 from postcommit.queue.item import EntryState
 
 
-# After so long nothing is waited for any more; usually a quarter is enough.
+# Maximum number of seconds of all waiting together; usually a quarter is enough.
 SECONDS = 10.0
 
 ANN = "ann@example.org"
@@ -35,7 +35,7 @@ EVENTS = [
 def tell(
     stream: TextIO, make_relay: MakeRelay = EmbeddedRelay, seconds: float = SECONDS
 ) -> bool:
-    """Tell the story on `stream`; return whether it went as it should."""
+    """Play the story on `stream`; return whether all expectations were met."""
     timeline = Timeline(stream, seconds=seconds)
     timeline.chapter(
         "A small shop sends mail in its transactions",
@@ -138,7 +138,7 @@ class Story:
         self._timeline.table("The queue", self._waiting)
         self._timeline.table("Its dead letters", self._dead_letters)
 
-    # What is seen
+    # What is compared
 
     @property
     def _mailbox(self) -> list[tuple[str, str]]:

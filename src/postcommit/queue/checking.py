@@ -55,7 +55,7 @@ def check(store: Store, now: float) -> Iterator[Finding]:
 def _as_allowed(findings: Iterator[Finding]) -> Iterator[Finding]:
     """Yield the findings up to a folder or file that this user may not read.
 
-    It belongs to somebody else, and has a finding of its own.
+    That one has another owner, and so a finding of its own.
     """
     with suppress(PermissionError):
         yield from findings
@@ -116,14 +116,14 @@ def _access(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[F
         yield Finding(path, problem, "run as the user that owns the queue")
     elif found.st_uid == top.st_uid:
         yield Finding(path, problem, f"'chmod u=rwx {quoted(path)}'")
-    # Otherwise it belongs to somebody else, and `_rights` has said so.
+    # Otherwise it has another owner, for which `_rights` has a finding.
 
 
 def _rights(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[Finding]:
     """Yield what is wrong with mode and owner of a folder or a regular file.
 
-    The advice may be followed as root, so it must not reach a file that somebody has
-    linked into the queue. `found` is of the folder or file itself.
+    The advice may be followed as root, so it must not change a file that a user has
+    linked into the queue. `found` is the status of the folder or file itself.
     """
     if stat.S_ISLNK(found.st_mode):
         return  # it has no rights of its own, and chmod would follow it

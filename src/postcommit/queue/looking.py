@@ -151,7 +151,7 @@ def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
                 if entry.name.startswith(prefix) and hidden == bool(prefix):
                     yield entry.path
     except FileNotFoundError:
-        return  # there are no dead letters yet
+        return  # no dead letter was kept yet
 
 
 # Claims of other libraries
@@ -283,7 +283,7 @@ def _literal(pattern: str) -> bytes:
     return longest.encode() if longest.isascii() else b""
 
 
-# What an operator gives
+# Ids that an operator gives
 
 
 def bare_id(message_id: str) -> str:
@@ -409,7 +409,7 @@ def shortages(path: str) -> Iterator[str]:
     free = disk.f_bavail * disk.f_frsize
     if free < _LEAST_FREE:
         yield f"is on a disk with {free >> 20} MiB left"
-    if disk.f_files and disk.f_favail < _LEAST_FILES:  # some have no number of files
+    if disk.f_files and disk.f_favail < _LEAST_FILES:  # 0: without a limit
         yield f"is on a disk with room for {disk.f_favail} more files"
 
 
@@ -424,7 +424,7 @@ def _names(folder: str, hidden: Counter[str]) -> Iterator[str]:
     try:
         found = os.scandir(folder)
     except FileNotFoundError:
-        return  # there are no dead letters yet
+        return  # no dead letter was kept yet
     with found:
         for entry in found:
             name = entry.name
