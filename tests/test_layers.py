@@ -109,7 +109,7 @@ def test_queue_and_smtp_do_not_meet_and_nobody_imports_a_face(module: str) -> No
 
 
 # On Python 3.11, it takes a lock. A child that is forked meanwhile waits for ever.
-@pytest.mark.parametrize("module", sorted({*FILES} - {"queue/item", "testing/outbox"}))
+@pytest.mark.parametrize("module", sorted({*FILES} - {"testing/outbox"}))
 def test_no_cached_property_where_a_process_may_fork(module: str) -> None:
     assert "cached_property" not in (SOURCE / f"{module}.py").read_text()
 
