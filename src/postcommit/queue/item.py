@@ -6,6 +6,8 @@ queue can have an implementation; `postcommit.queue.mending` has that of a Maild
 from __future__ import annotations
 
 import enum
+import hashlib
+import os
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
@@ -15,13 +17,19 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from dataclasses import field
+from typing import TYPE_CHECKING
 from typing import BinaryIO
+from typing import NamedTuple
 
 from zope.interface import Attribute
 from zope.interface import Interface
 
 from postcommit.message import message_id_of
-from postcommit.queue.notice import Notice
+from postcommit.queue.entry import accepted_at
+
+
+if TYPE_CHECKING:
+    from postcommit.queue.notice import Notice
 
 
 # Number of hexadecimal digits of an id.
@@ -82,21 +90,27 @@ class EntryState(enum.Enum):
         return str(self.value).replace(" ", "_")
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """An entry, as a list of the queue has it.
 
-    `id` has twelve hexadecimal digits. An entry keeps it while it is deferred again and
-    again, as a dead letter, and when that is retried. `place` is where the entry was
-    when we looked: a path, or a URL with the id. `accepted` is in seconds since the
-    epoch, None if it is unknown.
+    An entry keeps its `name` while it is deferred again and again, as a dead letter,
+    and when that is retried. `place` is where the entry was when we looked: a path, or
+    a URL with the id.
     """
 
-    id: str
     name: str
     state: EntryState
     place: str
-    accepted: float | None
+
+    @property
+    def accepted(self) -> float | None:
+        """When it was accepted, in seconds since the epoch, if the name says so."""
+        return accepted_at(self.name)
+
+    @property
+    def id(self) -> str:
+        """The id for operators, twelve hexadecimal digits that the name determines."""
+        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:DIGITS]
 
 
 @dataclass(frozen=True)
