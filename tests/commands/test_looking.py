@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from postcommit.cli import main
 from postcommit.commands.output import moment
 from postcommit.commands.output import timestamp
+from postcommit.maildir import Maildir
 from postcommit.queue.item import EntryState
 from postcommit.queue.item import Item
 from postcommit.queue.mending import MaildirOperators
@@ -710,7 +711,8 @@ def test_metrics_leave_out_what_is_not_known(
 @pytest.fixture
 def mailbox(tmp_path: Path) -> Store:
     """A Maildir of messages without envelope, such as a mail reader has."""
-    store = Store(str(tmp_path / "mailbox"))
+    Maildir(str(tmp_path / "mailbox"), create=True)
+    store = Store(str(tmp_path / "mailbox"), to_look=True)
     write(store, "new/1700000000.M1P1Q1.web", MESSAGE)
     write(store, "cur/1700000001.M1P1Q1.web:2,S", MESSAGE)
     return store
