@@ -34,6 +34,10 @@ from postcommit.event import MailSentEvent
 from postcommit.event import MailUncertainEvent
 from postcommit.filemailer import FileMailer
 from postcommit.maildir import Maildir
+from postcommit.queue.item import IChanges
+from postcommit.queue.item import IOperators
+from postcommit.queue.mending import MaildirChanges
+from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
@@ -118,6 +122,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IBatch, store.batch()),
         (interfaces.IBatch, DirectMailDelivery(mailer)._batch()),
         (interfaces.IBatch, OrderBook([])),
+        (IOperators, MaildirOperators(queue)),
+        (IChanges, MaildirChanges(store)),
         *(
             (contract, Option(interfaces.ISMTPMailer, "port"))
             for contract in implementedBy(Option)

@@ -7,14 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from zope.interface.verify import verifyClass
 
 from postcommit.errors import EntryError
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
 from postcommit.queue.item import EntryState
-from postcommit.queue.item import IChanges
-from postcommit.queue.item import IOperators
 from postcommit.queue.item import Item
 from postcommit.queue.lock import FileLock
 from postcommit.queue.looking import foreign_claims
@@ -51,11 +48,6 @@ def changes(store: Store) -> MaildirChanges:
 def only(queue: MaildirOperators, state: EntryState) -> Item:
     [item] = queue.items([state])
     return item
-
-
-def test_a_queue_on_disk_keeps_the_contract() -> None:
-    verifyClass(IOperators, MaildirOperators)
-    verifyClass(IChanges, MaildirChanges)
 
 
 def test_a_path_that_is_no_queue_is_refused_and_not_made_one(tmp_path: Path) -> None:
