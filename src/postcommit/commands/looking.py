@@ -60,6 +60,19 @@ HANGS_AFTER = 120.0
 
 _START = "'postcommit run' or 'postcommit flush'"
 
+# The metrics, besides the number of entries in each state, and their help texts.
+_GAUGES = {
+    "due": "Entries that are due now.",
+    "due_looked_at": "How many deferred entries were asked when they are due.",
+    "oldest_due_seconds": "For how long the oldest entry is due.",
+    "processor_alive": "Whether a processor of the queue is running.",
+    "heartbeat_seconds": "How long ago a living processor gave a sign of life.",
+    "paused": "Whether relay or disk are in trouble.",
+    "paused_seconds": "For how long it has paused.",
+    "foreign_claims": "Young claims of another library's processor.",
+    "attention": "How many things need somebody's attention.",
+}
+
 # Maximum number of entries in doubt that are listed.
 _MOST_SHOWN = 10
 
@@ -307,7 +320,8 @@ def run_status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(_survey_json(options.queue, seen, now, complaints))
     elif options.prometheus:
-        _print_metrics(options.queue, seen, now, complaints)
+        fields = _survey_json(options.queue, seen, now, complaints)
+        _print_metrics(options.queue, fields)
     else:
         _print_survey(seen, now)
         _print_doubts(queue)
@@ -450,42 +464,27 @@ def _pause_json(notice: Notice | None, now: float) -> dict[str, Any] | None:
     }
 
 
-def _print_metrics(
-    queue: str, seen: Survey, now: float, complaints: list[str]
-) -> None:
-    """Print gauges; what is not known is left out, as is usual there."""
+def _print_metrics(queue: str, fields: dict[str, Any]) -> None:
+    """Print the gauges of what JSON has; an unknown value is left out, as is usual."""
     escaped = printable(queue).replace("\\", r"\\").replace('"', r"\"")
     label = f'queue="{escaped}"'
     _print_help("entries", "Entries of the queue in each state.")
-    for state, count in seen.counts.items():
+    for state in EntryState:
+        count = fields[state.key]
         print(f'postcommit_queue_entries{{{label},state="{state.key}"}} {count}')
-    for name, text, value in _gauges(seen, now, complaints):
-        if value is not None:
+    pause = fields["paused"]
+    values = {
+        **fields,
+        "oldest_due_seconds": fields["oldest_due_seconds"] or 0,
+        "processor_alive": int(fields["processor_alive"]),
+        "paused": int(pause is not None),
+        "paused_seconds": pause and pause["seconds"],
+        "attention": len(fields["attention"]),
+    }
+    for name, text in _GAUGES.items():
+        if values[name] is not None:
             _print_help(name, text)
-            print(f"postcommit_queue_{name}{{{label}}} {value}")
-
-
-def _gauges(
-    seen: Survey, now: float, complaints: list[str]
-) -> Iterator[tuple[str, str, float | None]]:
-    late = _seconds(seen.oldest_due, now) or 0
-    silent = _seconds(seen.heartbeat, now)
-    alive = int(seen.heartbeat is not None)
-    yield "due", "Entries that are due now.", seen.due
-    text = "How many deferred entries were asked when they are due."
-    yield "due_looked_at", text, seen.looked_at
-    yield "oldest_due_seconds", "For how long the oldest entry is due.", late
-    yield "processor_alive", "Whether a processor of the queue is running.", alive
-    text = "How long ago a living processor gave a sign of life."
-    yield "heartbeat_seconds", text, silent
-    paused = int(seen.pause is not None)
-    yield "paused", "Whether relay or disk are in trouble.", paused
-    since = _seconds(seen.pause.since, now) if seen.pause else None
-    yield "paused_seconds", "For how long it has paused.", since
-    text = "Young claims of another library's processor."
-    yield "foreign_claims", text, seen.foreign_claims
-    text = "How many things need somebody's attention."
-    yield "attention", text, len(complaints)
+            print(f"postcommit_queue_{name}{{{label}}} {values[name]}")
 
 
 def _print_help(name: str, text: str) -> None:
