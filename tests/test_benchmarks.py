@@ -31,6 +31,7 @@ from tests.benchmarks import report
 from tests.benchmarks import scale
 from tests.benchmarks import slowdisk
 from tests.benchmarks import store
+from tests.benchmarks import together
 from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import Result
 from tests.benchmarks.sections import SECTIONS
@@ -120,6 +121,12 @@ def test_the_latency(tmp_path: Path) -> None:
     names = {name for _, name, _ in latency.NAMES.values()}
     assert subjects(results, "latency") == names
     assert [len(result.values) for result in results] == [1, 1, 1, 1]
+
+
+def test_several_processes_on_one_queue(tmp_path: Path) -> None:
+    results = quickly(together, tmp_path)
+    assert subjects(results, "rate") == {together.ONE, together.EACH}
+    assert {result.case["processes"] for result in results} == {2, 3}
 
 
 def test_the_idle_cost(tmp_path: Path) -> None:

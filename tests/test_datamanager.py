@@ -716,7 +716,7 @@ def test_nothing_is_left_of_a_transaction_that_ended(
         sender.send("a")
         savepoint = sender.data_manager.savepoint()
         known = [weakref.ref(sender.data_manager), weakref.ref(sender)]
-        item = weakref.ref(sender.data_manager._items[0])
+        item = weakref.ref(sender.data_manager.items[0])
         getattr(manager, ending)()
         assert item() is None, "the savepoint keeps the message"
         del savepoint, sender
@@ -772,7 +772,7 @@ def _fork_and_end(ending: str) -> None:
     assert sender.done == ["prepare a b", "publish a b", "afterwards"]
 
 
-def _fork_in_the_finish() -> None:
+def _fork_in_the_finish(interrupted: bool) -> None:
     sender = Sender(explicit())
     sender.manager.begin()
     sender.send("a")
@@ -780,23 +780,28 @@ def _fork_in_the_finish() -> None:
 
     def fork() -> None:
         child = os.fork()
-        if not child:
+        if child:
+            parents.append(child)
+        elif interrupted:
             raise KeyboardInterrupt
-        parents.append(child)
 
     sender.manager.get().join(Partner(BEFORE, tpc_finish=fork))
     try:
         sender.manager.commit()
     except KeyboardInterrupt:
         sender.manager.abort()
+    if not parents:
         assert sender.done == ["prepare a"], sender.done
         return
     assert os.waitpid(parents[0], 0)[1] == 0
     assert sender.done == ["prepare a", "publish a", "afterwards"]
 
 
-def test_a_forked_child_that_is_interrupted_leaves_nothing_in_doubt() -> None:
-    children.call(_fork_in_the_finish)
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_child_that_is_forked_in_the_commit_leaves_it_to_its_parent(
+    interrupted: bool,
+) -> None:
+    children.call(_fork_in_the_finish, interrupted)
 
 
 @pytest.mark.parametrize("ending", ["abort", "commit", "rollback"])

@@ -41,8 +41,8 @@ from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.errors import RelayError
 from postcommit.interfaces import IBatch
-from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Status
@@ -55,6 +55,7 @@ from tests.support import children
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import ScriptedPipeline
 from tests.support.transactions import AFTER
 from tests.support.transactions import BEFORE
 from tests.support.transactions import MANAGERS
@@ -887,22 +888,30 @@ def test_a_mailer_from_elsewhere_may_raise(hearing: Hearing) -> None:
     assert "nobody there" in event.errorMessage
 
 
-@implementer(IBatchMailer)
+@implementer(IPipelineMailer)
 class Faithless(Mailer):
-    """Promises reports for a batch, and gives just one."""
+    """Promises a report for each message, and gives just one."""
 
     def __init__(self, failure: Exception | None, notify: Any) -> None:
         super().__init__(notify=notify)
         self.failure = failure
 
-    def send_batch(self, messages: Any) -> Iterator[Any]:
-        for number, (_, recipients, message) in enumerate(messages):
-            if number == 0:
-                yield DeliveryReport.alike(
-                    message_id_of(message), recipients, Status.SENT, Reply(250)
-                )
-            elif self.failure:
-                raise self.failure
+    def pipeline(self) -> FaithlessPipeline:
+        return FaithlessPipeline(self)
+
+
+class FaithlessPipeline(ScriptedPipeline):
+    offered = 0
+
+    def offer(self, mail: Any, key: Any = None) -> None:
+        self.offered += 1
+        if self.offered == 1:
+            report = DeliveryReport.alike(
+                message_id_of(mail.message), mail.recipients, Status.SENT, Reply(250)
+            )
+            self.done.append((key, report))
+        elif self.mailer.failure:
+            raise self.mailer.failure
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("broken"), None])
@@ -1056,6 +1065,47 @@ def test_what_an_interrupted_commit_does_not_send_is_in_the_log(
         f"<a@example.org> to {BOB}, {ANN}: the commit was interrupted, the mail is not"
         " sent"
     )
+
+
+class Impatient(logging.Handler):
+    """Is interrupted in the first records of what was sent."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(logging.INFO)
+        self.left = times
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.left:
+            self.left -= 1
+            raise KeyboardInterrupt
+
+
+def test_two_interrupts_while_it_is_logged_lose_no_outcome(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "postcommit")
+    manager = explicit()
+    manager.begin()
+    delivery = DirectMailDelivery(Mailer(), transaction_manager=manager)
+    for name in ("a", "b", "c"):
+        delivery.send(ANN, BOB, mail(f"{name}@example.org"))
+    handler = Impatient(2)
+    logger = logging.getLogger("postcommit.event")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            manager.commit()
+    finally:
+        logger.removeHandler(handler)
+    manager.abort()
+    ours = [r for r in caplog.records if r.name.startswith("postcommit")]
+    assert [record.getMessage() for record in ours] == [
+        "<a@example.org> to bob@example.org: sent: 250 2.0.0 Ok",
+        "<b@example.org> to bob@example.org: deferred: 4.3.0 Not sent: interrupted by"
+        " KeyboardInterrupt",
+        "<c@example.org> to bob@example.org: the commit was interrupted, the mail is"
+        " not sent",
+    ]
 
 
 def test_what_an_interrupted_commit_leaves_in_doubt_is_in_the_log(

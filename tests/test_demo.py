@@ -291,8 +291,8 @@ def test_other_events_are_none_of_ours():
     ("name", "level", "told"),
     [
         ("postcommit.event", logging.ERROR, ""),
-        ("postcommit.queue.drain", logging.INFO, ""),
-        ("postcommit.queue.drain", logging.ERROR, "log      something is wrong"),
+        ("postcommit.queue.runner", logging.INFO, ""),
+        ("postcommit.queue.runner", logging.ERROR, "log      something is wrong"),
     ],
 )
 def test_the_log_is_told_where_events_do_not(name, level, told):

@@ -140,3 +140,21 @@ def test_an_error_in_a_configuration_says_where_it_is() -> None:
 )
 def test_a_value_is_shown_but_not_for_ever(value: object, text: str) -> None:
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "scope", "is_full"),
+    [
+        (errno.EMFILE, "queue", False),
+        (errno.EROFS, "queue", False),
+        (errno.ENOLCK, "queue", False),
+        (errno.EACCES, "entry", False),
+        (errno.ENOSPC, "entry", True),
+        (errno.EDQUOT, "entry", True),
+    ],
+)
+def test_an_error_of_a_queue_says_whether_other_entries_meet_it(
+    number: int, scope: str, is_full: bool
+) -> None:
+    error = QueueError("queue", "cannot write the entry", OSError(number, "x"))
+    assert (error.scope, error.is_full) == (scope, is_full)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,16 +20,13 @@ from transaction.interfaces import TransientError
 
 from postcommit import repeats
 from postcommit.errors import RelayError
-from postcommit.event import Announcement
 from postcommit.event import MailDeferredEvent
 from postcommit.event import MailErrorEvent
 from postcommit.event import MailRejectedEvent
 from postcommit.event import MailSentEvent
+from postcommit.event import MailUncertainEvent
 from postcommit.event import announce
-from postcommit.event import dispatch
-from postcommit.event import dispatch_events
 from postcommit.event import events_of
-from postcommit.event import hold
 from postcommit.event import own_transaction
 from postcommit.interfaces import Status
 from postcommit.report import DeliveryReport
@@ -112,7 +110,7 @@ def test_an_event_shows_what_it_is_about(event: object, shown: str) -> None:
     assert repr(event) == shown
 
 
-# Announce and hold
+# Announcing
 
 
 def test_an_announcement_tells_log_and_subscribers_at_once(
@@ -120,7 +118,7 @@ def test_an_announcement_tells_log_and_subscribers_at_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     heard: list[Any] = []
-    announce(MIXED, heard.append)
+    announce(MIXED, heard.append, TransactionManager())
     assert len(heard) == 4
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
         ("INFO", "<1@x.org> to a@x.org: sent: 250 2.0.0 Queued"),
@@ -135,41 +133,55 @@ def test_a_relay_failure_has_a_line_for_each_recipient(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     failure = RelayError("no connection")
-    announce(DeliveryReport("1@x.org", ("a@x.org",), relay_failure=failure), repr)
+    failed = DeliveryReport("1@x.org", ("a@x.org",), relay_failure=failure)
+    announce(failed, repr, TransactionManager())
     [record] = caplog.records
     assert record.getMessage() == (
         "<1@x.org> to a@x.org: not sent: the relay failed: no connection"
     )
 
 
-def test_an_exception_of_a_subscriber_is_the_callers() -> None:
-    def subscriber(event: object) -> None:
-        raise KeyError(event)
+def test_a_relay_failure_is_about_the_recipients_without_an_outcome(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    failure = Reply(421, "4.3.2", "Bye")
+    sent = Outcome("b@x.org", Status.SENT, OK)
+    failed = DeliveryReport("1@x.org", ("a@x.org", "b@x.org"), (sent,), failure)
+    first, second = events_of(failed)
+    assert (type(first), first.recipients) == (MailSentEvent, ("b@x.org",))
+    assert (type(second), second.recipients) == (MailDeferredEvent, ("a@x.org",))
+    assert second.reply is failure  # type: ignore[attr-defined]
+    announce(failed, repr, TransactionManager())
+    assert caplog.messages == [
+        "<1@x.org> to b@x.org: sent: 250 2.0.0 Queued",
+        "<1@x.org> to a@x.org: not sent: the relay failed: 421 4.3.2 Bye",
+    ]
 
-    with pytest.raises(KeyError):
-        announce(MIXED, subscriber)
+
+def test_an_uncertain_recipient_that_is_given_up_has_an_event_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lost = Reply(0, "4.4.2", "Lost")
+    uncertain = Outcome("a@x.org", Status.UNCERTAIN, lost)
+    both = (uncertain, replace(uncertain, recipient="b@x.org", given_up=True))
+    made = DeliveryReport("1@x.org", ("a@x.org", "b@x.org"), both)
+    first, second = events_of(made)
+    assert (type(first), first.recipients) == (MailDeferredEvent, ("a@x.org",))
+    assert (type(second), second.recipients) == (MailUncertainEvent, ("b@x.org",))
+    announce(made, repr, TransactionManager())
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("WARNING", "<1@x.org> to a@x.org: uncertain: 4.4.2 Lost"),
+        ("ERROR", "<1@x.org> to b@x.org: uncertain, given up: 4.4.2 Lost"),
+    ]
 
 
-def test_what_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_announced_is_not_announced_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     heard: list[Any] = []
-    with hold() as outer:
-        announce(MIXED, heard.append)
-        with hold() as inner:
-            announce(MIXED, heard.append)
-        announce(MIXED, heard.append)
-    assert not heard
-    assert not caplog.records
-    assert outer == 2 * [Announcement(MIXED, heard.append)]
-    assert inner == [Announcement(MIXED, heard.append)]
-    announce(MIXED, heard.append)
-    assert len(heard) == 4
-
-
-def test_a_hold_that_an_interrupt_has_left_keeps_nothing_back() -> None:
-    heard: list[Any] = []
-    hold().__enter__()
-    announce(MIXED, heard.append)
-    assert len(heard) == 4
+    announce(replace(MIXED, announced=True), heard.append, TransactionManager())
+    assert heard == caplog.records == []
 
 
 # Each in a transaction of its own
@@ -186,7 +198,7 @@ MANAGERS = [
 def test_each_event_has_a_transaction_of_its_own(make: Callable[[], Any]) -> None:
     manager = make()
     seen: list[Any] = []
-    dispatch(Announcement(MIXED, lambda event: seen.append(manager.get())), manager)
+    announce(MIXED, lambda event: seen.append(manager.get()), manager)
     assert len(set(map(id, seen))) == 4
     assert {current.status for current in seen} == {"Committed"}
 
@@ -204,7 +216,7 @@ def test_a_subscriber_that_raises_has_its_transaction_aborted_and_is_logged(
         if isinstance(event, MailRejectedEvent):
             raise KeyError("a mistake")
 
-    dispatch(Announcement(MIXED, subscriber), manager)
+    announce(MIXED, subscriber, manager)
     assert calls == ["committed", "aborted", "committed", "committed"]
     [record] = [r for r in caplog.records if r.exc_info]
     assert "MailRejectedEvent 1@x.org to b@x.org" in record.getMessage()
@@ -222,7 +234,7 @@ def test_a_subscriber_whose_commit_fails_harms_nothing(
     def subscriber(event: Any) -> None:
         manager.get().addBeforeCommitHook(refuse)
 
-    dispatch(Announcement(report(("a@x.org", Status.SENT, OK)), subscriber), manager)
+    announce(report(("a@x.org", Status.SENT, OK)), subscriber, manager)
     assert "no commit" in caplog.text
     with own_transaction(manager):
         assert manager.get().status == "Active"
@@ -270,7 +282,7 @@ def test_a_subscriber_with_a_conflict_is_called_again(
 ) -> None:
     manager = make()
     subscriber = Conflicting(manager, times, in_the_commit=in_the_commit)
-    dispatch(Announcement(ONE, subscriber), manager)
+    announce(ONE, subscriber, manager)
     assert (subscriber.calls, subscriber.committed) == (times + 1, 1)
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
@@ -281,7 +293,7 @@ def test_a_subscriber_is_called_again_three_times_at_most(
 ) -> None:
     manager = make()
     subscriber = Conflicting(manager, 99, in_the_commit=True)
-    dispatch(Announcement(ONE, subscriber), manager)
+    announce(ONE, subscriber, manager)
     assert (subscriber.calls, subscriber.committed) == (4, 0)
     assert "another was faster" in caplog.text
     with own_transaction(manager):
@@ -306,7 +318,7 @@ def test_a_resource_may_say_that_its_error_is_for_now() -> None:
         if failure:
             raise failure
 
-    dispatch(Announcement(ONE, subscriber), manager)
+    announce(ONE, subscriber, manager)
     assert len(calls) == 2
 
 
@@ -319,7 +331,7 @@ def test_a_subscriber_that_ended_its_transaction_may_have_a_conflict() -> None:
         manager.commit()
         raise TransientError if len(calls) == 1 else KeyError
 
-    dispatch(Announcement(ONE, subscriber), manager)
+    announce(ONE, subscriber, manager)
     assert len(calls) == 2
 
 
@@ -330,9 +342,9 @@ def test_a_subscriber_that_is_repeated_may_cause_another_dispatch() -> None:
 
     def subscriber(event: Any) -> None:
         outer(event)
-        dispatch(Announcement(ONE, inner), manager)
+        announce(ONE, inner, manager)
 
-    dispatch(Announcement(ONE, subscriber), manager)
+    announce(ONE, subscriber, manager)
     assert (outer.calls, outer.committed) == (2, 1)
     assert (inner.calls, inner.committed) == (3, 1)
 
@@ -349,12 +361,12 @@ def test_a_dispatch_does_not_wait_forever_for_one_that_is_repeated(
     def subscriber(event: Any) -> None:
         outer(event)
         thread = threading.Thread(
-            target=dispatch, args=(Announcement(ONE, inner), manager)
+            target=announce, args=(ONE, inner, manager)
         )
         thread.start()
         thread.join()
 
-    dispatch(Announcement(ONE, subscriber), manager)
+    announce(ONE, subscriber, manager)
     assert (outer.committed, inner.committed) == (1, 1)
 
 
@@ -362,14 +374,30 @@ def test_a_lock_that_an_interrupt_has_left_is_waited_for_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(repeats, "_PATIENCE", 0.01)
-    thread = threading.Thread(target=repeats._acquired)
+    thread = threading.Thread(target=repeats._turn.acquired)
     thread.start()
     thread.join()
-    left = repeats._repeating
+    left = repeats._turn.lock
     subscriber = Conflicting(transaction.manager, 1, in_the_commit=True)
-    dispatch(Announcement(ONE, subscriber), transaction.manager)
+    announce(ONE, subscriber, transaction.manager)
     assert subscriber.committed == 1
-    assert repeats._repeating is not left
+    assert repeats._turn.lock is not left
+
+
+def test_a_lock_that_two_threads_wait_for_is_replaced_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other one has replaced it while this one waited."""
+    new = threading.RLock()
+
+    class Left:
+        def acquire(self, timeout: float) -> bool:
+            monkeypatch.setattr(repeats._turn, "lock", new)
+            return False
+
+    monkeypatch.setattr(repeats._turn, "lock", Left())
+    assert repeats._turn.acquired() is new
+    new.release()
 
 
 def _fork_while_it_is_repeated() -> None:
@@ -383,14 +411,14 @@ def _fork_while_it_is_repeated() -> None:
         began.set()
         assert forked.wait(10)
 
-    thread = threading.Thread(target=dispatch, args=(Announcement(ONE, slow), manager))
+    thread = threading.Thread(target=announce, args=(ONE, slow, manager))
     thread.start()
     assert began.wait(10)
     child = os.fork()
     if not child:
         other = Conflicting(TransactionManager(), 1, in_the_commit=False)
         signal.alarm(2)  # far less than it would wait for the lock
-        dispatch(Announcement(ONE, other), other.manager)
+        announce(ONE, other, other.manager)
         assert other.committed == 1
         return
     forked.set()
@@ -412,8 +440,7 @@ def test_an_interrupt_in_a_subscriber_is_returned_after_the_other_events() -> No
         if len(heard) == 2:
             raise failure
 
-    returned = dispatch_events(events_of(MIXED), subscriber, manager)
-    assert returned is failure
+    assert announce(MIXED, subscriber, manager) is failure
     assert len(heard) == 4
 
 
@@ -435,12 +462,12 @@ def test_where_nobody_has_subscribed_there_is_no_transaction(
     manager = TransactionManager()
     synchronizer = Synchronizer()
     manager.registerSynch(synchronizer)
-    told = Announcement(report(("a@x.org", Status.SENT, OK)), zope.event.notify)
-    dispatch(told, manager)
+    sent = report(("a@x.org", Status.SENT, OK))
+    announce(sent, zope.event.notify, manager)
     assert begun == []
     seen: list[object] = []
     subscribers.append(seen.append)
-    dispatch(told, manager)
+    announce(sent, zope.event.notify, manager)
     assert len(seen) == len(begun) == 1
 
 
@@ -461,9 +488,7 @@ def test_a_transaction_that_cannot_begin_is_put_away(
     synchronizer = Refusing()
     manager.registerSynch(synchronizer)
     seen: list[Any] = []
-    dispatch(
-        Announcement(report(("a@x.org", Status.SENT, OK)), seen.append), manager
-    )
+    announce(report(("a@x.org", Status.SENT, OK)), seen.append, manager)
     assert seen == []
     assert "no beginning" in caplog.text
     manager.unregisterSynch(synchronizer)
@@ -478,7 +503,7 @@ def test_a_subscriber_may_end_its_transaction_itself(
 ) -> None:
     manager = make()
     made = report(("a@x.org", Status.SENT, OK))
-    dispatch(Announcement(made, lambda event: getattr(manager, end)()), manager)
+    announce(made, lambda event: getattr(manager, end)(), manager)
     assert not [r for r in caplog.records if r.exc_info]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from postcommit.flatten import flattened
+from postcommit.message import flattened
 
 
 DATA = os.urandom(150_000)

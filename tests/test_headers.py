@@ -286,6 +286,13 @@ def test_a_line_break_that_is_not_a_fold_is_refused(value: str) -> None:
         compose("a@x.org", "b@x.org", message)
 
 
+def test_a_line_break_that_the_generator_refuses_is_named_with_its_field() -> None:
+    message = Message()
+    message["Subject"] = Header("x\nBcc: eve@x.org")
+    with pytest.raises(MessageError, match=r"header field 'Subject': .* embedded"):
+        compose("a@x.org", "b@x.org", message)
+
+
 def test_a_line_break_in_the_header_of_a_part_is_refused() -> None:
     part = MIMEText("Text.")
     part["Content-Description"] = "\nhidden"

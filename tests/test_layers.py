@@ -1,4 +1,4 @@
-"""The modules are those of ``docs/design.rst``, stay small, and import no circles."""
+"""The modules are those of ``docs/design.rst``, and import no circles."""
 from __future__ import annotations
 
 import ast
@@ -115,9 +115,8 @@ def test_no_cached_property_where_a_process_may_fork(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_modules_and_functions_stay_small(module: str) -> None:
+def test_functions_stay_small(module: str) -> None:
     text = (SOURCE / f"{module}.py").read_text()
-    assert text.count("\n") < 700
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None

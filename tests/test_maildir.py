@@ -19,7 +19,6 @@ from zope.sendmail.maildir import Maildir as OlderMaildir
 from postcommit import Maildir
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
-from postcommit.files import begin_to_write_back
 from postcommit.files import birth_time
 from postcommit.files import explained
 from postcommit.files import optional
@@ -30,7 +29,7 @@ from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
 from postcommit.maildir import FOLDERS
 from postcommit.maildir import MaildirMessageWriter
-from postcommit.maildir import NamelessMessage
+from postcommit.maildir import Staged
 from postcommit.maildir import check_path
 from postcommit.maildir import unique_name
 from tests.support import children
@@ -188,6 +187,12 @@ def test_what_can_be_no_path_is_no_maildir(
         Maildir(str(tmp_path / name), create)
     assert caught.value.path.endswith(name)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_url_is_no_maildir(create: bool) -> None:
+    with pytest.raises(NotAMaildirError, match="is a URL; name a folder"):
+        Maildir("https://example.org/queue", create)
 
 
 @pytest.mark.parametrize(
@@ -603,12 +608,6 @@ def test_a_folder_that_lets_nothing_in_lets_in_nothing_without_a_name(
     assert files(Path(maildir.path)) == []
 
 
-def test_advice_to_the_disk_need_not_be_taken(tmp_path: Path) -> None:
-    no_file = os.open(tmp_path, os.O_RDONLY)
-    os.close(no_file)
-    begin_to_write_back(no_file)
-
-
 # Helpers
 
 
@@ -652,10 +651,10 @@ def test_whether_there_can_be_one(tmp_path: Path) -> None:
         check_path(str(tmp_path / "loop" / "box"))
 
 
-def test_a_nameless_message_that_was_never_filled_can_be_aborted(
+def test_a_message_that_was_never_filled_can_be_aborted(
     maildir: Maildir,
 ) -> None:
-    message = NamelessMessage(maildir, unique_name())
+    message = Staged(maildir, unique_name())
     message.abort()
     message.abort()
 

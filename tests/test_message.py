@@ -448,3 +448,8 @@ def test_line_ends_become_crlf_and_nothing_else_changes(data: bytes) -> None:
 def test_what_is_clean_already_is_not_copied() -> None:
     clean = b"a\r\nb\r\n"
     assert to_crlf(clean) is clean
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_message_without_a_header_has_no_message_id(end: bytes) -> None:
+    assert message_id_of(end + b"Message-Id: <1@example.org>" + end) == ""

@@ -294,7 +294,7 @@ def test_the_command_line(debug: list[str], capsys: Any, tmp_path: Path) -> None
 def test_what_holds_a_password_does_not_show_it() -> None:
     mailer = SMTPMailer("mx", username="me", password="hunter2")
     given_one = Given("environment", "POSTCOMMIT_PASSWORD", "hunter2")
-    for holder in (mailer, given_one, mailer._relay(), DirectMailDelivery(mailer)):
+    for holder in (mailer, given_one, mailer.relay, DirectMailDelivery(mailer)):
         assert SECRET not in f"{holder!r} {holder!s}"
 
 

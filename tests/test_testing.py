@@ -22,13 +22,13 @@ from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit.errors import RelayError
-from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IMailDeferredEvent
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
+from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IRelayCheck
 from postcommit.testing import FakeClock
 from postcommit.testing import Mail
@@ -43,6 +43,7 @@ from tests.smtp.messages import B
 from tests.smtp.messages import C
 from tests.smtp.messages import message
 from tests.smtp.messages import told
+from tests.support.mailers import send_all
 
 
 class Relay:
@@ -110,7 +111,7 @@ def components():
 
 
 def test_the_mailer_keeps_its_contracts(mailer):
-    for contract in (IBatchMailer, IRelayCheck):
+    for contract in (IPipelineMailer, IRelayCheck):
         verifyClass(contract, RecordingMailer)
         verifyObject(contract, mailer)
     mailer.close()
@@ -182,7 +183,7 @@ def test_no_reply(mailer):
 def test_batches(mailer):
     mailer.refuse(C, "550 5.1.1 Unknown")
     batch = [(SENDER, [address], message(address[0])) for address in (B, C)]
-    reports = list(mailer.send_batch(batch))
+    reports = list(send_all(mailer, batch))
     assert [told(report) for report in reports] == [["sent"], ["rejected"]]
     assert [report.message_id for report in reports] == [
         "b@example.org",

@@ -64,7 +64,18 @@ def parse_address(value: Address) -> str:
 
     Raises `AddressError`, which names `value` and says what is wrong.
     """
-    text = _text(value)
+    if isinstance(value, bytes):
+        try:
+            text = value.decode()
+        except UnicodeDecodeError as error:
+            raise AddressError(value, f"it is not UTF-8: {error}") from error
+    elif isinstance(value, str):
+        # A template's subclass of str would escape the brackets that we put around it.
+        text = str.__str__(value)
+    else:
+        raise AddressTypeError(
+            value, f"an address is a str or bytes, not {type(value).__name__}"
+        )
     if _ORDINARY.fullmatch(text) and len(text) <= _MOST_OCTETS:
         return text
     if _CONTROL.search(text):
@@ -80,22 +91,6 @@ def parse_address(value: Address) -> str:
     if reason:
         raise AddressError(value, reason)
     return text
-
-
-def _text(value: Address) -> str:
-    if type(value) is str:
-        return value
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise AddressError(value, f"it is not UTF-8: {error}") from error
-    if not isinstance(value, str):
-        raise AddressTypeError(
-            value, f"an address is a str or bytes, not {type(value).__name__}"
-        )
-    # A template's subclass of str would escape the brackets that we put around it.
-    return str.__str__(value)
 
 
 def _fault(address: str) -> str:
@@ -140,7 +135,8 @@ def parse_sender(value: Address) -> str:
 
     Raises what `parse_address` raises.
     """
-    return "" if _text(value) in ("", "<>") else parse_address(value)
+    null = (b"", b"<>") if isinstance(value, bytes) else ("", "<>")
+    return "" if value in null else parse_address(value)
 
 
 def parse_recipients(value: Addresses) -> tuple[str, ...]:
@@ -157,18 +153,14 @@ def parse_recipients(value: Addresses) -> tuple[str, ...]:
         raise AddressTypeError(value, "it is not a str, bytes or an iterable of them")
     mailboxes: dict[str, str] = {}
     for address in map(parse_address, value):
-        mailboxes.setdefault(_mailbox_key(address), address)
+        local, at, domain = address.rpartition("@")
+        encoded = domain if domain.isascii() else _a_labels(domain)
+        # A text that is equal for all spellings. Only "postmaster" has no domain.
+        key = f"{local}@{encoded.lower()}" if at else address.lower()
+        mailboxes.setdefault(key, address)
     if not mailboxes:
         raise AddressError(None, f"no recipients: toaddrs is {shown(value)}")
     return tuple(mailboxes.values())
-
-
-def _mailbox_key(address: str) -> str:
-    """Return a text that is equal for two spellings of one mailbox."""
-    local, at, domain = address.rpartition("@")
-    if not at:
-        return address.lower()  # postmaster
-    return f"{local}@{(domain if domain.isascii() else _a_labels(domain)).lower()}"
 
 
 def split_addresses(text: str) -> list[str]:

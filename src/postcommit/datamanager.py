@@ -18,6 +18,9 @@ phase          call                    next phase     effect
 ``PREPARED``   abort, in doubt         ``ENDED``      `abandon`
 ``FINISHING``  abort                   ``ENDED``      `abandon`
 ``ENDED``      abort                   ``ENDED``      nothing
+any            ``fork``, in the child  ``FORKED``
+``FORKED``     ``tpc_vote``            ``FORKED``     raises `ForkedError`
+``FORKED``     anything else           ``FORKED``     nothing
 =============  ======================  =============  =============================
 
 Here abort means both ``abort`` and ``tpc_abort``. `transaction` calls them in any
@@ -37,12 +40,11 @@ whether it has. An ordinary exception in that moment comes from the resource tha
 could not finish, so it counts as an abort.
 
 A child process that is forked while the transaction runs gets a copy of all this, but
-the items belong to its parent: the copy discards nothing, and refuses to vote.
+the items belong to its parent. The copy does nothing with them.
 """
 from __future__ import annotations
 
 import enum
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -53,20 +55,10 @@ from transaction.interfaces import ITransaction
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
+from postcommit import forks
 from postcommit.errors import ForkedError
 from postcommit.interfaces import IBatch
 
-
-# Number of forks between the first process and this one.
-_generation = 0
-
-
-def _count_fork() -> None:
-    global _generation
-    _generation += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
 
 # Key of the transaction's data that says whether it is decided.
 _decided = object()
@@ -77,6 +69,7 @@ class Phase(enum.Enum):
     PREPARED = "prepared"
     FINISHING = "finishing"
     ENDED = "ended"
+    FORKED = "forked"
 
 
 @implementer(ISavepointDataManager)
@@ -99,10 +92,13 @@ class DataManager:
         self._batch = batch
         # The transaction to join with the first item; None: it was joined.
         self._transaction: ITransaction | None = transaction
-        self._items: list[Any] = []
+        self.items: list[Any] = []
         self._phase = Phase.JOINED
-        self._generation = _generation
         self.transaction_manager = transaction_manager
+        forks.register(self, DataManager._after_fork)
+
+    def _after_fork(self) -> None:
+        self._phase = Phase.FORKED
 
     @classmethod
     def of(
@@ -121,21 +117,9 @@ class DataManager:
         except KeyError:
             found = None
         # Other data belongs to an object that was deleted and had the same id().
-        if isinstance(found, cls) and found._takes_more:
+        if isinstance(found, cls) and found._phase is Phase.JOINED:
             return found
         return cls(owner, make_batch(), transaction, transaction_manager)
-
-    @property
-    def _takes_more(self) -> bool:
-        return self._phase is Phase.JOINED and self._is_no_copy
-
-    @property
-    def _is_no_copy(self) -> bool:
-        return self._generation == _generation
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._items
 
     def add(self, item: Any) -> None:
         """Publish `item` when the transaction commits.
@@ -143,37 +127,30 @@ class DataManager:
         Raises what `transaction.join` raises if it takes no more work; then `item` is
         discarded.
         """
-        count = len(self._items)
+        count = len(self.items)
         try:
-            self._items.append(item)
+            self.items.append(item)
             if self._transaction is not None:
-                self._join(self._transaction)
+                # None at first: an interrupt that the application survives must not
+                # make us join twice. If joining fails, `of` does not find us again.
+                joined, self._transaction = self._transaction, None
+                joined.join(self)
+                joined.set_data(self._owner, self)
         except BaseException:
-            del self._items[count:]
+            del self.items[count:]
             self._batch.discard([item])
             raise
 
-    def _join(self, transaction: ITransaction) -> None:
-        # Before all else: an interrupt that the application survives must not make us
-        # join twice. If joining fails, `of` does not find this data manager again.
-        self._transaction = None
-        transaction.join(self)
-        transaction.set_data(self._owner, self)
-
     def savepoint(self) -> Savepoint:
         """Return a savepoint that keeps the items of now."""
-        return Savepoint(self, len(self._items))
+        return Savepoint(self, len(self.items))
 
     def _rollback(self, count: int) -> None:
         """Discard all items but the first `count`."""
         if self._phase is Phase.JOINED:
             # The list is cut last: after an interrupt, the abort discards them again.
-            self._discard(self._items[count:])
-            del self._items[count:]
-
-    def _discard(self, items: list[Any]) -> None:
-        if self._is_no_copy:
-            self._batch.discard(items)
+            self._batch.discard(self.items[count:])
+            del self.items[count:]
 
     def tpc_begin(self, transaction: ITransaction) -> None:
         """Nothing to do before the vote."""
@@ -183,28 +160,25 @@ class DataManager:
 
     def tpc_vote(self, transaction: ITransaction) -> None:
         """Prepare the items; raise to refuse the commit."""
-        if not self._is_no_copy:
+        if self._phase is Phase.FORKED:
             raise ForkedError("the transaction is that of the parent process")
-        self._batch.prepare(self._items, alone=self._is_alone(transaction))
+        # Only a private attribute says whether other resources take part. If it is
+        # missing, or names another one (which may drive us), there may be others.
+        resources: Any = getattr(transaction, "_resources", ())
+        is_alone = len(resources) == 1 and resources[0] is self
+        self._batch.prepare(self.items, alone=is_alone)
         self._phase = Phase.PREPARED
-
-    def _is_alone(self, transaction: ITransaction) -> bool:
-        """Return whether no other resource takes part in the commit.
-
-        Only a private attribute says so. If it is missing, or names another resource
-        (which may drive us), there may be others.
-        """
-        resources = _resources(transaction)
-        return len(resources) == 1 and resources[0] is self
 
     def tpc_finish(self, transaction: ITransaction) -> None:
         """Publish the items."""
+        if self._phase is Phase.FORKED:
+            return
         # The phase comes first: whatever is interrupted from here on, the other
         # resources have committed, and the `tpc_abort` that follows must not discard.
         self._phase = Phase.FINISHING
         transaction.set_data(_decided, True)
         try:
-            afterwards = self._batch.publish(self._items)
+            afterwards = self._batch.publish(self.items)
         except BaseException as error:
             if not _is_interrupt(error):  # the batch failed, and has logged how
                 self._end()
@@ -224,18 +198,17 @@ class DataManager:
         elif self._phase is Phase.FINISHING or (
             self._phase is Phase.PREPARED and _is_in_doubt(transaction)
         ):
-            if self._is_no_copy:
-                self._batch.abandon(self._items)
+            self._batch.abandon(self.items)
             self._end()
-        elif self._phase is not Phase.ENDED:
-            self._discard(self._items)
+        elif self._phase in (Phase.JOINED, Phase.PREPARED):
+            self._batch.discard(self.items)
             self._end()
 
     def _end(self) -> None:
         # Called when the work is done: after an interrupt, the next abort does it
         # again.
         self._phase = Phase.ENDED
-        self._items = []
+        self.items = []
 
     def sortKey(self) -> str:
         """Return the position among the resources, see `IDataManager`."""
@@ -275,7 +248,8 @@ def _is_in_doubt(transaction: ITransaction) -> bool:
     error = sys.exc_info()[1]
     if error is not None and not _is_interrupt(error):
         return False
-    resources, voted = _resources(transaction), getattr(transaction, "_voted", ())
+    resources: Any = getattr(transaction, "_resources", ())
+    voted = getattr(transaction, "_voted", ())
     others = [r for r in resources if not isinstance(r, DataManager)]
     have_all_voted = all(id(r) in voted or _commits_in_its_vote(r) for r in resources)
     return have_all_voted and bool(others)
@@ -284,11 +258,6 @@ def _is_in_doubt(transaction: ITransaction) -> bool:
 def _commits_in_its_vote(resource: Any) -> bool:
     """Return whether `resource` is of zope.sqlalchemy, which votes after all others."""
     return str(resource.sortKey()).startswith("~sqlalchemy:")
-
-
-def _resources(transaction: ITransaction) -> Any:
-    """Return what has joined `transaction`: a private attribute, perhaps missing."""
-    return getattr(transaction, "_resources", ())
 
 
 def _is_interrupt(error: BaseException) -> bool:

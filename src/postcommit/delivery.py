@@ -7,6 +7,7 @@ import itertools
 from abc import ABC
 from abc import abstractmethod
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -17,17 +18,14 @@ import transaction
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
-from postcommit.attempt import Attempt
-from postcommit.attempt import Transmission
-from postcommit.attempt import accounting_for
-from postcommit.attempt import announcements
-from postcommit.attempt import attempt_all
 from postcommit.datamanager import DataManager
 from postcommit.errors import OptionError
-from postcommit.event import Announcement
 from postcommit.event import dispatch_events
 from postcommit.event import events_of
 from postcommit.event import log_report
+from postcommit.foreign import from_exception
+from postcommit.foreign import notify_of
+from postcommit.foreign import pipeline_of
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IBatch
@@ -48,7 +46,6 @@ from postcommit.options import checked_sender
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
-from postcommit.report import from_exception
 
 
 log = Log(__name__)
@@ -99,7 +96,7 @@ class _MailDelivery(ABC):
         data_manager = DataManager.of(
             self._owner, manager.get(), self._batch, manager
         )
-        data_manager.add(self._accept(composed, is_first=data_manager.is_empty))
+        data_manager.add(self._accept(composed, is_first=not data_manager.items))
         return message_id
 
     @abstractmethod
@@ -136,8 +133,9 @@ class QueuedMailDelivery(_MailDelivery):
         return f"<{type(self).__name__} {self.queuePath}>"
 
     def _accept(self, composed: Composed, *, is_first: bool) -> Any:
+        pieces = (composed.header, composed.body)
         return self._store().stage(
-            composed.sender, composed.recipients, composed.chunks, is_first=is_first
+            composed.sender, composed.recipients, pieces, is_first=is_first
         )
 
     def _batch(self) -> IBatch:
@@ -174,8 +172,9 @@ class DirectMailDelivery(_MailDelivery):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.mailer!r}>"
 
-    def _accept(self, composed: Composed, *, is_first: bool) -> Transmission:
-        return Transmission(composed.sender, composed.recipients, bytes(composed))
+    def _accept(self, composed: Composed, *, is_first: bool) -> Composed:
+        _ = composed.message  # copied now: when the commit is decided, nothing may fail
+        return composed
 
     def _batch(self) -> IBatch:
         return _Transmitting(
@@ -204,13 +203,13 @@ class _RelayCheck:
             reason = f"{mailer!r} has neither check() nor vote()"
             raise OptionError("check_relay", True, reason)
 
-    def ask(self, items: Sequence[Transmission]) -> None:
+    def ask(self, items: Sequence[Composed]) -> None:
         """Raise if the mailer cannot send `items`."""
         if self._check is not None:
             self._check.check()
         else:
             for item in items:
-                self._mailer.vote(*item)
+                self._mailer.vote(item.sender, item.recipients, item.message)
 
     def end(self) -> None:
         """Close what ``vote()`` may have opened; never raises."""
@@ -223,10 +222,7 @@ class _RelayCheck:
 
 @implementer(IBatch)
 class _Transmitting:
-    """The messages of one transaction, transmitted by its commit; see `IBatch`.
-
-    The items are transmissions.
-    """
+    """The messages of one transaction, transmitted when it commits, see `IBatch`."""
 
     def __init__(
         self,
@@ -239,79 +235,90 @@ class _Transmitting:
         self._check = check
         self._transaction_manager = transaction_manager
         self.sort_key = sort_key
-        # The number of items that the mailer has taken; for each that it has reported
-        # on, in order, what is to be announced; the number of those that are in the
-        # log.
-        self._taken = 0
-        self._told: list[list[Announcement]] = []
+        # Number of items that the mailer was offered; the reports that exist, by the
+        # number of the item; the number of reports in the log.
+        self._offered = 0
+        self._reports: dict[int, DeliveryReport] = {}
         self._logged = 0
         self._interrupt: BaseException | None = None
 
-    def prepare(self, items: Sequence[Transmission], *, alone: bool = False) -> None:
-        """Ask whether the relay answers, if that is wanted; see `IBatch`."""
+    def prepare(self, items: Sequence[Composed], *, alone: bool = False) -> None:
+        """Ask whether the relay answers, if that is wanted, see `IBatch`."""
         if items and self._check is not None:
             self._check.ask(items)
 
-    def publish(self, items: Sequence[Transmission]) -> Callable[[], None]:
-        """Transmit the messages; never raises; see `IBatch`."""
+    def publish(self, items: Sequence[Composed]) -> Callable[[], None]:
+        """Transmit the messages, see `IBatch`. Never raises."""
         try:
-            for attempt in attempt_all(self._mailer, self._take(items)):
-                self._tell(attempt)
+            self._transmit(items)
         except Exception as error:
             # The mailer breaks its contract, but the commit is decided.
             log.exception("%r failed", self._mailer)
-            for item in items[len(self._told) :]:
-                failed = from_exception(error, item.message_id, item.recipients)
-                report = accounting_for(failed, item.recipients, item.message_id)
-                self._tell(Attempt(report))
+            for number, item in enumerate(items):
+                if number not in self._reports:
+                    self._note([(number, from_exception(error, item))])
         except BaseException as interrupt:
             # Other resources may still have to finish: it is raised after the commit.
             self._interrupt = interrupt
-            for attempt in self._interrupted(items, interrupt):
-                self._tell(attempt)
+            self._note(self._interrupted(items, interrupt))
         finally:
             self._log()
-        return self._dispatch
+        return self._publish_events
 
-    def _take(self, items: Sequence[Transmission]) -> Iterator[Transmission]:
-        for item in items:
-            self._taken += 1
-            yield item
+    def _transmit(self, items: Sequence[Composed]) -> None:
+        pipeline = pipeline_of(self._mailer)
+        try:
+            with pipeline:
+                for number, item in enumerate(items):
+                    self._offered = number + 1
+                    pipeline.offer(item, key=number)
+                    self._note(pipeline.completed())
+                self._note(pipeline.drain())
+        finally:
+            self._note(pipeline.completed())
+        if len(self._reports) < len(items):
+            raise RuntimeError(f"{self._mailer!r} gave too few reports")
 
-    def _tell(self, attempt: Attempt) -> None:
-        """Log an attempt, and keep what is to be announced after the commit."""
-        self._told.append(announcements(attempt, self._mailer, attempt.report))
-        # Log it now: our hook is never called if another's hook ends the transaction
-        # again, or if an interrupt comes before it is added.
-        self._log()
+    def _note(self, reports: Iterable[tuple[int, DeliveryReport]]) -> None:
+        """Keep `reports` for the events, and log each of them at once.
+
+        Our hook is never called if another's hook ends the transaction again, or if an
+        interrupt comes before it is added.
+        """
+        for number, report in reports:
+            self._reports[number] = report
+            self._log()
 
     def _log(self) -> None:
-        for told in self._told[self._logged :]:
-            for announcement in told:
-                log_report(announcement.report)
+        for report in list(self._reports.values())[self._logged :]:
+            log_report(report)
             self._logged += 1
 
     def _interrupted(
-        self, items: Sequence[Transmission], interrupt: BaseException
-    ) -> Iterator[Attempt]:
-        """Yield an attempt for each item without one.
+        self, items: Sequence[Composed], interrupt: BaseException
+    ) -> Iterator[tuple[int, DeliveryReport]]:
+        """Yield a report for each item without one.
 
-        A message that the mailer has taken may have reached the relay.
+        A message that the mailer was offered may have reached the relay.
         """
         by = f"interrupted by {type(interrupt).__name__}"
-        first = len(self._told)
-        for number, item in enumerate(items[first:], first):
+        for number, item in enumerate(items):
             status, text = Status.DEFERRED, f"Not sent: {by}"
-            if number < self._taken:
+            if number < self._offered:
                 status, text = Status.UNCERTAIN, f"Perhaps not sent: {by}"
-            reply = Reply(0, "4.3.0", text)
-            yield Attempt(
-                DeliveryReport.alike(item.message_id, item.recipients, status, reply)
-            )
+            if number not in self._reports:
+                reply = Reply(0, "4.3.0", text)
+                yield (
+                    number,
+                    DeliveryReport.alike(
+                        item.message_id, item.recipients, status, reply
+                    ),
+                )
 
-    def _dispatch(self) -> None:
-        """Publish the events; then raise the interrupt, if there was one."""
-        for report, notify in itertools.chain.from_iterable(self._told):
+    def _publish_events(self) -> None:
+        """Publish the events, then raise the interrupt that was kept, if any."""
+        notify = notify_of(self._mailer)
+        for _, report in sorted(self._reports.items()):
             interrupt = dispatch_events(
                 events_of(report), notify, self._transaction_manager
             )
@@ -320,18 +327,19 @@ class _Transmitting:
         if self._interrupt is not None:
             raise self._interrupt
 
-    def discard(self, items: Sequence[Transmission]) -> None:
-        """Forget the messages; see `IBatch`."""
+    def discard(self, items: Sequence[Composed]) -> None:
+        """Forget the messages, see `IBatch`."""
         if self._check is not None:
             self._check.end()
 
-    def abandon(self, items: Sequence[Transmission]) -> None:
-        """Log the messages that were not transmitted; see `IBatch`."""
+    def abandon(self, items: Sequence[Composed]) -> None:
+        """Log the messages that were not transmitted, see `IBatch`."""
         self.discard(items)
         self._log()
-        for item in items[len(self._told) :]:
-            log.critical(
-                "<%s> to %s: the commit was interrupted, the mail is not sent",
-                item.message_id,
-                ", ".join(item.recipients),
-            )
+        for number, item in enumerate(items):
+            if number not in self._reports:
+                log.critical(
+                    "<%s> to %s: the commit was interrupted, the mail is not sent",
+                    item.message_id,
+                    ", ".join(item.recipients),
+                )

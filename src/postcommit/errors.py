@@ -1,14 +1,15 @@
-"""Every exception class of postcommit.
+"""Every exception class of postcommit, and how their texts show a value.
 
-One root, `PostcommitError`. Each class is also the built-in error that a
-caller without knowledge of this library would catch, and keeps as attributes
-what its text says, so that nobody has to parse a message.
+The root is `PostcommitError`. Each class is also a built-in error, for callers that do
+not know this library. Its attributes have what its text says.
 """
 from __future__ import annotations
 
+import errno
 import re
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import Literal
 from typing import cast
 
 
@@ -17,13 +18,27 @@ if TYPE_CHECKING:
     from postcommit.interfaces import IReply
 
 
-# An error's text ends up in a log. Somebody who mixes arguments up may have
-# handed us a message of 25 MB where an address was expected.
+# Maximum number of characters of a value in the text of an error. A caller that mixes
+# arguments up may pass a message of 25 MB as an address.
 _MOST_SHOWN = 300
+
+# Errors that every other entry of a queue would meet, too: all descriptors are in use,
+# the disk cannot be written to, the file system has no locks.
+_OF_ALL_ENTRIES = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EROFS,
+        errno.ENOLCK,
+        errno.EOPNOTSUPP,
+    }
+)
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def shown(value: object) -> str:
-    """Return `value` as the text of an error names it: as repr, but not for ever."""
+    """Return the repr of `value` for the text of an error, cut if it is long."""
     if isinstance(value, str | bytes | bytearray) and len(value) > _MOST_SHOWN:
         return f"{value[:_MOST_SHOWN]!r}... (length {len(value)})"
     text = repr(value)
@@ -36,7 +51,7 @@ _SECRET = re.compile("passw|pwd|secret|token|credential", re.IGNORECASE)
 # Options that hold an address, where the text before the @ is not a secret.
 _ADDRESSES = ("default_sender", "--from")
 
-# What an error shows in place of a value.
+# Shown in an error in place of a secret.
 _MASK = "***"
 
 # The scheme of a URL. A path of the file system may have lost the second slash.
@@ -74,7 +89,7 @@ def without_userinfo(text: str) -> str:
 
 
 def is_url(text: str) -> bool:
-    """Tell whether `text` begins with the scheme of a URL."""
+    """Return whether `text` begins with the scheme of a URL."""
     return _SCHEME.match(text) is not None
 
 
@@ -161,7 +176,7 @@ class MessageError(PostcommitError, ValueError):
 
 
 class MessageTypeError(MessageError, TypeError):
-    """A message that is no bytes, str or email.message.Message."""
+    """A message that is not bytes, a str or an email.message.Message."""
 
 
 class QueueError(PostcommitError, OSError):
@@ -169,6 +184,9 @@ class QueueError(PostcommitError, OSError):
 
     `path` is the folder or file, `reason` what is wrong and what to do.
     ``errno`` and ``strerror`` are those of the cause, if there is one.
+    `scope` is ``"queue"`` if every other entry would fail alike, and ``"entry"``
+    otherwise. `is_full` says that there is no space left: entries that are removed
+    make room.
     """
 
     def __init__(self, path: str, reason: str, cause: OSError | None = None) -> None:
@@ -183,6 +201,16 @@ class QueueError(PostcommitError, OSError):
     def __str__(self) -> str:
         # Without the number that OSError begins with.
         return f"{self.path}: {self.reason}"
+
+    @property
+    def scope(self) -> Literal["entry", "queue"]:
+        """``"queue"`` if the error is in the way of every other entry, too."""
+        return "queue" if self.errno in _OF_ALL_ENTRIES else "entry"
+
+    @property
+    def is_full(self) -> bool:
+        """True if there is no space left."""
+        return self.errno in _FULL
 
 
 class MaildirError(QueueError, ValueError):
@@ -226,7 +254,7 @@ class ForkedError(PostcommitError, RuntimeError):
 
 
 class EntryError(PostcommitError, ValueError):
-    """A file in the queue that is no entry; `reason` says why."""
+    """A file in the queue that is not an entry; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

@@ -1,38 +1,35 @@
 """The events, and how they are dispatched.
 
-`announce` logs the report of a message and calls the subscribers. While a transaction
-commits, that would run unknown code in the middle of it. There `hold` keeps the
-announcements back, and `dispatch` publishes them afterwards, each event in a
-transaction of its own.
+`announce` logs a report and publishes its events, each in a transaction of its own.
+Subscribers are unknown code, so nothing is announced in the middle of a commit, or
+before an entry is settled. Mailers' pipelines only report, and their callers announce.
 """
 from __future__ import annotations
 
 import functools
 import logging
-import threading
-import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
-from typing import NamedTuple
 
 import zope.event
 from transaction.interfaces import ITransactionManager
 from transaction.interfaces import TransientError
 from zope.interface import implementer
 
-from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailDeferredEvent
 from postcommit.interfaces import IMailErrorEvent
 from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
 from postcommit.interfaces import IMailUncertainEvent
-from postcommit.interfaces import IOutcome
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 from postcommit.log import Log
 from postcommit.repeats import repeat
+from postcommit.report import DeliveryReport
+from postcommit.report import Outcome
+from postcommit.report import Reply
 
 
 log = Log(__name__)
@@ -90,165 +87,92 @@ class MailUncertainEvent(MailErrorEvent):
     """See `IMailUncertainEvent`."""
 
 
-def events_of(report: IDeliveryReport) -> list[IMailEvent]:
-    """Return the events of `report`.
+def events_of(report: DeliveryReport) -> list[IMailEvent]:
+    """Return the events of `report`, none if `IMailer.send` has published them.
 
     There is one for each status and reply, with the recipients that share them. A relay
-    failure defers all recipients.
+    failure defers the recipients without an outcome.
     """
-    if report.relay_failure is not None:
-        failure = report.relay_failure
-        return [
-            MailDeferredEvent(
-                report.message_id,
-                str(failure),
-                recipients=report.recipients,
-                reply=failure if IReply.providedBy(failure) else None,
-            )
-        ]
-    if len(report.outcomes) == 1:
-        [only] = report.outcomes
-        return [_event(report.message_id, only, (only.recipient,))]
-    groups: dict[tuple[Status, bool, IReply], list[IOutcome]] = {}
+    if report.announced:
+        return []
+    message_id, failure = report.message_id, report.relay_failure
+    groups: dict[tuple[Status, bool, Reply], list[Outcome]] = {}
     for outcome in report.outcomes:
-        key = (outcome.status, _is_given_up(outcome), outcome.reply)
+        key = (outcome.status, outcome.given_up, outcome.reply)
         groups.setdefault(key, []).append(outcome)
-    return [
-        _event(report.message_id, alike[0], tuple(o.recipient for o in alike))
-        for alike in groups.values()
-    ]
+    events = [_event(message_id, alike) for alike in groups.values()]
+    if failure is not None and report.undecided:
+        said = failure if isinstance(failure, Reply) else None
+        event = MailDeferredEvent(
+            message_id, str(failure), recipients=report.undecided, reply=said
+        )
+        events.append(event)
+    return events
 
 
-def _event(
-    message_id: str, outcome: IOutcome, recipients: tuple[str, ...]
-) -> IMailEvent:
-    """Return the event for `recipients`, who share this `outcome`."""
-    reply = outcome.reply
-    if outcome.status is Status.SENT:
+def _event(message_id: str, alike: list[Outcome]) -> IMailEvent:
+    """Return the event for outcomes that are `alike`."""
+    recipients = tuple(outcome.recipient for outcome in alike)
+    status, reply = alike[0].status, alike[0].reply
+    if status is Status.SENT:
         return MailSentEvent(message_id, recipients=recipients)
     kind: type[MailErrorEvent] = MailDeferredEvent
-    if outcome.status is Status.REJECTED:
+    if status is Status.REJECTED:
         kind = MailRejectedEvent
-    elif _is_given_up(outcome):
+    elif alike[0].given_up:
         kind = MailUncertainEvent
     said = reply if reply.code else None
     return kind(message_id, str(reply), recipients=recipients, reply=said)
 
 
-def _is_given_up(outcome: IOutcome) -> bool:
-    # A mailer written elsewhere may announce outcomes that do not say so.
-    return bool(getattr(outcome, "given_up", False))
+def announce(
+    report: DeliveryReport, notify: Notify, manager: ITransactionManager
+) -> BaseException | None:
+    """Log `report`, and publish its events as `dispatch_events` does. Never raises."""
+    log_report(report)
+    return dispatch_events(events_of(report), notify, manager)
 
 
-def _level(outcome: IOutcome) -> int:
-    if outcome.status is Status.SENT:
-        return logging.INFO
-    is_final = outcome.status is Status.REJECTED or _is_given_up(outcome)
-    return logging.ERROR if is_final else logging.WARNING
-
-
-def log_report(report: IDeliveryReport) -> None:
+def log_report(report: DeliveryReport) -> None:
     """Log one line for each recipient: message id, recipient, status, reply.
 
     The record also has them as attributes: `message_id`, `recipients`, `status` and
-    `reply`. If the relay failed without a reply, `reply` is the exception.
+    `reply`. If the relay failed without a reply, `reply` is the exception. Nothing is
+    logged if `IMailer.send` has announced the report.
     """
+    if report.announced:
+        return
+    lines: list[tuple[int, str, str, str, object]] = []
     for outcome in report.outcomes:
-        level = _level(outcome)
+        level = logging.WARNING
+        if outcome.status is Status.SENT:
+            level = logging.INFO
+        elif outcome.status is Status.REJECTED or outcome.given_up:
+            level = logging.ERROR
+        status, more = outcome.status.value, ", given up" * outcome.given_up
+        lines.append((level, outcome.recipient, status, more, outcome.reply))
+    if report.relay_failure is not None:
+        for recipient in report.undecided:
+            more = ": the relay failed"
+            failed = (logging.ERROR, recipient, "not sent", more, report.relay_failure)
+            lines.append(failed)
+    for level, recipient, status, more, reply in lines:
         if not log.isEnabledFor(level):
             continue  # the arguments cost more than this check
         log.log(
             level,
             "<%s> to %s: %s: %s",
             report.message_id,
-            outcome.recipient,
-            f"{outcome.status.value}{', given up' if _is_given_up(outcome) else ''}",
-            outcome.reply,
+            recipient,
+            f"{status}{more}",
+            reply,
             extra={
                 "message_id": report.message_id,
-                "recipients": (outcome.recipient,),
-                "status": outcome.status.value,
-                "reply": outcome.reply,
+                "recipients": (recipient,),
+                "status": status,
+                "reply": reply,
             },
         )
-    if report.relay_failure is not None:
-        for recipient in report.recipients:
-            log.error(
-                "<%s> to %s: not sent: the relay failed: %s",
-                report.message_id,
-                recipient,
-                report.relay_failure,
-                extra={
-                    "message_id": report.message_id,
-                    "recipients": (recipient,),
-                    "status": "not sent",
-                    "reply": report.relay_failure,
-                },
-            )
-
-
-class Announcement(NamedTuple):
-    """A report, and the function to publish its events with."""
-
-    report: IDeliveryReport
-    notify: Notify
-
-
-class _Holds(threading.local):
-    """The `hold` objects of this thread, the innermost last."""
-
-    def __init__(self) -> None:
-        self.entered: list[weakref.ref[hold]] = []
-
-    def innermost(self) -> hold | None:
-        while self.entered:
-            found = self.entered[-1]()
-            if found is not None:
-                return found
-            self.entered.pop()  # an interrupt has kept it from being left
-        return None
-
-
-_holds = _Holds()
-
-
-class hold:
-    """Keeps back what this thread announces; the list has it."""
-
-    def __init__(self) -> None:
-        self.announcements: list[Announcement] = []
-        self._reference = weakref.ref(self)
-
-    def __enter__(self) -> list[Announcement]:
-        _holds.entered.append(self._reference)
-        return self.announcements
-
-    def __exit__(self, *exc_info: object) -> None:
-        _holds.entered.remove(self._reference)
-
-
-def announce(report: IDeliveryReport, notify: Notify) -> None:
-    """Log `report` and call the subscribers: now, or later if it is held back.
-
-    Raises what a subscriber raises, as `zope.event.notify`.
-    """
-    innermost = _holds.innermost()
-    if innermost is not None:
-        innermost.announcements.append(Announcement(report, notify))
-        return
-    log_report(report)
-    for event in events_of(report):
-        notify(event)
-
-
-def dispatch(announcement: Announcement, manager: ITransactionManager) -> None:
-    """Log the report of `announcement`, and publish its events. Never raises."""
-    report, notify = announcement
-    try:
-        log_report(report)
-        dispatch_events(events_of(report), notify, manager)
-    except Exception:  # a report of a mailer written elsewhere may have anything in it
-        log.exception("A report cannot be announced")
 
 
 def dispatch_events(

@@ -3,20 +3,20 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
 import zope.event
 from zope.interface import implementer
 
-from postcommit.errors import QueueError
 from postcommit.errors import RelayError
-from postcommit.files import create_file
-from postcommit.files import explained
 from postcommit.interfaces import IFileMailer
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
-from postcommit.maildir import unique_name
 from postcommit.mailer import BaseMailer
+from postcommit.message import message_id_of
 from postcommit.message import to_crlf
 from postcommit.options import checked
 from postcommit.report import DeliveryReport
@@ -28,12 +28,11 @@ _check = functools.partial(checked, IFileMailer)
 
 @implementer(IFileMailer)
 class FileMailer(BaseMailer):
-    """See `IFileMailer`.
+    """Writes each message into a file, see `IFileMailer`.
 
-    The files end in ``.eml``, and sort by time. The envelope stands above the
-    header, as the last relay on the way writes it: ``Return-Path`` has the
-    sender, a ``Delivered-To`` for each recipient follows. A file that cannot be
-    written is the relay's failure.
+    The files end in ``.eml``, and sort by time. The envelope is above the header, as
+    the last relay writes it: ``Return-Path`` with the sender, and a ``Delivered-To``
+    for each recipient. A file that cannot be written is the relay's failure.
     """
 
     def __init__(
@@ -45,31 +44,30 @@ class FileMailer(BaseMailer):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.folder}>"
 
-    def _transmit(
-        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
-    ) -> DeliveryReport:
-        path = os.path.join(self.folder, f"{unique_name()}.eml")
+    def _transmit(self, mail: Outgoing) -> DeliveryReport:
+        message_id, recipients = message_id_of(mail.message), mail.recipients
+        name = f"{time.time_ns()}.{secrets.token_hex(4)}.eml"
+        path = os.path.join(self.folder, name)
+        part = f"{path}.part"
         try:
-            with explained(path, "write the message"):
-                os.makedirs(self.folder, exist_ok=True)
-                _write(path, _envelope(sender, recipients) + to_crlf(message))
-        except QueueError as error:
-            failure = RelayError(str(error))
+            os.makedirs(self.folder, exist_ok=True)
+            with open(part, "xb", opener=_for_the_owner) as file:
+                file.write(_envelope(mail) + to_crlf(mail.message))
+            os.rename(part, path)  # a file with its final name is complete
+        except OSError as error:
+            reason = error.strerror or error
+            failure = RelayError(f"{path}: cannot write the message: {reason}")
             failure.__cause__ = error
             return DeliveryReport(message_id, recipients, relay_failure=failure)
         reply = Reply(0, "2.0.0", f"Written to {path}")
         return DeliveryReport.alike(message_id, recipients, Status.SENT, reply)
 
 
-def _envelope(sender: str, recipients: tuple[str, ...]) -> bytes:
-    lines = [f"Return-Path: <{sender}>\r\n"]
-    lines += [f"Delivered-To: {recipient}\r\n" for recipient in recipients]
+# Opens a file that only its owner may read: it is mail.
+_for_the_owner = functools.partial(os.open, mode=0o600)
+
+
+def _envelope(mail: Outgoing) -> bytes:
+    lines = [f"Return-Path: <{mail.sender}>\r\n"]
+    lines += [f"Delivered-To: {recipient}\r\n" for recipient in mail.recipients]
     return "".join(lines).encode()
-
-
-def _write(path: str, data: bytes) -> None:
-    """Write `data`, so that `path` is complete as soon as it is there."""
-    part = f"{path}.part"
-    with create_file(part) as file:
-        file.write(data)
-    os.rename(part, path)

@@ -9,7 +9,6 @@ not become exactly one field is refused.
 """
 from __future__ import annotations
 
-import functools
 import re
 from binascii import a2b_base64
 from email.errors import HeaderParseError
@@ -80,7 +79,12 @@ def mailboxes_of(message: Message, name: str) -> list[str]:
             data = _source(value).encode("utf-8", "surrogateescape")
             found += mailboxes_in(data.decode("utf-8", "replace"))
             continue
-        if _has_swallowed(value):
+        # An encoded word that begins in one quoted string and ends in another takes
+        # the addresses between the two into the display name.
+        defects = map(str, getattr(value, "defects", ()))
+        if "whitespace inside encoded word" in defects and any(
+            '"' in (address.display_name or "") for address in addresses
+        ):
             reason = f"{name} has encoded words in quotes; pass Address objects"
             raise AddressError(str(value), reason)
         found += [address.addr_spec for address in addresses]
@@ -103,30 +107,16 @@ def _source(value: Any) -> str:
     tree = getattr(value, "_parse_tree", None)
     if tree is None or not hasattr(value, "addresses"):
         return text
-    return _written(tree) if _is_partial(value) or _has_comment(tree) else text
+    tokens = [tree]
+    for token in tokens:
+        tokens += token if isinstance(token, list) else ()
+    has_comment = "comment" in (token.token_type for token in tokens)
+    return _written(tree) if has_comment or _is_partial(value) else text
 
 
 def _is_partial(value: Any) -> bool:
     """Return True if the standard library dropped a part of an address header."""
     return any(str(defect) in _DROPPED for defect in getattr(value, "defects", ()))
-
-
-def _has_swallowed(value: Any) -> bool:
-    """Return True if an encoded word began in one quoted string and ended in another.
-
-    The addresses between the two are in the display name then.
-    """
-    defects = map(str, getattr(value, "defects", ()))
-    return "whitespace inside encoded word" in defects and any(
-        '"' in (address.display_name or "") for address in value.addresses
-    )
-
-
-def _has_comment(token: Any) -> bool:
-    kind: str = token.token_type
-    return kind == "comment" or (
-        isinstance(token, list) and any(map(_has_comment, token))
-    )
 
 
 def _written(token: Any, before: str = "") -> str:
@@ -196,17 +186,19 @@ def _bytes_of(word: tuple[str, str, str]) -> bytes:
 
 def field_policy(policy: Policy) -> Policy:
     """Return `policy` with `FieldPolicy` before its own way to fold."""
-    made: Any = object.__new__(_with_our_fields(type(policy)))
+    kind = type(policy)
+    if kind not in _with_our_fields:
+        _with_our_fields[kind] = type(kind.__name__, (FieldPolicy, kind), {})
+    made: Any = object.__new__(_with_our_fields[kind])
     made.__dict__.update(vars(policy))
-    # What is not folded is not damaged.
+    # The generator does not damage a field that it does not fold.
     if 0 < (made.max_line_length or 0) < _MOST_OCTETS:
         made = made.clone(max_line_length=_MOST_OCTETS)
     return cast(Policy, made)
 
 
-@functools.cache
-def _with_our_fields(kind: type[Policy]) -> type[Policy]:
-    return type(kind.__name__, (FieldPolicy, kind), {})
+# The classes that `field_policy` has made, by those of the policies.
+_with_our_fields: dict[type[Policy], type[Policy]] = {}
 
 
 class FieldPolicy:
@@ -223,51 +215,52 @@ class FieldPolicy:
         """Return the field `name` in bytes, with its line end."""
         if not _NAME.fullmatch(name):
             raise HeaderParseError(f"{name!r} is not the name of a header field")
-        field = self._written(name, value)
+        if not isinstance(value, str | Header) and not hasattr(value, "addr_spec"):
+            problem = f"is of type {type(value).__name__}, not text"
+            raise HeaderParseError(f"header field {name!r} {problem}; pass a str")
+        field = self._own_field(name, value)
+        if field is None:
+            try:
+                field = cast(bytes, super().fold_binary(name, value))  # type: ignore[misc]
+            except (HeaderParseError, UnicodeError) as error:
+                raise HeaderParseError(f"header field {name!r}: {error}") from error
         if not _ONE_FIELD.fullmatch(field):
             raise HeaderParseError(_BROKEN.format(name))
         return field
 
-    def _written(self, name: str, value: Any) -> bytes:
-        if not isinstance(value, str | Header) and not hasattr(value, "addr_spec"):
-            problem = f"is of type {type(value).__name__}, not text"
-            raise HeaderParseError(f"header field {name!r} {problem}; pass a str")
+    def _own_field(self, name: str, value: Any) -> bytes | None:
+        """Return the field as we write it, None if the generator may write it."""
         is_address = name.lower() in ADDRESS_FIELDS
         text = _source(value) if is_address else str(value)
         most = _MOST_OCTETS - len(name)
         fits = len(text) < most or max(map(len, text.split("\n"))) < most
-        is_long = not fits and isinstance(value, str) and not hasattr(value, "fold")
-        if is_long or is_address or not text.isascii():
-            is_raw = _SURROGATE.search(text) is not None
-            if is_raw and fits and self.cte_type == "8bit":
-                return _as_read(name, text, self.linesep)
-            if is_raw or self._is_damaged(name, value, text, fits):
-                try:
-                    unfolded = _FOLD.sub("", _decoded_text(text)).strip("\r\n")
-                    if _LINE_END.search(unfolded):
-                        raise HeaderParseError(_BROKEN.format(name))
-                    return utf8_field(name, unfolded, self.linesep)
-                except MessageError:
-                    pass  # the generator encodes what is not an address
-        try:
-            return cast(bytes, super().fold_binary(name, value))  # type: ignore[misc]
-        except (HeaderParseError, UnicodeError) as error:
-            raise HeaderParseError(f"header field {name!r}: {error}") from error
-
-    def _is_damaged(self, name: str, value: Any, text: str, fits: bool) -> bool:
-        """Return True if the generator would damage an address or a text."""
-        kind = name.lower()
         if text.isascii():
+            is_folded = fits or not isinstance(value, str) or hasattr(value, "fold")
+            if is_folded and not is_address:
+                return None
             # A name with special characters is not quoted if it was an encoded word.
             is_quoted = hasattr(value, "addresses") and re.search(r'["(]', text)
-            return not fits or "=?" in text or bool(is_quoted)
-        if kind in ADDRESS_FIELDS:
-            return True
-        # A `Header` has the charset that the application wants, and a header object
-        # writes its own parameters, but not by the policy of an older message.
-        has_params = hasattr(value, "params") and hasattr(self, "header_factory")
-        is_own = isinstance(value, Header) or has_params
-        return not is_own and not getattr(self, "utf8", False)
+            is_damaged = not fits or "=?" in text or bool(is_quoted)
+        elif is_address:
+            is_damaged = True
+        else:
+            # A `Header` has the charset that the application wants, and a header object
+            # writes its own parameters, but not by the policy of an older message.
+            has_params = hasattr(value, "params") and hasattr(self, "header_factory")
+            is_own = isinstance(value, Header) or has_params
+            is_damaged = not is_own and not getattr(self, "utf8", False)
+        is_raw = _SURROGATE.search(text) is not None
+        if is_raw and fits and self.cte_type == "8bit":
+            return _as_read(name, text, self.linesep)
+        if not is_raw and not is_damaged:
+            return None
+        try:
+            unfolded = _FOLD.sub("", _decoded_text(text)).strip("\r\n")
+            if _LINE_END.search(unfolded):
+                raise HeaderParseError(_BROKEN.format(name))
+            return utf8_field(name, unfolded, self.linesep)
+        except MessageError:
+            return None  # the generator encodes what is not an address
 
 
 def _as_read(name: str, text: str, linesep: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The contracts of postcommit: the only place where one, or a default, is written.
+"""The contracts of postcommit, and the defaults of all options.
 
 How mail leaves an application:
 
@@ -11,11 +11,11 @@ How mail leaves an application:
 - An `IMailQueueProcessor`, a thread or a process of its own, drains the queue
   through an `IMailer`, which talks to the relay. It retries what failed for
   now and keeps what failed for good.
-- What became of each recipient is told by an `IDeliveryReport`, by events, by
-  the log, and by what remains in the queue.
+- The outcome of each recipient is in an `IDeliveryReport`, in events, in the log, and
+  in what remains in the queue.
 
-Events that arise while a transaction commits are held back until every
-resource has finished. Each is then dispatched in a transaction of its own.
+Deliveries publish the events of a commit when every resource has finished, each in a
+transaction of its own.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from email.message import Message
 from typing import Any
 from typing import NamedTuple
+from typing import Protocol
 from typing import TypeAlias
 
 from zope.i18nmessageid import MessageFactory
@@ -60,7 +61,7 @@ _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 
 
 def can_be_path(value: str) -> bool:
-    """Tell whether `value` can be a path of the file system; a URL is not one."""
+    """Return whether `value` can be a path of the file system; a URL is not one."""
     try:
         has_breaks = set(os.fsencode(value)) & set(b"\0\r\n")
     except UnicodeEncodeError:
@@ -69,12 +70,12 @@ def can_be_path(value: str) -> bool:
 
 
 def is_path(field: Field) -> bool:
-    """Tell whether the values of `field` are paths of the file system."""
+    """Return whether the values of `field` are paths of the file system."""
     return vars(field).get("constraint") is can_be_path
 
 
 class Status(enum.Enum):
-    """What became of one recipient in one attempt."""
+    """The outcome of one recipient in one attempt."""
 
     SENT = "sent"
     DEFERRED = "deferred"
@@ -104,13 +105,13 @@ class Tally(NamedTuple):
     uncertain: int = 0
 
 
-# What became of a message
+# Outcomes of a message
 
 
 class IReply(Interface):
-    """What an SMTP server replied (RFC 5321, 4.2).
+    """The reply of an SMTP server (RFC 5321, 4.2).
 
-    Where the relay gave no reply, postcommit says in one what happened, with
+    If the relay gave no reply, postcommit makes one that says what happened, with the
     `code` 0.
     """
 
@@ -132,7 +133,7 @@ class IReply(Interface):
 
 
 class IOutcome(Interface):
-    """What became of one recipient in one attempt."""
+    """The outcome of one recipient in one attempt."""
 
     recipient = TextLine(title=_("Recipient"), description=_("A bare address."))
     status = Choice(
@@ -142,7 +143,7 @@ class IOutcome(Interface):
     )
     reply = Object(
         title=_("Reply"),
-        description=_("What the relay said of this recipient, or of all."),
+        description=_("The relay's reply about this recipient, or about all."),
         schema=IReply,
     )
     given_up = Bool(
@@ -156,10 +157,11 @@ class IOutcome(Interface):
 
 
 class IDeliveryReport(Interface):
-    """What became of one message in one attempt.
+    """The outcomes of one message in one attempt.
 
-    Either the relay was in trouble, and `relay_failure` says so, or each of
-    the recipients has an outcome.
+    Usually each of the recipients has an outcome. If the relay itself was in trouble,
+    `relay_failure` says so. Then only recipients that were decided before have an
+    outcome, usually none, and the others do not have the message.
     """
 
     message_id = TextLine(
@@ -171,8 +173,8 @@ class IDeliveryReport(Interface):
     outcomes = Tuple(
         title=_("Outcomes"),
         description=_(
-            "One `IOutcome` for each recipient, in the same order; none where"
-            " the relay failed."
+            "One `IOutcome` for each recipient, in the same order. If the relay"
+            " failed, only for those that were decided before."
         ),
     )
     sent = Tuple(title=_("Sent"), description=_("The relay has them."))
@@ -182,16 +184,16 @@ class IDeliveryReport(Interface):
         title=_("Uncertain"),
         description=_(
             "The connection was lost between the end of the message and the"
-            " relay's reply to it: sent or not, nobody knows."
+            " relay's reply to it: they may have the message or not."
         ),
     )
     relay_failure = Attribute(
         "The `IReply` by which the relay refused to work, or the `RelayError`"
         " where it did not say; None where the relay is well."
     )
-    had_its_turn = Attribute(
-        "Whether the relay failed in the middle of this very message, as by 421 to a"
-        " recipient. Then it may be the message, and others may fare better."
+    failed_mid_message = Attribute(
+        "True if the relay failed in the middle of this message, for example by"
+        " answering 421 to a recipient. It may then be a poison message."
     )
 
     def raise_for_failure() -> None:
@@ -244,42 +246,100 @@ class IMailer(Interface):
         TLS or authentication. Raises ValueError or TypeError for arguments
         that can never work.
 
-        Announces the report: a line for each recipient in the log, and
-        `IMailEvent` events, at once, unless a transaction is just committing.
+        Announces the report at once: a line for each recipient in the log, and
+        `IMailEvent` events, each in a transaction of its own.
+
+        Deliveries and processors announce what a mailer reports when the commit is
+        over, or the entry is settled. So a mailer that is written for them, and has
+        no `IPipelineMailer.pipeline`, should not announce anything itself.
         """
 
 
-class IBatchMailer(IMailer):
-    """A mailer that transmits several messages with less waiting."""
+class Outgoing(Protocol):
+    """A message and its envelope, ready to be transmitted."""
 
-    notify = Attribute("The function that its events are published with.")
+    @property
+    def sender(self) -> str:
+        """Bare, checked address; ``''`` is the null sender."""
 
-    def send_batch(
-        messages: Iterable[tuple[str, Sequence[str], bytes]],
-    ) -> Iterator[IDeliveryReport]:
-        """Transmit `messages`, an iterable of (fromaddr, toaddrs, message).
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """Bare, checked addresses, at least one."""
 
-        The addresses are bare and checked, the message is bytes with a
-        complete header, as they come out of a queue.
+    @property
+    def message(self) -> bytes:
+        """Header, which is complete, and body."""
 
-        Yields an `IDeliveryReport` for each, in order. May take the next
-        message from the iterable before the report of the one before is
-        complete. Announces nothing: the caller does.
 
-        Raises nothing for a delivery problem, as `send`; an exception out of
-        the iterable is raised after the reports of all messages before it.
-        What can never be sent is reported as rejected.
+class IPipeline(Interface):
+    """Transmits messages one behind the other. For one thread, and one use.
+
+    It reports, and its caller announces::
+
+        with mailer.pipeline() as pipeline:
+            for mail in mails:
+                pipeline.offer(mail, key=mail)
+                for mail, report in pipeline.completed():
+                    ...
+            for mail, report in pipeline.drain():
+                ...
+
+    No method raises for a delivery problem. An exception out of `offer` or `drain` is
+    an error of the program. `completed` still returns the reports that exist, and a
+    message whose end may have left has one. A message without a report was not sent.
+
+    After a relay failure, every further message fails alike and at once, with
+    `failed_mid_message` false.
+    """
+
+    def __enter__() -> IPipeline:
+        """Begin."""
+
+    def __exit__(kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Close a connection that is in the middle of something."""
+
+    def offer(mail: Outgoing, key: Any = None) -> None:
+        """Transmit `mail`.
+
+        Returns when the last of it is on the wire, except for its end, or when it has
+        its report. May wait for replies to the messages before. `key` is anything, and
+        comes back with the report.
         """
+
+    def completed() -> Iterable[tuple[Any, IDeliveryReport]]:
+        """Return (key, report) of each message that is done, in the order of `offer`.
+
+        Does not wait. Each report is returned once, here or by `drain`.
+        """
+
+    def drain() -> Iterable[tuple[Any, IDeliveryReport]]:
+        """Wait for all replies, and yield (key, report) as `completed`.
+
+        Each report is there before the reply to the next message is waited for.
+        """
+
+
+class IPipelineMailer(IMailer):
+    """A mailer that transmits several messages with less waiting.
+
+    Deliveries and processors use `pipeline` if a mailer has it, and otherwise `send`.
+    A mailer that wraps another one should wrap its `pipeline`, too.
+    """
+
+    notify = Attribute("The function that the caller of `pipeline` announces with.")
+
+    def pipeline() -> IPipeline:
+        """Return a new `IPipeline`."""
 
 
 class IRelayCheck(Interface):
-    """A mailer that can tell whether its relay is there."""
+    """A mailer that can check whether its relay answers."""
 
     def check() -> None:
         """Connect and log in, or raise `RelayError`. Sends nothing."""
 
 
-class ISMTPMailer(IBatchMailer, IRelayCheck):
+class ISMTPMailer(IPipelineMailer, IRelayCheck):
     """Transmits through an SMTP relay (RFC 5321)."""
 
     hostname = TextLine(
@@ -373,7 +433,7 @@ class ISMTPMailer(IBatchMailer, IRelayCheck):
     )
 
     def close() -> None:
-        """Close the connections; the next message opens a new one."""
+        """Close the connections. The next message opens another."""
 
 
 class ISendmailMailer(IMailer):
@@ -402,7 +462,7 @@ class ISendmailMailer(IMailer):
 
 
 class IFileMailer(IMailer):
-    """Writes each message into a file, for development: nobody gets it."""
+    """Writes each message into a file, for development. No message is sent."""
 
     folder = TextLine(
         title=_("Folder"),
@@ -531,7 +591,10 @@ class IMailQueueProcessor(Interface):
     )
 
     def run() -> None:
-        """Drain the queue in this thread, until `stop`."""
+        """Drain the queue in this thread, until `stop`.
+
+        If it drains already because of `start`, wait for the end of that.
+        """
 
     def start() -> None:
         """Drain the queue in a daemon thread, until `stop` or exit."""
@@ -606,8 +669,8 @@ class IMaildirFactory(Interface):
         """Open the Maildir at the path `dirname`.
 
         A missing one is created if `create` is true, and an OSError otherwise.
-        A file, or a folder that is no Maildir, raises `NotAMaildirError`,
-        whatever `create` says.
+        A file, or a folder that is not a Maildir, raises `NotAMaildirError`, whatever
+        `create` says.
         """
 
 
@@ -649,7 +712,7 @@ class IMaildirMessageWriter(Interface):
 class IBatch(Interface):
     """The work of one delivery in one transaction, as the data manager sees it.
 
-    What the items are is the batch's own business.
+    Only the batch looks into its items.
     """
 
     sort_key = Attribute(
@@ -659,18 +722,17 @@ class IBatch(Interface):
     def prepare(items: Sequence[Any], *, alone: bool = False) -> None:
         """Do all that can fail; raise to refuse the commit.
 
-        `alone`: no other resource takes part, so nobody's commit depends on
-        this vote.
+        `alone` says that no other resource takes part in the commit.
         """
 
     def publish(items: Sequence[Any]) -> Callable[[], None] | None:
-        """Let the decided commit take effect; when alone, decide it.
+        """Let the decided commit take effect. If `prepare` was called alone, decide it.
 
-        May return a function to be called when the commit is over.
+        May return a function that is called when the commit is over.
         """
 
     def discard(items: Sequence[Any]) -> None:
-        """Undo whatever was done for `items`; never raises."""
+        """Undo all that was done for `items`. Never raises."""
 
     def abandon(items: Sequence[Any]) -> None:
         """End with `items` without knowing whether the transaction took place.

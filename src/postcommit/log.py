@@ -1,8 +1,7 @@
-"""A log that cannot fail, and in which nobody can forge a line.
+"""A log that never raises, and whose lines cannot be forged.
 
-What is done about a mail must not depend on the application's logging. A filter
-that raises does so in the line that logs; there, a message that was sent would
-look as if it was not, and would be sent again.
+An application's logging must not decide whether a mail is sent again. If a filter
+raised in the line that logs a message as sent, the entry would stay in the queue.
 
 File names, addresses and texts of relays come from outside. In a log or on a terminal
 they could begin a new line, move the cursor, or turn the direction of the text.
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 else:
     _Adapter = logging.LoggerAdapter
 
-# It tells of an error as `logging` tells of those of a handler: on the standard
-# error stream, unless ``logging.raiseExceptions`` is false.
+# Prints an error as `logging` prints those of a handler: on the standard error stream,
+# unless ``logging.raiseExceptions`` is false.
 _last_resort = logging.Handler()
 
 
 def printable(text: str, instead: str = "") -> str:
-    """Return `text` in one line, without what a terminal would obey.
+    """Return `text` in one line, without characters that control a terminal.
 
     Each character that cannot be printed is escaped, such as ESC to ``\\x1b`` and a
     line feed to ``\\n``, or is replaced by `instead`. These are also the bidi controls,
@@ -72,16 +71,16 @@ class _Printable:
 
 
 def _argument(value: object) -> object:
-    """Return an argument of a record as one that forges no line."""
+    """Return an argument of a record as one that cannot begin another line."""
     if isinstance(value, str):
         return printable(value)
     return value if isinstance(value, int | float) else _Printable(value)
 
 
 class Log(_Adapter):
-    """The logger `name`, but no method raises what a filter or a handler raises.
+    """The logger `name`, without the exceptions of its filters and handlers.
 
-    Arguments of a record are in one line each. Its message is ours, and stays.
+    Each argument of a record is shown in one line. The message is ours and is kept.
     """
 
     def __init__(self, name: str) -> None:

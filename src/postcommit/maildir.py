@@ -1,13 +1,12 @@
 """Maildir folders (https://cr.yp.to/proto/maildir.html), made durable.
 
-A message is written in ``tmp``, and renamed into ``new`` when it is complete;
-so nobody ever sees half of one. What the original format leaves to the
-operating system is done here: a message is on the disk before its name is,
-and its name is on the disk when `commit` returns.
+A message is written in ``tmp``, and renamed into ``new`` when it is complete, so no
+reader ever sees half of one. The original format leaves durability to the operating
+system. Here, a message is on the disk before its name is, and its name is on the disk
+when `commit` returns.
 """
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import shutil
@@ -28,8 +27,10 @@ from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
 from postcommit.errors import is_url
 from postcommit.files import CREATE
-from postcommit.files import begin_to_write_back
+from postcommit.files import ONE_WRITE
+from postcommit.files import OpenFile
 from postcommit.files import explained
+from postcommit.files import give_to_owner
 from postcommit.files import remove
 from postcommit.files import sync
 from postcommit.files import unable
@@ -37,17 +38,19 @@ from postcommit.files import write
 from postcommit.interfaces import IMaildir
 from postcommit.interfaces import IMaildirFactory
 from postcommit.interfaces import IMaildirMessageWriter
-from postcommit.openfile import OpenFile
 
 
 FOLDERS = ("tmp", "new", "cur")
 
-# How many names are read, and sorted, at a time: a folder of a million
+# Number of names that are read, and sorted, at a time: a folder of a million
 # messages costs no more memory than one of a few thousand.
-_CHUNK = 2000
+_PART = 2000
 
-# Without the first, where there is no such thing, a folder cannot be opened.
+# Flags of a file without a name. On a system without O_TMPFILE, to open a folder with
+# the rest fails.
 _NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 _counter = itertools.count(1)
 
@@ -59,12 +62,8 @@ def unique_name(seconds: float | None = None) -> str:
     """
     microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
     whole, rest = divmod(microseconds, 1_000_000)
-    return f"{whole:010d}.M{rest:06d}P{os.getpid()}Q{next(_counter)}.{_host()}"
-
-
-@functools.cache
-def _host() -> str:
-    return socket.gethostname().replace("/", "\\057").replace(":", "\\072")
+    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
+    return f"{whole:010d}.M{rest:06d}P{os.getpid()}Q{next(_counter)}.{host}"
 
 
 def check_path(path: str) -> None:
@@ -90,9 +89,10 @@ class Maildir:
             if not os.path.isabs(self.path):
                 # Should the process change its folder, this one is still meant.
                 self.path = os.path.join(os.getcwd(), self.path)
-        if create and not exists:
+        self.is_new = create and not exists
+        if self.is_new:
             with explained(self.path, "create the Maildir", MaildirError):
-                _create(self.path)
+                create_maildir(self.path)
         with explained(self.path, "open the Maildir", MaildirError):
             _check_folders(self.path)
 
@@ -109,88 +109,127 @@ class Maildir:
 
         In the order of their names, as far as a few thousand at a time can be.
         """
-        folder = self.folder(name)
+        for part in self.parts(name):
+            yield from part
+
+    def parts(self, name: str) -> Iterator[list[str]]:
+        """Iterate over the same files, as lists of a few thousand in their order."""
+        folder = f"{self.path}/{name}"
         with os.scandir(folder) as entries:
             names = (e.name for e in entries if not e.name.startswith("."))
-            while chunk := sorted(itertools.islice(names, _CHUNK)):
-                for found in chunk:
-                    yield f"{folder}/{found}"
+            while part := sorted(itertools.islice(names, _PART)):
+                yield [f"{folder}/{found}" for found in part]
 
     def newMessage(self) -> MaildirMessageWriter:
         return MaildirMessageWriter(self, unique_name())
 
     def add(
         self, lines: Sequence[bytes | memoryview], *, nameless: bool = False
-    ) -> MaildirMessage:
+    ) -> Staged:
         """Write a whole message, to be committed or aborted.
 
-        With `nameless` it is a `NamelessMessage`, where the file system has them.
-        Raises `QueueError` where it cannot be written; then nothing is left.
+        With `nameless` its file has no name until it is moved, if the file system can
+        do that (``O_TMPFILE``). That costs an open file, but the file system has less
+        to do, and nothing is left if the process dies.
+        Raises `QueueError` if it cannot be written; then nothing is left.
         """
         if nameless and self._knows_nameless is None:
             self._knows_nameless = self._can_name_later()
-        made = NamelessMessage if nameless and self._knows_nameless else MaildirMessage
-        message = made(self, unique_name())
+        message = Staged(self, unique_name())
         try:
-            message.fill(lines)
+            message.fill(lines, nameless=nameless and bool(self._knows_nameless))
         except OSError as error:
             raise unable(message.path, "write", error) from error
         return message
 
     def _can_name_later(self) -> bool:
         """Try whether a file can get its name later on this file system."""
-        message = NamelessMessage(self, unique_name())
+        folder = os.path.join(self.path, "tmp")
+        path = f"{folder}/{unique_name()}"
         try:
-            message.fill(())
-            message.reveal()
-            message.abort()
+            with OpenFile(folder, _NAMELESS) as file:
+                named = f"/proc/self/fd/{file.descriptor}"
+                os.link(named, path, src_dir_fd=file.descriptor)
+                os.unlink(path)
         except OSError:
             return False
         return True
 
 
-class MaildirMessage:
-    """A message that is complete, but no part of the Maildir yet.
+class Staged:
+    """A message that is complete, but not a part of the Maildir yet.
 
     `name` is the file's name, `path` where it is or will be first, `target` where
-    it belongs, `checksum` the CRC-32 of what was written.
+    it belongs, `checksum` the CRC-32 of its content.
     """
+
+    # Open as long as the file has no name.
+    _file: OpenFile | None = None
+    _aborted = False
+    # Path where the file may be already: an interrupt comes after the call is done.
+    _moving_to = ""
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
-        self._folder = maildir.folder("tmp")
+        self._folder = os.path.join(maildir.path, "tmp")
         self.path = f"{self._folder}/{name}"
-        self.target = f"{maildir.folder('new')}/{name}"
+        self.target = f"{maildir.path}/new/{name}"
         self.checksum = 0
-        self._aborted = False
-        # Where the file may be already: an interrupt comes when a call is done.
-        self._moving_to = ""
 
-    def fill(self, lines: Sequence[bytes | memoryview]) -> None:
+    def fill(
+        self, lines: Sequence[bytes | memoryview], *, nameless: bool = False
+    ) -> None:
         """Write all of it, in few calls; if that fails, nothing is left."""
-        file = OpenFile(self.path, CREATE)
+        path, flags = (self._folder, _NAMELESS) if nameless else (self.path, CREATE)
+        file = OpenFile(path, flags)
         try:
-            with file:  # to close it may fail, too
-                self.checksum = write(file.descriptor, lines)
+            give_to_owner(file.descriptor, self._folder)
+            self.checksum = write(file.descriptor, lines)
+            if nameless:
+                self._file = file
+                # The disk begins while we go on, so there is less to wait for. Not with
+                # all of a large file: what has reached the disk by then is dropped from
+                # memory, and a processor wants it soon.
+                with suppress(OSError):  # it is but advice
+                    os.posix_fadvise(
+                        file.descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED
+                    )
+            else:
+                file.close()  # it may fail, too
         except BaseException:
+            self._file = file
             self.abort()
             raise
 
     def sync(self) -> None:
-        """Have what was written on the disk."""
+        """Have its content on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.descriptor)
+            return
         with OpenFile(self.path, os.O_RDONLY) as file:
             os.fsync(file.descriptor)
 
     def reveal(self) -> None:
         """Give the file its name in ``tmp``, if it has none yet."""
+        if self._file is not None:
+            self.move(self.path)
 
     def move(self, path: str) -> None:
         """Rename the file to `path`; at `target` it is committed."""
         self._moving_to = path
+        if self._file is not None:
+            # Only with a descriptor does Python follow the link; any will do.
+            named = f"/proc/self/fd/{self._file.descriptor}"
+            os.link(named, path, src_dir_fd=self._file.descriptor)
+            self.path = path
+            with suppress(OSError):  # all that matters is synced
+                self._file.close()
+            self._file = None
+            return
         try:
             os.rename(self.path, path)
         except FileNotFoundError:
-            # NFS asks again where an answer was lost, and by then it has its name.
+            # NFS repeats a rename whose answer was lost, and by then it is done.
             if not os.path.lexists(path):
                 raise
         self.path = path
@@ -202,10 +241,15 @@ class MaildirMessage:
             if self.path != self.target:
                 self.sync()
                 self.move(self.target)
-            # Also if it comes again: what failed before may have been this.
+            # Also in a second call: this may be what failed in the first.
             sync(os.path.dirname(self.target))
 
     def abort(self) -> None:
+        """Remove the file, unless it is committed. May be called again."""
+        if self._file is not None:
+            with suppress(OSError):  # it is not wanted
+                self._file.close()
+            self._file = None
         if self.path == self.target:
             return
         self._aborted = True
@@ -214,83 +258,29 @@ class MaildirMessage:
                 remove(path)
 
 
-class NamelessMessage(MaildirMessage):
-    """One whose file has no name until it is revealed, or moved (``O_TMPFILE``).
-
-    A file system has less to do for it, and nothing is left if the process dies.
-    Until it has a name it costs an open file. To name it takes ``/proc``.
-    """
-
-    _file: OpenFile | None = None
-
-    @property
-    def _descriptor(self) -> int:
-        return -1 if self._file is None else self._file.descriptor
-
-    def fill(self, lines: Sequence[bytes | memoryview]) -> None:
-        self._file = OpenFile(self._folder, _NAMELESS)
-        try:
-            self.checksum = write(self._descriptor, lines)
-        except BaseException:
-            self.abort()
-            raise
-        begin_to_write_back(self._descriptor)
-
-    def sync(self) -> None:
-        if self._descriptor == -1:
-            super().sync()
-        else:
-            os.fsync(self._descriptor)
-
-    def reveal(self) -> None:
-        if self._descriptor != -1:
-            self.move(self.path)
-
-    def move(self, path: str) -> None:
-        if self._descriptor == -1:
-            super().move(path)
-        else:
-            self._moving_to = path
-            # Only with a descriptor does Python follow the link; any will do.
-            open_file = f"/proc/self/fd/{self._descriptor}"
-            os.link(open_file, path, src_dir_fd=self._descriptor)
-            self.path = path
-            self._close()
-
-    def abort(self) -> None:
-        if self._descriptor == -1 or self._moving_to:
-            super().abort()
-        self._aborted = self.path != self.target
-        self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # all that matters is synced, or not wanted
-                self._file.close()
-
-
 @implementer(IMaildirMessageWriter)
-class MaildirMessageWriter(MaildirMessage):
+class MaildirMessageWriter(Staged):
     """See `IMaildirMessageWriter`; not buffered, each call is a system call."""
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         super().__init__(maildir, name)
         with explained(self.path, "create the file"):
-            self._file = OpenFile(self.path, CREATE)
+            self._open = OpenFile(self.path, CREATE)
+            give_to_owner(self._open.descriptor, self._folder)
 
     def write(self, data: bytes | memoryview | str) -> None:
         self.writelines((data,))
 
     def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
         encoded = [line.encode() if isinstance(line, str) else line for line in lines]
-        if self._file.descriptor == -1:
+        if self._open.descriptor == -1:
             raise ValueError(f"{self.path}: is closed, cannot be written to")
         with explained(self.path, "write"):
-            self.checksum = write(self._file.descriptor, encoded, self.checksum)
+            self.checksum = write(self._open.descriptor, encoded, self.checksum)
 
     def close(self) -> None:
         with explained(self.path, "write"):
-            self._file.close()
+            self._open.close()
 
     def commit(self) -> None:
         self.close()
@@ -298,12 +288,12 @@ class MaildirMessageWriter(MaildirMessage):
 
     def abort(self) -> None:
         with suppress(OSError):  # what could not be written is not wanted any more
-            self._file.close()
+            self._open.close()
         super().abort()
 
 
 def _exists(path: str) -> bool:
-    if is_url(path):
+    if "://" in path and is_url(path):
         raise NotAMaildirError(path, "is a URL; name a folder")
     try:
         os.lstat(path)
@@ -344,13 +334,20 @@ def not_a_folder(path: str, name: str, *, is_link: bool) -> NotAMaildirError:
     return NotAMaildirError(path, reason)
 
 
-def _create(path: str) -> None:
-    """Create a Maildir that is complete from the moment that it is there."""
+def create_maildir(path: str, *, owner_of: str = "") -> None:
+    """Create a Maildir that is complete from the moment that it is there.
+
+    If root creates it, it belongs to the owner of the folder `owner_of`, if one is
+    given. Raises OSError.
+    """
     parent = os.path.dirname(os.path.abspath(path))
     building = tempfile.mkdtemp(prefix=".maildir-", dir=parent)
     try:
         for name in FOLDERS:
             os.mkdir(f"{building}/{name}", 0o700)
+        for name in (*FOLDERS, "") if owner_of else ():
+            with OpenFile(f"{building}/{name}", _FOLDER) as folder:
+                give_to_owner(folder.descriptor, owner_of)
         sync(building)
         os.rename(building, path)
     except OSError:

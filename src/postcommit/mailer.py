@@ -1,20 +1,83 @@
-"""What our mailers do alike: compose, transmit, announce."""
+"""The base of our mailers: compose, transmit, announce; and the simplest pipeline."""
 from __future__ import annotations
 
 from abc import ABC
 from abc import abstractmethod
+from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
+import transaction
+from zope.interface import implementer
+
+from postcommit.errors import AddressError
 from postcommit.event import Notify
 from postcommit.event import announce
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
-from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IPipeline
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Sendable
+from postcommit.interfaces import Status
+from postcommit.message import Composed
 from postcommit.message import compose
+from postcommit.message import message_id_of
+from postcommit.report import DeliveryReport
+from postcommit.report import Reply
+
+
+@implementer(IPipeline)
+class Pipeline(ABC):
+    """The base of our own pipelines, see `IPipeline`. Their reports are not checked."""
+
+    def __enter__(self) -> Pipeline:
+        """Begin."""
+        return self
+
+    @abstractmethod
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Close a connection that is in the middle of something."""
+
+    @abstractmethod
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        """Transmit `mail`; `key` comes back with its report."""
+
+    @abstractmethod
+    def completed(self) -> Iterable[tuple[Any, DeliveryReport]]:
+        """Return (key, report) of each message that is done. Does not wait."""
+
+    @abstractmethod
+    def drain(self) -> Iterable[tuple[Any, DeliveryReport]]:
+        """Wait for all replies, and yield (key, report) of each message."""
+
+
+class OneByOne(Pipeline):
+    """Transmits each message when it is offered, see `IPipeline`."""
+
+    def __init__(self, transmit: Callable[[Outgoing], DeliveryReport]) -> None:
+        self._transmit = transmit
+        self._reports: list[tuple[Any, DeliveryReport]] = []
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Do nothing: no connection is left open."""
+
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        """Transmit `mail` to the end; `key` comes back with its report."""
+        self._reports.append((key, self._transmit(mail)))
+
+    def completed(self) -> list[tuple[Any, DeliveryReport]]:
+        """Return (key, report) of the messages since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def drain(self) -> list[tuple[Any, DeliveryReport]]:
+        """Return (key, report) of the messages since the last call."""
+        return self.completed()
 
 
 class BaseMailer(ABC):
-    """Has `IMailer.send`; what becomes of the message, its `_transmit` tells."""
+    """Has `IMailer.send` and `IPipelineMailer.pipeline`, around `_transmit`."""
 
     notify: Notify
 
@@ -23,17 +86,41 @@ class BaseMailer(ABC):
         fromaddr: Address | None,
         toaddrs: Addresses | None,
         message: Sendable,
-    ) -> IDeliveryReport:
-        """See `IMailer`."""
-        composed = compose(fromaddr, toaddrs, message)
-        report = self._transmit(
-            composed.sender, composed.recipients, bytes(composed), composed.message_id
-        )
-        announce(report, self.notify)
-        return report
+    ) -> DeliveryReport:
+        """Transmit `message`, and announce the report, see `IMailer`.
+
+        An interrupt in a subscriber, such as KeyboardInterrupt, is raised when all
+        events are published.
+        """
+        report = self._transmit(compose(fromaddr, toaddrs, message))
+        interrupt = announce(report, self.notify, transaction.manager)
+        if interrupt is not None:
+            raise interrupt
+        return replace(report, announced=True)
+
+    def pipeline(self) -> Pipeline:
+        """Return a pipeline that transmits one message after the other.
+
+        A message that `send` would refuse is rejected. For example, an address may
+        have come from another library.
+        """
+        return OneByOne(self._transmit_checked)
+
+    def _transmit_checked(self, mail: Outgoing) -> DeliveryReport:
+        try:
+            if not isinstance(mail, Composed):
+                composed = compose(mail.sender, mail.recipients, mail.message)
+                if composed.recipients != tuple(mail.recipients):
+                    reason = "pass bare addresses, each of them once"
+                    raise AddressError(mail.recipients, reason)
+                mail = composed
+        except ValueError as error:
+            message_id = message_id_of(mail.message)
+            reply = Reply(0, "5.6.0", f"{type(error).__name__}: {error}")
+            rejected = Status.REJECTED
+            return DeliveryReport.alike(message_id, mail.recipients, rejected, reply)
+        return self._transmit(mail)
 
     @abstractmethod
-    def _transmit(
-        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
-    ) -> IDeliveryReport:
-        """Transmit `message`, and report. Raises nothing, announces nothing."""
+    def _transmit(self, mail: Outgoing) -> DeliveryReport:
+        """Transmit `mail`, and report. Raises nothing, announces nothing."""

@@ -8,31 +8,50 @@ repeated at a time, and new ones wait until it has ended.
 """
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from postcommit import forks
 
 
 # Maximum number of repeats.
 _REPEATS = 3
 
-# Held during the repeats. The one who holds it may come here again: a subscriber sends
-# mail, for example, which has subscribers of its own.
-_repeating = threading.RLock()
-
 # Maximum number of seconds to wait for the repeats of another thread.
 _PATIENCE = 5.0
 
 
-def _replace(lock: Any) -> None:
-    """Replace `lock`, if that was not done yet: its holder will not release it."""
-    global _repeating
-    _repeating = threading.RLock() if _repeating is lock else _repeating
+class _Turn:
+    """Held by a thread during its repeats.
+
+    The one who holds it may come here again: a subscriber sends mail, for example,
+    which has subscribers of its own.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+        forks.register(self, _Turn.renew)  # the holder may be a thread of the parent
+
+    def renew(self) -> None:
+        """Replace the lock: its holder will not release it."""
+        self.lock: Any = threading.RLock()
+
+    def acquired(self) -> Any:
+        """Return the lock, acquired.
+
+        Its holder may take long, wait for something that this thread does, or have been
+        interrupted before it released the lock. Then there is a new lock for all.
+        """
+        lock = self.lock
+        while not lock.acquire(timeout=_PATIENCE):
+            if self.lock is lock:  # no other thread has replaced it
+                self.renew()
+            lock = self.lock
+        return lock
 
 
-# The holder may be a thread of the parent.
-os.register_at_fork(after_in_child=lambda: _replace(_repeating))
+_turn = _Turn()
 
 
 def repeat(attempt: Callable[[bool], bool]) -> None:
@@ -41,26 +60,13 @@ def repeat(attempt: Callable[[bool], bool]) -> None:
     `attempt` returns False if it failed for now. Its argument is whether it is called
     again then; if not, it raises. Raises what `attempt` raises.
     """
-    _acquired().release()
+    _turn.acquired().release()
     if attempt(True):
         return
-    repeating = _acquired()
+    lock = _turn.acquired()
     left = _REPEATS - 1
     try:
         while not attempt(left > 0):
             left -= 1
     finally:
-        repeating.release()
-
-
-def _acquired() -> Any:
-    """Return the lock, acquired.
-
-    Its holder may take long, wait for something that this thread does, or have been
-    interrupted before it released the lock. Then there is a new lock for all.
-    """
-    lock = _repeating
-    while not lock.acquire(timeout=_PATIENCE):
-        _replace(lock)
-        lock = _repeating
-    return lock
+        lock.release()

@@ -22,6 +22,7 @@ from tests.benchmarks import mixed
 from tests.benchmarks import report
 from tests.benchmarks import scale
 from tests.benchmarks import store
+from tests.benchmarks import together
 from tests.benchmarks.harness import print_ratios
 from tests.benchmarks.harness import print_tables
 
@@ -37,6 +38,7 @@ RUNS: dict[str, tuple[ModuleType, list[str]]] = {
     "idle": (idle, []),
     "mixed": (mixed, []),
     "scale": (scale, []),
+    "together": (together, []),
     "import": (import_time, []),
 }
 

@@ -242,6 +242,19 @@ are rates of one drain of the whole queue, *postcommit, all of it*, as often as 
         split=("depth",),
         plots=("depth",),
     ),
+    "together": Section(
+        title="Several processes on one queue",
+        text="""
+Processes that drain one queue, beside as many that have a queue each, with the same
+mail in all. Messages of 4 KB go to ``smtp-sink``. A process that meets an entry which
+another one has claimed goes on in another part of the folder, so that they seldom meet
+again.""",
+        limits="""
+The number of processors: here, ``smtp-sink`` shares them with the processes.""",
+        ours="one queue",
+        limit="a queue each",
+        split=("processes",),
+    ),
     "import": Section(
         title="Import",
         text="""

@@ -18,7 +18,7 @@ from zope.interface.verify import verifyObject
 from postcommit.cli import main
 from postcommit.commands.progress import Progress
 from postcommit.commands.progress import WatchedMailer
-from postcommit.interfaces import IBatchMailer
+from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
 from postcommit.queue.runner import QueueProcessor
@@ -26,6 +26,7 @@ from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
 from postcommit.smtp.mailer import SMTPMailer
+from tests.support.mailers import send_all
 from tests.support.queues import defer
 from tests.support.queues import wait
 from tests.support.service import COMMAND
@@ -209,11 +210,11 @@ def test_a_watched_mailer_is_as_the_one_it_watches(
     seen: list[Any] = []
     mailer = SMTPMailer("127.0.0.1", relay.port)
     watched = WatchedMailer(mailer, seen.append)
-    assert verifyObject(IBatchMailer, watched)
+    assert verifyObject(IPipelineMailer, watched)
     assert watched.notify is mailer.notify
     message = b"Subject: x\r\n\r\nx\r\n"
     single = watched.send("s@x.org", ["a@x.org"], message)
-    [batch] = watched.send_batch([("s@x.org", ["a@x.org"], message)])
+    [batch] = send_all(watched, [("s@x.org", ["a@x.org"], message)])
     mailer.close()
     assert seen == [single, batch]
     assert [len(r.sent) for r in seen] == [1, 1]

@@ -24,8 +24,8 @@ from postcommit.maildir import Maildir
 from postcommit.queue.item import EntryState
 from postcommit.queue.item import Item
 from postcommit.queue.mending import MaildirOperators
+from postcommit.queue.presence import Bell
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import Bell
 from tests.support.faults import full_disk
 from tests.support.queues import ENTRY
 from tests.support.queues import MESSAGE

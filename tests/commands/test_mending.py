@@ -12,9 +12,9 @@ import pytest
 
 from postcommit.cli import main
 from postcommit.commands.selection import seconds
+from postcommit.files import FileLock
 from postcommit.queue.item import EntryState
 from postcommit.queue.item import Item
-from postcommit.queue.lock import FileLock
 from postcommit.queue.looking import item_at
 from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.staging import leader_of

@@ -316,11 +316,14 @@ def test_root_that_may_not_become_the_owner_touches_nothing(store: Store) -> Non
 
 
 def damaged(store: Store) -> str:
-    """Return a queue in which root has worked as no command of ours does any more."""
+    """Return a queue some of whose files root has copied from somewhere."""
     defer(store)
     queue = give(store)
     bury(store)
-    defer(store)
+    deferred = defer(store)
+    failed = Path(queue, ".Failed")
+    for path in (Path(queue, "cur", f"{deferred}:2,"), failed, *failed.rglob("*")):
+        os.chown(path, 0, 0)
     assert owners(queue) == {(UID, UID), (0, 0)}
     return queue
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from postcommit.cli import main
-from postcommit.queue.notice import Board
+from postcommit.queue.presence import PauseNote
 from postcommit.queue.store import Store
 from tests.support.queues import defer
 from tests.support.queues import wait
@@ -106,7 +106,7 @@ def pause(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[float, float], None]]:
     """Return a function: the queue pauses since, and for so many seconds more."""
-    board = Board(store.path)
+    board = PauseNote(store.path)
     now = time.time()
 
     def begin(ago: float, left: float) -> None:

@@ -21,9 +21,9 @@ from postcommit.commands.service import Signals
 from postcommit.commands.service import Supervisor
 from postcommit.demo.relay import EmbeddedRelay
 from postcommit.queue.looking import young_claims
+from postcommit.queue.presence import ring
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import ring
 from postcommit.smtp.mailer import SMTPMailer
 from tests.support.queues import RECIPIENTS
 from tests.support.queues import wait

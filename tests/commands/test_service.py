@@ -23,8 +23,8 @@ from postcommit.commands.configuration import Configuration
 from postcommit.commands.run import SILENT_AFTER
 from postcommit.commands.service import Signals
 from postcommit.commands.service import Supervisor
+from postcommit.queue.presence import ring
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import ring
 from tests.support.queues import wait
 from tests.support.service import ROOT
 from tests.support.service import Running

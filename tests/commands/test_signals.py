@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from postcommit.queue.presence import ring
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import ring
 from tests.support.queues import wait
 from tests.support.service import Running
 from tests.support.service import command

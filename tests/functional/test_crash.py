@@ -21,8 +21,8 @@ from tests.support.smtpd import ScriptedRelay
 from tests.support.zygote import Fate
 from tests.support.zygote import Zygote
 
-from postcommit.queue.entry import Claim
 from postcommit.queue.staging import is_prepared
+from postcommit.queue.store import Claim
 from postcommit.queue.store import Store
 
 

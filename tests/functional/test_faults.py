@@ -36,7 +36,7 @@ from tests.support.troubled import drain_without_descriptors
 from postcommit import QueueProcessor
 from postcommit.errors import QueueError
 from postcommit.message import message_id_of
-from postcommit.queue import schedule
+from postcommit.queue import breaker
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.staging import is_prepared
 from postcommit.queue.store import Store
@@ -276,8 +276,8 @@ class Drainer:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(schedule, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(breaker, "LONGEST_PAUSE", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -18,13 +18,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import ScriptedPipelineMailer
 
 import postcommit
 from postcommit import QueueProcessor
+from postcommit.files import FileLock
 from postcommit.message import message_id_of
-from postcommit.queue.lock import FileLock
 from postcommit.queue.store import Store
 
 
@@ -144,7 +144,7 @@ def _all_is_well_after(
     return raiser.unsettled is not None
 
 
-@pytest.mark.parametrize("kind", [ScriptedMailer, ScriptedBatchMailer])
+@pytest.mark.parametrize("kind", [ScriptedMailer, ScriptedPipelineMailer])
 @pytest.mark.parametrize(("error", "step"), [(MemoryError, 7), (SystemExit, 31)])
 def test_an_error_at_any_line_of_an_attempt_keeps_no_claim_and_loses_nothing(
     tmp_path: Path, kind: type[ScriptedMailer], error: type[BaseException], step: int

@@ -35,13 +35,8 @@ from transaction import TransactionManager
 import postcommit
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
-from postcommit.event import announce
-from postcommit.event import hold
-from postcommit.interfaces import Status
 from postcommit.message import message_id_of
 from postcommit.queue.store import Store
-from postcommit.report import DeliveryReport
-from postcommit.report import Reply
 
 
 # Python ignores what a destructor raises.
@@ -55,9 +50,6 @@ THEIRS = os.path.dirname(transaction.__file__)
 LINES = frozenset({"line"})
 # Where Python looks for signals is among these.
 OPCODES = frozenset({"call", "opcode", "return"})
-
-
-OK = Reply(250, "2.0.0", "Ok")
 
 
 class Timeout(BaseException):
@@ -320,22 +312,6 @@ def test_a_send_that_is_interrupted_can_be_repeated(tmp_path: Path) -> None:
 
 
 # Events
-
-
-def test_an_interrupt_leaves_nothing_held_back() -> None:
-    report = DeliveryReport("1@x.org", ("b@x.org",))
-
-    def announce_later() -> None:
-        with hold():
-            announce(report, repr)
-
-    count = Interrupter(sys.maxsize, events=OPCODES)
-    count(announce_later)
-    for number in range(1, count.points + 1):
-        Interrupter(number, events=OPCODES)(announce_later)
-        heard: list[Any] = []
-        announce(DeliveryReport.alike("1@x.org", ["b"], Status.SENT, OK), heard.append)
-        assert len(heard) == 1, number
 
 
 @pytest.mark.parametrize("events", [LINES, OPCODES], ids=["lines", "opcodes"])

@@ -18,9 +18,9 @@ from tests.functional.test_pages import blocks
 from tests.support.queues import write
 
 from postcommit.cli import main
-from postcommit.queue.notice import Board
+from postcommit.queue.presence import Bell
+from postcommit.queue.presence import PauseNote
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import Bell
 
 
 QUEUE, PAUSED = "/var/spool/shop", "/var/spool/news"
@@ -61,7 +61,7 @@ def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     store = Store(str(tmp_path / "paused"))
     for number in range(12):
         write(store, f"new/{NOW - 1860}.M{number:06d}P8697Q{number}.web1")
-    bell, board = Bell(store.path), Board(store.path)
+    bell, board = Bell(store.path), PauseNote(store.path)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", lambda: NOW - 1800)

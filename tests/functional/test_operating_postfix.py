@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -242,7 +242,7 @@ def test_the_certificate_has_expired(
         assert "certificate has expired" in status(queue)
         told = command("test-relay", *where)
         assert told.returncode == 1
-        assert "2001-01-02" in told.stdout
+        assert "to see it: openssl s_client" in told.stdout
         assert counts(queue) == (1, 0, 0, 0)
         authority.write_chain(chain, "localhost")
         postfix.reload()
@@ -284,7 +284,7 @@ def test_the_queue_moves_and_a_back_up_is_put_back(
 ) -> None:
     send(queue, ANN, count=2)
     there = tmp_path / "there"
-    shutil.copytree(queue, there)
+    subprocess.run(["cp", "-a", queue, there], check=True)
     assert command("check", there).returncode == 0
     assert command("flush", there, *via(postfix)).returncode == 0
     assert len(postfix.wait_for("ann", 2)) == 2

@@ -26,8 +26,8 @@ from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit.interfaces import Tally
 from postcommit.message import message_id_of
-from postcommit.queue.schedule import LONGEST_PAUSE
-from postcommit.queue.wakeup import ring
+from postcommit.queue.breaker import LONGEST_PAUSE
+from postcommit.queue.presence import ring
 from postcommit.testing import FakeClock
 
 

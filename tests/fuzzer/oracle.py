@@ -23,6 +23,7 @@ from tests.fuzzer.plan import Plan
 from tests.fuzzer.relay import Record
 from tests.fuzzer.relay import Relay
 from tests.support.certificates import Authority
+from tests.support.mailers import send_all
 
 
 # Times that a message is tried, as a queue would.
@@ -130,7 +131,7 @@ def play(plan: Plan, relay: Relay, cafile: str) -> tuple[Oracle, Record]:
         before = Counter(record.taken)
         batch = [(mail.sender, mail.recipients, mail.message) for mail in mails]
         first, second = batch[: plan.first_batch], batch[plan.first_batch :]
-        reports = [*mailer.send_batch(first), *mailer.send_batch(second)]
+        reports = [*send_all(mailer, first), *send_all(mailer, second)]
         mailer.close()
         relay.wait()
         record.transcript += [f"* {report}" for report in reports]

@@ -12,23 +12,22 @@ from typing import Any
 
 import pytest
 
+from postcommit.errors import QueueError
 from postcommit.errors import RelayError
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Tally
-from postcommit.queue import drain as drain_module
-from postcommit.queue.drain import Drain
-from postcommit.queue.drain import Pace
-from postcommit.queue.notice import posted
-from postcommit.queue.pause import Pause
-from postcommit.queue.processor import Processor
-from postcommit.queue.scan import Scan
+from postcommit.queue.breaker import pause_after
+from postcommit.queue.presence import pause_of
+from postcommit.queue.presence import ring
+from postcommit.queue.runner import Drain
+from postcommit.queue.runner import Pace
 from postcommit.queue.schedule import Schedule
-from postcommit.queue.schedule import pause_after
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import ring
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
-from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import ScriptedPipeline
+from tests.support.mailers import ScriptedPipelineMailer
 from tests.support.mailers import Taken
 from tests.support.service import eventually
 
@@ -63,16 +62,14 @@ class Queue:
         polling: float = HOUR,
     ) -> Drain:
         schedule = Schedule(self.min_backoff, HOUR, 1e6)
-        processor = Processor(self.store, self.mailer, schedule)
-        scan = Scan(self.store.maildir, schedule)
         pace = Pace(workers, rate_limit, polling)
-        return Drain(self.store, processor, scan, pace, Pause(self.store.path))
+        return Drain(self.store, self.mailer, schedule, pace)
 
     def left(self) -> int:
         return sum(1 for _ in self.store.maildir)
 
 
-@pytest.fixture(params=[ScriptedMailer, ScriptedBatchMailer])
+@pytest.fixture(params=[ScriptedMailer, ScriptedPipelineMailer])
 def queue(tmp_path: Path, request: pytest.FixtureRequest) -> Queue:
     return Queue(tmp_path / "queue", request.param())
 
@@ -89,7 +86,7 @@ def nothing_is_left() -> Iterator[None]:
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of the queue are a tenth as long."""
-    module = "postcommit.queue.pause"
+    module = "postcommit.queue.breaker"
     monkeypatch.setattr(f"{module}.pause_after", lambda count: pause_after(count) / 10)
 
 
@@ -166,6 +163,7 @@ def test_a_commit_wakes_it_without_polling(queue: Queue) -> None:
 
 
 def test_without_a_wake_up_it_polls(queue: Queue) -> None:
+    (queue.path / ".wakeup").unlink()
     (queue.path / ".wakeup").mkdir()
     with Running(queue.drain(polling=0.02)):
         queue.send()
@@ -247,8 +245,8 @@ def test_a_rate_limit_spreads_the_messages(queue: Queue) -> None:
 def test_it_gives_signs_of_life_also_while_it_waits_for_workers(
     queue: Queue, rate_limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("postcommit.queue.drain.BEAT_SECONDS", 0.001)
-    monkeypatch.setattr("postcommit.queue.wakeup._LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("postcommit.queue.runner.BEAT_SECONDS", 0.001)
+    monkeypatch.setattr("postcommit.queue.presence._LEAST_SECONDS", 0.0)
     reached, released = threading.Event(), threading.Event()
 
     def before(taken: object) -> None:
@@ -274,14 +272,14 @@ def test_a_worker_lives_on_if_something_fails_at_the_end_of_its_round(
 ) -> None:
     queue.send()
     drain = queue.drain(workers=1)
-    done = drain._handoff.done
+    done = drain._crew.done
 
-    def done_and_fail(taken: list[str]) -> None:
+    def done_and_fail(call: int, is_more: bool) -> None:
         monkeypatch.undo()
-        done(taken)
+        done(call, is_more)
         raise MemoryError
 
-    monkeypatch.setattr(drain._handoff, "done", done_and_fail)
+    monkeypatch.setattr(drain._crew, "done", done_and_fail)
     assert drain.once().sent == 1
     assert "a worker failed at its end" in caplog.text
     assert queue.left() == 0
@@ -362,9 +360,9 @@ def test_a_pause_is_posted_and_gone_with_the_drain(queue: Queue) -> None:
     queue.mailer.failure = RelayError("no connection")
     queue.send(3)
     queue.drain().once()  # which tells its caller, and pauses nothing
-    assert posted(str(queue.path)) is None
+    assert pause_of(str(queue.path)) is None
     with Running(queue.drain()):
-        eventually(lambda: posted(str(queue.path)))
+        eventually(lambda: pause_of(str(queue.path)))
     assert ".paused" not in os.listdir(queue.path)
 
 
@@ -386,12 +384,39 @@ def test_a_pause_that_cannot_be_posted_delays_nothing(
             eventually(lambda: queue.left() == 0)
             assert before == os.listdir(queue.path)
 
+    (queue.path / ".wakeup").unlink()
     (queue.path / ".wakeup").mkdir()  # so that only polling is told of
     queue.path.chmod(0o500)
     without_privileges(drain)
     assert len(set(queue.mailer.sent)) == 3
     told = [r.getMessage().split(": ")[1] for r in caplog.records]
     assert told == ["commits wake nobody, only polling", "the queue pauses"]
+
+
+def test_a_pause_that_ends_while_the_feeder_looks_is_not_taken_for_none(
+    queue: Queue,
+) -> None:
+    """Otherwise the feeder sleeps for a polling interval, and nobody is called."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        if threading.current_thread().name == "feeder":
+            now += 0.6
+        return now
+
+    queue.mailer.failure = RelayError("no connection")
+    queue.mailer.before = lambda taken: asked.append(taken)
+    asked: list[object] = []
+    queue.send()
+    schedule = Schedule(HOUR, HOUR, 1e6)
+    drain = Drain(queue.store, queue.mailer, schedule, Pace(1, None, HOUR), None, clock)
+    running = Running(drain)
+    running.thread.name = "feeder"
+    with running:
+        eventually(lambda: asked)
+        queue.mailer.failure = None
+        eventually(lambda: queue.left() == 0)
 
 
 def test_after_a_pause_a_single_entry_is_tried_first(queue: Queue) -> None:
@@ -429,7 +454,7 @@ def test_what_is_in_flight_does_not_keep_a_pause_from_ending(
         assert reached.wait(10)
         mailer.failure = RelayError("no connection")
         queue.send(3)
-        eventually(lambda: posted(str(queue.path)) is not None)
+        eventually(lambda: pause_of(str(queue.path)) is not None)
         mailer.failure = None
         eventually(lambda: queue.left() == 1)
         assert not hold.is_set()
@@ -465,14 +490,14 @@ def test_silence_does_not_end_a_pause(queue: Queue) -> None:
     queue.mailer.failure = RelayError("no connection")
     queue.send(3, "lost@x.org")
     with Running(queue.drain(workers=1)):
-        eventually(lambda: posted(str(queue.path)) is not None)
+        eventually(lambda: pause_of(str(queue.path)) is not None)
         queue.mailer.failure = None
         eventually(lambda: len(queue.mailer.attempts) == 3)
         eventually(lambda: len(os.listdir(queue.path / "cur")) == 3)
         await_sign_of_life(queue)
-        assert posted(str(queue.path)) is not None
+        assert pause_of(str(queue.path)) is not None
         queue.send()
-        eventually(lambda: posted(str(queue.path)) is None)
+        eventually(lambda: pause_of(str(queue.path)) is None)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -503,7 +528,7 @@ def test_where_the_relay_fails_at_each_message_once_ends_after_two(
     queue.send(5, "poison@x.org")
     assert queue.drain(workers=1).once() == Tally(0, 0, 0)
     # One mailer is a message ahead of its reports.
-    assert len(asked) == (3 if isinstance(queue.mailer, ScriptedBatchMailer) else 2)
+    assert len(asked) == (3 if isinstance(queue.mailer, ScriptedPipelineMailer) else 2)
     assert queue.left() == len(list(queue.store.maildir.paths("new"))) == 5
 
 
@@ -520,13 +545,13 @@ def test_one_that_is_stopped_gets_past_nothing(queue: Queue) -> None:
 def test_a_mailer_against_its_contract_does_not_end_the_loop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(ScriptedBatchMailer):
+    class Broken(ScriptedPipelineMailer):
         broken = True
 
-        def send_batch(self, messages):  # type: ignore[no-untyped-def]
+        def pipeline(self) -> ScriptedPipeline:
             if self.broken:
                 raise KeyError("a mistake")
-            return super().send_batch(messages)
+            return super().pipeline()
 
     mailer = Broken()
     queue = Queue(tmp_path / "queue", mailer)
@@ -549,6 +574,25 @@ def test_a_folder_that_cannot_be_read_pauses_the_queue(
     with Running(drain):
         eventually(lambda: "the queue pauses" in caplog.text)
         os.rename(queue.path / "away", queue.path / "cur")
+        eventually(lambda: queue.left() == 0)
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_a_queue_that_does_not_know_how_long_to_wait_pauses(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one in a database that is away."""
+    drain = queue.drain()
+    seconds_to_wait = drain._consumer.seconds_to_wait
+
+    def away() -> float:
+        drain._consumer.seconds_to_wait = seconds_to_wait  # type: ignore[method-assign]
+        raise QueueError("db", "is away")
+
+    drain._consumer.seconds_to_wait = away  # type: ignore[method-assign]
+    with Running(drain):
+        eventually(lambda: "the queue pauses: db: is away" in caplog.text)
+        queue.send()
         eventually(lambda: queue.left() == 0)
 
 
@@ -607,7 +651,7 @@ def test_where_nothing_can_be_removed_no_more_is_sent_until_it_can(
 
     def run() -> None:
         with Running(drain):
-            eventually(lambda: drain._pause.count >= 4)
+            eventually(lambda: drain._breaker.count >= 4)
             assert len(queue.mailer.attempts) <= 2
             (queue.path / "new").chmod(0o700)
             eventually(lambda: queue.left() == 0)
@@ -617,11 +661,55 @@ def test_where_nothing_can_be_removed_no_more_is_sent_until_it_can(
     assert "a worker failed" not in caplog.text
 
 
+class Stuck:
+    """The oldest entry of a queue, which cannot be deferred, as an immutable file."""
+
+    def __init__(self, queue: Queue) -> None:
+        queue.send(1, "later@x.org")
+        [path] = queue.store.maildir.paths("new")
+        self._in_the_way = queue.path / "cur" / f"{os.path.basename(path)}:2,"
+        self._in_the_way.mkdir()
+        queue.send(5)
+
+    def end(self) -> None:
+        self._in_the_way.rmdir()
+
+
+def test_an_oldest_entry_that_cannot_be_settled_does_not_stop_a_flush(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = Stuck(queue)
+    assert queue.drain(workers=1).once() == Tally(sent=5)
+    assert len(set(queue.mailer.sent)) == len(queue.mailer.sent) == 5
+    assert caplog.text.count("the queue pauses") == 1
+    assert "it will be sent again" in caplog.text
+    stuck.end()
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_oldest_entry_that_cannot_be_settled_does_not_stop_the_others(
+    queue: Queue, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = Stuck(queue)
+    with Running(queue.drain(workers)):
+        eventually(lambda: len(queue.mailer.sent) == 5)
+        eventually(lambda: pause_of(str(queue.path)) is None)
+        queue.send()  # at once: it does not pause again
+        eventually(lambda: len(queue.mailer.sent) == 6)
+        assert caplog.text.count("the queue pauses") == 1
+        stuck.end()
+        # Without a wake-up, and although the polling interval is an hour.
+        eventually(lambda: list((queue.path / "cur").iterdir()))
+    assert len(queue.mailer.attempts) == 7
+    assert queue.left() == 1
+
+
 def test_where_the_disk_is_full_each_flush_does_not_send_another_copy(
     tmp_path: Path,
 ) -> None:
     with full_disk(tmp_path, kilobytes=96) as disk:
-        queue = Queue(disk / "queue", ScriptedBatchMailer())
+        queue = Queue(disk / "queue", ScriptedPipelineMailer())
         queue.store.stage("", ("ann@x.org", "later@x.org"), [b"\n"]).commit()
         with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
             while filler.write(b"x" * 4096):
@@ -642,7 +730,7 @@ def test_what_can_be_settled_when_it_ends_is_counted(queue: Queue) -> None:
 
     queue.send()
     queue.mailer.before = lambda taken: os.rename(new, away)
-    logger, mending = logging.getLogger("postcommit.queue.troubles"), Mending()
+    logger, mending = logging.getLogger("postcommit.queue.breaker"), Mending()
     logger.addHandler(mending)
     try:
         assert queue.drain(workers=1).once() == Tally(1, 0, 0)
@@ -656,57 +744,54 @@ def test_with_fewer_threads_than_wanted_it_works(
 ) -> None:
     queue.send()
     drain = queue.drain(workers=3)
-    drain._workers[2].start()
+    drain._threads[2].start()
     assert drain.once() == Tally(1, 0, 0)
     assert "2 of 3 workers could be started: threads can only" in caplog.text
-    drain._workers[2].join(10)
+    drain._threads[2].join(10)
 
 
 def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> None:
     drain = queue.drain(workers=3)
-    drain._workers[0].start()
+    drain._threads[0].start()
     with pytest.raises(RuntimeError, match="threads can only be started once"):
         drain.once()
     assert drain.wait(0)
-    drain._workers[0].join(10)
+    drain._threads[0].join(10)
 
 
 # Mailers that keep no contract, and long looks
 
 
-class Sated(ScriptedBatchMailer):
+class Sated(ScriptedPipelineMailer):
     """Takes no message."""
 
-    def send_batch(self, messages: object) -> Iterator[Any]:
-        return iter(())
+    def pipeline(self) -> ScriptedPipeline:
+        return SatedPipeline(self)
 
 
-class Leaving(ScriptedBatchMailer):
+class SatedPipeline(ScriptedPipeline):
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        """Forget it."""
+
+
+class Leaving(ScriptedPipelineMailer):
     """Wants to end the process."""
 
-    def send_batch(self, messages: object) -> Iterator[Any]:
+    def pipeline(self) -> ScriptedPipeline:
+        return LeavingPipeline(self)
+
+
+class LeavingPipeline(ScriptedPipeline):
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
         raise SystemExit
 
 
 @pytest.mark.parametrize("kind", [Sated, Leaving])
 def test_a_mailer_that_does_nothing_ends_no_loop_and_makes_none(
-    tmp_path: Path, kind: type[ScriptedBatchMailer], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, kind: type[ScriptedPipelineMailer], caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = Queue(tmp_path / "queue", kind())
     queue.send(3)
     assert queue.drain(workers=2).once() == Tally(0, 0, 0)
     assert queue.left() == 3
     assert "a worker failed" in caplog.text
-
-
-def test_what_was_found_does_not_wait_for_what_is_not_due(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drain_module, "_PORTION_SECONDS", -1.0)
-    queue.send(1)
-    for number in range(3):
-        path = queue.path / "cur" / f"170000000{number}.M1P1Q1.x:2,"
-        path.write_bytes(b"X-Zope-From: \nX-Zope-To: bob@x.org\n\nText.")
-        os.utime(path, (time.time() + HOUR, time.time() + HOUR))
-    assert queue.drain().once() == Tally(1, 0, 0)
-    assert queue.left() == 3

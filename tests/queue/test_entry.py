@@ -18,14 +18,14 @@ from zope.sendmail.queue import QueueProcessorThread
 
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
-from postcommit.queue.entry import Claim
+from postcommit.files import FileLock
 from postcommit.queue.entry import Entry
-from postcommit.queue.entry import _is_still
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.entry import preamble
 from postcommit.queue.entry import stem
-from postcommit.queue.lock import FileLock
+from postcommit.queue.store import Claim
+from postcommit.queue.store import _is_still
 
 
 MESSAGE = b"Message-Id: <1@x.org>\nSubject: x\n\nText.\n"
@@ -225,7 +225,7 @@ def test_an_entry_is_claimed_once_until_it_is_released(path: str) -> None:
     claim = Claim.take(path)
     assert claim is not None
     assert claim.read() == claim.read() == Entry("", ("ann@x.org",), MESSAGE)
-    assert claim.stem == os.path.basename(path)
+    assert claim.key == os.path.basename(path)
     assert Claim.take(path) is None
     claim.release()
     claim.release()
@@ -290,7 +290,7 @@ def test_what_is_no_regular_file_is_an_error_and_leaks_nothing(
 def test_no_claim_outlives_its_holder(path: str) -> None:
     code = (
         "import os, signal, sys\n"
-        "from postcommit.queue.entry import Claim\n"
+        "from postcommit.queue.store import Claim\n"
         "claim = Claim.take(sys.argv[1])\n"
         "assert claim\n"
         "print('claimed', flush=True)\n"

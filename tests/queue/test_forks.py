@@ -15,13 +15,17 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import pytest
 
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
-from postcommit import openfile
-from postcommit.openfile import OpenFile
-from postcommit.openfile import open_pipe
-from postcommit.queue.lock import FileLock
+from postcommit import files
+from postcommit import forks
+from postcommit.files import FileLock
+from postcommit.files import OpenFile
+from postcommit.files import open_pipe
 from tests.support import children
 from tests.support.mailers import ScriptedMailer
 from tests.support.transactions import explicit
@@ -146,7 +150,7 @@ def _fork_while_a_lock_is_held(folder: str) -> None:
     def hold() -> None:
         with logging._lock:  # type: ignore[attr-defined]
             held.set()
-            while not openfile._forks.thread:
+            while not files._guard.thread:
                 time.sleep(0.001)
             OpenFile(f"{folder}/file", os.O_RDWR | os.O_CREAT).close()
 
@@ -195,6 +199,54 @@ def test_two_threads_may_fork_while_a_third_opens_files(tmp_path: Path) -> None:
     assert children.call(_fork_in_two_threads, str(tmp_path)) == "done\n"
 
 
+class Thing:
+    """Something that must not go on in a forked child."""
+
+    def __init__(self, name: str, said: int) -> None:
+        self.name = name
+        self.said = said
+
+    def fail(self) -> None:
+        os.write(self.said, f"{self.name} fails\n".encode())
+        raise RuntimeError("no way")
+
+    def forget(self) -> None:
+        os.write(self.said, f"{self.name} is forgotten\n".encode())
+
+
+def test_a_child_forgets_in_the_order_of_the_registrations() -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)
+    reader, writer = os.pipe()
+    names = ("first", "second", "dropped", "third")
+    first, second, dropped, third = (Thing(name, writer) for name in names)
+    for thing in (first, second, dropped, third):
+        forks.register(thing, Thing.forget)
+    forks.register(second, Thing.fail)
+    del dropped, thing
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(writer)
+    with open(reader) as lines:
+        told = lines.read().splitlines()
+    assert told == ["first is forgotten", "second fails", "third is forgotten"]
+
+
+def test_what_a_child_cannot_forget_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # In this process, so that it is seen; without the things of other tests.
+    monkeypatch.setattr(forks, "_registered", WeakKeyDictionary())
+    with open(os.devnull, "wb") as said:
+        things = [Thing(name, said.fileno()) for name in ("first", "second")]
+        for thing in things:
+            forks.register(thing, Thing.fail)
+        forks._after_in_child()
+    assert caplog.text.count("cannot be forgotten in a forked child") == 2
+    assert caplog.text.count("RuntimeError: no way") == 2
+
+
 def test_a_file_that_is_dropped_is_closed_whoever_was_faster(tmp_path: Path) -> None:
     for is_closed in (False, True):
         file = OpenFile(str(tmp_path / "file"), os.O_RDWR | os.O_CREAT)
@@ -208,7 +260,7 @@ def test_a_file_that_is_dropped_is_closed_whoever_was_faster(tmp_path: Path) -> 
 def test_the_end_of_the_interpreter_says_nothing(tmp_path: Path) -> None:
     code = (
         "import builtins, os, sys\n"
-        "from postcommit.queue.lock import FileLock\n"
+        "from postcommit.files import FileLock\n"
         "builtins.kept = FileLock(sys.argv[1])\n"
         "builtins.kept.itself = builtins.kept\n"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from postcommit.queue.lock import FileLock
+from postcommit.files import FileLock
 from tests.support import children
 
 
@@ -80,7 +80,7 @@ def test_a_quick_release_leaves_the_lock_to_copies(path: str) -> None:
     lock = FileLock(path)
     assert lock.acquire()
     copy = os.dup(lock.descriptor)
-    lock.release(quickly=True)
+    lock.release(removed=True)
     assert not is_free(path)
     os.close(copy)
     assert is_free(path)
@@ -105,7 +105,7 @@ def test_a_pipe_does_not_make_us_wait(tmp_path: Path) -> None:
 
 def test_the_lock_dies_with_its_holder(path: str) -> None:
     program = (
-        "import sys; from postcommit.queue.lock import FileLock;"
+        "import sys; from postcommit.files import FileLock;"
         "lock = FileLock(sys.argv[1]); print(lock.acquire(), flush=True); input()"
     )
     with subprocess.Popen(
@@ -155,15 +155,15 @@ def test_a_forked_child_neither_keeps_nor_breaks_a_lock(path: str) -> None:
     children.call(_fork_with_a_lock, path)
 
 
-@pytest.mark.parametrize("quickly", [True, False])
+@pytest.mark.parametrize("removed", [True, False])
 def test_a_lock_that_cannot_be_given_up_is_told_and_no_error(
-    path: str, caplog: pytest.LogCaptureFixture, quickly: bool
+    path: str, caplog: pytest.LogCaptureFixture, removed: bool
 ) -> None:
     lock = FileLock(path)
     assert lock.acquire()
     os.close(lock.descriptor)
-    lock.release(quickly=quickly)
-    lock.release(quickly=quickly)
+    lock.release(removed=removed)
+    lock.release(removed=removed)
     [record] = caplog.records
     assert "Bad file descriptor" in record.getMessage()
     assert is_free(path)

@@ -32,9 +32,9 @@ from postcommit.queue.looking import item_at
 from postcommit.queue.looking import items
 from postcommit.queue.looking import survey
 from postcommit.queue.mending import MaildirOperators
-from postcommit.queue.notice import Board
+from postcommit.queue.presence import Bell
+from postcommit.queue.presence import PauseNote
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import Bell
 from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import fill
@@ -538,7 +538,7 @@ def test_a_sign_of_life(store: Store) -> None:
 
 def test_why_it_pauses(store: Store) -> None:
     assert look(store).pause is None
-    board = Board(store.path)
+    board = PauseNote(store.path)
     try:
         board.post("away", 1)
         pause = look(store).pause

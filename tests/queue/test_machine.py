@@ -24,18 +24,18 @@ from hypothesis.stateful import rule
 
 from postcommit.maildir import unique_name
 from postcommit.message import message_id_of
-from postcommit.queue.entry import Claim
+from postcommit.queue.consumer import Scan
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.item import EntryState
 from postcommit.queue.looking import items
 from postcommit.queue.mending import MaildirChanges
-from postcommit.queue.processor import Processor
-from postcommit.queue.scan import Scan
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.staging import Staging
+from postcommit.queue.store import Claim
 from postcommit.queue.store import Store
+from tests.support.draining import Bench
 from tests.support.mailers import ScriptedMailer
 from tests.support.transactions import mail
 
@@ -199,11 +199,8 @@ class QueueMachine(RuleBasedStateMachine):
         }
 
     def scanned(self) -> list[str]:
-        return [
-            path
-            for path in Scan(self.store.maildir, SCHEDULE, lambda: self.now).due()
-            if path is not None
-        ]
+        scan = Scan(self.store.maildir, SCHEDULE, lambda: self.now)
+        return list(iter(scan.next, None))
 
     @rule(worker=st.sampled_from([1, 2]), which=WHICH)
     def claim(self, worker: int, which: int) -> None:
@@ -306,8 +303,9 @@ class QueueMachine(RuleBasedStateMachine):
         """A processor tries all that is due, perhaps without a relay."""
         mailer = ScriptedMailer()
         mailer.failure = "away" if broken else None
-        processor = Processor(self.store, mailer, SCHEDULE, lambda: self.now)
-        list(processor.work(self.scanned()))
+        bench = Bench(self.store, mailer, SCHEDULE, lambda: self.now)
+        bench.work()
+        bench.close()
         if broken:
             return
         free = self.free()

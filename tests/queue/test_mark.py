@@ -22,6 +22,7 @@ from postcommit.maildir import Maildir
 from postcommit.queue.item import EntryState
 from postcommit.queue.mark import _head
 from postcommit.queue.mark import adopt
+from postcommit.queue.mark import check_queue_path
 from postcommit.queue.mark import refuse_mailbox
 from postcommit.queue.mending import MaildirOperators
 from postcommit.queue.runner import QueueProcessor
@@ -103,6 +104,17 @@ WAYS: list[Callable[[str], Any]] = [
     by_pyramid,
     by_zcml,
 ]
+
+
+def test_a_path_is_checked_and_nothing_is_created(
+    tmp_path: Path, mailbox: Path
+) -> None:
+    check_queue_path(str(tmp_path / "queue"))
+    assert not (tmp_path / "queue").exists()
+    Store(str(tmp_path / "queue"))
+    check_queue_path(str(tmp_path / "queue"))
+    with pytest.raises(NotAQueueError, match="may be a person's mailbox"):
+        check_queue_path(str(mailbox))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,7 +1,6 @@
 """Changing entries of a queue on disk: retry, delete, recover."""
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from pathlib import Path
@@ -11,17 +10,17 @@ import pytest
 from postcommit.errors import EntryError
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import QueueError
+from postcommit.files import FileLock
+from postcommit.queue.consumer import Scan
 from postcommit.queue.item import EntryState
 from postcommit.queue.item import Item
-from postcommit.queue.lock import FileLock
 from postcommit.queue.looking import foreign_claims
 from postcommit.queue.mending import MaildirChanges
 from postcommit.queue.mending import MaildirOperators
-from postcommit.queue.scan import Scan
+from postcommit.queue.presence import Bell
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.staging import leader_of
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import Bell
 from tests.support.faults import without_privileges
 from tests.support.queues import bury
 from tests.support.queues import fill
@@ -65,14 +64,15 @@ def test_what_is_deferred_becomes_due(store: Store, queue: MaildirOperators) -> 
     fill(store)
     # Long enough ago that its time alone says whether the folder has changed.
     os.utime(store.maildir.folder("cur"), (1700000000, 1700000000))
-    seconds = itertools.count(0.0)  # a clock that never waits for a scan to be over
+    uptime = 0.0
     schedule = Schedule(60, 4000, 432000)
-    scan = Scan(store.maildir, schedule, monotonic=seconds.__next__)
-    assert len(list(scan.due())) == 1
+    scan = Scan(store.maildir, schedule, monotonic=lambda: uptime)
+    assert len(list(iter(scan.next, None))) == 1
     item = only(queue, EntryState.DEFERRED)
+    uptime += 1  # the rest that follows a look at deferred entries
     with queue.changes() as changes:
         assert changes.retry(item)
-    assert item.place in list(scan.due())
+    assert item.place in list(iter(scan.next, None))
 
 
 def test_a_dead_letter_goes_back(store: Store, queue: MaildirOperators) -> None:

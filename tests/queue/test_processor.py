@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from typing import ClassVar
 
 import pytest
 import transaction
@@ -20,24 +22,28 @@ from postcommit.event import MailSentEvent
 from postcommit.event import MailUncertainEvent
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailEvent
+from postcommit.interfaces import Outgoing
+from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
-from postcommit.queue import processor
-from postcommit.queue.entry import Claim
+from postcommit.queue import worker as module
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import parse_entry
 from postcommit.queue.item import EntryState
 from postcommit.queue.looking import details
 from postcommit.queue.looking import items
-from postcommit.queue.processor import Processor
-from postcommit.queue.processor import Result
 from postcommit.queue.schedule import Schedule
+from postcommit.queue.store import Claim
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
+from tests.support.draining import Bench
+from tests.support.draining import Result
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
 from tests.support.mailers import NEVER
-from tests.support.mailers import ScriptedBatchMailer
+from tests.support.mailers import OK
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import ScriptedPipeline
+from tests.support.mailers import ScriptedPipelineMailer
 from tests.support.queues import ENTRY
 
 
@@ -48,7 +54,9 @@ DAY = 86400.0
 
 
 class Queue:
-    """A queue, its processor and a clock."""
+    """A queue, a worker on it and a clock."""
+
+    benches: ClassVar[list[Bench]] = []  # to be closed
 
     def __init__(self, path: Path, mailer: ScriptedMailer) -> None:
         self.store = Store(str(path))
@@ -56,7 +64,14 @@ class Queue:
         self.mailer = mailer
         self.now = time.time()
         schedule = Schedule(60, 4000, 5 * DAY)
-        self.processor = Processor(self.store, mailer, schedule, lambda: self.now)
+        self.bench = Bench(self.store, mailer, schedule, lambda: self.now)
+        self.benches.append(self.bench)
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.bench.close()
 
     def send(
         self, *recipients: str, message_id: str = "1@x.org", body: str = "Text."
@@ -66,9 +81,13 @@ class Queue:
         item.commit()
         return item.path
 
-    def work(self) -> list[Result]:
-        maildir = self.store.maildir
-        return list(self.processor.work([*maildir.paths("new"), *maildir.paths("cur")]))
+    def work(self, *paths: str) -> list[Result]:
+        """Work on what is due, or on just these `paths`."""
+        return self.bench.work(paths or None)
+
+    def settle_again(self) -> list[Result]:
+        """Work on nothing but what could not be settled before."""
+        return self.bench.work([])
 
     def entries(self, folder: str) -> list[Entry]:
         found = sorted((self.path / folder).glob("*"))
@@ -78,7 +97,7 @@ class Queue:
         return [(type(e), e.recipients) for e in self.mailer.events]  # type: ignore[attr-defined]
 
 
-@pytest.fixture(params=[ScriptedMailer, ScriptedBatchMailer])
+@pytest.fixture(params=[ScriptedMailer, ScriptedPipelineMailer])
 def queue(tmp_path: Path, request: pytest.FixtureRequest) -> Queue:
     return Queue(tmp_path / "queue", request.param())
 
@@ -87,6 +106,9 @@ def queue(tmp_path: Path, request: pytest.FixtureRequest) -> Queue:
 def no_descriptor_is_left() -> Iterator[None]:
     before = set(os.listdir("/proc/self/fd"))
     yield
+    for bench in Queue.benches:
+        bench.close()
+    Queue.benches.clear()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
@@ -111,7 +133,6 @@ def test_who_failed_for_now_stays_alone_until_it_is_due(queue: Queue) -> None:
         "later@x.org: 450 4.2.0 Greylisted; lost@x.org: 4.4.2 Connection lost"
     )
     [path] = queue.store.maildir.paths("cur")
-    assert result.due == pytest.approx(os.stat(path).st_mtime)
     assert 54 <= os.stat(path).st_mtime - queue.now <= 66
     assert queue.events() == [
         (MailSentEvent, (ANN,)),
@@ -137,9 +158,11 @@ def test_each_attempt_is_counted_and_later_than_the_one_before(queue: Queue) -> 
         [result] = queue.work()
         [entry] = queue.entries("cur")
         assert entry.attempts == attempts
-        assert result.due is not None
-        waits.append(result.due - queue.now)
-        queue.now = result.due
+        assert result.tally == Tally(0, 1, 0)
+        [path] = queue.store.maildir.paths("cur")
+        due = os.stat(path).st_mtime
+        waits.append(due - queue.now)
+        queue.now = due
     assert waits[0] < 70
     assert waits[-1] > 3000
     assert max(waits) <= 4400
@@ -163,7 +186,7 @@ def test_a_relay_failure_touches_nothing(queue: Queue) -> None:
     path = queue.send(ANN)
     before = os.stat(path)
     queue.mailer.failure = failure = RelayError("no connection")
-    assert queue.work() == [Result(stayed=True, trouble=failure)]
+    assert queue.work() == [Result(trouble=failure)]
     after = os.stat(path)
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert queue.entries("new")[0].attempts == 0
@@ -235,8 +258,7 @@ def test_what_is_claimed_by_another_one_or_gone_stays(queue: Queue) -> None:
     assert claim is not None
     gone = queue.send(BOB)
     os.unlink(gone)
-    results = list(queue.processor.work([path, gone]))
-    assert results == 2 * [Result(stayed=True)]
+    assert queue.work(path, gone) == []
     claim.release()
     assert queue.work() == [Result(Tally(1, 0, 0))]
 
@@ -248,16 +270,22 @@ def test_what_was_deferred_after_it_was_found_due_is_not_tried_at_once(
     queue.send(LATER)
     queue.work()
     queue.now += DAY
-    found = list(queue.store.maildir.paths("cur"))
-    [first] = queue.processor.work(found)
-    [second] = queue.processor.work(found)
-    assert first.tally == Tally(0, 1, 0)
-    assert second == Result(stayed=True)
+    other = Queue(queue.path, queue.mailer)
+    other.now = queue.now
+    deferred = other.work  # when the other processor has read the names
+    names, claim = iter(queue.store.maildir.paths("cur")), other.store.claim
+    [path] = names
+
+    def claim_late(path: str, *locks: Any) -> Claim | None:
+        other.store.claim = claim  # type: ignore[method-assign]
+        assert queue.work() == [Result(Tally(0, 1, 0))]
+        return claim(path, *locks)
+
+    other.store.claim = claim_late  # type: ignore[method-assign]
+    assert deferred() == []
     assert len(queue.mailer.attempts) == 2
-    [path] = found
     os.utime(path, (queue.now, queue.now))  # as a retry does
-    [third] = queue.processor.work(found)
-    assert third.tally == Tally(0, 1, 0)
+    assert queue.work() == [Result(Tally(0, 1, 0))]
 
 
 def test_what_is_new_is_due_also_where_the_clock_was_put_back(queue: Queue) -> None:
@@ -271,10 +299,9 @@ def test_a_batch_is_settled_in_order_and_each_as_soon_as_it_is_reported(
 ) -> None:
     for number in range(5):
         queue.send(ANN, message_id=f"{number}@x.org")
-    left = []
-    for result in queue.processor.work(queue.store.maildir.paths("new")):
-        assert result.tally.sent == 1
-        left.append(len(queue.entries("new")))
+    left: list[int] = []
+    queue.mailer.notify = lambda event: left.append(len(queue.entries("new")))  # type: ignore[method-assign]
+    assert queue.work() == 5 * [Result(Tally(1, 0, 0))]
     assert left == [4, 3, 2, 1, 0]
     assert [m for m, _ in queue.mailer.sent] == [f"{n}@x.org" for n in range(5)]
 
@@ -297,7 +324,7 @@ def test_as_long_as_the_relay_is_quick_some_entries_are_claimed_ahead(
     body: str,
     claimed: list[int],
 ) -> None:
-    monkeypatch.setattr(processor, "_QUICK", quick_seconds)
+    monkeypatch.setattr(module, "_QUICK", quick_seconds)
     queue = Queue(tmp_path / "queue", ScriptedMailer())
     paths = [queue.send(ANN, message_id=f"{n}@x.org", body=body) for n in range(18)]
     found: list[int] = []
@@ -318,7 +345,7 @@ def is_claimed(queue: Queue, path: str) -> bool:
 def test_what_was_claimed_ahead_is_let_go_of_when_the_relay_fails(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processor, "_QUICK", 1e6)
+    monkeypatch.setattr(module, "_QUICK", 1e6)
     paths = [queue.send(ANN, message_id=f"{n}@x.org") for n in range(20)]
     asked = []
 
@@ -328,11 +355,11 @@ def test_what_was_claimed_ahead_is_let_go_of_when_the_relay_fails(
             queue.mailer.failure = RelayError("no connection")
 
     queue.mailer.before = fail_the_ninth
-    results = list(queue.processor.work(iter(paths)))
+    results = queue.work()
     sent = [result for result in results if not result.trouble]
     assert sent == 8 * [Result(Tally(1, 0, 0))]
     # A batch is one ahead of its reports.
-    ahead = isinstance(queue.mailer, ScriptedBatchMailer)
+    ahead = isinstance(queue.mailer, ScriptedPipelineMailer)
     assert len(asked) == len(results) == 9 + ahead
     assert not any(is_claimed(queue, path) for path in paths[8:])
 
@@ -345,9 +372,9 @@ def test_an_entry_that_cannot_be_opened_is_left_and_logged_once(
 ) -> None:
     (queue.path / "new" / "0.folder").mkdir()
     queue.send(ANN)
-    assert queue.work() == [Result(Tally(1, 0, 0)), Result(stayed=True)]
+    assert queue.work() == [Result(Tally(1, 0, 0))]
     for _ in range(3):
-        assert queue.work() == [Result(stayed=True)]
+        assert queue.work() == []
     assert caplog.text.count("0.folder: left in the queue") == 1
 
 
@@ -357,7 +384,7 @@ def test_a_file_that_is_larger_than_the_memory_is_left_and_not_claimed(
     path = queue.path / "new" / "0.host"
     path.write_bytes(ENTRY)
     os.truncate(path, 1 << 43)
-    assert queue.work() == [Result(stayed=True)]
+    assert queue.work() == []
     assert "MemoryError" in caplog.text
     claim = queue.store.claim(str(path))
     assert claim is not None
@@ -372,7 +399,7 @@ def test_a_large_file_that_is_not_an_entry_is_recognised_by_its_beginning(
     path.write_bytes(beginning)
     os.truncate(path, 1 << 43)  # more than fits into memory, or on the disk
     queue.send(ANN)
-    assert sorted(queue.work()) == [Result(stayed=True), Result(Tally(1, 0, 0))]
+    assert queue.work() == [Result(Tally(1, 0, 0))]
     assert "unreadable, now a dead letter: there is no" in caplog.text
     assert queue.entries("new") == []
     [dead] = items(queue.store, [EntryState.FAILED])
@@ -397,7 +424,7 @@ def test_an_envelope_of_any_length_is_read(queue: Queue) -> None:
 class Faulty(Store):
     """A store that cannot claim, as on a file system that has no locks."""
 
-    def claim(self, path: str) -> Claim | None:
+    def claim(self, path: str, *_: object) -> Claim | None:
         raise OSError(errno.ENOLCK, "No locks available", path)
 
 
@@ -406,9 +433,9 @@ def test_what_every_entry_would_fare_alike_with_is_trouble_of_the_queue(
 ) -> None:
     for number in range(3):
         queue.send(ANN, message_id=f"{number}@x.org")
-    schedule = Schedule(60, 4000, 5 * DAY)
-    processor = Processor(Faulty(str(queue.path)), queue.mailer, schedule)
-    [result] = processor.work(queue.store.maildir.paths("new"))
+    bench = Bench(Faulty(str(queue.path)), queue.mailer, Schedule(60, 4000, 5 * DAY))
+    Queue.benches.append(bench)
+    [result] = bench.work()
     assert str(result.trouble) == (
         f"{queue.path}: cannot work on the entries: No locks available"
     )
@@ -465,7 +492,7 @@ def test_what_a_maildir_reader_moves_during_an_attempt_is_settled_where_it_is(
     assert all(result.trouble is None for result in results)
     left = [entry.recipients for entry in queue.entries("cur")]
     assert left == ([(LATER,)] if LATER in recipients else [])
-    assert queue.work() == [Result(stayed=True)] * len(left)
+    assert queue.work() == []
     assert [taken.recipients for taken in queue.mailer.attempts].count(recipients) == 1
 
 
@@ -491,13 +518,10 @@ def test_who_may_not_look_takes_nothing_for_removed(queue: Queue) -> None:
     new = queue.path / "new"
     queue.mailer.before = lambda taken: new.chmod(0)
     troubles: list[object] = []
-    paths = list(queue.store.maildir.paths("new"))
-    without_privileges(
-        lambda: troubles.extend(r.trouble for r in queue.processor.work(paths))
-    )
+    without_privileges(lambda: troubles.extend(r.trouble for r in queue.work()))
     new.chmod(0o700)
-    assert [type(trouble) for trouble in troubles] == [QueueError]
-    assert len(queue.work()) == 2  # what was left is settled; the entry has moved
+    assert {type(trouble) for trouble in troubles} == {QueueError}
+    assert len(queue.work()) == 1  # what was left is settled
     assert [taken.recipients for taken in queue.mailer.attempts] == [
         (ANN, REFUSED, LATER)
     ]
@@ -510,10 +534,10 @@ def test_a_removal_that_finds_nothing_where_something_is_is_tried_again(
     path = queue.send(ANN)
     new, away = queue.path / "new", queue.path / "away"
     queue.mailer.before = lambda taken: os.rename(new, away)
-    [result] = queue.work()
+    [result, *_] = queue.work()
     assert isinstance(result.trouble, QueueError)
     os.rename(away, new)
-    assert list(queue.processor.work([])) == [Result(Tally(1, 0, 0))]
+    assert queue.settle_again() == [Result(Tally(1, 0, 0))]
     assert not os.path.exists(path)
     assert len(queue.mailer.attempts) == 1
 
@@ -541,10 +565,10 @@ def test_a_folder_that_vanishes_leaves_an_attempt_unsettled(queue: Queue) -> Non
     queue.send(LATER)
     new, away = queue.path / "new", queue.path / "away"
     queue.mailer.before = lambda taken: os.rename(new, away)
-    [result] = queue.work()
+    [result, *_] = queue.work()
     assert isinstance(result.trouble, OSError)
     os.rename(away, new)
-    [result] = queue.processor.work([])
+    [result] = queue.settle_again()
     assert result.trouble is None
     assert len(queue.entries("cur")) == 1
 
@@ -558,15 +582,16 @@ def test_two_workers_settle_what_is_left_without_being_in_each_others_way(
 
     def work() -> None:
         for path in paths:  # in trouble, it would not go on to the second one
-            assert list(queue.processor.work([path]))
+            assert queue.work(path)
 
     without_privileges(work)
     new.chmod(0o700)
     assert len(queue.entries("new")) == 2
-    one, other = queue.processor.work([]), queue.processor.work([])
-    assert next(one).tally == Tally(1, 0, 0)
-    assert next(other).tally == Tally(1, 0, 0)
-    assert list(one) == list(other) == []
+    settler = queue.bench.settler
+    others: list[list[bool]] = []
+    queue.mailer.notify = lambda event: others.append(settler.settle_again())  # type: ignore[method-assign]
+    assert settler.settle_again() == [True, True]
+    assert others == [[], []]  # another worker that comes meanwhile goes on
     assert queue.entries("new") == []
 
 
@@ -579,12 +604,12 @@ def test_where_several_cannot_be_settled_nothing_more_is_transmitted(
 
     def work() -> None:
         for path in paths:
-            assert all(r.trouble for r in queue.processor.work([path]))
+            assert all(r.trouble for r in queue.work(path))
 
     without_privileges(work)
     new.chmod(0o700)
     assert len(queue.mailer.attempts) == 2
-    assert list(queue.processor.work(paths[2:])) == 4 * [Result(Tally(1, 0, 0))]
+    assert sum(result.tally.sent for result in queue.work(*paths[2:])) == 4
     assert len(queue.mailer.attempts) == 4
 
 
@@ -594,30 +619,33 @@ def test_one_that_can_never_be_settled_does_not_stop_the_others(queue: Queue) ->
     others = [queue.send(ANN, message_id=f"{number}@x.org") for number in range(3)]
     cur = f"{queue.path}/cur/{os.path.basename(stuck)}:2,"
     os.mkdir(cur)  # so that it cannot get there
-    [result] = queue.processor.work([stuck])
+    [result] = queue.work(stuck)
     assert isinstance(result.trouble, OSError)
     for path in others:
-        again, sent = queue.processor.work([path])
-        assert again.trouble is not None
-        assert sent.tally == Tally(1, 0, 0)
+        assert queue.work(path) == [Result(Tally(1, 0, 0))]
+    assert queue.work() == []
     os.rmdir(cur)
-    assert queue.processor.abandon()[0].tally == Tally(0, 1, 0)
+    assert queue.bench.abandon() == Tally(0, 1, 0)
 
 
 def test_on_a_full_disk_more_is_transmitted_for_what_is_removed_makes_room(
     tmp_path: Path,
 ) -> None:
-    with full_disk(tmp_path, kilobytes=96) as disk:
-        queue = Queue(disk / "queue", ScriptedMailer())
+    with (
+        full_disk(tmp_path, kilobytes=96) as disk,
+        Queue(disk / "queue", ScriptedMailer()) as queue,
+    ):
         paths = [queue.send(ANN, LATER, message_id=f"{n}@x.org") for n in range(2)]
         paths.append(queue.send(ANN, message_id="alone@x.org"))
         with pytest.raises(OSError, match=r"space|large"):
             _fill(disk / "filler")
         for path in paths:
-            list(queue.processor.work([path]))
+            queue.work(path)
         assert len(queue.mailer.attempts) == 3
-        tallies = [result.tally for result in queue.processor.work([])]
-        assert tallies == 2 * [Tally(1, 1, 0)]
+        before = queue.bench.settler.tally
+        assert len(queue.settle_again()) == 2
+        after = queue.bench.settler.tally
+        assert (after.sent - before.sent, after.deferred - before.deferred) == (2, 2)
 
 
 def test_what_was_sent_but_cannot_be_removed_is_not_sent_again(
@@ -628,9 +656,10 @@ def test_what_was_sent_but_cannot_be_removed_is_not_sent_again(
     new.chmod(0o500)
 
     def work() -> None:
+        results = queue.work()
+        assert any(isinstance(r.trouble, OSError) for r in results)
         for _ in range(3):
-            results = queue.work()
-            assert any(isinstance(r.trouble, OSError) for r in results)
+            assert queue.work() == []
 
     without_privileges(work)
     new.chmod(0o700)
@@ -652,8 +681,7 @@ def test_who_ends_while_something_is_unsettled_says_that_it_is_sent_again(
 
     def work_and_end() -> None:
         queue.work()
-        [result] = queue.processor.abandon()
-        assert isinstance(result.trouble, OSError)
+        assert queue.bench.abandon() == Tally()
 
     without_privileges(work_and_end)
     (queue.path / "new").chmod(0o700)
@@ -673,11 +701,10 @@ def test_who_ends_settles_what_can_be_settled_by_now(
     queue.send(*recipients)
     new, away = queue.path / "new", queue.path / "away"
     queue.mailer.before = lambda taken: os.rename(new, away)
-    [result] = queue.work()
+    [result, *_] = queue.work()
     assert isinstance(result.trouble, OSError)
     os.rename(away, new)
-    [result] = queue.processor.abandon()
-    assert sum(result.tally) == len(recipients)
+    assert sum(queue.bench.abandon()) == len(recipients)
     assert queue.events()[0] == (MailSentEvent, (ANN,))
     assert queue.entries("new") == []
     left = [entry.recipients for entry in queue.entries("cur")]
@@ -689,21 +716,22 @@ def test_who_ends_settles_what_can_be_settled_by_now(
 def test_what_cannot_be_settled_at_the_end_is_sent_again_by_the_schedule(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, recipients: tuple[str, ...]
 ) -> None:
-    with full_disk(tmp_path, kilobytes=96) as disk:
-        queue = Queue(disk / "queue", ScriptedMailer())
+    with (
+        full_disk(tmp_path, kilobytes=96) as disk,
+        Queue(disk / "queue", ScriptedMailer()) as queue,
+    ):
         queue.send(*recipients)
         with pytest.raises(OSError, match=r"space|large"):
             _fill(disk / "filler")
         queue.work()
-        [result] = queue.processor.abandon()
-        assert isinstance(result.trouble, OSError)
-        assert queue.work() == [Result(stayed=True)]
+        assert queue.bench.abandon() == Tally()
+        assert queue.work() == []
         [path] = queue.store.maildir.paths("cur")
         assert 54 <= os.stat(path).st_mtime - queue.now <= 66
         queue.now += 70
         assert queue.work()[0].trouble is not None
         assert len(queue.mailer.attempts) == 2
-        queue.processor.abandon()
+        queue.bench.abandon()
     critical = [r for r in caplog.records if r.levelno == logging.CRITICAL]
     assert len(critical) == 2
 
@@ -714,8 +742,10 @@ def test_what_cannot_be_settled_at_the_end_is_sent_again_by_the_schedule(
 def test_on_a_full_disk_a_deferral_needs_no_space_unless_something_was_sent(
     tmp_path: Path, recipients: tuple[str, ...], settled: bool
 ) -> None:
-    with full_disk(tmp_path, kilobytes=96) as disk:
-        queue = Queue(disk / "queue", ScriptedMailer())
+    with (
+        full_disk(tmp_path, kilobytes=96) as disk,
+        Queue(disk / "queue", ScriptedMailer()) as queue,
+    ):
         queue.send(*recipients)
         filler = disk / "filler"
         with pytest.raises(OSError, match=r"space|large"):
@@ -733,17 +763,20 @@ def test_on_a_full_disk_a_deferral_needs_no_space_unless_something_was_sent(
 
 
 def test_on_a_full_disk_an_uncertain_attempt_is_not_forgotten(tmp_path: Path) -> None:
-    with full_disk(tmp_path, kilobytes=96) as disk:
-        queue = Queue(disk / "queue", ScriptedMailer())
+    with (
+        full_disk(tmp_path, kilobytes=96) as disk,
+        Queue(disk / "queue", ScriptedMailer()) as queue,
+    ):
         queue.send(LOST)
         with pytest.raises(OSError, match=r"space|large"):
             _fill(disk / "filler")
+        assert isinstance(queue.work()[0].trouble, OSError)
         for _ in range(5):
-            assert isinstance(queue.work()[0].trouble, OSError)
             queue.now += 5000
+            assert queue.work() == []
         assert len(queue.mailer.attempts) == 1
         (disk / "filler").unlink()
-        assert queue.work()[0].tally == Tally(0, 1, 0)
+        assert queue.settle_again()[0].tally == Tally(0, 1, 0)
         [entry] = queue.entries("cur")
         assert (entry.attempts, entry.uncertain) == (1, 1)
 
@@ -755,11 +788,13 @@ def _fill(path: Path) -> None:
 
 
 def test_a_mailer_against_its_contract_leaves_no_claim(tmp_path: Path) -> None:
-    class Broken(ScriptedBatchMailer):
-        def send_batch(self, messages):  # type: ignore[no-untyped-def]
-            next(iter(messages))
+    class Breaking(ScriptedPipeline):
+        def offer(self, mail: Outgoing, key: object = None) -> None:
             raise KeyError("a mistake")
-            yield
+
+    class Broken(ScriptedPipelineMailer):
+        def pipeline(self) -> ScriptedPipeline:
+            return Breaking(self)
 
     queue = Queue(tmp_path / "queue", Broken())
     path = queue.send(ANN)
@@ -860,10 +895,10 @@ def test_a_report_that_does_not_know_whose_turn_it_was_blames_nobody(
     queue.send("poison@x.org")
     for _ in range(2):
         [result] = queue.work()
-        assert result.stayed
         assert result.trouble is not None
-        queue.processor.suspects.answered("another")
-    assert not queue.processor.suspects
+        sent = DeliveryReport.alike("2", [BOB], Status.SENT, OK)
+        queue.bench.breaker.attribute("another", sent, answered=True)
+    assert not queue.bench.breaker.suspects
 
 
 def test_silence_at_others_is_no_answer_that_has_a_message_blamed(
@@ -871,16 +906,16 @@ def test_silence_at_others_is_no_answer_that_has_a_message_blamed(
 ) -> None:
     poison = queue.send("poison@x.org")
     lost = queue.send(LOST, message_id="2@x.org")
-    [failed] = queue.processor.work([poison])
+    [failed] = queue.work(poison)
     assert failed.trouble is not None
-    [uncertain] = queue.processor.work([lost])
+    [uncertain] = queue.work(lost)
     assert uncertain.silent
-    [failed] = queue.processor.work([poison])
+    [failed] = queue.work(poison)
     assert failed.trouble is not None
     assert queue.entries("new")[0].attempts == 0
     later = queue.send(LATER, message_id="3@x.org")
-    [deferred] = queue.processor.work([later])
+    [deferred] = queue.work(later)
     assert not deferred.silent
-    [blamed] = queue.processor.work([poison])
+    [blamed] = queue.work(poison)
     assert blamed.tally == Tally(0, 1, 0)
     assert blamed.silent

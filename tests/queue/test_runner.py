@@ -21,12 +21,12 @@ from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.event import MailSentEvent
 from postcommit.interfaces import Tally
+from postcommit.queue.presence import heartbeat
 from postcommit.queue.runner import QueueProcessor
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import heartbeat
 from tests.support import children
-from tests.support.mailers import ScriptedBatchMailer
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import ScriptedPipelineMailer
 from tests.support.service import eventually
 from tests.support.smtpd import ScriptedRelay
 from tests.support.strace import needs_strace
@@ -38,7 +38,7 @@ HOUR_IN_MS = 3_600_000
 
 @pytest.fixture
 def mailer() -> ScriptedMailer:
-    return ScriptedBatchMailer()
+    return ScriptedPipelineMailer()
 
 
 @pytest.fixture
@@ -140,6 +140,22 @@ def test_run_works_until_another_thread_stops_it(
     processor.run()
     other.join(10)
     assert len(mailer.sent) == 1
+
+
+def test_to_run_what_is_started_waits_and_starts_no_second_drain(
+    processor: QueueProcessor, delivery: QueuedMailDelivery, mailer: ScriptedMailer
+) -> None:
+    processor.start()
+    before = threading.active_count()
+    other = threading.Thread(target=processor.run)
+    other.start()
+    send(delivery)
+    eventually(lambda: mailer.sent)
+    assert other.is_alive()
+    assert threading.active_count() == before + 1
+    assert processor.stop(10)
+    other.join(10)
+    assert not other.is_alive()
 
 
 def test_flushing_while_it_runs_sends_nothing_twice(

@@ -1,16 +1,19 @@
 """What is due in a queue, and when it is worth a look."""
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
 import time
+from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from postcommit.maildir import Maildir
-from postcommit.queue.scan import Scan
+from postcommit.queue.consumer import Scan
 from postcommit.queue.schedule import Schedule
 
 
@@ -51,8 +54,12 @@ class Queue:
         """Let the while go by that follows a look at deferred entries."""
         self.uptime += 1
 
+    def paths(self) -> Iterator[str]:
+        while (path := self.scan.next()) is not None:
+            yield path
+
     def due(self) -> list[str]:
-        return [os.path.basename(path) for path in self.scan.due() if path]
+        return [os.path.basename(path) for path in self.paths()]
 
 
 @pytest.fixture
@@ -68,11 +75,12 @@ def test_new_entries_come_before_deferred_ones_each_in_order(queue: Queue) -> No
     assert queue.due() == ["1", "2", "3", "4", "5", "6"]
 
 
-def test_looking_in_vain_is_told_after_a_while(queue: Queue) -> None:
+def test_a_look_may_end_early_and_goes_on_in_the_next_call(queue: Queue) -> None:
     queue.deferred("1", NOW + 1)
     due = queue.deferred("2", NOW)
-    queue.deferred("3", NOW + 1)
-    assert list(queue.scan.due(-1.0)) == [None, str(due), None]
+    queue.uptime = 1.0
+    assert queue.scan.next(until=0.5) is None
+    assert queue.scan.next(until=1.5) == str(due)
 
 
 def test_what_is_deferred_is_due_at_its_time(queue: Queue) -> None:
@@ -133,7 +141,7 @@ def test_what_comes_while_a_folder_is_read_is_seen_next_time(
     }[folder]
     add("1")
     queue.settle()
-    reading = queue.scan.due()
+    reading = queue.paths()
     assert os.path.basename(str(next(reading))) == "1"
     add("2")
     # Later than the look at it, but long ago by now.
@@ -198,7 +206,7 @@ def test_no_note_is_lost_when_two_come_at_once(queue: Queue) -> None:
 def test_an_entry_that_another_one_removes_meanwhile_is_skipped(queue: Queue) -> None:
     paths = [queue.deferred(f"{n}", NOW) for n in range(5)]
     found = []
-    for path in queue.scan.due():
+    for path in queue.paths():
         found.append(os.path.basename(path))
         if len(found) == 1:
             paths[1].unlink()
@@ -210,7 +218,7 @@ def test_new_entries_get_in_while_many_deferred_ones_are_tried(queue: Queue) -> 
     for n in range(20):
         queue.deferred(f"deferred {n:02d}", NOW)
     found = []
-    for path in queue.scan.due():
+    for path in queue.paths():
         found.append(os.path.basename(path))
         if len(found) == 5:
             queue.new("new")
@@ -218,6 +226,14 @@ def test_new_entries_get_in_while_many_deferred_ones_are_tried(queue: Queue) -> 
     assert "new" in found
     assert found.index("new") < 15
     assert len(found) >= 21
+
+
+def test_a_disk_that_is_slow_does_not_keep_a_look_from_its_end(queue: Queue) -> None:
+    seconds = itertools.count(0.0)  # each call takes a second
+    queue.scan = Scan(queue.maildir, SCHEDULE, lambda: NOW, seconds.__next__)
+    for name in ("1", "2"):
+        queue.deferred(name, NOW)
+    assert queue.due() == ["1", "2"]
 
 
 def test_a_large_folder_of_what_is_not_due_is_not_looked_through_all_the_time(
@@ -249,3 +265,122 @@ def test_where_the_clock_was_put_back_nothing_waits_for_its_return(
     queue.now -= 1e8
     assert queue.scan.seconds_to_wait() == 0
     assert queue.due() == ["1", "2"]
+
+
+# Several processes
+
+
+def numbers(paths: Sequence[str | None]) -> list[int]:
+    return [int(os.path.basename(path)) for path in paths if path]
+
+
+def test_where_another_process_works_this_one_goes_on_elsewhere(queue: Queue) -> None:
+    for n in range(100):
+        queue.new(f"{n:03d}")
+    first = queue.scan.next()
+    assert first is not None
+    queue.scan.passed_over(first)  # another one has claimed it
+    halves = [queue.scan.next() for _ in range(49)]
+    assert numbers(halves) == [*range(50, 99)]
+    for n in range(1, 40):
+        (queue.path / "new" / f"{n:03d}").unlink()  # the other one has sent them
+    assert numbers(list(queue.paths())) == [99, *range(40, 50)]
+
+
+def test_each_entry_comes_whatever_the_others_have_claimed(queue: Queue) -> None:
+    for n in range(60):
+        queue.new(f"{n:03d}")
+    found = []
+    while (path := queue.scan.next()) is not None:
+        found += numbers([path])
+        if found[-1] % 3 == 0:
+            queue.scan.passed_over(path)
+    assert sorted(found) == [*range(60)]
+
+
+def test_a_claim_that_fails_after_the_look_makes_the_next_look_worth_it(
+    queue: Queue,
+) -> None:
+    path = str(queue.new("1"))
+    queue.settle()
+    assert queue.due() == ["1"]
+    assert queue.due() == []
+    queue.scan.passed_over(path)
+    assert queue.due() == ["1"]
+
+
+# Avoided and released
+
+
+def test_what_is_avoided_comes_last_and_is_not_lost(queue: Queue) -> None:
+    for name in ("1", "2"):
+        queue.new(name)
+    queue.deferred("3", NOW)
+    queue.settle()
+    assert queue.scan.next({"1", "3"}) == str(queue.path / "new/2")
+    assert queue.scan.next({"1", "3"}) is None
+    assert queue.scan.next({"1", "3"}) is None
+    assert queue.due() == ["1", "3"]
+
+
+def test_what_is_avoided_and_found_again_comes_once(queue: Queue) -> None:
+    queue.new("1")
+    assert queue.scan.next({"1"}) is None
+    queue.new("2")
+    assert queue.due() == ["1", "2"]
+
+
+def test_what_is_avoided_may_be_deferred_meanwhile(queue: Queue) -> None:
+    path = queue.deferred("1", NOW)
+    queue.settle()
+    assert queue.scan.next({"1"}) is None
+    os.utime(path, (NOW + 60, NOW + 60))
+    assert queue.due() == []
+    assert queue.scan.seconds_to_wait() == pytest.approx(60)
+
+
+def test_what_was_released_comes_next_unless_it_is_avoided(queue: Queue) -> None:
+    for name in ("1", "2"):
+        queue.new(name)
+    queue.settle()
+    first = queue.scan.next()
+    assert first is not None
+    queue.scan.released(first)
+    assert queue.scan.next({"1"}) == str(queue.path / "new/2")
+    assert queue.scan.next() == first
+    queue.scan.released(str(queue.path / "cur/gone"))
+    assert queue.scan.next() is None
+
+
+def test_what_was_deferred_and_released_comes_after_new_entries(queue: Queue) -> None:
+    deferred = str(queue.deferred("1", NOW))
+    queue.settle()
+    assert queue.due() == ["1"]
+    queue.new("2")
+    os.utime(queue.path / "new", (NOW - 1e5, NOW - 1e5))
+    queue.scan.released(deferred)
+    assert queue.due() == ["2", "1"]
+
+
+def test_nobody_waits_for_long_who_has_something_already(queue: Queue) -> None:
+    queue.new("1")
+    with queue.scan._looking:  # as another thread that looks
+        assert queue.scan.next(until=0.01) is None
+
+
+def test_a_folder_that_cannot_be_read_ends_the_look(queue: Queue) -> None:
+    queue.new("1")
+    os.rename(queue.path / "new", queue.path / "away")
+    with pytest.raises(FileNotFoundError):
+        queue.scan.next()
+    os.rename(queue.path / "away", queue.path / "new")
+    queue.rest()
+    assert queue.due() == ["1"]
+
+
+def test_nothing_comes_after_a_stop(queue: Queue) -> None:
+    queue.new("1")
+    queue.new("2")
+    assert queue.scan.next({"1"}) is not None
+    queue.scan.is_stopped = True
+    assert queue.due() == []

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from postcommit.queue.schedule import JITTER
 from postcommit.queue.schedule import Schedule
-from postcommit.queue.schedule import pause_after
 
 
 SCHEDULE = Schedule(min_backoff=60, max_backoff=4000, max_age=432000)
@@ -58,9 +57,3 @@ def test_what_was_just_deferred_waits(age: float) -> None:
 )
 def test_it_is_given_up_after_five_days(age: float, too_old: bool) -> None:
     assert SCHEDULE.is_too_old(1000.0, 1000.0 + age) is too_old
-
-
-def test_a_pause_doubles_from_one_second_to_five_minutes() -> None:
-    pauses = [pause_after(failures) for failures in range(1, 12)]
-    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-    assert pause_after(100_000) == 300

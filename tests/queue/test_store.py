@@ -13,10 +13,10 @@ import pytest
 
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
-from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
 from postcommit.queue.entry import parse_entry
+from postcommit.queue.store import Claim
 from postcommit.queue.store import Store
 from postcommit.queue.store import _age
 from tests.support.faults import full_disk
@@ -69,7 +69,7 @@ def read(path: str) -> Entry:
 def test_an_accepted_entry_is_what_was_sent(store: Store) -> None:
     claim = accept(store, [b"Subject: x\n", memoryview(b"\nText.")])
     assert claim.read() == Entry(ENTRY.sender, ENTRY.recipients, b"Subject: x\n\nText.")
-    assert files(store) == {"new": [claim.stem]}
+    assert files(store) == {"new": [claim.key]}
     assert abs(store.accepted(claim) - time.time()) < 60
     claim.release()
 
@@ -88,8 +88,8 @@ def test_a_deferred_entry_is_rewritten_in_cur_and_its_mtime_is_when_it_is_due(
     claim = accept(store)
     due = time.time() + 60
     store.defer(claim, TRIED, due)
-    assert files(store) == {"cur": [f"{claim.stem}:2,"]}
-    path = f"{store.path}/cur/{claim.stem}:2,"
+    assert files(store) == {"cur": [f"{claim.key}:2,"]}
+    path = f"{store.path}/cur/{claim.key}:2,"
     assert claim.path == path
     assert read(path) == TRIED
     assert os.stat(path).st_mtime == pytest.approx(due, abs=0.001)
@@ -154,10 +154,10 @@ def test_a_buried_entry_is_a_dead_letter_with_its_own_recipients(store: Store) -
     store.bury(claim, TRIED)
     store.bury(claim, TRIED)  # as after a crash
     assert files(store) == {
-        "new": [claim.stem],
-        ".Failed/new": [f"{claim.stem}.R1"],
+        "new": [claim.key],
+        ".Failed/new": [f"{claim.key}.R1"],
     }
-    assert read(f"{store.path}/.Failed/new/{claim.stem}.R1") == TRIED
+    assert read(f"{store.path}/.Failed/new/{claim.key}.R1") == TRIED
     claim.release()
 
 
@@ -165,8 +165,8 @@ def test_a_dead_letter_of_which_nothing_stays_keeps_the_name(store: Store) -> No
     claim = accept(store)
     store.bury(claim, TRIED, is_last=True)
     store.bury(claim, TRIED, is_last=True)  # as after a crash
-    assert files(store) == {"new": [claim.stem], ".Failed/new": [claim.stem]}
-    assert read(f"{store.path}/.Failed/new/{claim.stem}") == TRIED
+    assert files(store) == {"new": [claim.key], ".Failed/new": [claim.key]}
+    assert read(f"{store.path}/.Failed/new/{claim.key}") == TRIED
     claim.release()
 
 
@@ -174,7 +174,7 @@ def test_the_attempts_of_one_entry_are_dead_letters_of_their_own(store: Store) -
     claim = accept(store)
     for attempts in (1, 2):
         store.bury(claim, Entry("", ("a@x.org",), MESSAGE, attempts, "550"))
-    assert files(store)[".Failed/new"] == [f"{claim.stem}.R1", f"{claim.stem}.R2"]
+    assert files(store)[".Failed/new"] == [f"{claim.key}.R1", f"{claim.key}.R2"]
     claim.release()
 
 
@@ -208,7 +208,7 @@ def test_any_maildir_reader_can_open_it(store: Store) -> None:
 def test_a_claim_of_an_older_library_is_respected_for_three_hours(store: Store) -> None:
     claim = accept(store)
     claim.release()
-    sending = f"{store.path}/new/.sending-{claim.stem}"
+    sending = f"{store.path}/new/.sending-{claim.key}"
     os.link(claim.path, sending)
     for age in (0, 3 * 3600 - 60):
         os.utime(sending, (time.time() - age,) * 2)
@@ -250,13 +250,13 @@ def test_what_fails_half_way_leaves_the_entry_and_can_be_done_again(
     with pytest.raises(QueueError, match="cannot defer the entry") as caught:
         store.defer(claim, TRIED, 1000.0)
     assert caught.value.path == claim.path
-    assert files(store) == {"new": [claim.stem]}
+    assert files(store) == {"new": [claim.key]}
     assert read(claim.path) == ENTRY
     assert store.claim(claim.path) is None
     os.rename(f"{store.path}/away", f"{store.path}/cur")
     store.defer(claim, TRIED, 1000.0)
     claim.release()
-    assert files(store) == {"cur": [f"{claim.stem}:2,"]}
+    assert files(store) == {"cur": [f"{claim.key}:2,"]}
 
 
 def test_a_folder_that_cannot_be_synced_is_told(
@@ -308,7 +308,7 @@ def test_a_folder_without_permission_is_an_error_that_names_the_entry(
     without_privileges(finish)
     os.chmod(f"{store.path}/new", 0o700)
     claim.release()
-    assert files(store) == {"new": [claim.stem]}
+    assert files(store) == {"new": [claim.key]}
 
 
 # What a crash left behind

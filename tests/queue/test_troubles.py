@@ -1,11 +1,9 @@
 """What is the matter with entries, logged once."""
 from __future__ import annotations
 
-import errno
-
 import pytest
 
-from postcommit.queue.troubles import Troubles
+from postcommit.queue.breaker import Breaker
 
 
 class Clock:
@@ -27,13 +25,12 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_trouble_is_logged_once_and_again_when_it_is_another(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    troubles = Troubles("queue")
+    breaker = Breaker("queue")
     for reason in ["no", "no", "never", "never"]:
-        troubles.log("queue/new/1", ValueError(reason))
+        breaker.log_failing("queue/new/1", ValueError(reason))
     assert lines(caplog) == ["queue/new/1: left in the queue"] * 2
-    troubles.forget("queue/new/1")
-    troubles.forget("queue/new/2")
-    troubles.log("queue/new/1", ValueError("never"))
+    breaker.failing.pop("queue/new/1")
+    breaker.log_failing("queue/new/1", ValueError("never"))
     assert lines(caplog) == ["queue/new/1: left in the queue"]
 
 
@@ -41,11 +38,11 @@ def test_of_very_many_a_thousand_are_named_and_not_again_at_the_next_look(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock()
-    troubles = Troubles("queue", clock)
+    breaker = Breaker("queue", clock)
 
     def look() -> list[str]:
         for number in range(1500):
-            troubles.log(f"queue/new/{number}", ValueError("no"))
+            breaker.log_failing(f"queue/new/{number}", ValueError("no"))
         return lines(caplog)
 
     first = look()
@@ -56,18 +53,3 @@ def test_of_very_many_a_thousand_are_named_and_not_again_at_the_next_look(
     assert look() == look() == []
     clock.now += 3601
     assert len(look()) == 1001
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOLCK, errno.EMFILE])
-def test_what_every_entry_meets_is_trouble_of_the_queue(number: int) -> None:
-    trouble = Troubles("queue").of_all(OSError(number, "why", "queue/new/1"))
-    assert trouble is not None
-    assert trouble.errno == number
-    assert str(trouble) == "queue: cannot work on the entries: why"
-
-
-@pytest.mark.parametrize(
-    "error", [PermissionError(errno.EACCES, "no", "queue/new/1"), MemoryError()]
-)
-def test_what_one_entry_meets_is_not(error: Exception) -> None:
-    assert Troubles("queue").of_all(error) is None

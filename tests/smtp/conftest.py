@@ -5,8 +5,16 @@ import pytest
 
 from postcommit.smtp.mailer import SMTPMailer
 from tests.support.certificates import Authority
+from tests.support.mailers import send_all
 from tests.support.smtpd import ScriptedRelay
 from tests.support.smtpd import well_treated
+
+
+class Mailer(SMTPMailer):
+    """An `SMTPMailer` with a short way to send several messages."""
+
+    def send_all(self, messages):
+        return send_all(self, messages)
 
 
 @pytest.fixture
@@ -26,12 +34,12 @@ def connect():
     """Make mailers, whose events go to their list `events`."""
     mailers = []
 
-    def connect(relay: ScriptedRelay, **options) -> SMTPMailer:
+    def connect(relay: ScriptedRelay, **options) -> Mailer:
         events = []
         options.setdefault("timeout", 5)
         options.setdefault("hostname", "127.0.0.1")
         options.setdefault("notify", events.append)
-        mailer = SMTPMailer(port=relay.port, **options)
+        mailer = Mailer(port=relay.port, **options)
         mailer.events = events
         mailers.append(mailer)
         return mailer

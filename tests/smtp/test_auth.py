@@ -212,6 +212,8 @@ def test_the_fresh_token_is_refused_too(start, connect, mechanism):
     assert report.relay_failure.code == 535
     assert send(mailer) == ["sent"]
     assert mailer.token.calls == 3
+    # The token that was refused last is not tried again.
+    assert sum(command.startswith("AUTH") for command in relay.commands) == 3
 
 
 @BEARERS
@@ -273,7 +275,7 @@ def test_told_to_nobody(start, connect, caplog, outside, trouble):
         relay.reply("AUTH", b"???\r\n")
     with caplog.at_level(logging.DEBUG):
         report = mailer.send(SENDER, B, MESSAGE)
-    text = caplog.text + repr(mailer) + repr(mailer._pool._opener) + repr(report)
+    text = caplog.text + repr(mailer) + repr(mailer.relay) + repr(report)
     if isinstance(report.relay_failure, RelayError):
         chain = traceback.TracebackException.from_exception(
             report.relay_failure, capture_locals=True

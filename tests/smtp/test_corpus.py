@@ -18,12 +18,13 @@ import pytest
 
 from postcommit.address import on_the_wire
 from postcommit.errors import MessageError
+from postcommit.smtp.dialogue import complete
 from postcommit.smtp.mailer import SMTPMailer
 from postcommit.smtp.sevenbit import to_seven_bits
-from postcommit.smtp.wire import complete
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
+from tests.support.mailers import send_all
 from tests.support.smtpd import well_treated
 from tests.test_field import check_lines
 
@@ -88,7 +89,7 @@ def received(pair: Any, message: bytes) -> bytes:
     """Return `message` as the relay got it from a queue's processor."""
     relay, mailer = pair
     relay.messages.clear()
-    [report] = mailer.send_batch([(SENDER, [B], message)])
+    [report] = send_all(mailer, [(SENDER, [B], message)])
     assert told(report) == ["sent"]
     [arrived] = relay.messages
     data: bytes = arrived.data

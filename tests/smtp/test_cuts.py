@@ -25,7 +25,7 @@ def run(connect, without, direction, byte):
         if byte is not None:
             relay.cut(**{direction: byte})
         mailer = connect(relay)
-        reports = list(mailer.send_batch(MESSAGES))
+        reports = list(mailer.send_all(MESSAGES))
         mailer.close()
         relay.wait_until(lambda: not relay.open)
     return relay, reports
@@ -44,7 +44,7 @@ def test_cut(connect, without, direction):
 
         relay.on("QUIT", quit)
         mailer = connect(relay)
-        list(mailer.send_batch(MESSAGES))
+        list(mailer.send_all(MESSAGES))
         mailer.close()
     seen = set()
     for byte in range(1, totals[direction]):

@@ -75,7 +75,7 @@ def test_too_large_among_others(start, connect):
     relay = start(extensions=["SIZE 100", "PIPELINING"])
     big = MESSAGE + b"x" * 100
     batch = [(SENDER, [B], data) for data in (big, MESSAGE, big, MESSAGE, big)]
-    results = [told(report) for report in connect(relay).send_batch(batch)]
+    results = [told(report) for report in connect(relay).send_all(batch)]
     sizes = [["rejected"], ["sent"], ["rejected"], ["sent"], ["rejected"]]
     assert results == sizes
     assert len(mails(relay)) == 2
@@ -160,7 +160,7 @@ def test_a_multipart_without_parts(start, connect, pipelining, parameter):
     ).encode()
     mailer = connect(relay, pipelining=pipelining)
     batch = [(SENDER, [B], data) for data in (message, MESSAGE)]
-    assert [told(report) for report in mailer.send_batch(batch)] == [["sent"]] * 2
+    assert [told(report) for report in mailer.send_all(batch)] == [["sent"]] * 2
     received, other = (message.data for message in relay.messages)
     assert other == MESSAGE
     parsed = message_from_bytes(received, policy=SMTP)
@@ -238,7 +238,7 @@ def test_a_header_of_seven_bits_stays_as_it_is(start, connect, mark, word):
     relay = start(without=["8BITMIME"])
     field = f"Subject: Invoice{mark}{word} you,\r\n\tand  others \r\n".encode()
     message = b"Message-Id: <1@x>\r\n" + field + f"\r\n{UMLAUT}\r\n".encode()
-    [report] = connect(relay).send_batch([(SENDER, [B], message)])
+    [report] = connect(relay).send_all([(SENDER, [B], message)])
     assert told(report) == ["sent"]
     assert field in relay.messages[0].data
     assert message_from_bytes(relay.messages[0].data).get_payload() == "M=C3=BCller\r\n"
@@ -266,7 +266,7 @@ NESTED = (
 def test_a_message_that_cannot_be_re_encoded_does_not_stop_the_others(start, connect):
     relay = start(without=["8BITMIME"])
     batch = [(SENDER, [B], data) for data in (MESSAGE, NESTED, MESSAGE, MESSAGE)]
-    reports = list(connect(relay).send_batch(batch))
+    reports = list(connect(relay).send_all(batch))
     results = [told(report) for report in reports]
     assert results == [["sent"], ["rejected"], ["sent"], ["sent"]]
     reply = str(reports[1].rejected[0].reply)
@@ -281,10 +281,10 @@ def test_too_little_memory_for_seven_bits(start, connect, monkeypatch):
     def encode(message):
         raise MemoryError
 
-    monkeypatch.setattr("postcommit.smtp.transfer.to_seven_bits", encode)
+    monkeypatch.setattr("postcommit.smtp.dialogue.to_seven_bits", encode)
     relay = start(without=["8BITMIME"])
     batch = [(SENDER, [B], data) for data in (MESSAGE, MESSAGE + b"\xff", MESSAGE)]
-    reports = list(connect(relay).send_batch(batch))
+    reports = list(connect(relay).send_all(batch))
     assert [told(report) for report in reports] == [["sent"], ["deferred"], ["sent"]]
     assert str(reports[1].deferred[0].reply).startswith("4.3.0 ")
 
@@ -354,5 +354,5 @@ def test_a_domain_that_cannot_be_encoded(relay, connect):
     """The queue may have been filled by another library."""
     bad = "b@" + "\u00fc" * 100 + ".example"
     batch = [(SENDER, [bad, B], MESSAGE), (bad, [B], MESSAGE)]
-    results = [told(report) for report in connect(relay).send_batch(batch)]
+    results = [told(report) for report in connect(relay).send_all(batch)]
     assert results == [["rejected", "sent"], ["rejected"]]

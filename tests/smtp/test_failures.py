@@ -350,7 +350,7 @@ def test_a_sender_who_is_welcome_in_other_words(start, connect, without):
 
 def test_a_batch_with_a_message_for_nobody(start, connect, without):
     messages = [(SENDER, (), MESSAGE), (SENDER, (B,), message(2))]
-    reports = list(connect(start(without=without)).send_batch(messages))
+    reports = list(connect(start(without=without)).send_all(messages))
     assert [told(report) for report in reports] == [[], ["sent"]]
 
 

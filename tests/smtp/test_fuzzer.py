@@ -28,27 +28,27 @@ FIRST = int(os.environ.get("POSTCOMMIT_SEED", "0"))
 # Defects that the oracle has to find: a module, a text in it, and the text instead.
 MUTANTS = {
     "sent although the final dot had no reply": (
-        "smtp/transfer.py",
-        "self._settle(Status.UNCERTAIN, ",
-        "self._settle(Status.SENT, ",
+        "smtp/dialogue.py",
+        "account.settle(transmission.indices, Status.UNCERTAIN, ",
+        "account.settle(transmission.indices, Status.SENT, ",
     ),
     "outcomes that are void": (
-        "smtp/transfer.py",
-        "        self.retried = True\n        self._reset()\n",
-        "        self.retried = True\n        self._answered = self._written = 0\n",
+        "smtp/dialogue.py",
+        "        self.account.reopen(self.indices)\n",
+        "",
     ),
     "a rejected recipient is forgotten": (
-        "smtp/transfer.py",
-        "self._outcomes[index] = Outcome(self.recipients[index], status, reply)",
-        "self._outcomes[index] = Outcome(self.recipients[index], Status.SENT, reply)",
+        "smtp/dialogue.py",
+        "Outcome(self.recipients[index], status, reply)",
+        "Outcome(self.recipients[index], Status.SENT, reply)",
     ),
     "a stray reply is not noticed": (
-        "smtp/batch.py",
-        "        if session.is_out_of_step:\n",
-        "        if False:\n",
+        "smtp/pipeline.py",
+        "if stray := connection.stray:\n",
+        "if stray := '':\n",
     ),
     "dots are not doubled": (
-        "smtp/wire.py",
+        "smtp/dialogue.py",
         'message.replace(b"\\n.", b"\\n..")',
         "message",
     ),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import resource
 import socket
 
 import pytest
@@ -89,6 +90,17 @@ def test_returns_a_report(relay, connect):
     assert report.message_id == "1@example.org"
     assert report.recipients == (B, C)
     report.raise_for_failure()
+
+
+def test_no_file_descriptor_for_a_connection():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        report = SMTPMailer("127.0.0.1", notify=str).send(SENDER, B, MESSAGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "no connection to 127.0.0.1:25" in str(report.relay_failure)
+    assert "Too many open files" in str(report.relay_failure)
 
 
 def test_completes_the_message(relay, connect):

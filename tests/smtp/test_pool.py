@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from postcommit import forks
 from postcommit.errors import RelayError
-from postcommit.smtp import pool
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
@@ -33,7 +33,7 @@ def test_messages_per_connection(relay, connect):
     mailer = connect(relay, messages_per_connection=2)
     send(mailer, 5)
     batch = [(SENDER, [B], message(i)) for i in range(5)]
-    assert [told(r) for r in mailer.send_batch(batch)] == [["sent"]] * 5
+    assert [told(r) for r in mailer.send_all(batch)] == [["sent"]] * 5
     mailer.close()
     relay.wait_until(lambda: not relay.open)
     numbers = [m.connection for m in relay.messages]
@@ -47,6 +47,18 @@ def test_closed_by_the_relay_meanwhile(relay, connect):
     relay.hang_up()
     send(mailer)
     assert relay.connections == 2
+
+
+def test_a_connection_that_the_relay_closed_is_not_lent(relay, connect):
+    pool = connect(relay)._pool
+    connection = pool.checkout()
+    pool.checkin(connection)
+    assert pool.checkout() is connection
+    pool.checkin(connection)
+    relay.hang_up()
+    another = pool.checkout()
+    assert another is not connection
+    pool.discard(another)
 
 
 def test_closed_with_a_word_by_the_relay_meanwhile(relay, connect):
@@ -226,7 +238,7 @@ def test_what_happens_in_a_child(relay, connect):
     """As above, where coverage can see it."""
     mailer = connect(relay)
     send(mailer)
-    pool._forget_all()
+    forks._after_in_child()
     send(mailer)
     assert relay.connections == 2
     assert "QUIT" not in relay.commands
@@ -283,7 +295,7 @@ def test_a_fork_in_the_middle_of_a_batch(relay, connect):
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         yield SENDER, [B], message(2)
 
-    reports = [told(report) for report in mailer.send_batch(messages())]
+    reports = [told(report) for report in mailer.send_all(messages())]
     assert reports == [["sent"]] * 3
     assert statuses == [0]
 

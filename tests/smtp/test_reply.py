@@ -7,12 +7,11 @@ from hypothesis import strategies
 
 from postcommit.errors import RelayError
 from postcommit.report import Reply
-from postcommit.smtp.reply import MAX_REPLY
-from postcommit.smtp.reply import begun
-from postcommit.smtp.reply import extensions_of
-from postcommit.smtp.reply import parse
-from postcommit.smtp.reply import take
-from postcommit.smtp.reply import take_all
+from postcommit.smtp.connection import MAX_REPLY
+from postcommit.smtp.connection import begun
+from postcommit.smtp.connection import extensions_of
+from postcommit.smtp.connection import parse
+from postcommit.smtp.connection import take
 
 
 @pytest.mark.parametrize(
@@ -155,21 +154,6 @@ LINES = (
     b"x550 a\r\n",
     b"421 " + 600 * b"x" + b"\r\n",
 )
-
-
-@given(strategies.lists(strategies.sampled_from(LINES), max_size=5))
-def test_all_at_once_are_what_they_are_one_by_one(lines):
-    data = b"xx" + b"".join(lines)
-    replies = take_all(data, 2)
-    if set(lines) <= set(LINES[:2]):
-        assert len(replies) == len(lines)
-    start = 2
-    for reply in replies:
-        taken = take(data, start)
-        assert taken is not None
-        assert taken[0] == reply
-        start = taken[1]
-    assert not replies or start == len(data)
 
 
 def test_extensions():

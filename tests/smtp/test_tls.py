@@ -14,17 +14,16 @@ import pytest
 
 from postcommit.errors import RelayError
 from postcommit.interfaces import TLSMode
-from postcommit.smtp.batch import Batch
-from postcommit.smtp.channel import Channel
+from postcommit.smtp.connection import Connection
 from postcommit.smtp.mailer import SMTPMailer
-from postcommit.smtp.policy import TLS
-from postcommit.smtp.session import Session
-from postcommit.smtp.transfer import Transfer
+from postcommit.smtp.pipeline import SMTPPipeline
+from postcommit.smtp.tls import TLS
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
 from tests.support.certificates import Authority
+from tests.support.mailers import Taken
 
 
 def send(mailer):
@@ -59,7 +58,7 @@ def test_a_batch(start, connect, authority, tls):
     relay = start(tls=authority.server(), implicit_tls=tls == "implicit")
     mailer = connect(relay, tls=tls, cafile=authority.cafile)
     big = MESSAGE + b"x" * 300_000 + b"\r\n"
-    reports = mailer.send_batch([(SENDER, [B], big)] * 5)
+    reports = mailer.send_all([(SENDER, [B], big)] * 5)
     assert [told(report) for report in reports] == [["sent"]] * 5
     assert {m.data for m in relay.messages} == {big}
 
@@ -208,6 +207,20 @@ def test_a_cafile_that_is_none(start, connect, authority, tmp_path, content):
     assert str(cafile) in str(report.relay_failure)
 
 
+def test_certificates_that_were_read_before(start, connect, authority, tmp_path):
+    """As by a command that gives up the rights of root after that."""
+    relay = start(tls=authority.server())
+    cafile = tmp_path / "ca.pem"
+    cafile.write_bytes(authority.ca.cert_pem.bytes())
+    mailer = connect(relay, tls="starttls", cafile=str(cafile))
+    mailer.read_certificates()
+    cafile.unlink()
+    assert send(mailer) == ["sent"]
+    with pytest.raises(RelayError, match="holds no certificates"):
+        connect(relay, tls="starttls", cafile=str(cafile)).read_certificates()
+    connect(relay, tls="none", cafile=str(cafile)).read_certificates()
+
+
 @pytest.mark.parametrize("loopback", [False, True])
 def test_a_fork_while_certificates_are_read(authority, tmp_path, loopback):
     slow, quick = tmp_path / "slow.pem", tmp_path / "quick.pem"
@@ -266,21 +279,22 @@ def test_cut_in_the_middle_of_a_large_message(start, connect, authority):
 
 @contextmanager
 def tunnel(authority):
-    """Yield a channel and the socket of its peer, with TLS between, and little room."""
+    """Yield a connection and the socket of its peer: TLS, and little room between."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
     theirs.settimeout(10)
     client = ssl.create_default_context(cafile=authority.cafile)
     server = authority.server()
     server.num_tickets = 0  # nobody here would read them
-    channel = Channel(ours)
+    connection = Connection(ours, SMTPMailer(timeout=0.3).relay)
+    connection.pipelining = True
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(server.wrap_socket, theirs, server_side=True)
-        channel.start_tls(client, "localhost", 10)
+        connection.encrypt(client, "localhost", 10)
         peer = begun.result(10)
     with peer:
-        yield channel, peer
-        channel.close()
+        yield connection, peer
+        connection.close()
 
 
 def read_all(peer):
@@ -292,31 +306,28 @@ def read_all(peer):
 
 
 @pytest.mark.parametrize("size", [60_000, 1_000_000])
-def test_no_more_has_left_than_the_channel_says(authority, size):
-    with tunnel(authority) as (channel, peer):
+def test_no_more_has_left_than_the_connection_says(authority, size):
+    with tunnel(authority) as (connection, peer):
         with pytest.raises(TimeoutError):
-            channel.write(b"x" * size, 0.2)
-        channel.close()
-        assert 0 < len(read_all(peer)) <= channel.sent < size
+            connection.write(b"x" * size, 0.2)
+        connection.close()
+        assert 0 < len(read_all(peer)) <= connection.sent < size
 
 
-class OneSession:
-    """A place where there is one session, and no other."""
+class OneConnection:
+    """A place where there is one connection, and no other."""
 
     pipelining = True
+    messages = 100
 
-    def __init__(self, channel):
-        self.session = Session(channel, SMTPMailer(timeout=0.3)._relay())
-        self.session.pipelining = True
+    def __init__(self, connection):
+        self.connection = connection
 
     def checkout(self, *, fresh=False):
-        return self.session
+        return self.connection
 
-    def discard(self, session):
-        session.close()
-
-    def is_full(self, session):
-        return False
+    def discard(self, connection):
+        connection.close()
 
 
 def test_a_final_dot_that_left_is_not_taken_for_one_that_did_not(authority):
@@ -332,13 +343,16 @@ def test_a_final_dot_that_left_is_not_taken_for_one_that_did_not(authority):
         return read_all(peer)
 
     many = [f"{'x' * 230}.{number}@example.org" for number in range(150)]
-    transfers = [
-        Transfer(SENDER, [B], MESSAGE + b"x" * 10_000, ""),
-        Transfer(SENDER, many, MESSAGE, ""),
+    mails = [
+        Taken(SENDER, (B,), MESSAGE + b"x" * 10_000),
+        Taken(SENDER, tuple(many), MESSAGE),
     ]
-    with tunnel(authority) as (channel, peer), ThreadPoolExecutor(1) as pool:
+    with tunnel(authority) as (connection, peer), ThreadPoolExecutor(1) as pool:
         served = pool.submit(serve, peer)
-        reports = list(Batch(OneSession(channel), transfers))
+        with SMTPPipeline(OneConnection(connection)) as pipeline:
+            for mail in mails:
+                pipeline.offer(mail)
+            reports = [report for _, report in pipeline.drain()]
         given_up.set()
         received = served.result(10)
     assert b"\r\n.\r\nMAIL" in received

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies
 
-from postcommit.smtp.channel import _BLOCK
+from postcommit.smtp.connection import _BLOCK
+from postcommit.smtp.dialogue import complete
+from postcommit.smtp.dialogue import stuffed
 from postcommit.smtp.mailer import SMTPMailer
-from postcommit.smtp.wire import complete
-from postcommit.smtp.wire import stuffed
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
+from tests.support.mailers import send_all
 from tests.support.smtpd import LENIENT_END
 from tests.support.smtpd import ScriptedRelay
 
@@ -53,7 +54,7 @@ def deliver(wired, messages):
     relay, mailer = wired
     relay.messages.clear()
     batch = [(SENDER, [B], message) for message in messages]
-    reports = [told(report) for report in mailer.send_batch(batch)]
+    reports = [told(report) for report in send_all(mailer, batch)]
     assert reports == [["sent"]] * len(messages)
     return [message.data for message in relay.messages]
 
@@ -134,7 +135,7 @@ def test_a_re_encoder_that_makes_other_line_ends(wired, monkeypatch):
     """What it returns goes the same way to the wire as any other message."""
     relay, _ = wired
     made = HEADER + b"x\n.\nMAIL FROM:<evil@x>\r.\ry"
-    monkeypatch.setattr("postcommit.smtp.transfer.to_seven_bits", lambda message: made)
+    monkeypatch.setattr("postcommit.smtp.dialogue.to_seven_bits", lambda message: made)
     monkeypatch.setattr(relay, "extensions", ["SIZE", "PIPELINING"])
     with_another_session = SMTPMailer("127.0.0.1", relay.port, timeout=5)
     relay.messages.clear()

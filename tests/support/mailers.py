@@ -6,13 +6,16 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 from zope.interface import implementer
 
-from postcommit.interfaces import IBatchMailer
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import IPipeline
+from postcommit.interfaces import IPipelineMailer
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
 from postcommit.message import message_id_of
 from postcommit.report import DeliveryReport
@@ -31,6 +34,18 @@ OUTCOMES = {
     "never": (Status.REJECTED, NEVER),
     "lost": (Status.UNCERTAIN, LOST),
 }
+
+
+def mixed() -> DeliveryReport:
+    """Return a report with each outcome once."""
+    statuses = {
+        "ann@x.org": (Status.SENT, OK),
+        "bob@x.org": (Status.DEFERRED, LATER),
+        "carol@x.org": (Status.REJECTED, NEVER),
+        "dave@x.org": (Status.UNCERTAIN, LOST),
+    }
+    outcomes = tuple(Outcome(r, *outcome) for r, outcome in statuses.items())
+    return DeliveryReport("1@x.org", tuple(statuses), outcomes)
 
 
 class Taken(NamedTuple):
@@ -88,15 +103,65 @@ class ScriptedMailer:
         return DeliveryReport(message_id, taken.recipients, tuple(outcomes))
 
 
-@implementer(IBatchMailer)
-class ScriptedBatchMailer(ScriptedMailer):
-    """As `ScriptedMailer`, and one message ahead of its reports."""
+@implementer(IPipelineMailer)
+class ScriptedPipelineMailer(ScriptedMailer):
+    """As `ScriptedMailer`, with a pipeline that is one message ahead of its reports."""
 
-    def send_batch(
-        self, messages: Iterable[tuple[str, Sequence[str], bytes]]
-    ) -> Iterator[IDeliveryReport]:
-        behind: list[IDeliveryReport] = []
-        for message in messages:
-            yield from behind
-            behind = [self.send(*message)]
-        yield from behind
+    def pipeline(self) -> ScriptedPipeline:
+        return ScriptedPipeline(self)
+
+
+@implementer(IPipeline)
+class ScriptedPipeline:
+    """The pipeline of a `ScriptedPipelineMailer`."""
+
+    def __init__(self, mailer: Any) -> None:
+        self.mailer = mailer
+        self.done: list[tuple[object, IDeliveryReport]] = []
+        self.behind: list[tuple[object, IDeliveryReport]] = []
+
+    def __enter__(self) -> ScriptedPipeline:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        pass
+
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        self.done += self.behind
+        report = self.mailer.send(mail.sender, mail.recipients, mail.message)
+        self.behind = [(key, report)]
+
+    def completed(self) -> list[tuple[Any, IDeliveryReport]]:
+        done, self.done = self.done, []
+        return done
+
+    def drain(self) -> list[tuple[Any, IDeliveryReport]]:
+        self.done, self.behind = self.done + self.behind, []
+        return self.completed()
+
+
+def send_all(
+    mailer: IPipelineMailer, messages: Iterable[tuple[str, Sequence[str], bytes]]
+) -> Iterator[Any]:
+    """Send `messages` through the pipeline of `mailer`, and yield the reports.
+
+    An exception out of `messages` is raised after the reports of those before it.
+    """
+    error = None
+    with mailer.pipeline() as pipeline:
+        taken = iter(messages)
+        while error is None:
+            try:
+                sender, recipients, message = next(taken)
+            except StopIteration:
+                break
+            except Exception as caught:
+                error = caught
+                break
+            pipeline.offer(Taken(sender, tuple(recipients), message))
+            for _, report in pipeline.completed():
+                yield report
+        for _, report in pipeline.drain():
+            yield report
+    if error is not None:
+        raise error

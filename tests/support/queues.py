@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from postcommit.maildir import MaildirMessageWriter
-from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
+from postcommit.queue.store import Claim
 from postcommit.queue.store import Store
 
 
@@ -36,7 +36,7 @@ def defer(store: Store, reply: str = "450 4.2.0 Later", due: float = 50.0) -> st
     entry = Entry(SENDER, RECIPIENTS, MESSAGE, 1, reply)
     store.defer(claim, entry, time.time() + due)
     claim.release()
-    return claim.stem
+    return claim.key
 
 
 def bury(store: Store, reply: str = "550 5.1.1 No such user") -> str:
@@ -45,7 +45,7 @@ def bury(store: Store, reply: str = "550 5.1.1 No such user") -> str:
     store.bury(claim, Entry(SENDER, RECIPIENTS, MESSAGE, 1, reply))
     store.finish(claim)
     claim.release(removed=True)
-    return f"{claim.stem}.R1"
+    return f"{claim.key}.R1"
 
 
 def _claimed(store: Store) -> Claim:

@@ -14,13 +14,12 @@ from transaction.interfaces import IDataManager
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
-from postcommit.event import announce
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Status
 from postcommit.message import message_id_of
-from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
+from postcommit.queue.store import Claim
 from postcommit.report import DeliveryReport
 from postcommit.report import Reply
 
@@ -127,11 +126,9 @@ class Mailer:
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> IDeliveryReport:
         self.sent.append((fromaddr, toaddrs, message))
-        report = DeliveryReport.alike(
+        return DeliveryReport.alike(
             message_id_of(message), toaddrs, self._status, self._reply
         )
-        announce(report, self.notify)
-        return report
 
 
 def mail(message_id: str = "1@example.org", text: str = "Text.") -> bytes:

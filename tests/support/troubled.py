@@ -17,7 +17,7 @@ from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
-from postcommit.queue import schedule
+from postcommit.queue import breaker
 from tests.support.outage import Telling
 from tests.support.transactions import mail
 
@@ -87,7 +87,7 @@ def drain(tell: Tell, queue: str, events: int) -> None:
 
 def be_impatient() -> None:
     """Let the pause of a queue in trouble be short."""
-    schedule.FIRST_PAUSE, schedule.LONGEST_PAUSE = 0.01, 0.05
+    breaker.FIRST_PAUSE, breaker.LONGEST_PAUSE = 0.01, 0.05
 
 
 def drain_without_descriptors(queue: str, held: str, events: int) -> None:

@@ -31,7 +31,7 @@ UNFIT = {
     "tests/queue/test_runner.py::test_where_there_is_no_thread_to_be_had": (
         "a greenlet can be had"
     ),
-    "tests/queue/test_wakeup.py::test_who_sleeps_gives_signs_of_life": (
+    "tests/queue/test_presence.py::test_who_sleeps_gives_signs_of_life": (
         "its loop does not let other greenlets run"
     ),
 }

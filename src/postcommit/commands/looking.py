@@ -33,7 +33,7 @@ from postcommit.queue.item import Item
 from postcommit.queue.item import Reason
 from postcommit.queue.item import Survey
 from postcommit.queue.mending import MaildirOperators
-from postcommit.queue.notice import Notice
+from postcommit.queue.presence import Pause
 
 
 _COLUMNS = (
@@ -401,7 +401,7 @@ def _life(seen: Survey, now: float) -> str:
     return f"alive, last sign {duration(max(0.0, now - seen.heartbeat))} ago"
 
 
-def _pause(paused: Notice, now: float) -> str:
+def _pause(paused: Pause, now: float) -> str:
     left = paused.next_attempt - now
     when = f"in {duration(left)}" if left > 0 else "with the first entry that is due"
     return (
@@ -452,7 +452,7 @@ def _reason_json(reason: Reason | None) -> dict[str, Any] | None:
     }
 
 
-def _pause_json(notice: Notice | None, now: float) -> dict[str, Any] | None:
+def _pause_json(notice: Pause | None, now: float) -> dict[str, Any] | None:
     if notice is None:
         return None
     return {

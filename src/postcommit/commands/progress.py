@@ -6,45 +6,80 @@ import threading
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Sequence
+from typing import Any
 from typing import TextIO
 
 from zope.interface import implementer
 
 from postcommit.commands.output import Line
+from postcommit.event import Notify
+from postcommit.foreign import notify_of
+from postcommit.foreign import pipeline_of
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
-from postcommit.interfaces import IBatchMailer
-from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IPipelineMailer
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Sendable
+from postcommit.mailer import Pipeline
+from postcommit.report import DeliveryReport
 
 
-@implementer(IBatchMailer)
+@implementer(IPipelineMailer)
 class WatchedMailer:
-    """Tells `watch` of each report of `mailer`; threads may share it."""
+    """Calls `watch` with each report of `mailer`. Threads may share it."""
 
-    def __init__(
-        self, mailer: IBatchMailer, watch: Callable[[IDeliveryReport], None]
-    ) -> None:
+    def __init__(self, mailer: IMailer, watch: Callable[[Any], None]) -> None:
         self._mailer = mailer
         self._watch = watch
-        self.notify = mailer.notify
+
+    @property
+    def notify(self) -> Notify:
+        """The function that the events of the mailer are published with."""
+        return notify_of(self._mailer)
 
     def send(
         self, fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
-    ) -> IDeliveryReport:
-        """See `IMailer`."""
+    ) -> Any:
+        """Transmit `message`, and watch the report. See `IMailer`."""
         report = self._mailer.send(fromaddr, toaddrs, message)
         self._watch(report)
         return report
 
-    def send_batch(
-        self, messages: Iterable[tuple[str, Sequence[str], bytes]]
-    ) -> Iterator[IDeliveryReport]:
-        """See `IBatchMailer`."""
-        for report in self._mailer.send_batch(messages):
+    def pipeline(self) -> Pipeline:
+        """Return the pipeline of the mailer, watched. See `IPipelineMailer`."""
+        return _Watched(pipeline_of(self._mailer), self._watch)
+
+
+class _Watched(Pipeline):
+    """A pipeline that calls `watch` with each of its reports."""
+
+    def __init__(self, pipeline: Pipeline, watch: Callable[[Any], None]) -> None:
+        self._pipeline = pipeline
+        self._watch = watch
+
+    def __enter__(self) -> _Watched:
+        self._pipeline.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._pipeline.__exit__(kind, error, traceback)
+
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        self._pipeline.offer(mail, key)
+
+    def completed(self) -> list[tuple[Any, DeliveryReport]]:
+        return list(self._watched(self._pipeline.completed()))
+
+    def drain(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        return self._watched(self._pipeline.drain())
+
+    def _watched(
+        self, reports: Iterable[tuple[Any, DeliveryReport]]
+    ) -> Iterator[tuple[Any, DeliveryReport]]:
+        for key, report in reports:
             self._watch(report)
-            yield report
+            yield key, report
 
 
 class Progress:
@@ -72,7 +107,7 @@ class Progress:
         """Make room for other lines; the bar is drawn again with the next message."""
         self._line.wipe()
 
-    def note(self, report: IDeliveryReport) -> None:
+    def note(self, report: DeliveryReport) -> None:
         """Count the message of `report`, unless it was the relay that failed."""
         with self._lock:
             if report.relay_failure is not None:

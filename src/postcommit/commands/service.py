@@ -14,8 +14,8 @@ from typing import Any
 
 from postcommit.commands.owner import act_as_owner
 from postcommit.errors import QueueError
+from postcommit.files import open_pipe
 from postcommit.maildir import Maildir
-from postcommit.openfile import open_pipe
 from postcommit.queue import mark
 from postcommit.queue.looking import refuse_young_claims
 from postcommit.queue.store import Store

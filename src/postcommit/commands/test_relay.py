@@ -15,14 +15,14 @@ from postcommit.commands.output import duration
 from postcommit.commands.output import moment
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
-from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Status
 from postcommit.interfaces import TLSMode
 from postcommit.log import one_line
 from postcommit.message import Composed
 from postcommit.message import compose
-from postcommit.smtp.certificate import Certificate
-from postcommit.smtp.probe import Finding
+from postcommit.smtp.mailer import SMTPMailer
+from postcommit.smtp.probe import Certificate
+from postcommit.smtp.probe import Diagnosis
 from postcommit.smtp.probe import probe
 
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print(mailer: ISMTPMailer, finding: Finding) -> None:
+def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
     _line("relay", f"{mailer.hostname}:{mailer.port}, tls={mailer.tls}")
     _line("connection", "yes" if finding.is_connected else "no")
     if finding.is_connected:
@@ -81,7 +81,7 @@ def _print(mailer: ISMTPMailer, finding: Finding) -> None:
         _line("login", "none, there is no username")
 
 
-def _hint(finding: Finding, failure: RelayError, tls: str) -> str:
+def _hint(finding: Diagnosis, failure: RelayError, tls: str) -> str:
     """Return what to set, where `failure` does not say that itself."""
     if not finding.is_connected:
         return "; set hostname and port: 25, or 587 to log in, 465 with tls=implicit"
@@ -98,9 +98,8 @@ def _print_certificate(shown: Certificate) -> None:
     _line("names", ", ".join(shown.names) or "none")
     _line("issued by", shown.issuer)
     left = shown.expires.timestamp() - time.time()
-    told = f"{duration(-left)} ago" if left < 0 else f"in {duration(left)}"
-    _line("expires", f"{moment(shown.expires.timestamp())}, {told}")
-    if 0 <= left < _SOON:
+    _line("expires", f"{moment(shown.expires.timestamp())}, in {duration(left)}")
+    if left < _SOON:
         _line("", "that is soon: renew it")
 
 
@@ -128,7 +127,7 @@ def _mail(options: argparse.Namespace) -> Composed | None:
     return compose(sender, recipients, text)
 
 
-def _send(mailer: ISMTPMailer, mail: Composed) -> bool:
+def _send(mailer: SMTPMailer, mail: Composed) -> bool:
     """Send the mail, print each outcome, and return whether all were sent."""
     report = mailer.send(mail.sender, mail.recipients, bytes(mail))
     mailer.close()

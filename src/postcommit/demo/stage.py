@@ -59,7 +59,7 @@ class TimelineLog(logging.Handler):
         self._timeline = timeline
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "postcommit.queue.pause":
+        if record.name == "postcommit.queue.breaker":
             self.pauses += record.levelno == logging.ERROR
             self._timeline.note("queue", record.getMessage().partition(": ")[2])
         elif record.exc_info:

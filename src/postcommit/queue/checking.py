@@ -19,11 +19,11 @@ from postcommit.queue.looking import items
 from postcommit.queue.looking import mailbox
 from postcommit.queue.looking import shortages
 from postcommit.queue.mark import FAILED
-from postcommit.queue.notice import PAUSED
+from postcommit.queue.presence import PAUSED
+from postcommit.queue.presence import WAKEUP
 from postcommit.queue.staging import is_incomplete
 from postcommit.queue.store import LEFTOVER_AGE
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import WAKEUP
 
 
 # Maximum number of seconds that the time of an entry may be ahead of the clock.

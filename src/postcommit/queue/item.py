@@ -29,7 +29,7 @@ from postcommit.queue.entry import accepted_at
 
 
 if TYPE_CHECKING:
-    from postcommit.queue.notice import Notice
+    from postcommit.queue.presence import Pause
 
 
 # Number of hexadecimal digits of an id.
@@ -177,7 +177,7 @@ class Survey:
     looked_at: int
     foreign_claims: int
     heartbeat: float | None
-    pause: Notice | None
+    pause: Pause | None
     mailbox: str = ""
     shortages: tuple[str, ...] = ()
 

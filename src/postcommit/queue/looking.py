@@ -45,18 +45,14 @@ from postcommit.queue.item import Survey
 from postcommit.queue.item import no_step
 from postcommit.queue.mark import FAILED
 from postcommit.queue.mark import refuse_mailbox
-from postcommit.queue.notice import posted
+from postcommit.queue.older import CLAIM_AGE
+from postcommit.queue.older import REJECTED
+from postcommit.queue.older import SENDING
+from postcommit.queue.presence import heartbeat
+from postcommit.queue.presence import pause_of
 from postcommit.queue.staging import original_name
-from postcommit.queue.store import FOREIGN_CLAIM_AGE
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import heartbeat
 
-
-# Beginning of the name of a file that an older library has put aside.
-REJECTED = ".rejected-"
-
-# Beginning of the name of the file by which an older library claims an entry.
-SENDING = ".sending-"
 
 # Bytes that are read first. An envelope, the history and most headers fit in.
 _HEAD = 4096
@@ -171,7 +167,7 @@ def foreign_claims(store: Store, now: float) -> Iterator[tuple[str, float]]:
 def young_claims(store: Store, now: float) -> Iterator[str]:
     """Yield the claims that are so young that their processor may be running."""
     for path, age in foreign_claims(store, now):
-        if age < FOREIGN_CLAIM_AGE:
+        if age < CLAIM_AGE:
             yield path
 
 
@@ -399,7 +395,7 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
             looked_at,
             sum(1 for _ in young_claims(store, now)) if hidden[SENDING] else 0,
             heartbeat(store.path),
-            posted(store.path),
+            pause_of(store.path),
             mailbox(store),
             tuple(shortages(store.path)),
         )

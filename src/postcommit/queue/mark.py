@@ -26,19 +26,17 @@ from postcommit.files import explained
 from postcommit.maildir import Maildir
 from postcommit.maildir import check_path
 from postcommit.maildir import not_a_folder
+from postcommit.queue import older
 from postcommit.queue.entry import BEGINNING
-from postcommit.queue.entry import has_whole_header
 from postcommit.queue.entry import is_entry
-from postcommit.queue.wakeup import WAKEUP
+from postcommit.queue.presence import WAKEUP
+from postcommit.queue.presence import open_wakeup
 
 
 # Maximum number of files read in each folder. Of each, so many bytes are read, and more
 # where its header goes on: repoze.sendmail adds the envelope at the end of it.
 _SAMPLE = 20
 _HEAD = 1 << 16
-
-# How the names begin by which an older library claims an entry, or puts one aside.
-_OLDER = (".sending-", ".rejected-")
 
 # How a message begins: with a header field (RFC 5322, 2.2), or as in an mbox file.
 _MESSAGE = re.compile(rb"[!-9;-~]+[ \t]*:|>?From ")
@@ -76,8 +74,8 @@ def refuse_mailbox(maildir: Maildir) -> None:
 def adopt(path: str) -> None:
     """Make the Maildir at `path` a queue, whatever is in it."""
     Maildir(path)
-    with explained(path, "adopt the Maildir"), suppress(FileExistsError):
-        os.mkfifo(f"{path}/{WAKEUP}", 0o600)
+    with explained(path, "adopt the Maildir"):
+        open_wakeup(path).close()
 
 
 def check_queue_path(path: str) -> None:
@@ -94,7 +92,7 @@ def _mailbox(maildir: Maildir) -> str:
     heads = []
     for folder in map(maildir.folder, ("new", "cur")):
         names = _first_names(folder)
-        if any(name.startswith(_OLDER) for name in names):
+        if any(name.startswith((older.SENDING, older.REJECTED)) for name in names):
             return ""
         heads += [_head(f"{folder}/{n}") for n in names if not n.startswith(".")]
     if any(map(is_entry, heads)):
@@ -120,7 +118,7 @@ def _head(path: str) -> bytes:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(path, flags), "rb", buffering=0) as file:
                 head = file.read(_HEAD)
-                if _MESSAGE.match(head) and not has_whole_header(head):
+                if _MESSAGE.match(head) and older.header_of(head) is None:
                     head += file.read(BEGINNING)
                 return head
     return b""

@@ -24,6 +24,7 @@ from zope.interface import implementer
 
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
+from postcommit.files import FileLock
 from postcommit.files import explained
 from postcommit.files import remove
 from postcommit.files import sync
@@ -31,7 +32,6 @@ from postcommit.maildir import Maildir
 from postcommit.queue import checking
 from postcommit.queue import looking
 from postcommit.queue import mark
-from postcommit.queue.entry import Claim
 from postcommit.queue.item import Details
 from postcommit.queue.item import EntryState
 from postcommit.queue.item import Finding
@@ -41,10 +41,10 @@ from postcommit.queue.item import Item
 from postcommit.queue.item import Step
 from postcommit.queue.item import Survey
 from postcommit.queue.item import no_step
-from postcommit.queue.lock import FileLock
+from postcommit.queue.presence import ring
 from postcommit.queue.staging import leader_of
+from postcommit.queue.store import Claim
 from postcommit.queue.store import Store
-from postcommit.queue.wakeup import ring
 
 
 @implementer(IOperators)

@@ -10,21 +10,21 @@ no name                        the first message of a transaction that is runnin
                                complete and durable
 =============================  =================================================
 
-A prepared file is left over if the process dies between the vote and the
-finish, and nobody here can know what the other resources did: it is *in
-doubt*, never sent or removed by itself. One of the prepared files, the
-*leader*, is kept open and locked until the last of them is published, and each
-names its leader; so whoever finds one can tell whether its transaction is
-alive, at the cost of one open file for each transaction.
+A prepared file is left over if the process dies between the vote and the finish. The
+queue cannot know what the other resources did: the file is *in doubt*, and is never
+sent or removed by itself. One of the prepared files, the *leader*, is kept open and
+locked until the last of them is published, and each names its leader. So its lock
+shows whether the transaction is alive, at the cost of one open file for each
+transaction.
 
-A file gets that name before it is synced, for then one commit of the file
-system's journal covers both; the sync of ``tmp`` that follows finds little to do.
-So a power failure during the vote may leave a prepared name on a file that is
-not all there. Its checksum, ``C=``, tells: such a file is no more than one that
-was never complete.
+A file gets its prepared name before it is synced. Then one commit of the file
+system's journal covers both, and the sync of ``tmp`` that follows finds little to do.
+Therefore a power failure during the vote may leave a prepared name on a file that is
+not complete. Its checksum, ``C=``, shows that. Such a file counts as one that was
+never complete.
 
-Where no other resource takes part, and there is a single entry, nobody can
-come to doubt: what decides is one step, by which it gets its name in ``new``.
+If no other resource takes part and there is a single entry, it is never in doubt: one
+step decides, by which it gets its name in ``new``.
 """
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from zope.interface import implementer
 
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
+from postcommit.files import FileLock
 from postcommit.files import explained
 from postcommit.files import sync
 from postcommit.files import unable
 from postcommit.interfaces import IBatch
 from postcommit.log import Log
 from postcommit.maildir import Maildir
-from postcommit.maildir import MaildirMessage
-from postcommit.queue.lock import FileLock
-from postcommit.queue.wakeup import ring
+from postcommit.maildir import Staged
+from postcommit.queue.presence import ring
 
 
 log = Log(__name__)
@@ -56,7 +56,7 @@ log = Log(__name__)
 _CHECKSUM = ",C="
 _PREPARED = ":prepared="
 
-# File syncs that run side by side; the kernel merges them.
+# Maximum number of file syncs that run side by side; the kernel merges them.
 _SYNC_THREADS = 16
 
 _BLOCK = 1 << 16
@@ -64,34 +64,37 @@ _BLOCK = 1 << 16
 
 @implementer(IBatch)
 class Staging:
-    """See `IBatch`; the items are messages in ``tmp``."""
+    """The entries of one transaction, in ``tmp``; see `IBatch`."""
 
     def __init__(self, maildir: Maildir) -> None:
         self._maildir = maildir
+        self._path = maildir.path
+        # An interrupt may come at any moment. With this object its leader's lock is
+        # dropped, so what is in doubt since then does not look alive.
         self._leader: FileLock | None = None
         # After ordinary storages, so that their locks are gone when we
         # publish; before «~sqlalchemy:», which commits in its vote.
         self.sort_key = f"~mail:queued:{maildir.path}"
 
     def prepare(
-        self, items: Sequence[MaildirMessage], *, alone: bool = False
+        self, items: Sequence[Staged], *, alone: bool = False
     ) -> None:
         if not items:
             return
-        with explained(self._maildir.path, "make the entries durable"):
+        with explained(self._path, "make the entries durable"):
             if alone and len(items) == 1:
                 items[0].sync()
             else:
                 self._prepare(items)
 
-    def _prepare(self, items: Sequence[MaildirMessage]) -> None:
+    def _prepare(self, items: Sequence[Staged]) -> None:
         leader = self._mark(items)
         syncs = [item.sync for item in items[1:]]
         _do_all([partial(os.fsync, leader.descriptor), *syncs])
         sync(self._maildir.folder("tmp"))
         _check_writable(self._maildir.folder("new"))
 
-    def _mark(self, items: Sequence[MaildirMessage]) -> FileLock:
+    def _mark(self, items: Sequence[Staged]) -> FileLock:
         """Give the items their prepared names; return the lock of the leader."""
         items[0].reveal()
         self._leader = leader = FileLock(items[0].path)
@@ -102,53 +105,38 @@ class Staging:
             item.move(f"{_with_checksum(item.path, item)}{mark}")
         return leader
 
-    def publish(self, items: Sequence[MaildirMessage]) -> None:
+    def publish(self, items: Sequence[Staged]) -> None:
         if not items:
             return
         left: list[str] = []
         causes: list[OSError] = []
         try:
-            if self._leader is None:
-                self._decide(items[0])
-            else:
-                self._move(items, left, causes)
+            # The leader comes last: as long as any is prepared, so is the leader.
+            for item in reversed(items):
+                try:
+                    item.move(item.target)
+                except OSError as error:
+                    if self._leader is None:
+                        # The only entry of a transaction, which is aborted by this.
+                        self.discard([item])
+                        raise unable(self._path, "accept the entry", error) from error
+                    left.append(os.path.basename(item.path))
+                    causes.append(error)
             try:
-                sync(self._maildir.folder("new"))
+                sync(f"{self._path}/new")
             except OSError as error:
                 causes.append(error)
         finally:
-            # Also should this be interrupted: then what is left is in doubt.
-            self._release()
-            ring(self._maildir.path)
+            # Also if this is interrupted: then what is left is in doubt.
+            if self._leader is not None:
+                self._release()
+            ring(self._path)
         if causes:
-            failure = PublishError(self._maildir.path, tuple(left), causes[0])
+            failure = PublishError(self._path, tuple(left), causes[0])
             log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
             raise failure from causes[0]
 
-    def _decide(self, item: MaildirMessage) -> None:
-        """Accept the only entry of a transaction; if that fails, it is aborted."""
-        try:
-            item.move(item.target)
-        except OSError as error:
-            self.discard([item])
-            raise unable(self._maildir.path, "accept the entry", error) from error
-
-    def _move(
-        self,
-        items: Sequence[MaildirMessage],
-        left: list[str],
-        causes: list[OSError],
-    ) -> None:
-        """Accept the items; add to `left` what could not be, and why to `causes`."""
-        # The leader comes last: as long as any is prepared, so is the leader.
-        for item in reversed(items):
-            try:
-                item.move(item.target)
-            except OSError as error:
-                left.append(os.path.basename(item.path))
-                causes.append(error)
-
-    def discard(self, items: Sequence[MaildirMessage]) -> None:
+    def discard(self, items: Sequence[Staged]) -> None:
         for item in reversed(items):
             try:
                 item.abort()
@@ -156,7 +144,7 @@ class Staging:
                 log.error("Left behind: %s", error)
         self._release()
 
-    def abandon(self, items: Sequence[MaildirMessage]) -> None:
+    def abandon(self, items: Sequence[Staged]) -> None:
         """Leave what is prepared in doubt; discard what is not; see `IBatch`."""
         left = [os.path.basename(i.path) for i in items if is_prepared(i.path)]
         if not left:
@@ -165,7 +153,7 @@ class Staging:
         self._release()
         log.critical(
             "%s: the commit was interrupted; in doubt, for 'postcommit recover': %s",
-            self._maildir.path,
+            self._path,
             ", ".join(left),
         )
 
@@ -173,11 +161,6 @@ class Staging:
         if self._leader is not None:
             self._leader.release()
             self._leader = None
-
-    def __del__(self) -> None:
-        # An interrupt may come before anything here can see to it; what is in doubt
-        # since then must not look as if its transaction was alive.
-        self._release()
 
 
 def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
@@ -189,7 +172,7 @@ def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
         try:
             for one in left:
                 one()
-        except BaseException as error:  # none may pass for a sync
+        except BaseException as error:  # otherwise it would pass for a sync
             errors.append(error)
 
     helpers = []
@@ -214,24 +197,24 @@ def _check_writable(folder: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
 
 
-# What is found in ``tmp``
+# Files in ``tmp``
 
 
 def is_prepared(path: str) -> bool:
-    """Tell whether the file in ``tmp`` has the name of a prepared one."""
+    """Return whether the file in ``tmp`` has the name of a prepared one."""
     return _PREPARED in os.path.basename(path)
 
 
 def is_in_doubt(path: str) -> bool:
-    """Tell whether the prepared file `path` is complete, and its transaction dead.
+    """Return whether the prepared file `path` is complete, and its transaction dead.
 
-    False also where it was published or discarded meanwhile.
+    False also if it was published or discarded meanwhile.
     """
     return _is_dead(path) and _is_complete(path)
 
 
 def is_incomplete(path: str) -> bool:
-    """Tell whether the file in ``tmp``, if nobody writes it, never was complete."""
+    """Return whether the file in ``tmp`` was never complete, if its writer is dead."""
     return not is_prepared(path) or (_is_dead(path) and not _is_complete(path))
 
 
@@ -260,7 +243,7 @@ def _is_complete(path: str) -> bool:
 
 
 def leader_of(path: str) -> str:
-    """Return the path of the file whose lock tells of the prepared file `path`."""
+    """Return the path of the leader of the prepared file `path`."""
     folder, name = os.path.split(path)
     leader = name.partition(_PREPARED)[2]
     return f"{folder}/{leader}{_PREPARED}{leader}"
@@ -278,5 +261,5 @@ def _original(path: str) -> tuple[str, str]:
     return name, checksum
 
 
-def _with_checksum(name: str, item: MaildirMessage) -> str:
+def _with_checksum(name: str, item: Staged) -> str:
     return f"{name}{_CHECKSUM}{item.checksum:08x}"

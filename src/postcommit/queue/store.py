@@ -10,21 +10,31 @@ defer          rewritten in ``cur/``; its mtime is when it is due
 bury           copied to ``.Failed/new/``, for some recipients or all
 =============  =====================================================
 
-What replaces a file is complete and durable first, and takes its place by one
-rename; so a crash leaves the entry as it was, or as it will be.
+A new version of a file is written and synced first, and takes its place by one
+rename. So a crash leaves the entry as it was, or as it will be.
 """
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import stat
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import MutableMapping
 from collections.abc import Sequence
-from weakref import WeakSet
+from contextlib import suppress
 
+from zope.interface import implementer
+
+from postcommit.errors import QueueError
 from postcommit.files import CREATE
+from postcommit.files import FileLock
+from postcommit.files import OpenFile
 from postcommit.files import birth_time
 from postcommit.files import explained
+from postcommit.files import give_to_owner
 from postcommit.files import remove
 from postcommit.files import sync
 from postcommit.files import unable
@@ -32,47 +42,66 @@ from postcommit.files import write
 from postcommit.interfaces import IBatch
 from postcommit.log import Log
 from postcommit.maildir import Maildir
-from postcommit.maildir import MaildirMessage
+from postcommit.maildir import Staged
+from postcommit.maildir import create_maildir
 from postcommit.maildir import unique_name
-from postcommit.openfile import OpenFile
+from postcommit.queue import older
 from postcommit.queue import staging
+from postcommit.queue.consumer import Consumer
+from postcommit.queue.contract import IClaim
+from postcommit.queue.contract import IQueue
+from postcommit.queue.contract import Terms
+from postcommit.queue.entry import BEGINNING
 from postcommit.queue.entry import UNREADABLE
-from postcommit.queue.entry import Claim
 from postcommit.queue.entry import Entry
 from postcommit.queue.entry import accepted_at
+from postcommit.queue.entry import may_go_on
+from postcommit.queue.entry import parse_entry
 from postcommit.queue.entry import preamble
-from postcommit.queue.lock import FileLock
+from postcommit.queue.entry import stem
 from postcommit.queue.mark import FAILED
 from postcommit.queue.mark import refuse_mailbox
+from postcommit.queue.presence import WAKEUP
+from postcommit.queue.presence import open_wakeup
+from postcommit.queue.schedule import Schedule
 
 
 log = Log(__name__)
 
-# As the Maildir format has it: who needs longer to write a message is dead.
 _DAY = 86400.0
 
+# Number of seconds after which the writer of a file in ``tmp`` is dead, as the Maildir
+# format has it.
 LEFTOVER_AGE = 36 * 3600.0
 
-# A processor of an older library claims NAME by a link .sending-NAME to it,
-# for so many seconds.
-FOREIGN_CLAIM_AGE = 3 * 3600.0
 
-
+@implementer(IQueue)
 class Store:
-    """The queue at `path`, a Maildir; it is created where it is missing.
+    """The queue at `path`, a Maildir; it is created if it is missing.
 
-    Raises `QueueError`, such as `NotAQueueError` for a mailbox. `to_look` opens one
-    as well: then nothing may be changed in it.
+    Raises `QueueError`, such as `NotAQueueError` for a mailbox. With `to_look` it also
+    opens a mailbox, and nothing may be changed in it.
     """
 
     def __init__(self, path: str, *, to_look: bool = False) -> None:
         self.maildir = Maildir(path, create=True)
-        self.path = self.maildir.path
-        self._locks: WeakSet[FileLock] = WeakSet()
-        # When the queue's folder was created, as far as the file system says it.
+        self.path = self.name = self.maildir.path
+        # Time when the queue's folder was created, if the file system says it.
         self._created: float | None = None
-        if not to_look:
-            refuse_mailbox(self.maildir)
+        if self.maildir.is_new:
+            # By this file it is known to be a queue.
+            with suppress(OSError):
+                open_wakeup(self.path).close()
+        elif not to_look:
+            is_link = os.path.islink(f"{self.path}/{FAILED}")
+            if is_link or not os.path.lexists(f"{self.path}/{WAKEUP}"):
+                refuse_mailbox(self.maildir)
+
+    def consumer(
+        self, schedule: Schedule, clock: Callable[[], float] | None = None
+    ) -> Consumer:
+        """Begin a drain; see `IQueue`."""
+        return Consumer(self, schedule, clock or time.time)
 
     # Accept
 
@@ -86,53 +115,50 @@ class Store:
         recipients: tuple[str, ...],
         message: Sequence[bytes | memoryview],
         *,
+        terms: Terms | None = None,
         is_first: bool = False,
-    ) -> MaildirMessage:
-        """Write an entry to ``tmp``, an item for the `batch`.
+    ) -> Staged:
+        """Write an entry to ``tmp``, as an item for a `batch`; see `IQueue`.
 
-        `message` is in pieces, which are not copied. That it `is_first` in its
-        batch makes it cheaper, at the cost of an open file. Raises `QueueError`
-        where it cannot be written; then nothing is left behind.
+        The first item of a batch costs an open file and saves work on the disk.
         """
+        if terms is not None:
+            reason = "a queue on disk cannot keep terms; leave them out"
+            raise QueueError(self.path, reason)
         lines = (preamble(sender, recipients, bytes(message[0][:16])), *message)
         return self.maildir.add(lines, nameless=is_first)
 
     # Claim
 
-    def claim(self, path: str) -> Claim | None:
-        """Claim the entry at `path`; None if somebody has it, or it is gone."""
-        claim = Claim.take(path, self._locks)
-        # Theirs is a second name of the file, so most need no closer look.
-        if claim is not None and claim.links > 1 and _is_foreign(path):
+    def claim(
+        self, path: str, locks: MutableMapping[str, FileLock] | None = None
+    ) -> Claim | None:
+        """Claim the entry at `path`; None if it is claimed, or gone.
+
+        Its lock is in `locks`, by its key, before it is taken, so that no claim can be
+        lost.
+        """
+        claim = Claim.take(path, locks)
+        # An older library claims by a second name of the file.
+        if claim is not None and claim.links > 1 and older.is_claimed(path):
             claim.release()
             return None
+        if claim is not None:
+            claim.store = self
         return claim
-
-    def release_claims(self) -> None:
-        """Release every claim that is still held, whoever has forgotten it."""
-        for lock in list(self._locks):
-            lock.release()
-
-    def due(self, claim: Claim) -> float:
-        """Return until when the entry is deferred, in seconds since the epoch.
-
-        What is new always was due, also where the clock was put back.
-        """
-        is_deferred = claim.path.startswith(f"{self.maildir.folder('cur')}/")
-        return claim.changed if is_deferred else -math.inf
 
     # Settle
 
     def accepted(self, claim: Claim, now: float | None = None) -> float:
         """Return when the entry was accepted, in seconds since the epoch.
 
-        The name tells, or else the file's time of modification. A time more than a
-        day before the queue was created comes from a clock that was wrong, such as
-        1970 before its first synchronisation. If both are wrong, the entry is taken
-        for accepted `now`.
+        The name says it, otherwise the file's time of modification. A time more than a
+        day before the queue was created comes from a clock that was wrong: for example,
+        it was 1970 before the first synchronisation. If both are wrong, the answer is
+        `now`.
         """
         now = time.time() if now is None else now
-        told = accepted_at(claim.stem)
+        told = accepted_at(claim.key)
         if self._created is None:
             self._created = birth_time(self.path) or -math.inf
         for seconds in (told, claim.changed, now):
@@ -152,7 +178,7 @@ class Store:
             raise unable(claim.path, "remove the entry", error) from error
 
     def still_has(self, claim: Claim) -> bool:
-        """Tell whether nobody has removed the entry; if it was moved, follow it."""
+        """Return whether the entry was not removed; if it was moved, follow it."""
         with explained(claim.path, "look for the entry"):
             return claim.find([self.maildir.folder("new"), self.maildir.folder("cur")])
 
@@ -161,16 +187,16 @@ class Store:
     ) -> None:
         """Replace the entry by `entry`, and make it due then.
 
-        From now on its name tells that it was `accepted` at that time, by default
-        when the name or the file says. All times are in seconds since the epoch.
-        May be called again if it raises: then the entry is as it was, in its
-        old place or in ``cur``, and still claimed.
+        Its new name says when it was `accepted`, by default the time that the old name
+        or the file says. All times are in seconds since the epoch. May be called again
+        if it raises: then the entry is as it was, in its old place or in ``cur``, and
+        still claimed.
         """
         with explained(claim.path, "defer the entry"):
             rewritten = self._write("", [entry.preamble(), entry.message], due)
             try:
-                # Two steps, but one name: had it two of them for a moment, a
-                # crash in between would leave two entries.
+                # Two renames, and never two names: a crash between them would leave
+                # two entries otherwise.
                 self._move_to_cur(claim, accepted)
                 os.rename(rewritten, claim.path)
             except OSError:
@@ -184,20 +210,20 @@ class Store:
     ) -> None:
         """Make the entry due then, as `defer`, but without writing.
 
-        For a disk that is full.
+        For a full disk.
         """
         with explained(claim.path, "postpone the entry"):
             os.utime(claim.path, (due, due))
             self._move_to_cur(claim, accepted)
 
     def _move_to_cur(self, claim: Claim, accepted: float | None) -> None:
-        name = claim.stem
+        name = stem(claim.path)
         told = accepted_at(name)
         if accepted is None:
             accepted = claim.changed if told is None else told
         if accepted != told:
-            # Otherwise it would be as young as its last attempt for ever. A time that
-            # no name can have would get one more prefix with each deferral.
+            # Otherwise the entry would always be as young as its last attempt. The time
+            # is one that a name can have: otherwise each deferral would add a prefix.
             accepted = min(max(accepted, 0.0), time.time())
             name = f"{int(accepted):010d}.{name}"
         elif os.path.dirname(claim.path) == self.maildir.folder("cur"):
@@ -207,10 +233,9 @@ class Store:
         claim.path = target
 
     def _sync(self, name: str) -> None:
-        """Sync a folder where what is done cannot be done again.
+        """Sync a folder after a rename that cannot be repeated; log an error.
 
-        The entry is not ours any more. If this fails and then the power does,
-        the entry may be found as it was.
+        If this fails, and then the power, the entry is as it was before.
         """
         try:
             sync(self.maildir.folder(name))
@@ -237,7 +262,7 @@ class Store:
         self._keep(claim, entry, "" if is_last else f".U{entry.attempts}")
 
     def _keep(self, claim: Claim, entry: Entry, suffix: str) -> None:
-        name = f"{claim.stem}{suffix}"
+        name = f"{claim.key}{suffix}"
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             self._bury(name, [entry.preamble(), entry.message])
 
@@ -251,10 +276,10 @@ class Store:
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             if claim.is_large:
                 failed = self._failed().folder("new")
-                os.rename(claim.path, f"{failed}/{claim.stem}")
+                os.rename(claim.path, f"{failed}/{claim.key}")
                 sync(failed)
                 return
-            self._bury(claim.stem, [UNREADABLE, said, b"\n", claim.read_bytes()])
+            self._bury(claim.key, [UNREADABLE, said, b"\n", claim.read_bytes()])
         self.finish(claim)
 
     def _bury(self, name: str, lines: Sequence[bytes]) -> None:
@@ -264,11 +289,15 @@ class Store:
         sync(failed.folder("new"))
 
     def _failed(self) -> Maildir:
-        failed = Maildir(f"{self.path}/{FAILED}", create=True)
-        # By this file, Maildir++ readers know a subfolder.
-        mark = f"{failed.path}/maildirfolder"
-        if not os.path.exists(mark):
-            OpenFile(mark, os.O_CREAT | os.O_WRONLY).close()
+        path = f"{self.path}/{FAILED}"
+        if not os.path.lexists(path):
+            create_maildir(path, owner_of=self.path)
+        failed = Maildir(path)
+        # Maildir++ readers recognise a subfolder by this file.
+        mark = f"{path}/maildirfolder"
+        if not os.path.lexists(mark):
+            with suppress(FileExistsError), OpenFile(mark, CREATE) as file:
+                give_to_owner(file.descriptor, self.path)
         return failed
 
     def _write(self, subfolder: str, lines: Sequence[bytes], mtime: float) -> str:
@@ -276,6 +305,7 @@ class Store:
         path = os.path.join(self.path, subfolder, "tmp", unique_name())
         try:
             with OpenFile(path, CREATE) as file:
+                give_to_owner(file.descriptor, self.path)
                 write(file.descriptor, lines)
                 os.utime(file.descriptor, (mtime, mtime))
                 os.fsync(file.descriptor)
@@ -284,7 +314,7 @@ class Store:
             raise
         return path
 
-    # What a crash left behind
+    # Leftovers of a crash
 
     def in_doubt(self) -> Iterator[str]:
         """Yield the prepared files of transactions that are dead."""
@@ -293,7 +323,7 @@ class Store:
                 yield path
 
     def remove_leftovers(self) -> None:
-        """Remove what was half written more than 36 hours ago."""
+        """Remove files that were not complete 36 hours ago."""
         for subfolder in ("", FAILED):
             folder = os.path.join(self.path, subfolder, "tmp")
             try:
@@ -306,11 +336,144 @@ class Store:
                     remove(path)
 
 
-def _is_foreign(path: str) -> bool:
-    """Tell whether an older library has claimed the entry at `path`."""
-    folder, name = os.path.split(path)
-    sending = f"{folder}/.sending-{name}"
-    return os.path.exists(sending) and _age(sending) < FOREIGN_CLAIM_AGE
+@implementer(IClaim)
+class Claim:
+    """The right to send one entry; see `IClaim`.
+
+    `path` is where it is, `key` its name without the flags that it has in ``cur``,
+    `links` the number of its names, `changed` its time of modification when it was
+    claimed. `entry` is what it says, once it was read.
+
+    No claim outlives the process that took it.
+    """
+
+    entry: Entry
+    expires = None
+    #: The queue, and the clock for `accepted`.
+    store: Store
+    clock = staticmethod(time.time)
+
+    def __init__(self, path: str, lock: FileLock, status: os.stat_result) -> None:
+        self.path = path
+        self.key = stem(path)
+        self.is_deferred = os.path.dirname(path).endswith("/cur")
+        self.links = status.st_nlink
+        self.changed = status.st_mtime
+        self._size = status.st_size
+        self._lock = lock
+
+    @classmethod
+    def take(
+        cls, path: str, locks: MutableMapping[str, FileLock] | None = None
+    ) -> Claim | None:
+        """Claim the entry at `path`; None if it is claimed, or gone.
+
+        Its lock is in `locks`, by its key, before it is taken, so that no claim can be
+        lost.
+        Raises OSError if it cannot be opened, or is not a regular file.
+        """
+        try:
+            lock = FileLock(path)
+        except FileNotFoundError:
+            return None
+        claim = None
+        try:
+            if locks is not None:
+                locks[stem(path)] = lock
+            if lock.acquire():
+                status = os.fstat(lock.descriptor)
+                if _is_still(status, path):
+                    claim = cls(path, lock, status)
+        finally:
+            if claim is None:
+                lock.release()
+        return claim
+
+    @property
+    def name(self) -> str:
+        """The path, for logs."""
+        return self.path
+
+    @property
+    def accepted(self) -> float:
+        """When the entry was accepted; see `Store.accepted`."""
+        return self.store.accepted(self, self.clock())
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the file has more than `BEGINNING` bytes."""
+        return self._size > BEGINNING
+
+    def find(self, folders: Sequence[str]) -> bool:
+        """Return whether the file is still there, and follow it to where it is now.
+
+        A Maildir reader moves a file that it has seen from ``new`` to ``cur``, and
+        changes the flags of its name. A file that is in none of `folders` was removed.
+        Raises OSError if that is not known: if one of the folders is gone, it may come
+        back with the file in it.
+        """
+        locked = os.fstat(self._lock.descriptor)
+        for path in itertools.chain((self.path,), self._namesakes(folders)):
+            try:
+                is_here = os.path.samestat(os.lstat(path), locked)
+            except FileNotFoundError:
+                continue
+            if is_here:
+                self.path = path
+                return True
+        return False
+
+    def _namesakes(self, folders: Sequence[str]) -> Iterator[str]:
+        for folder in folders:
+            for name in os.listdir(folder):
+                if stem(name) == self.key:
+                    yield f"{folder}/{name}"
+
+    def read(self) -> Entry:
+        """Read the entry. Raises `EntryError` if the file is not an entry.
+
+        Reads no more than the beginning of such a file, however large it is.
+        """
+        if self._size > BEGINNING:
+            head = self.beginning()
+            if not may_go_on(head):
+                parse_entry(head)
+        self.entry = parse_entry(self.read_bytes())
+        return self.entry
+
+    def beginning(self) -> bytes:
+        """Read the first `BEGINNING` bytes of the file."""
+        return os.pread(self._lock.descriptor, BEGINNING, 0)
+
+    def read_bytes(self) -> bytes:
+        """Read the file as it is."""
+        # One byte more than there are: then a short answer says that this is all.
+        data = piece = os.pread(self._lock.descriptor, self._size + 1, 0)
+        while piece and len(data) != self._size:
+            piece = os.pread(self._lock.descriptor, self._size + 1, len(data))
+            data += piece
+        return data
+
+    def release(self, *, removed: bool = False) -> None:
+        """Let others claim what is left of the entry. May be called again.
+
+        With `removed` nothing is left.
+        """
+        self._lock.release(removed=removed)
+
+
+def _is_still(locked: os.stat_result, path: str) -> bool:
+    """Return whether the file that we have `locked` is the one at `path`.
+
+    Between our opening and locking it, its holder may have settled the entry:
+    then ours was removed, or replaced by another file.
+    """
+    if not stat.S_ISREG(locked.st_mode):
+        raise QueueError(path, "is no regular file; remove it from the queue")
+    try:
+        return os.path.samestat(os.stat(path), locked)
+    except FileNotFoundError:
+        return False
 
 
 def _age(path: str) -> float:

@@ -4,30 +4,24 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
 from typing import Any
 
 import zope.event
 from zope.interface import implementer
 
 from postcommit.errors import OptionError
-from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import TLSMode
 from postcommit.mailer import BaseMailer
-from postcommit.message import message_id_of
 from postcommit.options import checked
 from postcommit.report import DeliveryReport
-from postcommit.smtp.batch import Batch
-from postcommit.smtp.policy import TLS
-from postcommit.smtp.policy import Credentials
-from postcommit.smtp.policy import Relay
-from postcommit.smtp.policy import Timeouts
+from postcommit.smtp.connection import Relay
+from postcommit.smtp.connection import Timeouts
+from postcommit.smtp.credentials import Credentials
+from postcommit.smtp.pipeline import SMTPPipeline
 from postcommit.smtp.pool import Pool
-from postcommit.smtp.session import open_session
-from postcommit.smtp.transfer import Transfer
+from postcommit.smtp.tls import TLS
 
 
 _check = functools.partial(checked, ISMTPMailer)
@@ -38,14 +32,14 @@ _HOST = re.compile(r"[^\s/:@]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[^\s/@]*")
 
 @implementer(ISMTPMailer)
 class SMTPMailer(BaseMailer):
-    """See `ISMTPMailer`.
+    """Transmits through an SMTP relay (RFC 5321). See `ISMTPMailer`.
 
-    `token` is for OAuth, in place of a password: a function without arguments
-    that returns an access token, and a fresh one when it is called again. It
-    raises OSError where it cannot.
+    `token` is for OAuth, in place of a password: a function without arguments that
+    returns an access token, and a fresh token when it is called again. It raises
+    OSError if it cannot. `relay` has the options in the form that connections use.
 
-    Threads may share a mailer. Raises `OptionError` for options that can never
-    work; nothing is connected or read before the first message.
+    Threads may share a mailer. Raises `OptionError` for options that can never work.
+    Nothing is connected or read before the first message.
     """
 
     def __init__(
@@ -85,68 +79,57 @@ class SMTPMailer(BaseMailer):
         self.idle_timeout: float = _check("idle_timeout", idle_timeout)
         self.pipelining: bool = _check("pipelining", pipelining)
         self.notify = notify
-        self._tls = TLS(TLSMode(self.tls), self.cafile, self.verify)
+        self.relay = self._relay()
         self._pool = Pool(
-            functools.partial(open_session, self._relay()),
+            self.relay,
             messages=self.messages_per_connection,
             idle_timeout=self.idle_timeout,
             pipelining=self.pipelining,
         )
 
     def _relay(self) -> Relay:
-        return Relay(
-            self.hostname,
-            self.port,
-            Timeouts.of(self.connect_timeout, self.timeout),
-            self._tls,
-            Credentials.of(self.username, self.password, self.token),
-        )
+        """Return the options in the form that connections use."""
+        credentials = None
+        if self.username or self.token is not None:
+            credentials = Credentials(self.username or "", self.password, self.token)
+        timeouts = Timeouts(self.connect_timeout)
+        if self.timeout is not None:
+            timeouts = Timeouts.alike(self.connect_timeout, self.timeout)
+        tls = TLS(TLSMode(self.tls), self.cafile, self.verify)
+        return Relay(self.hostname, self.port, timeouts, tls, credentials)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.hostname}:{self.port}>"
 
-    def _transmit(
-        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
-    ) -> DeliveryReport:
-        [report] = Batch(
-            self._pool, [Transfer(sender, recipients, message, message_id)]
-        )
+    def pipeline(self) -> SMTPPipeline:
+        """Return a pipeline over the connections of this mailer.
+
+        It is up to two messages ahead of the reports. See `IPipelineMailer`.
+        """
+        return SMTPPipeline(self._pool)
+
+    def _transmit(self, mail: Outgoing) -> DeliveryReport:
+        with self.pipeline() as pipeline:
+            pipeline.offer(mail)
+            [(_, report)] = pipeline.drain()
         return report
 
-    def send_batch(
-        self, messages: Iterable[tuple[str, Sequence[str], bytes]]
-    ) -> Iterator[IDeliveryReport]:
-        """See `IBatchMailer`.
-
-        Is up to two messages ahead of the reports. Once the relay has failed,
-        the messages that remain are not tried any more, and fail alike.
-        """
-        return iter(
-            Batch(
-                self._pool,
-                (
-                    Transfer(sender, recipients, message, message_id_of(message))
-                    for sender, recipients, message in messages
-                ),
-            )
-        )
-
     def check(self) -> None:
-        """See `IRelayCheck`."""
-        session = self._pool.checkout()
-        if not session.is_alive():
-            self._pool.discard(session)
-            session = self._pool.checkout(fresh=True)
-        self._pool.checkin(session)
+        """Connect and log in, or raise `RelayError`. See `IRelayCheck`."""
+        connection = self._pool.checkout()
+        if not connection.is_alive():
+            self._pool.discard(connection)
+            connection = self._pool.checkout(fresh=True)
+        self._pool.checkin(connection)
 
     def read_certificates(self) -> None:
         """Read `cafile` and the system's certificates now, and keep them.
 
-        For a process that cannot read them later. Raises `RelayError` where they cannot
-        be read.
+        For a process that cannot read them later. Raises `RelayError` if they cannot be
+        read.
         """
-        self._tls.read_certificates()
+        self.relay.tls.read_certificates()
 
     def close(self) -> None:
-        """See `ISMTPMailer`."""
+        """Close the connections. See `ISMTPMailer`."""
         self._pool.close()

@@ -1,35 +1,67 @@
-"""How a relay answers, for somebody who sets it up: what it offers and shows."""
+"""How a relay answers when a mailer is set up: extensions, TLS, login."""
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
+from typing import Any
 
 from postcommit.errors import RelayError
-from postcommit.interfaces import ISMTPMailer
-from postcommit.interfaces import TLSMode
-from postcommit.smtp.certificate import Certificate
-from postcommit.smtp.certificate import parse
-from postcommit.smtp.channel import Channel
-from postcommit.smtp.policy import TLS
-from postcommit.smtp.policy import Credentials
-from postcommit.smtp.policy import Relay
-from postcommit.smtp.policy import Timeouts
-from postcommit.smtp.session import Session
-from postcommit.smtp.session import begin
-from postcommit.smtp.session import dial
+from postcommit.smtp.connection import Connection
+from postcommit.smtp.connection import Timeouts
+from postcommit.smtp.connection import connect
+from postcommit.smtp.mailer import SMTPMailer
 
 
-# Somebody waits for the answer. Seconds, unless the mailer has a time-out.
+# Time-out in seconds if the mailer has none, because a person waits.
 _PATIENCE = 30.0
+
+_ATTRIBUTES = {
+    "commonName": "CN",
+    "countryName": "C",
+    "localityName": "L",
+    "stateOrProvinceName": "ST",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Subject, issuer («O=Example, CN=mx.example.org»), expiry, names of the host."""
+
+    subject: str
+    issuer: str
+    expires: datetime
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, shown: dict[str, Any]) -> Certificate:
+        """Return what `ssl.SSLSocket.getpeercert` has shown."""
+        names = shown.get("subjectAltName", ())
+        return cls(
+            _name(shown["subject"]),
+            _name(shown["issuer"]),
+            datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC),
+            tuple(name for kind, name in names if kind in ("DNS", "IP Address")),
+        )
+
+
+def _name(parts: tuple[tuple[tuple[str, str], ...], ...]) -> str:
+    attributes = [attribute for part in parts for attribute in part]
+    return ", ".join(f"{_ATTRIBUTES.get(key, key)}={text}" for key, text in attributes)
 
 
 @dataclass
-class Finding:
-    """What was found, as far as it went.
+class Diagnosis:
+    """What was found out about a relay.
 
-    `is_connected` tells whether anybody was there. `tls` is the version that was
-    spoken, None in clear. `failure` is why the relay cannot be used, or None.
+    `is_connected` is True if the relay took the connection. `tls` is the version that
+    was spoken, None in clear. `certificate` is None unless it was verified. `failure`
+    is why the relay cannot be used, or None.
     """
 
     is_connected: bool = False
@@ -40,48 +72,31 @@ class Finding:
     failure: RelayError | None = None
 
 
-def probe(mailer: ISMTPMailer) -> Finding:
-    """Connect as `mailer` would, log in, and take leave. Sends nothing.
-
-    A certificate that cannot be trusted is looked at all the same, on a second
-    connection without logging in.
-    """
-    tls = TLS(TLSMode(mailer.tls), mailer.cafile, mailer.verify)
-    credentials = Credentials.of(mailer.username, mailer.password, mailer.token)
-    finding = _probe(_relay(mailer, tls, credentials))
-    finding.logged_in = credentials is not None and finding.failure is None
-    cause = finding.failure and finding.failure.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        trusting = TLS(TLSMode(mailer.tls), None, verify=False)
-        finding.certificate = _probe(_relay(mailer, trusting, None)).certificate
-    return finding
-
-
-def _relay(mailer: ISMTPMailer, tls: TLS, credentials: Credentials | None) -> Relay:
+def probe(mailer: SMTPMailer) -> Diagnosis:
+    """Connect as `mailer` would, log in, and say QUIT. Sends nothing."""
     timeout = _PATIENCE if mailer.timeout is None else mailer.timeout
-    timeouts = Timeouts.of(mailer.connect_timeout, timeout)
-    return Relay(mailer.hostname, mailer.port, timeouts, tls, credentials)
-
-
-def _probe(relay: Relay) -> Finding:
-    finding = Finding()
+    timeouts = Timeouts.alike(mailer.connect_timeout, timeout)
+    relay = replace(mailer.relay, timeouts=timeouts)
+    found = Diagnosis()
     try:
-        channel = dial(relay)
-        finding.is_connected = True
-        session = Session(channel, relay)
+        connection = connect(relay)
+        found.is_connected = True
         try:
-            begin(session)
+            connection.greet()
+            found.logged_in = relay.credentials is not None
         finally:
-            _note(finding, channel, session)
-            session.quit()
+            _note(found, connection)
+            connection.quit()
     except RelayError as error:
-        finding.failure = error
-    return finding
+        found.failure = error
+    return found
 
 
-def _note(finding: Finding, channel: Channel, session: Session) -> None:
-    finding.extensions = session.extensions
-    finding.tls = channel.tls_version
-    shown = channel.certificate
-    if shown is not None:
-        finding.certificate = parse(shown)
+def _note(found: Diagnosis, connection: Connection) -> None:
+    found.extensions = connection.extensions
+    encrypted = connection.tls_socket
+    if encrypted is not None:
+        found.tls = encrypted.version()
+        shown = encrypted.getpeercert()
+        if shown:  # it was verified
+            found.certificate = Certificate.of(shown)

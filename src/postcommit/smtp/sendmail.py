@@ -16,8 +16,10 @@ from zope.interface import implementer
 from postcommit.address import on_the_wire
 from postcommit.errors import RelayError
 from postcommit.interfaces import ISendmailMailer
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
 from postcommit.mailer import BaseMailer
+from postcommit.message import message_id_of
 from postcommit.message import to_crlf
 from postcommit.options import checked
 from postcommit.report import DeliveryReport
@@ -26,7 +28,7 @@ from postcommit.report import Reply
 
 _check = functools.partial(checked, ISendmailMailer)
 
-# sysexits.h. What is in neither set may pass: the recipients are deferred.
+# Exit statuses of sysexits.h. With any other status, the recipients are deferred.
 _REJECTED = frozenset({os.EX_DATAERR, os.EX_NOINPUT, os.EX_NOUSER, os.EX_NOHOST})
 _BROKEN = frozenset({os.EX_OSFILE, os.EX_NOPERM, os.EX_CONFIG})
 
@@ -37,12 +39,12 @@ _MOST_OF_STDERR = 2000
 
 @implementer(ISendmailMailer)
 class SendmailMailer(BaseMailer):
-    """See `ISendmailMailer`.
+    """Runs the local ``sendmail`` command, see `ISendmailMailer`.
 
-    The program takes the message for all recipients, or for none: they share
-    an outcome, which its exit status tells (sysexits). A program that cannot be
-    run, or lacks permission or configuration, is a failure of the relay. One that
-    was killed, or took too long, may have taken the message: uncertain.
+    All recipients share one outcome, which the exit status of the program decides
+    (sysexits.h). It is a failure of the relay if the program cannot be run, or lacks
+    permission or configuration. The recipients are uncertain if the program was killed
+    or took too long.
     """
 
     def __init__(
@@ -59,13 +61,12 @@ class SendmailMailer(BaseMailer):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.command}>"
 
-    def _transmit(
-        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
-    ) -> DeliveryReport:
+    def _transmit(self, mail: Outgoing) -> DeliveryReport:
+        message_id, recipients = message_id_of(mail.message), mail.recipients
         # Line ends are those of a local file; dots need no care, because of -i.
-        data = to_crlf(message).replace(b"\r\n", b"\n")
+        data = to_crlf(mail.message).replace(b"\r\n", b"\n")
         try:
-            status, reply = self._run(self._arguments(sender, recipients), data)
+            status, reply = self._run(self._arguments(mail.sender, recipients), data)
         except OSError as error:
             if error.errno == errno.E2BIG:
                 return DeliveryReport.alike(

@@ -3,9 +3,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +10,9 @@ import zope.event
 from zope.interface import implementer
 
 from postcommit.errors import RelayError
-from postcommit.interfaces import IBatchMailer
-from postcommit.interfaces import IDeliveryReport
+from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IRelayCheck
+from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
 from postcommit.mailer import BaseMailer
 from postcommit.message import message_id_of
@@ -25,13 +22,13 @@ from postcommit.report import Outcome
 from postcommit.report import Reply
 from postcommit.report import Stage
 from postcommit.report import judge
-from postcommit.smtp.reply import parse
+from postcommit.smtp.connection import parse
 from postcommit.testing.outbox import Mail
 from postcommit.testing.outbox import Outbox
 
 
 _TAKEN = Reply(250, "2.0.0", "Taken")
-_LOST = Reply(0, "4.4.2", "Connection lost: nobody knows whether it was sent")
+_LOST = Reply(0, "4.4.2", "Connection lost: it may have been sent or not")
 
 
 @dataclass
@@ -51,9 +48,9 @@ class _Rule:
         return self.outcome
 
 
-@implementer(IBatchMailer, IRelayCheck)
+@implementer(IPipelineMailer, IRelayCheck)
 class RecordingMailer(BaseMailer):
-    """Records messages, see `IBatchMailer`.
+    """Records messages, see `IPipelineMailer`.
 
     It checks its arguments, reports and announces as `SMTPMailer` does. The messages
     that it takes are in its `outbox`. It takes all of them, until `refuse`, `lose` or
@@ -106,15 +103,6 @@ class RecordingMailer(BaseMailer):
 
     # The mailer
 
-    def send_batch(
-        self, messages: Iterable[tuple[str, Sequence[str], bytes]]
-    ) -> Iterator[IDeliveryReport]:
-        """Record `messages`, see `IBatchMailer`."""
-        for sender, recipients, message in messages:
-            yield self._transmit(
-                sender, tuple(recipients), message, message_id_of(message)
-            )
-
     def check(self) -> None:
         """Raise `RelayError` if `fail` says so, see `IRelayCheck`."""
         with self._lock:
@@ -123,11 +111,10 @@ class RecordingMailer(BaseMailer):
             raise failed
 
     def close(self) -> None:
-        """Do nothing: there is no connection. `SMTPMailer` has this method, too."""
+        """Do nothing: no connection is open. `SMTPMailer` has this method, too."""
 
-    def _transmit(
-        self, sender: str, recipients: tuple[str, ...], message: bytes, message_id: str
-    ) -> DeliveryReport:
+    def _transmit(self, mail: Outgoing) -> DeliveryReport:
+        message_id, recipients = message_id_of(mail.message), mail.recipients
         with self._lock:
             verdict = self._find(None, (Reply, RelayError)) or _TAKEN
             if isinstance(verdict, RelayError):
@@ -139,7 +126,7 @@ class RecordingMailer(BaseMailer):
                 if status is None:
                     return DeliveryReport(message_id, recipients, relay_failure=reply)
                 outcomes.append(Outcome(recipient, status, reply))
-        self._record(sender, outcomes, message, message_id)
+        self._record(mail, outcomes, message_id)
         return DeliveryReport(message_id, recipients, tuple(outcomes))
 
     def _find(self, recipient: str | None, kind: Any) -> Any:
@@ -149,12 +136,13 @@ class RecordingMailer(BaseMailer):
         return None
 
     def _record(
-        self, sender: str, outcomes: list[Outcome], message: bytes, message_id: str
+        self, mail: Outgoing, outcomes: list[Outcome], message_id: str
     ) -> None:
         has_it = (Status.SENT, Status.UNCERTAIN)
         taken = tuple(o.recipient for o in outcomes if o.status in has_it)
         if taken:
-            self.outbox.add(Mail(sender, taken, message_id, to_crlf(message)))
+            message = to_crlf(mail.message)
+            self.outbox.add(Mail(mail.sender, taken, message_id, message))
 
 
 def _reply(text: str) -> Reply:

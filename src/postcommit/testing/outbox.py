@@ -43,12 +43,12 @@ class Mail:
 
     @property
     def subject(self) -> str:
-        """The subject, decoded; empty if there is none."""
+        """The subject, decoded; empty without one."""
         return str(self.message["Subject"] or "")
 
     @property
     def text(self) -> str:
-        """The plain text of the body, decoded; empty if there is none."""
+        """The plain text of the body, decoded; empty without one."""
         body = self.message.get_body(("plain",))
         return str(body.get_content()) if body is not None else ""
 
@@ -66,7 +66,7 @@ class Outbox(Sequence[Mail]):
 
     @property
     def mailer(self) -> RecordingMailer:
-        """The mailer that fills this outbox; raises LookupError if there is none."""
+        """The mailer that fills this outbox. Raises LookupError without one."""
         if self._mailer is None:
             raise LookupError("this outbox was made without a mailer")
         return self._mailer

@@ -1,0 +1,1 @@
+"""What every queue promises: the same tests for each implementation of `IQueue`."""

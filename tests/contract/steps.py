@@ -1,0 +1,76 @@
+"""Steps of a mail through a queue, for the tests of its contract."""
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+from postcommit.message import message_id_of
+from postcommit.queue.contract import IConsumer
+from postcommit.queue.contract import IQueue
+from postcommit.queue.entry import Entry
+from postcommit.queue.schedule import Schedule
+from tests.support.transactions import mail
+
+
+SENDER = "shop@example.org"
+ANN, BOB, EVE = "ann@example.org", "bob@example.org", "eve@example.org"
+
+SCHEDULE = Schedule(60.0, 4000.0, 5 * 86400.0)
+
+_count = itertools.count(1)
+
+
+def stage(queue: IQueue, *recipients: str) -> tuple[str, Any]:
+    """Stage an entry; return its message id, and the item."""
+    message_id = f"{os.getpid()}.{next(_count)}@x.org"
+    recipients = recipients or (ANN,)
+    return message_id, queue.stage(SENDER, recipients, [mail(message_id)])
+
+
+def accept(queue: IQueue, *recipients: str) -> str:
+    """Accept an entry, alone in its transaction; return its message id."""
+    message_id, item = stage(queue, *recipients)
+    batch = queue.batch()
+    batch.prepare([item], alone=True)
+    batch.publish([item])
+    return message_id
+
+
+def tried(entry: Entry, *recipients: str, reply: str = "450 4.2.0 Later") -> Entry:
+    """Return `entry` after one more attempt, with these recipients."""
+    return replace(
+        entry, recipients=recipients, attempts=entry.attempts + 1, last_reply=reply
+    )
+
+
+class Clock:
+    """The queue's time, which a test moves on."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def consume(queue: IQueue, clock: Clock | None = None) -> IConsumer:
+    return queue.consumer(SCHEDULE, clock)
+
+
+def take_all(consumer: IConsumer, most: int = 8, **options: Any) -> list[Any]:
+    """Take until nothing is due; return the claims, with what was read."""
+    claims: list[Any] = []
+    while taken := consumer.take(most, **options):
+        assert len(taken) <= most
+        for claim in taken:
+            claim.read()
+        claims += taken
+    return claims
+
+
+def ids(claims: list[Any]) -> list[str]:
+    """Return the message ids of claims, in their order."""
+    return [message_id_of(claim.entry.message) for claim in claims]

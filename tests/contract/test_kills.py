@@ -1,0 +1,130 @@
+"""Senders and processors are killed at any moment; nothing committed is lost.
+
+How many kills: ``POSTCOMMIT_KILLS``, 10 of each by default.
+"""
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from postcommit.message import message_id_of
+from postcommit.queue.contract import Settlement
+from tests.contract.places import Place
+from tests.contract.steps import ANN
+from tests.contract.steps import consume
+from tests.contract.steps import ids
+from tests.contract.steps import stage
+from tests.contract.steps import take_all
+from tests.contract.steps import tried
+
+
+KILLS = int(os.environ.get("POSTCOMMIT_KILLS", "10"))
+
+Say = Callable[[str], None]
+
+
+def killed(work: Callable[[Say], None], seconds: float) -> list[str]:
+    """Run `work` in a process for so long, and kill it. Return what it has said."""
+    warnings.simplefilter("ignore", DeprecationWarning)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        try:
+            work(lambda line: os.write(writer, f"{line}\n".encode()) and None)
+        finally:
+            os._exit(1)  # it is killed before
+    os.close(writer)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with open(reader, encoding="ascii") as lines:
+        return [line.rstrip("\n") for line in lines if line.endswith("\n")]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_sender_that_is_killed_loses_nothing_and_sends_nothing_undecided(
+    place: Place, alone: bool
+) -> None:
+    chance = random.Random(1)
+    accepted: set[str] = set()
+    decided: set[str] = set()
+    aborted: set[str] = set()
+
+    def send(say: Say) -> None:
+        queue = place.make()
+        for number in range(10**6):
+            count = 1 if alone else number % 3 + 1
+            staged = [stage(queue) for _ in range(count)]
+            items = [item for _, item in staged]
+            batch = queue.batch()
+            batch.prepare(items, alone=alone)
+            names = " ".join(name for name, _ in staged)
+            if number % 5 == 4:
+                say(f"aborted {names}")
+                batch.discard(items)
+                continue
+            say(f"decided {names}")
+            batch.publish(items)
+            say(f"accepted {names}")
+
+    for _ in range(KILLS):
+        for line in killed(send, chance.uniform(0.02, 0.2)):
+            what, *names = line.split()
+            found = {"accepted": accepted, "decided": decided, "aborted": aborted}
+            found[what] |= set(names)
+    look = place.look()
+    queued = {seen.message_id for seen in look.queued}
+    assert accepted
+    assert accepted <= queued, "lost"
+    assert not aborted & queued
+    assert queued <= decided
+    if not alone:  # then what was not accepted in one step was aborted by the kill
+        assert decided - queued <= {seen.message_id for seen in look.in_doubt}
+
+
+def test_a_processor_that_is_killed_loses_nothing(place: Place) -> None:
+    chance = random.Random(2)
+    queue = place.make()
+    sent: Counter[str] = Counter()
+
+    def work(say: Say) -> None:
+        consumer = consume(place.make())
+        while True:
+            for claim in consumer.take(4):
+                entry = claim.read()
+                name = message_id_of(entry.message)
+                if entry.attempts:
+                    say(f"sent {name}")
+                    consumer.settle(claim, Settlement())
+                else:
+                    left, due = tried(entry, *entry.recipients), consumer.now()
+                    consumer.settle(claim, Settlement(left=left, due=due))
+
+    names = set()
+    for _ in range(KILLS):
+        for _ in range(100):
+            name, item = stage(queue, ANN)
+            batch = queue.batch()
+            batch.prepare([item], alone=True)
+            batch.publish([item])
+            names.add(name)
+        lines = killed(work, chance.uniform(0.05, 0.3))
+        sent.update(line.split()[1] for line in lines)
+    consumer = consume(queue)
+    consumer.sweep()
+    left = ids(take_all(consumer))
+    consumer.close()
+    assert len(left) == len(set(left)) == len(place.look().queued)
+    assert set(sent) | set(left) == names, "lost"
+    # Each kill may come between the sending and the removal of one entry.
+    twice = [name for name, count in sent.items() if count + (name in left) > 1]
+    assert len(twice) <= KILLS
+    assert place.look().failed == []

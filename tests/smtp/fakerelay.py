@@ -1,0 +1,286 @@
+"""A relay in memory that follows a seed, and connections to it for a pipeline.
+
+It disturbs some of its replies and some of the client's writes. Its record has what it
+took: a recipient is accepted, and a message is taken, if its own reply to the command
+has a code of 2xx, whatever becomes of this reply on its way.
+"""
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from postcommit.errors import RelayError
+from postcommit.report import Reply
+from postcommit.report import Stage
+from postcommit.smtp.connection import begun
+from postcommit.smtp.connection import take
+from tests.support.mailers import Taken
+
+
+# Disturbances of a reply. After one of the first four, nothing more comes.
+ENDINGS = ("close", "silent", "421", "half")
+ANSWERS = ("4xx", "5xx", "503", "3xx", "334", "530", "what")
+
+# A reply too many. Two of them in one dialogue could cancel each other.
+STRAY = "two"
+
+# Disturbances of a write: how the connection ends, or what the relay says before.
+CUTS = ("close", "silent", "421", "450", "550", "250")
+
+STAGES = {
+    b"RSET": Stage.SESSION,
+    b"MAIL": Stage.MAIL,
+    b"RCPT": Stage.RCPT,
+    b"DATA": Stage.DATA,
+}
+
+# Maximum number of connections that any dialogue needs.
+_MOST_CONNECTIONS = 30
+
+
+class Relay:
+    """The relay of one dialogue, and the pool of connections to it.
+
+    `taken` counts the messages by sender and recipient, `refused` has who was refused
+    for good.
+    """
+
+    def __init__(self, seed: int) -> None:
+        chance = self.random = random.Random(seed)
+        self.offers_pipelining = chance.random() < 0.7
+        self.pipelining = True
+        self.messages = chance.choice([100, 100, 2])
+        self.recipients = chance.choice([1000, 1000, 2])  # of the client
+        self.most = chance.choice([1000, 1000, 1, 2])  # of the relay
+        self.too_many = chance.choice([b"452 4.5.3 Too many", b"452 Too many", b"552"])
+        self.idle: list[Connection] = []
+        self.taken: Counter[tuple[str, str]] = Counter()
+        self.refused: set[tuple[str, str]] = set()
+        self.writes = self.replies = self.opened = 0
+        kinds = ENDINGS + ANSWERS + ((STRAY,) if seed % 3 else ())
+        self.tricks = {
+            chance.randrange(18): chance.choice(kinds)
+            for _ in range(chance.choice([1, 1, 2, 3]))
+        }
+        while list(self.tricks.values()).count(STRAY) > 1:
+            self.tricks.popitem()
+        self.cuts = {
+            chance.randrange(8): (
+                chance.choice(CUTS),
+                chance.choice([0, 0.3, 0.5, 0.8, 0.95, 1]),
+            )
+            for _ in range(chance.choice([0, 0, 1]))
+        }
+        self.down = {chance.randrange(1, 4)} if chance.random() < 0.1 else set()
+        self.mails = [self._mail(number) for number in range(chance.randint(1, 4))]
+
+    def _mail(self, number: int) -> Taken:
+        names = ["ok", "later", "never", "full", "im possible"]
+        kinds = self.random.choices(
+            names, [12, 1, 2, 1, 0.3], k=self.random.choice([1, 1, 2, 3, 5])
+        )
+        recipients = tuple(f"{kind}{n}@example.org" for n, kind in enumerate(kinds))
+        head = b"Message-Id: <%d@example.org>\r\n\r\n" % number
+        return Taken(f"s{number}@example.org", recipients, head + b"text\r\n" * 5)
+
+    # The pool
+
+    def checkout(self, *, fresh: bool = False) -> Connection:
+        if self.idle and not fresh:
+            return self.idle.pop()
+        self.opened += 1
+        assert self.opened <= _MOST_CONNECTIONS
+        if self.opened in self.down:
+            raise RelayError("down")
+        return Connection(self)
+
+    def checkin(self, connection: Connection) -> None:
+        is_clear = STRAY not in self.tricks.values()
+        assert not (is_clear and connection.is_open), "in the middle of a message"
+        if connection.messages < self.messages and connection.end is None:
+            self.idle.append(connection)
+
+    def discard(self, connection: Connection) -> None:
+        pass
+
+
+class Connection:
+    """One connection to a `Relay`, as `postcommit.smtp.connection.Connection`."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.extensions = {"PIPELINING": ""} if relay.offers_pipelining else {}
+        self.pipelining = relay.offers_pipelining and relay.pipelining
+        self.messages = 0
+        self.is_dirty = False
+        self.most_recipients = 1 << 30
+        self.sent = 0
+        self.end: OSError | None = None  # of the connection
+        self._coming = b""  # said, and not read
+        self._seen = b""  # read, and not complete
+        self._received = b""
+        self._sender: str | None = None
+        self._accepted: list[str] = []
+        self._content: list[bytes] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the relay waits for content."""
+        return self._content is not None
+
+    # For the client
+
+    def write(self, data: bytes) -> None:
+        assert data
+        self.sent = len(data)
+        cut = self.relay.cuts.get(self.relay.writes)
+        self.relay.writes += 1
+        if self.end is not None:
+            self.sent = 0
+            raise self.end
+        if cut is None:
+            self._process(data)
+            return
+        how, share = cut
+        self.sent = int(len(data) * share)
+        self._process(data[: self.sent])
+        if self.end is None:
+            self.end = _error(how)
+            if how.isdecimal():
+                self._coming += how.encode() + b" Said in the middle\r\n"
+                self._refuse(int(how), self._recipients())
+        raise self.end
+
+    def read(self, stage: Stage | None) -> Reply:
+        found = take(self._coming, 0)
+        if found is None:
+            self._seen = self._coming
+            raise self.end or TimeoutError("nothing comes")
+        self._coming = self._coming[found[1] :]
+        return found[0]
+
+    def read_hastily(self) -> Reply:
+        return self.read(None)
+
+    @property
+    def begun(self) -> Reply | None:
+        return begun(self._seen, 0)
+
+    @property
+    def stray(self) -> str:
+        found = take(self._coming, 0) if self._coming else None
+        return str(found[0]) if found else self._coming.decode()
+
+    # The relay
+
+    def _process(self, data: bytes) -> None:
+        *lines, self._received = (self._received + data).split(b"\r\n")
+        for line in lines:
+            if self.end is not None:
+                return
+            if self._content is None:
+                self._command(line)
+            elif line != b".":
+                self._content.append(line)
+            else:
+                self._end_of_content()
+
+    def _command(self, line: bytes) -> None:
+        stage, address = STAGES[line[:4]], line.partition(b"<")[2].partition(b">")[0]
+        usual = b"250 Ok"
+        if stage in (Stage.SESSION, Stage.MAIL):
+            self._accepted = []
+            self._sender = address.decode() or None
+        elif self._sender is None:
+            usual = b"503 5.5.1 MAIL first"
+        elif stage is Stage.RCPT:
+            usual = self._answer(address)
+        else:
+            usual = b"354 Go on" if self._accepted else b"554 5.5.1 No valid recipients"
+        code = self._say(stage, usual)
+        if stage is Stage.MAIL and code >= 400:
+            self._refuse(code, self._recipients())
+            self._sender = None
+        elif stage is Stage.RCPT:
+            if code < 400:
+                self._accepted.append(address.decode())
+            self._refuse(code, [address.decode()])
+        elif stage is Stage.DATA:
+            self._content = [] if code == 354 else None
+            self._refuse(code, self._recipients())
+
+    def _answer(self, address: bytes) -> bytes:
+        """Return the usual reply to RCPT."""
+        if address.startswith(b"never"):
+            return b"550 5.1.1 No such user"
+        if address.startswith(b"later"):
+            return b"450 4.2.0 Greylisted"
+        if address.startswith(b"full"):
+            return b"452 4.2.2 Mailbox full"
+        is_over = len(self._accepted) >= self.relay.most
+        return self.relay.too_many if is_over else b"250 Ok"
+
+    def _end_of_content(self) -> None:
+        has_content, self._content = bool(self._content), None
+        is_taken = has_content and bool(self._accepted)
+        usual = b"250 2.0.0 Taken" if is_taken else b"554 5.5.1 Nothing to take"
+        code = self._say(Stage.END, usual)
+        for recipient in self._accepted:
+            if is_taken and code < 400:
+                self.relay.taken[self._sender or "", recipient] += 1
+        self._refuse(code, self._accepted)
+        self._sender, self._accepted = None, []
+
+    def _recipients(self) -> list[str]:
+        """Return all recipients of the message."""
+        for mail in self.relay.mails:
+            if mail.sender == self._sender:
+                return list(mail.recipients)
+        return []
+
+    def _refuse(self, code: int, recipients: list[str]) -> None:
+        if code >= 500:
+            sender = self._sender or ""
+            self.relay.refused |= {(sender, recipient) for recipient in recipients}
+
+    def _say(self, stage: Stage, usual: bytes) -> int:
+        """Say the usual, or something else; return the code that the relay means."""
+        trick = self.relay.tricks.get(self.relay.replies)
+        self.relay.replies += 1
+        reply = usual
+        if trick == "421":
+            reply = b"421 4.3.2 Bye"
+            self.end = ConnectionResetError("gone")
+        elif trick in ("close", "silent"):
+            self.end = _error(trick)
+            return int(usual[:3])
+        elif trick == "half":
+            self.end = _error(self.relay.random.choice(["close", "silent"]))
+            self._coming += usual[: self.relay.random.randrange(len(usual))]
+            return int(usual[:3])
+        elif trick in ("4xx", "5xx", "503", "530", "334"):
+            reply = {"4xx": b"450 4.2.0 Later", "5xx": b"550 5.7.1 No"}.get(
+                trick, trick.encode() + b" Hm"
+            )
+        elif trick == "3xx":
+            # An answer to another command. The relay means the usual, except that it
+            # waits for no content.
+            reply = b"250 Ok" if stage is Stage.DATA else b"354 Go on"
+            self._coming += reply + b"\r\n"
+            return 250 if stage is Stage.DATA else int(usual[:3])
+        elif trick == "what":
+            self._coming += b"what\r\n"
+            return 250 if stage is Stage.DATA else int(usual[:3])
+        elif trick == STRAY:
+            self._coming += usual + b"\r\n"
+        self._coming += reply + b"\r\n"
+        code = int(reply[:3])
+        if code == 334 and stage is not Stage.DATA:
+            return int(usual[:3])  # no reply to this command: it was done
+        return code
+
+
+def _error(how: str) -> OSError:
+    if how == "silent":
+        return TimeoutError("timed out")
+    return ConnectionResetError("gone")
