@@ -151,7 +151,7 @@ def test_a_pipeline_may_take_the_next_before_it_reports() -> None:
     mailer = ScriptedPipelineMailer()
     with pipeline_of(mailer) as pipeline:
         pipeline.offer(to(BOTH, 1), key="one")
-        assert pipeline.completed() == []
+        assert list(pipeline.completed()) == []
         pipeline.offer(to([ANN], 2), key="two")
         [(key, report)] = pipeline.completed()
         assert (key, report.message_id, len(report.sent)) == ("one", "1@x.org", 2)
@@ -171,6 +171,23 @@ def test_a_pipeline_that_reports_what_was_not_asked_is_an_error(tell: Any) -> No
     mailer = TellingPipelineMailer(tell)
     with pytest.raises(RuntimeError, match="a report too many, or out of order"):
         transmit(mailer, to([ANN]))
+
+
+def test_what_was_sent_before_a_report_too_many_is_not_sent_again(
+    queue: Queue,
+) -> None:
+    class Repeating(ScriptedPipeline):
+        def completed(self) -> list[tuple[Any, IDeliveryReport]]:
+            return [report for report in super().completed() for _ in range(2)]
+
+    class Mailer(ScriptedPipelineMailer):
+        def pipeline(self) -> ScriptedPipeline:
+            return Repeating(self)
+
+    queue.send(ANN)
+    queue.send(ANN)
+    assert queue.flush(Mailer()) == Tally(1, 0, 0)
+    assert len(queue.files()) == 1
 
 
 def test_a_pipeline_that_leaves_one_out_gives_the_others() -> None:

@@ -532,6 +532,22 @@ def test_an_error_of_the_program_waits_for_the_reports(
     assert send(mailer, mails(1)) == [["sent"]]
 
 
+@pytest.mark.parametrize("method", ["completed", "drain"])
+def test_a_caller_that_fails_at_a_report_finds_the_next(relay, connect, method):
+    """Two reports are there at once: one is sent, the other cannot be sent."""
+    pipeline = connect(relay).pipeline()
+    with pytest.raises(LookupError), pipeline:
+        pipeline.offer(Taken(*mails(1)[0]), key=0)
+        pipeline.offer(Taken("impossible", (B,), message(1)), key=1)
+        if method == "completed":
+            while pipeline._dialogue.awaited():
+                pipeline._advance()
+        for _ in getattr(pipeline, method)():
+            raise LookupError("no disk")
+    [(key, report)] = pipeline.completed()
+    assert (key, told(report)) == (1, ["rejected"])
+
+
 def test_the_caller_loses_interest(relay, connect):
     mailer = connect(relay)
     reports = mailer.send_all(mails(10))
