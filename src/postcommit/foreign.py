@@ -89,8 +89,9 @@ class _Checked(Pipeline):
         self._offered.append((mail, key))
         self._pipeline.offer(mail, key)
 
-    def completed(self) -> list[tuple[Any, DeliveryReport]]:
-        return [self._checked(*pair) for pair in self._pipeline.completed()]
+    def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        for key, report in self._pipeline.completed():
+            yield self._checked(key, report)
 
     def drain(self) -> Iterator[tuple[Any, DeliveryReport]]:
         for key, report in self._pipeline.drain():

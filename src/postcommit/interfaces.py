@@ -309,7 +309,8 @@ class IPipeline(Interface):
     def completed() -> Iterable[tuple[Any, IDeliveryReport]]:
         """Return (key, report) of each message that is done, in the order of `offer`.
 
-        Does not wait. Each report is returned once, here or by `drain`.
+        Does not wait. Each report is returned once, here or by `drain`. If it is the
+        result of an iterator, what the caller has not taken comes with the next call.
         """
 
     def drain() -> Iterable[tuple[Any, IDeliveryReport]]:

@@ -68,8 +68,8 @@ class _Watched(Pipeline):
     def offer(self, mail: Outgoing, key: Any = None) -> None:
         self._pipeline.offer(mail, key)
 
-    def completed(self) -> list[tuple[Any, DeliveryReport]]:
-        return list(self._watched(self._pipeline.completed()))
+    def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        return self._watched(self._pipeline.completed())
 
     def drain(self) -> Iterator[tuple[Any, DeliveryReport]]:
         return self._watched(self._pipeline.drain())

@@ -15,6 +15,7 @@ import enum
 import re
 import sys
 from collections import deque
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -480,13 +481,14 @@ class Dialogue:
             part = indices[start : start + self._recipients]
             self.upcoming.append(Transmission(account, part))
 
-    def completed(self) -> list[tuple[Any, DeliveryReport]]:
-        """Return (key, report) of each message that is done, once, in order."""
-        found = []
+    def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        """Yield (key, report) of each message that is done, once, in order.
+
+        If the caller fails at a report, the next ones are still there.
+        """
         while self._accounts and self._accounts[0].is_done:
             account = self._accounts.popleft()
-            found.append((account.key, account.report()))
-        return found
+            yield account.key, account.report()
 
     # For the driver
 

@@ -57,8 +57,8 @@ class SMTPPipeline(Pipeline):
         while self._dialogue.upcoming:
             self._advance()
 
-    def completed(self) -> list[tuple[Any, DeliveryReport]]:
-        """Return the reports that are complete. See `IPipeline`."""
+    def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        """Yield the reports that are complete. See `IPipeline`."""
         return self._dialogue.completed()
 
     def drain(self) -> Iterator[tuple[Any, DeliveryReport]]:
