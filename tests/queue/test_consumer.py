@@ -11,12 +11,14 @@ import pytest
 
 from postcommit.errors import QueueError
 from postcommit.queue.consumer import Consumer
+from postcommit.queue.contract import IClaim
 from postcommit.queue.contract import Settled
 from postcommit.queue.contract import Settlement
 from postcommit.queue.presence import pause_of
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
 from tests.support.faults import without_privileges
+from tests.support.queues import defer
 from tests.support.queues import wait
 
 
@@ -155,3 +157,59 @@ def test_workers_share_a_look(store: Store, consumer: Consumer) -> None:
     for thread in threads:
         thread.join()
     assert sorted(taken) == sorted(names)
+
+
+def take_all(consumer: Consumer) -> list[IClaim]:
+    """Claim all that is due."""
+    claims: list[IClaim] = []
+    while some := consumer.take(8):
+        claims += some
+    return claims
+
+
+def settle_time(store: Store) -> None:
+    """Make the folders look as if nothing had changed in them for a while."""
+    long_ago = time.time() - 60
+    for folder in ("new", "cur"):
+        os.utime(f"{store.path}/{folder}", (long_ago, long_ago))
+
+
+def test_a_deferred_entry_renamed_while_it_was_claimed_is_found_when_released(
+    store: Store, consumer: Consumer
+) -> None:
+    name = defer(store, due=-5.0)
+    [claim] = consumer.take(1)
+    assert take_all(consumer) == []
+    os.rename(claim.name, f"{claim.name}S")  # as a Maildir reader does
+    settle_time(store)
+    while (rest := consumer.seconds_to_wait()) < 1:
+        time.sleep(rest)
+        assert take_all(consumer) == []
+    assert take_all(consumer) == []  # the look that has passed it by
+    consumer.release([claim])
+    assert [claim.key for claim in take_all(consumer)] == [name]
+
+
+def test_an_entry_that_another_process_postpones_meanwhile_is_not_forgotten(
+    store: Store,
+) -> None:
+    now = [time.time()]
+    schedule = Schedule(60.0, 4000.0, 1e6)
+    ours, theirs = store.consumer(schedule, lambda: now[0]), store.consumer(schedule)
+    name = defer(store, due=-5.0)
+    settle_time(store)
+    original = store.claim
+
+    def claim_later(path: str, *locks: object) -> object:
+        store.claim = original  # type: ignore[method-assign]
+        [claim] = theirs.take(1)
+        theirs.postpone(claim, now[0] + 100)
+        return original(path, *locks)  # type: ignore[arg-type]
+
+    store.claim = claim_later  # type: ignore[assignment,method-assign]
+    assert take_all(ours) == []
+    assert ours.seconds_to_wait() == pytest.approx(100, abs=5)
+    now[0] += 101
+    assert [claim.key for claim in take_all(ours)] == [name]
+    for consumer in (ours, theirs):
+        consumer.close()

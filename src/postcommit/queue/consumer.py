@@ -155,6 +155,7 @@ class Consumer:
             claim.changed, self.now()
         ):
             claim.release()
+            self._scan.note_due(claim.changed)  # the folder may not have changed
             return None
         claim.clock = self.now
         return claim
@@ -397,9 +398,12 @@ class Scan:
         """Note that the entry at `path` was released as it was.
 
         A new one comes next, so that the oldest is tried first after a pause. One that
-        was deferred comes last.
+        was deferred comes last. One that a Maildir reader has renamed meanwhile was
+        passed by at its new place, so the next look has to find it there.
         """
-        if os.path.dirname(path) == f"{self._maildir.path}/new":
+        if not os.path.lexists(path):
+            self.look_again()
+        elif os.path.dirname(path) == f"{self._maildir.path}/new":
             self._released.append(path)
         else:
             self._avoided[stem(path)] = path
