@@ -29,6 +29,7 @@ from tests.support.mailers import ScriptedMailer
 from tests.support.mailers import ScriptedPipeline
 from tests.support.mailers import ScriptedPipelineMailer
 from tests.support.mailers import Taken
+from tests.support.queues import write
 from tests.support.service import eventually
 
 
@@ -283,6 +284,42 @@ def test_a_worker_lives_on_if_something_fails_at_the_end_of_its_round(
     assert drain.once().sent == 1
     assert "a worker failed at its end" in caplog.text
     assert queue.left() == 0
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_it_sleeps_while_one_entry_is_tried_after_a_pause(queue: Queue) -> None:
+    """Others become due meanwhile, but they have to wait for its outcome."""
+    for name, due in (("1", -5.0), ("2", 0.5), ("3", 0.6)):
+        path = write(queue.store, f"cur/{name}:2,")
+        os.utime(path, (time.time() + due,) * 2)
+    reached, hold = threading.Event(), threading.Event()
+
+    def before(taken: Taken) -> None:
+        if queue.mailer.failure is None:
+            reached.set()
+            assert hold.wait(30)
+
+    queue.mailer.failure = RelayError("no connection")
+    queue.mailer.before = before
+    drain = queue.drain(workers=4)
+    sleeps: list[float] = []
+    original = drain._consumer.wait
+
+    def wait(timeout: float) -> None:
+        sleeps.append(timeout)
+        original(timeout)
+
+    drain._consumer.wait = wait  # type: ignore[method-assign]
+    with Running(drain):
+        eventually(lambda: pause_of(str(queue.path)) is not None)
+        queue.mailer.failure = None
+        assert reached.wait(10)
+        time.sleep(1)  # all of them are due
+        count = len(sleeps)
+        time.sleep(1)
+        assert len(sleeps) - count < 5
+        hold.set()
+        eventually(lambda: queue.left() == 0)
 
 
 @pytest.mark.usefixtures("short_pauses")

@@ -84,6 +84,8 @@ class Breaker:
     suspect is to blame if the relay has answered for another entry since, and then
     fails at the suspect again.
 
+    `is_probed` says that a single entry is tried now, after a pause.
+
     `skipped` has the keys of entries that cannot be read now. `failing` has the last
     error of each entry that fails, by its name, to log it once.
     """
@@ -99,7 +101,7 @@ class Breaker:
         self._failures = 0  # in a row
         self._until = 0.0
         self._shortened = 0  # the pause that was shortened last
-        self._is_probed = False
+        self.is_probed = False
         self._logged: set[str] = set()
         self._answers = 0
         self._failing_since = clock()
@@ -133,14 +135,14 @@ class Breaker:
         Then the caller has to call `end_probe`. One thread at a time may do so.
         """
         with self._lock:
-            if self._is_probed or self.state is not CircuitState.HALF_OPEN:
+            if self.is_probed or self.state is not CircuitState.HALF_OPEN:
                 return False
-            self._is_probed = True
+            self.is_probed = True
             return True
 
     def end_probe(self) -> None:
         """Let another thread try the next entry."""
-        self._is_probed = False
+        self.is_probed = False
 
     def avoided(self) -> set[Hashable]:
         """Return the keys of the suspects and of what is skipped."""

@@ -59,6 +59,9 @@ _SWEEP_SECONDS = 3600.0
 # Maximum number of seconds between two attempts to settle what could not be settled.
 _SETTLE_SECONDS = 1.0
 
+# Least seconds between two looks while a single entry is tried after a pause.
+_PROBE_SECONDS = 1.0
+
 # Seconds between two reviews of the workers: while some of them are not called, and
 # when all are. And the least time that a review looks back on.
 REVIEW_SECONDS = 0.005
@@ -316,15 +319,11 @@ class Drain:
         with self._running():
             while not self._stopping:
                 self._sweep()
-                # Asked once: a pause that ends now must not be taken for none below.
-                # One that begins later rings, so that `wait` returns at once.
-                if self._breaker.state is CircuitState.OPEN:
-                    self._consumer.wait(self._breaker.seconds_left())
-                else:
+                if self._breaker.state is not CircuitState.OPEN:
                     self._breaker.skipped = frozenset()  # they are tried again
                     self._crew.call()
                     self._crew.wait(until_idle=False)
-                    self._consumer.wait(self._seconds_to_sleep())
+                self._consumer.wait(self._seconds_to_sleep())
 
     def once(self) -> Tally:
         """Try once all that is due; end early if the relay is in trouble."""
@@ -373,11 +372,18 @@ class Drain:
 
     def _seconds_to_sleep(self) -> float:
         try:
-            wait = min(self._pace.polling_seconds, self._consumer.seconds_to_wait())
+            if self._breaker.state is not CircuitState.OPEN:
+                polling = self._pace.polling_seconds
+                wait = min(polling, self._consumer.seconds_to_wait())
+                if self._settler.unsettled:
+                    wait = min(wait, _SETTLE_SECONDS)
+                if self._breaker.is_probed:
+                    # What is due waits for the outcome, which may take long and rings.
+                    wait = max(wait, min(polling, _PROBE_SECONDS))
+                return wait
         except QueueError as error:
             self._breaker.failed(error)
-            return self._breaker.seconds_left()
-        return min(wait, _SETTLE_SECONDS) if self._settler.unsettled else wait
+        return self._breaker.seconds_left()
 
     def _sweep(self) -> None:
         if time.monotonic() >= self._next_sweep:
@@ -402,7 +408,7 @@ class Drain:
                     # A mailer that breaks its contract must not end the loop, nor this
                     # thread, whatever it raises.
                     self._breaker.failed(error, since)
-                    is_more = self._breaker.state is not CircuitState.OPEN
+                    is_more = self._breaker.state is CircuitState.CLOSED
                     log.exception("%s: a worker failed", self._name)
                 finally:
                     self._crew.done(call, is_more)
