@@ -269,6 +269,21 @@ def test_what_was_released_after_the_last_look_is_looked_for_again(
 # Stop, pause, and a claim that is not sure
 
 
+def test_nothing_is_offered_if_a_pause_begins_during_the_look(line: Line) -> None:
+    """With a rate limit, the look may take as long as the wait for the next slot."""
+    [path] = line.send("ann@x.org")
+    take = line.bench.worker._take
+
+    def take_slowly(most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
+        claims = take(most, avoid)
+        line.bench.breaker.failed("another worker lost the relay")
+        return claims
+
+    line.bench.worker._take = take_slowly
+    assert line.work() == ["release"]
+    assert line.is_free(path)
+
+
 def _stop(line: Line) -> None:
     line.bench.worker.is_stopping = True
 
