@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
@@ -20,6 +21,8 @@ from postcommit.queue.breaker import CircuitState
 from postcommit.queue.contract import IClaim
 from postcommit.queue.contract import Settled
 from postcommit.queue.contract import Settlement
+from postcommit.queue.entry import Entry
+from postcommit.queue.entry import parse_entry
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
 from postcommit.report import DeliveryReport
@@ -27,6 +30,7 @@ from tests.support.draining import Bench
 from tests.support.mailers import ScriptedMailer
 from tests.support.mailers import ScriptedPipeline
 from tests.support.mailers import ScriptedPipelineMailer
+from tests.support.queues import write
 
 
 class Line:
@@ -160,6 +164,24 @@ def test_recipients_that_were_decided_before_a_relay_failure_are_settled(
     claim.release()
     assert left.attempts == attempts
     assert left.recipients == recipients[-1 - attempts :]
+    line.bench.close()
+
+
+@pytest.mark.parametrize("first", ["later", "lost"])
+def test_recipients_that_were_not_reached_are_not_given_up(
+    tmp_path: Path, first: str
+) -> None:
+    """The entry is too old, but the relay failed before it was asked about them."""
+    line = Line(tmp_path / "queue", Partly())
+    entry = Entry("", (f"{first}@x.org", "bob@x.org"), b"Message-Id: <0@x.org>\n\n", 1)
+    write(line.store, "cur/1:2,", entry.preamble() + entry.message)
+    line.bench.consumer.now = lambda: time.time() + 1e6
+    line.bench.work()
+    [path] = line.store.maildir
+    left = parse_entry(Path(path).read_bytes())
+    assert (left.recipients, left.attempts) == (("bob@x.org",), 1)
+    [dead] = Store(f"{line.store.path}/.Failed", to_look=True).maildir
+    assert parse_entry(Path(dead).read_bytes()).recipients == (f"{first}@x.org",)
     line.bench.close()
 
 

@@ -112,28 +112,32 @@ class Settler:
         self, claim: IClaim, report: DeliveryReport
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
-        entry, now = claim.entry, self._consumer.now()
-        if report.relay_failure is not None:
-            if not any(outcome.status in _FOR_NOW for outcome in report.outcomes):
-                # No attempt counts for the recipients that were not reached.
-                rest = report.undecided
-                left = replace(entry, recipients=rest) if rest else None
-                report = replace(report, relay_failure=None, failed_mid_message=False)
-                return report, Settlement(_rejected(entry, report), None, left, now)
-            report = deferring(report)
-        if len(report.sent) == len(report.outcomes):
+        if report.relay_failure is None and len(report.sent) == len(report.outcomes):
             return report, Settlement()
+        entry, now = claim.entry, self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.
+        # Nor for recipients that were not reached because the relay failed.
         if entry.attempts and self._schedule.is_too_old(claim.accepted, now):
             report = giving_up(report)
         elif uncertain_attempts(entry, report.outcomes) >= self._schedule.max_uncertain:
             report = giving_up_uncertain(report)
+        rest: tuple[str, ...] = ()
+        if report.relay_failure is not None:
+            if any(map(_is_left, report.outcomes)):
+                report = deferring(report)  # an entry has one time for all
+            else:
+                rest = report.undecided
+                report = replace(report, relay_failure=None, failed_mid_message=False)
         uncertain = part(entry, report, lambda o: o.given_up)
         if uncertain is not None:
             reply = f"{UNCERTAIN}: {uncertain.last_reply}"
             uncertain = replace(uncertain, last_reply=reply)
-        left = part(entry, report, lambda o: o.status in _FOR_NOW and not o.given_up)
-        due = self._schedule.next_attempt(claim.accepted, now) if left else 0.0
+        if rest:  # no attempt counts for them
+            left: Entry | None = replace(entry, recipients=rest)
+            due = now
+        else:
+            left = part(entry, report, _is_left)
+            due = self._schedule.next_attempt(claim.accepted, now) if left else 0.0
         return report, Settlement(_rejected(entry, report), uncertain, left, due)
 
     def _apply(self, settling: _Unsettled) -> None:
@@ -301,6 +305,10 @@ def part(
         last_reply=reply,
         uncertain=uncertain_attempts(entry, outcomes),
     )
+
+
+def _is_left(outcome: Outcome) -> bool:
+    return outcome.status in _FOR_NOW and not outcome.given_up
 
 
 def _rejected(entry: Entry, report: DeliveryReport) -> Entry | None:
