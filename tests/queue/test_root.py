@@ -4,9 +4,11 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from postcommit.files import give_to_owner
 from postcommit.queue.contract import Settlement
 from postcommit.queue.entry import Entry
 from postcommit.queue.mark import adopt
+from postcommit.queue.presence import open_wakeup
 from postcommit.queue.schedule import Schedule
 from postcommit.queue.store import Store
 from tests.support import children
@@ -107,6 +110,31 @@ def test_root_adopts_a_maildir_for_its_owner(queue: str) -> None:
     os.unlink(f"{queue}/.wakeup")
     adopt(queue)
     assert owners(queue) == {(UID, UID)}
+
+
+def _open_while_it_is_swapped(queue: str, other: str) -> None:
+    path = f"{queue}/.wakeup"
+
+    def swap(event: str, args: tuple[object, ...]) -> None:
+        if event == "open" and args[0] == path and not os.path.islink(path):
+            os.unlink(path)
+            os.symlink(other, path)
+
+    os.unlink(path)
+    sys.addaudithook(swap)
+    with suppress(OSError):
+        open_wakeup(queue).close()
+    assert os.path.islink(path)
+
+
+def test_root_gives_away_no_pipe_that_a_link_leads_to(
+    queue: str, tmp_path: Path
+) -> None:
+    """The owner of the folder replaces the new pipe before it is opened."""
+    other = str(tmp_path / "pipe")
+    os.mkfifo(other)
+    children.call(_open_while_it_is_swapped, queue, other)
+    assert os.stat(other).st_uid == 0
 
 
 def test_a_queue_of_root_stays_its_own(tmp_path: Path) -> None:

@@ -101,8 +101,10 @@ def open_wakeup(queue_path: str) -> OpenFile:
         if not stat.S_ISFIFO(os.stat(path).st_mode):
             raise
     # Also to write: a pipe without writers is at its end, which would always wake us.
-    pipe = OpenFile(path, os.O_RDWR | os.O_NONBLOCK)
-    # The owner of the folder may have put another file of root's there meanwhile.
+    # A new pipe is no link, unless the owner of the folder has put one there meanwhile.
+    follow = os.O_NOFOLLOW if is_new else 0
+    pipe = OpenFile(path, os.O_RDWR | os.O_NONBLOCK | follow)
+    # It may also have become the second name of another file of root's.
     if is_new and stat.S_ISFIFO(os.fstat(pipe.descriptor).st_mode):
         give_to_owner(pipe.descriptor, queue_path)
     return pipe
