@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import transaction
 import zope.event
+from persistent.mapping import PersistentMapping
 from transaction import TransactionManager
 from transaction._manager import TransactionManager as RealManager
 from transaction.interfaces import NoTransaction
 from transaction.interfaces import TransientError
+from ZODB.DB import DB
+from ZODB.POSException import ConflictError
 
 from postcommit import repeats
 from postcommit.errors import RelayError
@@ -28,6 +31,7 @@ from postcommit.event import MailUncertainEvent
 from postcommit.event import announce
 from postcommit.event import events_of
 from postcommit.event import own_transaction
+from postcommit.filemailer import FileMailer
 from postcommit.interfaces import Status
 from postcommit.report import DeliveryReport
 from postcommit.report import Outcome
@@ -542,3 +546,38 @@ def test_transaction_still_keeps_its_current_one_where_we_set_it_aside() -> None
     assert isinstance(transaction.manager.manager, RealManager)
     manager.abort()
     assert manager._txn is None
+
+
+def test_a_mailer_does_not_end_the_work_of_the_application(tmp_path: Any) -> None:
+    """A connection of ZODB forgets changes when another transaction begins."""
+    seen: list[Any] = []
+    mailer = FileMailer(str(tmp_path), notify=lambda event: seen.append(stock["rods"]))
+    database = DB(None)
+    with transaction.manager:
+        root = database.open(transaction.manager).root()
+        root["stock"] = stock = PersistentMapping(rods=3)
+    other = TransactionManager()
+    transaction.begin()
+    stock["rods"] = 2
+    database.open(other).root()["stock"]["rods"] = 9
+    other.commit()
+    mailer.send("me@example.org", "ann@example.org", b"Subject: Rods\n\n")
+    assert (seen, stock["rods"]) == ([2], 2)
+    with pytest.raises(ConflictError):
+        transaction.commit()
+    transaction.abort()
+
+
+def test_a_subscriber_that_raises_does_not_end_the_work_of_the_application(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: Any) -> None:
+        raise LookupError
+
+    current = transaction.begin()
+    mailer = FileMailer(str(tmp_path), notify=fail)
+    report = mailer.send("me@example.org", "ann@example.org", b"Subject: Rods\n\n")
+    assert report.announced
+    assert transaction.get() is current
+    assert caplog.messages[-1].startswith("A subscriber failed: <MailSentEvent")
+    transaction.abort()
