@@ -536,14 +536,19 @@ def test_an_error_of_the_program_waits_for_the_reports(
 def test_a_caller_that_fails_at_a_report_finds_the_next(relay, connect, method):
     """Two reports are there at once: one is sent, the other cannot be sent."""
     pipeline = connect(relay).pipeline()
-    with pytest.raises(LookupError), pipeline:
-        pipeline.offer(Taken(*mails(1)[0]), key=0)
-        pipeline.offer(Taken("impossible", (B,), message(1)), key=1)
-        if method == "completed":
-            while pipeline._dialogue.awaited():
-                pipeline._advance()
-        for _ in getattr(pipeline, method)():
-            raise LookupError("no disk")
+
+    def transmit():
+        with pipeline:
+            pipeline.offer(Taken(*mails(1)[0]), key=0)
+            pipeline.offer(Taken("impossible", (B,), message(1)), key=1)
+            if method == "completed":
+                while pipeline._dialogue.awaited():
+                    pipeline._advance()
+            for _ in getattr(pipeline, method)():
+                raise LookupError("no disk")
+
+    with pytest.raises(LookupError, match="no disk"):
+        transmit()
     [(key, report)] = pipeline.completed()
     assert (key, told(report)) == (1, ["rejected"])
 
