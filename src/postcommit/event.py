@@ -126,7 +126,7 @@ def _event(message_id: str, alike: list[Outcome]) -> IMailEvent:
 
 
 def announce(
-    report: DeliveryReport, notify: Notify, manager: ITransactionManager
+    report: DeliveryReport, notify: Notify, manager: ITransactionManager | None
 ) -> BaseException | None:
     """Log `report`, and publish its events as `dispatch_events` does. Never raises."""
     log_report(report)
@@ -176,9 +176,12 @@ def log_report(report: DeliveryReport) -> None:
 
 
 def dispatch_events(
-    events: Iterable[IMailEvent], notify: Notify, manager: ITransactionManager
+    events: Iterable[IMailEvent], notify: Notify, manager: ITransactionManager | None
 ) -> BaseException | None:
     """Publish `events`, each in a transaction of its own; never raise.
+
+    If `manager` is None, the subscribers are called in the current transaction. One
+    that raises is logged.
 
     If a subscriber raises, its transaction is aborted, the exception is logged with
     its traceback, and the next event follows: the mail is settled, and the other
@@ -194,9 +197,13 @@ def dispatch_events(
     interrupt = None
     for event in events:
         try:
-            repeat(functools.partial(_attempt, event, notify, manager))
+            if manager is None:
+                notify(event)
+            else:
+                repeat(functools.partial(_attempt, event, notify, manager))
         except BaseException as error:
-            log.exception("A subscriber failed, its transaction was aborted: %r", event)
+            aborted = "" if manager is None else ", its transaction was aborted"
+            log.exception("A subscriber failed%s: %r", aborted, event)
             if not isinstance(error, Exception):
                 interrupt = error
     return interrupt
@@ -221,6 +228,16 @@ def _attempt(
     finally:
         own.put_back()  # again: an interrupt may have kept `own` from doing it
     return True
+
+
+def is_in_use(manager: ITransactionManager) -> bool:
+    """Return whether a transaction of `manager` has begun, and does not end yet.
+
+    No other transaction of `manager` may begin then: a connection of ZODB, for example,
+    takes the beginning for the end of the work, and forgets what was changed.
+    """
+    current = getattr(manager, "manager", manager)._txn
+    return current is not None and current.status in ("Active", "Doomed")
 
 
 class own_transaction:

@@ -247,7 +247,8 @@ class IMailer(Interface):
         that can never work.
 
         Announces the report at once: a line for each recipient in the log, and
-        `IMailEvent` events, each in a transaction of its own.
+        `IMailEvent` events. They are published in the transaction of the caller, if
+        one has begun, otherwise each in a transaction of its own.
 
         Deliveries and processors announce what a mailer reports when the commit is
         over, or the entry is settled. So a mailer that is written for them, and has

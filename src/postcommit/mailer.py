@@ -14,6 +14,7 @@ from zope.interface import implementer
 from postcommit.errors import AddressError
 from postcommit.event import Notify
 from postcommit.event import announce
+from postcommit.event import is_in_use
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IPipeline
@@ -89,11 +90,13 @@ class BaseMailer(ABC):
     ) -> DeliveryReport:
         """Transmit `message`, and announce the report, see `IMailer`.
 
-        An interrupt in a subscriber, such as KeyboardInterrupt, is raised when all
-        events are published.
+        The events are published in the transaction of the caller, if there is one. An
+        interrupt in a subscriber, such as KeyboardInterrupt, is raised when all events
+        are published.
         """
         report = self._transmit(compose(fromaddr, toaddrs, message))
-        interrupt = announce(report, self.notify, transaction.manager)
+        manager = None if is_in_use(transaction.manager) else transaction.manager
+        interrupt = announce(report, self.notify, manager)
         if interrupt is not None:
             raise interrupt
         return replace(report, announced=True)
