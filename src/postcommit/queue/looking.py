@@ -198,8 +198,8 @@ def details(item: Item, addresses: Collection[str] = ()) -> Details | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-        return Details(item, 0, item.accepted or 0.0, problem=problem)
+        changed, problem = item.accepted or 0.0, f"cannot be read: {error.strerror}"
+        return Details(item, 0, changed, _due(item, changed), problem=problem)
 
 
 def open_file(item: Item) -> io.FileIO:
