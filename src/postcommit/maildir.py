@@ -345,9 +345,8 @@ def create_maildir(path: str, *, owner_of: str = "") -> None:
     try:
         for name in FOLDERS:
             os.mkdir(f"{building}/{name}", 0o700)
-        for name in (*FOLDERS, "") if owner_of else ():
-            with OpenFile(f"{building}/{name}", _FOLDER) as folder:
-                give_to_owner(folder.descriptor, owner_of)
+        if owner_of:
+            _give_to_owner(building, owner_of)
         sync(building)
         os.rename(building, path)
     except OSError:
@@ -357,3 +356,18 @@ def create_maildir(path: str, *, owner_of: str = "") -> None:
         # Otherwise another process was faster: rename(2) replaces no folder
         # that has something in it.
     sync(parent)
+
+
+def _give_to_owner(path: str, owner_of: str) -> None:
+    """Give a new Maildir to the owner of the folder `owner_of`, without its files.
+
+    By its descriptor, because this owner may put a link in its place meanwhile.
+    """
+    with OpenFile(path, _FOLDER) as folder:
+        for name in FOLDERS:
+            part = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=folder.descriptor)
+            try:
+                give_to_owner(part, owner_of)
+            finally:
+                os.close(part)
+        give_to_owner(folder.descriptor, owner_of)

@@ -17,6 +17,7 @@ from postcommit import Maildir
 from postcommit import QueuedMailDelivery
 from postcommit.files import OpenFile
 from postcommit.files import give_to_owner
+from postcommit.maildir import create_maildir
 from postcommit.queue.contract import Settlement
 from postcommit.queue.entry import Entry
 from postcommit.queue.mark import adopt
@@ -134,6 +135,30 @@ def test_root_gives_away_no_pipe_that_a_link_leads_to(
     other = str(tmp_path / "pipe")
     os.mkfifo(other)
     children.call(_open_while_it_is_swapped, queue, other)
+    assert os.stat(other).st_uid == 0
+
+
+def _create_while_it_is_swapped(queue: str, other: str) -> None:
+    def swap(event: str, args: tuple[object, ...]) -> None:
+        if event == "os.chown":
+            for building in Path(queue).glob(".maildir-*"):
+                if not building.is_symlink() and building.stat().st_uid == 0:
+                    os.rename(building, f"{queue}/away")
+                    os.symlink(other, building)
+
+    sys.addaudithook(swap)
+    create_maildir(f"{queue}/.Failed", owner_of=queue)
+    assert os.path.exists(f"{queue}/away")
+
+
+def test_root_gives_away_no_folder_that_a_link_leads_to(
+    queue: str, tmp_path: Path
+) -> None:
+    """The owner of the queue replaces the new folder before it is given to him."""
+    other = str(tmp_path / "other")
+    Maildir(other, create=True)
+    children.call(_create_while_it_is_swapped, queue, other)
+    assert owners(other) == {(0, 0)}
     assert os.stat(other).st_uid == 0
 
 
