@@ -257,6 +257,24 @@ def test_when_all_is_done_one_worker_begins_again() -> None:
     assert workers.end()
 
 
+def test_the_feeder_sleeps_while_all_workers_wait() -> None:
+    """For a relay that is slow, or a slot of the rate limit."""
+    due = Due("abc")
+    crew = crew_of(2, due)
+    workers = Workers(crew, 2)
+    crew.call()
+    feeder = waiting(crew)
+    assert workers.has_taken(2)
+    time.sleep(0.2)  # the last review in which something had been taken
+    beats = due.beats
+    feeder.join(0.6)
+    assert feeder.is_alive()
+    assert due.beats - beats <= 1
+    crew.close()
+    assert workers.end()
+    assert is_over(feeder)
+
+
 def test_closing_lets_everybody_go() -> None:
     crew = crew_of(1, Due("a"))
     began: list[int] = []

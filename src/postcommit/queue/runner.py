@@ -62,10 +62,11 @@ _SETTLE_SECONDS = 1.0
 # Least seconds between two looks while a single entry is tried after a pause.
 _PROBE_SECONDS = 1.0
 
-# Seconds between two reviews of the workers: while some of them are not called, and
-# when all are. And the least time that a review looks back on.
+# Seconds between two reviews of the workers: while some of them are not called, when
+# all are, and when all of them wait. And the least time that a review looks back on.
 REVIEW_SECONDS = 0.005
 _SELDOM_SECONDS = 0.05
+_WAITING_SECONDS = 1.0
 _PERIOD = 0.02
 
 # If the workers take this many entries per second, they do not wait for the relay. If
@@ -477,8 +478,10 @@ class Crew:
                     return
                 seconds = BEAT_SECONDS
                 if self._is_work and self._workers > 1:
-                    all_called = self.called == self._workers
-                    seconds = _SELDOM_SECONDS if all_called else REVIEW_SECONDS
+                    seconds = REVIEW_SECONDS
+                    if self.called == self._workers:
+                        has_gone_on = self._taken > self._reviewed[2]
+                        seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
                 self._feeder.wait(seconds)
             self.review()
             self._consumer.beat()
