@@ -320,11 +320,15 @@ class Drain:
         with self._running():
             while not self._stopping:
                 self._sweep()
-                if self._breaker.state is not CircuitState.OPEN:
+                # Asked once: a pause that ends now must not be taken for none below.
+                # One that begins later rings, so that `wait` returns at once.
+                if self._breaker.state is CircuitState.OPEN:
+                    self._consumer.wait(self._breaker.seconds_left())
+                else:
                     self._breaker.skipped = frozenset()  # they are tried again
                     self._crew.call()
                     self._crew.wait(until_idle=False)
-                self._consumer.wait(self._seconds_to_sleep())
+                    self._consumer.wait(self._seconds_to_sleep())
 
     def once(self) -> Tally:
         """Try once all that is due; end early if the relay is in trouble."""
@@ -373,18 +377,16 @@ class Drain:
 
     def _seconds_to_sleep(self) -> float:
         try:
-            if self._breaker.state is not CircuitState.OPEN:
-                polling = self._pace.polling_seconds
-                wait = min(polling, self._consumer.seconds_to_wait())
-                if self._settler.unsettled:
-                    wait = min(wait, _SETTLE_SECONDS)
-                if self._breaker.is_probed:
-                    # What is due waits for the outcome, which may take long and rings.
-                    wait = max(wait, min(polling, _PROBE_SECONDS))
-                return wait
+            wait = min(self._pace.polling_seconds, self._consumer.seconds_to_wait())
         except QueueError as error:
             self._breaker.failed(error)
-        return self._breaker.seconds_left()
+            return self._breaker.seconds_left()
+        if self._settler.unsettled:
+            wait = min(wait, _SETTLE_SECONDS)
+        if self._breaker.is_probed:
+            # What is due waits for the outcome, which may take long and rings.
+            wait = max(wait, min(self._pace.polling_seconds, _PROBE_SECONDS))
+        return wait
 
     def _sweep(self) -> None:
         if time.monotonic() >= self._next_sweep:
