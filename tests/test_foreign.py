@@ -321,6 +321,36 @@ def test_what_a_mailer_of_ours_has_announced_is_not_announced_again(
     ]
 
 
+@pytest.mark.parametrize("interrupt", [SystemExit, KeyboardInterrupt])
+def test_an_interrupt_in_a_subscriber_does_not_have_a_message_sent_again(
+    queue: Queue, interrupt: type[BaseException]
+) -> None:
+    def fail(event: Any) -> None:
+        raise interrupt
+
+    inner = RecordingMailer(notify=fail)
+    queue.send(ANN)
+    tally = queue.flush(DelegatingMailer(inner))
+    assert (tally, len(inner.outbox)) == (Tally(1, 0), 1)
+    assert queue.files() == {}
+
+
+def test_an_interrupt_in_a_subscriber_is_not_another_outcome() -> None:
+    events: list[Any] = []
+
+    def fail(event: Any) -> None:
+        events.append(event)
+        raise SystemExit
+
+    manager = TransactionManager()
+    mailer: Any = DelegatingMailer(RecordingMailer(notify=fail))
+    delivery = DirectMailDelivery(mailer, transaction_manager=manager)
+    delivery.send("me@x.org", ANN, message(1))
+    with pytest.raises(SystemExit):
+        manager.commit()
+    assert [event.recipients for event in events] == [(ANN,)]
+
+
 def test_an_outcome_that_changes_after_that_is_announced(tmp_path: Path) -> None:
     """A queue gives up what the mailer has announced as deferred."""
     events: list[Any] = []
