@@ -56,7 +56,7 @@ def pipeline_of(mailer: IMailer) -> Pipeline:
     # A wrapper with ``__getattr__`` has the pipeline of the mailer that it wraps, which
     # would bypass its own ``send()``. So the type is asked.
     if not hasattr(type(mailer), "pipeline"):
-        return OneByOne(lambda mail: _send(mailer, mail))
+        return _Sending(lambda mail: _send(mailer, mail))
     pipeline = cast(IPipelineMailer, mailer).pipeline()
     return pipeline if isinstance(pipeline, Pipeline) else _Checked(mailer, pipeline)
 
@@ -68,6 +68,20 @@ def notify_of(mailer: IMailer) -> Notify:
     """
     notify: Notify = _attribute(mailer, "notify", zope.event.notify)
     return notify
+
+
+class _Sending(OneByOne):
+    """A pipeline around the ``send()`` of a mailer."""
+
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        try:
+            super().offer(mail, key)
+        except BaseException as interrupt:
+            # It came in a subscriber of a mailer of ours, to which this one delegates.
+            report = getattr(interrupt, "report", None)
+            if report is not None:
+                self._reports.append((key, accounting_for(report, mail)))
+            raise
 
 
 class _Checked(Pipeline):

@@ -97,9 +97,13 @@ class BaseMailer(ABC):
         report = self._transmit(compose(fromaddr, toaddrs, message))
         manager = None if is_in_use(transaction.manager) else transaction.manager
         interrupt = announce(report, self.notify, manager)
+        report = replace(report, announced=True)
         if interrupt is not None:
+            # For the pipeline around a mailer that delegates to this one. The message
+            # must not be sent again because its report was lost.
+            interrupt.report = report  # type: ignore[attr-defined]
             raise interrupt
-        return replace(report, announced=True)
+        return report
 
     def pipeline(self) -> Pipeline:
         """Return a pipeline that transmits one message after the other.
