@@ -339,6 +339,26 @@ def test_what_is_avoided_may_be_deferred_meanwhile(queue: Queue) -> None:
     assert queue.scan.seconds_to_wait() == pytest.approx(60)
 
 
+def test_when_an_avoided_entry_is_due_is_known(queue: Queue) -> None:
+    queue.deferred("1", NOW + 60)
+    assert queue.scan.next({"1"}) is None
+    assert queue.scan.seconds_to_wait() == pytest.approx(60)
+
+
+def test_during_a_look_it_is_not_forgotten_when_entries_are_due(queue: Queue) -> None:
+    """Another thread asks while one looks, and is not woken at the end of the look."""
+    later = queue.deferred("2", NOW + 60)
+    assert queue.due() == []
+    queue.deferred("1", NOW)
+    queue.rest()
+    assert queue.scan.next() == str(queue.path / "cur/1")
+    assert queue.scan.seconds_to_wait() <= 60
+    os.unlink(later)
+    queue.settle()
+    assert queue.due() == []
+    assert queue.scan.seconds_to_wait() == math.inf
+
+
 def test_what_was_released_comes_next_unless_it_is_avoided(queue: Queue) -> None:
     for name in ("1", "2"):
         queue.new(name)

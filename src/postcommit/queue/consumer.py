@@ -287,7 +287,9 @@ class Scan:
         self._clock = clock
         self._monotonic = monotonic
         self._seen: dict[str, float | None] = {"new": None, "cur": None}
-        self._next_due = math.inf
+        # The first time at which an entry is due, as far as it was noted since the last
+        # pass over the deferred ones began; and the one noted before, until that ends.
+        self._next_due = self._last_due = math.inf
         self._lock = threading.Lock()  # around what is read and then set
         self._not_before = -math.inf
         self._is_put_off = False
@@ -330,14 +332,17 @@ class Scan:
 
     def _begin(self) -> None:
         self.looks += 1
-        is_one_due = self._next_due < math.inf and not self._wait(self._next_due)
+        due = min(self._next_due, self._last_due)
+        is_one_due = due < math.inf and not self._wait(due)
         is_worth = self._has_changed("cur") or is_one_due
         # Nobody rings again when the rest is over.
         self._is_put_off = is_worth and self._monotonic() < self._not_before
         if self._is_put_off:
             self._seen["cur"] = None
         elif is_worth:
-            self._next_due = math.inf
+            with self._lock:
+                self._last_due = min(self._next_due, self._last_due)
+                self._next_due = math.inf
             self._passes.append(_Pass(self._maildir, "cur"))
         self._look_for_new()
 
@@ -368,13 +373,14 @@ class Scan:
             if path is None:
                 self._passes.pop()
                 if this.is_deferred:
+                    self._last_due = math.inf
                     self._not_before = self._monotonic() + this.count * _REST_FOR_EACH
-            elif avoid and stem(path) in avoid:
-                self._avoided[stem(path)] = path
             elif not this.is_deferred or self._is_due(path):
-                if self._avoided:
-                    self._avoided.pop(stem(path), None)
-                return path
+                if not (avoid and stem(path) in avoid):
+                    if self._avoided:
+                        self._avoided.pop(stem(path), None)
+                    return path
+                self._avoided[stem(path)] = path
         for name, path in list(self._avoided.items()):
             if name not in avoid and not self.is_stopped:
                 del self._avoided[name]
@@ -433,9 +439,9 @@ class Scan:
         rest = max(0.0, self._not_before - self._monotonic())
         if self._is_put_off:
             return rest
-        if self._next_due == math.inf:
-            return math.inf
-        return max(self._wait(self._next_due), rest)
+        with self._lock:
+            due = min(self._next_due, self._last_due)
+        return math.inf if due == math.inf else max(self._wait(due), rest)
 
     def _wait(self, due: float) -> float:
         return self._schedule.seconds_until(due, self._clock())
