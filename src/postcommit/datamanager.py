@@ -18,9 +18,6 @@ phase          call                    next phase     effect
 ``PREPARED``   abort, in doubt         ``ENDED``      `abandon`
 ``FINISHING``  abort                   ``ENDED``      `abandon`
 ``ENDED``      abort                   ``ENDED``      nothing
-any            ``fork``, in the child  ``FORKED``
-``FORKED``     ``tpc_vote``            ``FORKED``     raises `ForkedError`
-``FORKED``     anything else           ``FORKED``     nothing
 =============  ======================  =============  =============================
 
 Here abort means both ``abort`` and ``tpc_abort``. `transaction` calls them in any
@@ -40,11 +37,13 @@ whether it has. An ordinary exception in that moment comes from the resource tha
 could not finish, so it counts as an abort.
 
 A child process that is forked while the transaction runs gets a copy of all this, but
-the items belong to its parent. The copy does nothing with them.
+the items belong to its parent. The vote of the copy raises `ForkedError`, and all other
+calls do nothing.
 """
 from __future__ import annotations
 
 import enum
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +54,6 @@ from transaction.interfaces import ITransaction
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
-from postcommit import forks
 from postcommit.errors import ForkedError
 from postcommit.interfaces import IBatch
 
@@ -69,7 +67,6 @@ class Phase(enum.Enum):
     PREPARED = "prepared"
     FINISHING = "finishing"
     ENDED = "ended"
-    FORKED = "forked"
 
 
 @implementer(ISavepointDataManager)
@@ -95,10 +92,12 @@ class DataManager:
         self.items: list[Any] = []
         self._phase = Phase.JOINED
         self.transaction_manager = transaction_manager
-        forks.register(self, DataManager._after_fork)
+        self._process = os.getpid()
 
-    def _after_fork(self) -> None:
-        self._phase = Phase.FORKED
+    @property
+    def _is_copy(self) -> bool:
+        """Whether this is the copy of a forked child."""
+        return os.getpid() != self._process
 
     @classmethod
     def of(
@@ -117,7 +116,11 @@ class DataManager:
         except KeyError:
             found = None
         # Other data belongs to an object that was deleted and had the same id().
-        if isinstance(found, cls) and found._phase is Phase.JOINED:
+        if (
+            isinstance(found, cls)
+            and found._phase is Phase.JOINED
+            and not found._is_copy
+        ):
             return found
         return cls(owner, make_batch(), transaction, transaction_manager)
 
@@ -147,7 +150,7 @@ class DataManager:
 
     def _rollback(self, count: int) -> None:
         """Discard all items but the first `count`."""
-        if self._phase is Phase.JOINED:
+        if self._phase is Phase.JOINED and not self._is_copy:
             # The list is cut last: after an interrupt, the abort discards them again.
             self._batch.discard(self.items[count:])
             del self.items[count:]
@@ -160,7 +163,7 @@ class DataManager:
 
     def tpc_vote(self, transaction: ITransaction) -> None:
         """Prepare the items; raise to refuse the commit."""
-        if self._phase is Phase.FORKED:
+        if self._is_copy:
             raise ForkedError("the transaction is that of the parent process")
         # Only a private attribute says whether other resources take part. If it is
         # missing, or names another one (which may drive us), there may be others.
@@ -171,7 +174,7 @@ class DataManager:
 
     def tpc_finish(self, transaction: ITransaction) -> None:
         """Publish the items."""
-        if self._phase is Phase.FORKED:
+        if self._is_copy:
             return
         # The phase comes first: whatever is interrupted from here on, the other
         # resources have committed, and the `tpc_abort` that follows must not discard.
@@ -193,6 +196,8 @@ class DataManager:
 
     def abort(self, transaction: ITransaction) -> None:
         """Discard the items, or what the table of the module says; in any phase."""
+        if self._is_copy:
+            return
         if self._phase is Phase.PREPARED and _is_decided(transaction):
             self.tpc_finish(transaction)
         elif self._phase is Phase.FINISHING or (

@@ -411,7 +411,7 @@ class Drain:
                     # A mailer that breaks its contract must not end the loop, nor this
                     # thread, whatever it raises.
                     self._breaker.failed(error, since)
-                    is_more = self._breaker.state is CircuitState.CLOSED
+                    is_more = self._breaker.state is not CircuitState.OPEN
                     log.exception("%s: a worker failed", self._name)
                 finally:
                     self._crew.done(call, is_more)
