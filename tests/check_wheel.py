@@ -14,7 +14,7 @@ from pathlib import Path
 
 # These want an extra, or pytest.
 EXTRAS = (
-    "postcommit.demo",
+    "postcommit._cli.demo",
     "postcommit.pyramid",
     "postcommit.testing.plugin",
     "postcommit.zcml",

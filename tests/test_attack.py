@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from postcommit._mail.message import compose
+from postcommit._smtp.sevenbit import to_seven_bits
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
-from postcommit.message import compose
-from postcommit.smtp.sevenbit import to_seven_bits
 
 
 EVE = "eve@evil.example"

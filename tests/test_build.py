@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from postcommit.build import build
-from postcommit.build import consistent
+from postcommit._build import build
+from postcommit._build import consistent
+from postcommit._config.options import Given
 from postcommit.errors import OptionError
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
-from postcommit.options import Given
 from postcommit.testing import RecordingMailer
 
 

@@ -32,6 +32,10 @@ from postcommit import MailSentEvent
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from postcommit._mail.message import message_id_of
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Reply
+from postcommit._maildir.store import Store
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
@@ -47,10 +51,6 @@ from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
-from postcommit.message import message_id_of
-from postcommit.queue.store import Store
-from postcommit.report import DeliveryReport
-from postcommit.report import Reply
 from tests.support import children
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges

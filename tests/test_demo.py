@@ -20,19 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import zope.event
 
-from postcommit.cli import main
-from postcommit.demo import story
-from postcommit.demo.relay import EmbeddedRelay
-from postcommit.demo.stage import LOGGERS
-from postcommit.demo.stage import Events
-from postcommit.demo.stage import TimelineLog
-from postcommit.demo.timeline import Timeline
+from postcommit._cli.demo import story
+from postcommit._cli.demo.relay import EmbeddedRelay
+from postcommit._cli.demo.stage import LOGGERS
+from postcommit._cli.demo.stage import Events
+from postcommit._cli.demo.stage import TimelineLog
+from postcommit._cli.demo.timeline import Timeline
+from postcommit._cli.main import main
 
 
 DEMO = [
     sys.executable,
     "-c",
-    "import sys; from postcommit.cli import main; sys.exit(main(['demo']))",
+    "import sys; from postcommit._cli.main import main; sys.exit(main(['demo']))",
 ]
 LIMIT = 15.0
 
@@ -165,7 +165,10 @@ def test_status_1_when_something_went_wrong(monkeypatch, capsys):
 
 def test_without_aiosmtpd(monkeypatch, capsys):
     for name in list(sys.modules):
-        if name.startswith("postcommit.demo.") or name.partition(".")[0] == "aiosmtpd":
+        if (
+            name.startswith("postcommit._cli.demo.")
+            or name.partition(".")[0] == "aiosmtpd"
+        ):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "aiosmtpd", None)
     assert main(["demo"]) == 2
@@ -176,9 +179,9 @@ def test_without_aiosmtpd(monkeypatch, capsys):
 
 
 def test_another_module_that_is_missing_is_not_taken_for_it(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "postcommit.demo.story", None)
+    monkeypatch.setitem(sys.modules, "postcommit._cli.demo.story", None)
     assert main(["demo"]) == 2
-    assert "postcommit.demo.story" in capsys.readouterr().err
+    assert "postcommit._cli.demo.story" in capsys.readouterr().err
 
 
 def begun(folder):
@@ -291,8 +294,8 @@ def test_other_events_are_none_of_ours():
     ("name", "level", "told"),
     [
         ("postcommit.event", logging.ERROR, ""),
-        ("postcommit.queue.runner", logging.INFO, ""),
-        ("postcommit.queue.runner", logging.ERROR, "log      something is wrong"),
+        ("postcommit.drain.runner", logging.INFO, ""),
+        ("postcommit.drain.runner", logging.ERROR, "log      something is wrong"),
     ],
 )
 def test_the_log_is_told_where_events_do_not(name, level, told):

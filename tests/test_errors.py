@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from postcommit import errors
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Reply
 from postcommit.errors import AddressError
 from postcommit.errors import AddressTypeError
 from postcommit.errors import ConfigError
@@ -30,8 +32,6 @@ from postcommit.errors import QueueError
 from postcommit.errors import RelayError
 from postcommit.errors import shown
 from postcommit.interfaces import Status
-from postcommit.report import DeliveryReport
-from postcommit.report import Reply
 
 
 CLASSES = [

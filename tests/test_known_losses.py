@@ -33,11 +33,11 @@ from postcommit import MailSentEvent
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from postcommit._maildir.entry import parse_entry
 from postcommit.errors import AddressError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Tally
-from postcommit.queue.entry import parse_entry
 from tests.support import children
 from tests.support.certificates import Authority
 from tests.support.faults import full_disk
@@ -402,7 +402,7 @@ def test_row_14_a_damaged_file_is_a_dead_letter_and_the_queue_goes_on(
 def test_row_15_tls_is_as_the_zcml_file_has_it() -> None:
     """`implicit_tls` arrived in the place of `no_tls`, and TLS was off.
 
-    ``tests/test_every_option.py`` walks every attribute of every directive.
+    ``tests/config/test_every_option.py`` walks every attribute of every directive.
     """
     modes = {"implicit_tls": "implicit", "force_tls": "starttls", "no_tls": "none"}
     directives = "".join(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from postcommit.log import Log
+from postcommit._log import Log
 
 
 NAME = "postcommit.test_log"

@@ -9,14 +9,14 @@ import pytest
 from zope.schema import getFieldsInOrder
 
 from postcommit import SMTPMailer
+from postcommit._config.legacy import PYRAMID_MAILER
+from postcommit._mailers.file import FileMailer
+from postcommit._mailers.sendmail import SendmailMailer
 from postcommit.errors import OptionError
-from postcommit.filemailer import FileMailer
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
-from postcommit.legacy import PYRAMID_MAILER
 from postcommit.pyramid import _KNOWN
 from postcommit.pyramid import MailSettings
-from postcommit.smtp.sendmail import SendmailMailer
 
 
 def settings(**given: Any) -> MailSettings:

@@ -17,7 +17,7 @@ from ZODB.DB import DB
 from zope.component.testing import PlacelessSetup
 from zope.schema.interfaces import IField
 
-from postcommit.event import MailRejectedEvent
+from postcommit._transaction.event import MailRejectedEvent
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer

@@ -20,24 +20,24 @@ from zope.configuration import xmlconfig
 from zope.schema import Object
 from zope.schema import getFieldNamesInOrder
 
-from postcommit import cli
-from postcommit.build import build
-from postcommit.commands.configuration import Configuration
-from postcommit.delivery import DirectMailDelivery
-from postcommit.delivery import QueuedMailDelivery
+from postcommit._build import build
+from postcommit._cli import main as cli
+from postcommit._cli.configuration import Configuration
+from postcommit._config.options import Given
+from postcommit._config.options import fields_of
+from postcommit._delivery import DirectMailDelivery
+from postcommit._delivery import QueuedMailDelivery
+from postcommit._maildir.maildir import Maildir
+from postcommit._mailers.file import FileMailer
+from postcommit._mailers.sendmail import SendmailMailer
+from postcommit._processor import QueueProcessor
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
 from postcommit.errors import masked
-from postcommit.filemailer import FileMailer
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
-from postcommit.maildir import Maildir
-from postcommit.options import Given
-from postcommit.options import fields_of
-from postcommit.queue.runner import QueueProcessor
-from postcommit.smtp.mailer import SMTPMailer
-from postcommit.smtp.sendmail import SendmailMailer
 from postcommit.testing import RecordingMailer
 
 

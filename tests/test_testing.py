@@ -447,7 +447,7 @@ def test_pytest_finds_the_fixture_by_itself(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import sys\n"
         "def test_it(request):\n"
-        "    assert 'postcommit.delivery' not in sys.modules\n"
+        "    assert 'postcommit._delivery' not in sys.modules\n"
         "    assert request.getfixturevalue('mail_outbox') == []\n"
     )
     subprocess.run(

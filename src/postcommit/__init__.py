@@ -11,29 +11,33 @@ from typing import Any
 
 
 if TYPE_CHECKING:
-    from postcommit.delivery import DirectMailDelivery
-    from postcommit.delivery import QueuedMailDelivery
-    from postcommit.event import MailDeferredEvent
-    from postcommit.event import MailErrorEvent
-    from postcommit.event import MailRejectedEvent
-    from postcommit.event import MailSentEvent
-    from postcommit.event import MailUncertainEvent
-    from postcommit.maildir import Maildir
-    from postcommit.queue.runner import QueueProcessor
-    from postcommit.smtp.mailer import SMTPMailer
+    from postcommit._delivery import DirectMailDelivery
+    from postcommit._delivery import QueuedMailDelivery
+    from postcommit._maildir.maildir import Maildir
+    from postcommit._mailers.file import FileMailer
+    from postcommit._mailers.sendmail import SendmailMailer
+    from postcommit._processor import QueueProcessor
+    from postcommit._smtp.mailer import SMTPMailer
+    from postcommit._transaction.event import MailDeferredEvent
+    from postcommit._transaction.event import MailErrorEvent
+    from postcommit._transaction.event import MailRejectedEvent
+    from postcommit._transaction.event import MailSentEvent
+    from postcommit._transaction.event import MailUncertainEvent
 
 
 _HOMES = {
-    "DirectMailDelivery": "postcommit.delivery",
-    "QueuedMailDelivery": "postcommit.delivery",
-    "MailDeferredEvent": "postcommit.event",
-    "MailErrorEvent": "postcommit.event",
-    "MailRejectedEvent": "postcommit.event",
-    "MailUncertainEvent": "postcommit.event",
-    "MailSentEvent": "postcommit.event",
-    "Maildir": "postcommit.maildir",
-    "QueueProcessor": "postcommit.queue.runner",
-    "SMTPMailer": "postcommit.smtp.mailer",
+    "DirectMailDelivery": "postcommit._delivery",
+    "QueuedMailDelivery": "postcommit._delivery",
+    "MailDeferredEvent": "postcommit._transaction.event",
+    "MailErrorEvent": "postcommit._transaction.event",
+    "MailRejectedEvent": "postcommit._transaction.event",
+    "MailUncertainEvent": "postcommit._transaction.event",
+    "MailSentEvent": "postcommit._transaction.event",
+    "Maildir": "postcommit._maildir.maildir",
+    "QueueProcessor": "postcommit._processor",
+    "SendmailMailer": "postcommit._mailers.sendmail",
+    "FileMailer": "postcommit._mailers.file",
+    "SMTPMailer": "postcommit._smtp.mailer",
 }
 
 __all__ = [
@@ -41,6 +45,8 @@ __all__ = [
     "QueuedMailDelivery",
     "QueueProcessor",
     "SMTPMailer",
+    "FileMailer",
+    "SendmailMailer",
     "Maildir",
     "MailSentEvent",
     "MailErrorEvent",

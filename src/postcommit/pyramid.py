@@ -41,8 +41,13 @@ from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.threadlocal import manager as threadlocals
 
-from postcommit.build import MAILERS
-from postcommit.build import build
+from postcommit._build import MAILERS
+from postcommit._build import build
+from postcommit._config.options import Given
+from postcommit._config.options import fields_of
+from postcommit._config.options import truth
+from postcommit._config.sources import from_settings
+from postcommit._maildir.mark import check_queue_path
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import masked
@@ -51,14 +56,9 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
-from postcommit.options import Given
-from postcommit.options import fields_of
-from postcommit.options import truth
-from postcommit.queue.mark import check_queue_path
-from postcommit.sources import from_settings
 
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("postcommit.pyramid")
 
 # Keys of the registry: the `MailSettings`, and the `_Starter`.
 _SETTINGS = "postcommit.settings"

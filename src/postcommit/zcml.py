@@ -26,8 +26,12 @@ from zope.schema import TextLine
 from zope.schema.interfaces import IFromUnicode
 from zope.schema.interfaces import InvalidValue
 
-from postcommit import legacy
-from postcommit.build import build
+from postcommit._build import build
+from postcommit._config import legacy
+from postcommit._config.options import Given
+from postcommit._config.options import fields_of
+from postcommit._config.options import parsed
+from postcommit._maildir.mark import check_queue_path
 from postcommit.errors import OptionError
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFileMailer
@@ -39,10 +43,6 @@ from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import _
 from postcommit.interfaces import is_path
-from postcommit.options import Given
-from postcommit.options import fields_of
-from postcommit.options import parsed
-from postcommit.queue.mark import check_queue_path
 
 
 # Order of the actions that start threads: after all other configuration.

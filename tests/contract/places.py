@@ -13,11 +13,11 @@ from typing import Any
 from typing import NamedTuple
 from typing import Protocol
 
-from postcommit.message import message_id_of
-from postcommit.queue.contract import IConsumer
-from postcommit.queue.contract import IQueue
-from postcommit.queue.entry import parse_entry
-from postcommit.queue.store import Store
+from postcommit._drain.contract import IConsumer
+from postcommit._drain.contract import IQueue
+from postcommit._mail.message import message_id_of
+from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.store import Store
 
 
 class Seen(NamedTuple):

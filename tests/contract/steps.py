@@ -7,11 +7,11 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from postcommit.message import message_id_of
-from postcommit.queue.contract import IConsumer
-from postcommit.queue.contract import IQueue
-from postcommit.queue.entry import Entry
-from postcommit.queue.schedule import Schedule
+from postcommit._drain.contract import IConsumer
+from postcommit._drain.contract import IQueue
+from postcommit._drain.schedule import Schedule
+from postcommit._mail.entry import Entry
+from postcommit._mail.message import message_id_of
 from tests.support.transactions import mail
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
-from postcommit.message import message_id_of
-from postcommit.queue.contract import Settlement
+from postcommit._drain.contract import Settlement
+from postcommit._mail.message import message_id_of
 from tests.contract.places import Place
 from tests.contract.steps import ANN
 from tests.contract.steps import consume

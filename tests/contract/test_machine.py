@@ -19,10 +19,10 @@ from hypothesis.stateful import invariant
 from hypothesis.stateful import precondition
 from hypothesis.stateful import rule
 
-from postcommit.message import message_id_of
-from postcommit.queue.contract import IConsumer
-from postcommit.queue.contract import Settled
-from postcommit.queue.contract import Settlement
+from postcommit._drain.contract import IConsumer
+from postcommit._drain.contract import Settled
+from postcommit._drain.contract import Settlement
+from postcommit._mail.message import message_id_of
 from tests.contract.places import PLACES
 from tests.contract.places import Look
 from tests.contract.places import Place

@@ -14,14 +14,14 @@ from collections.abc import Callable
 import pytest
 from zope.interface.verify import verifyObject
 
+from postcommit._drain.contract import IClaim
+from postcommit._drain.contract import IConsumer
+from postcommit._drain.contract import IQueue
+from postcommit._drain.contract import Settled
+from postcommit._drain.contract import Settlement
+from postcommit._drain.contract import Terms
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
-from postcommit.queue.contract import IClaim
-from postcommit.queue.contract import IConsumer
-from postcommit.queue.contract import IQueue
-from postcommit.queue.contract import Settled
-from postcommit.queue.contract import Settlement
-from postcommit.queue.contract import Terms
 from tests.contract.places import Look
 from tests.contract.places import Place
 from tests.contract.places import Seen

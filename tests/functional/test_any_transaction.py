@@ -22,7 +22,7 @@ from tests.support.transactions import mail
 
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
-from postcommit.message import message_id_of
+from postcommit._mail.message import message_id_of
 
 
 KINDS = ("queued", "direct")

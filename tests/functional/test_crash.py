@@ -21,9 +21,9 @@ from tests.support.smtpd import ScriptedRelay
 from tests.support.zygote import Fate
 from tests.support.zygote import Zygote
 
-from postcommit.queue.staging import is_prepared
-from postcommit.queue.store import Claim
-from postcommit.queue.store import Store
+from postcommit._maildir.staging import is_prepared
+from postcommit._maildir.store import Claim
+from postcommit._maildir.store import Store
 
 
 log = logging.getLogger(__name__)

@@ -34,12 +34,12 @@ from tests.support.troubled import Hearing
 from tests.support.troubled import drain_without_descriptors
 
 from postcommit import QueueProcessor
+from postcommit._drain import breaker
+from postcommit._mail.message import message_id_of
+from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.staging import is_prepared
+from postcommit._maildir.store import Store
 from postcommit.errors import QueueError
-from postcommit.message import message_id_of
-from postcommit.queue import breaker
-from postcommit.queue.entry import parse_entry
-from postcommit.queue.staging import is_prepared
-from postcommit.queue.store import Store
 
 
 FAULTS = int(os.environ.get("POSTCOMMIT_FAULTS", "40"))

@@ -23,9 +23,9 @@ from tests.support.mailers import ScriptedPipelineMailer
 
 import postcommit
 from postcommit import QueueProcessor
-from postcommit.files import FileLock
-from postcommit.message import message_id_of
-from postcommit.queue.store import Store
+from postcommit._mail.message import message_id_of
+from postcommit._maildir.files import FileLock
+from postcommit._maildir.store import Store
 
 
 # Python ignores what is raised by an object that goes.

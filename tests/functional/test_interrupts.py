@@ -35,8 +35,8 @@ from transaction import TransactionManager
 import postcommit
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
-from postcommit.message import message_id_of
-from postcommit.queue.store import Store
+from postcommit._mail.message import message_id_of
+from postcommit._maildir.store import Store
 
 
 # Python ignores what a destructor raises.
@@ -392,7 +392,7 @@ def test_a_direct_delivery_that_is_interrupted_leaves_a_trace(
         case.abort()
         assert len(set(case.sent)) == len(case.sent), "sent twice"
         if case.has_committed:
-            # `postcommit.log` goes on after an error in the log, such as MemoryError.
+            # `postcommit._log` goes on after an error in the log, such as MemoryError.
             traces = caplog.text + "".join(f"<{n}> to b@example.org" for n in case.sent)
             assert all(f"<{name}> to b@example.org" in traces for name in case.ids)
             decided += 1

@@ -17,10 +17,10 @@ import pytest
 from tests.functional.test_pages import blocks
 from tests.support.queues import write
 
-from postcommit.cli import main
-from postcommit.queue.presence import Bell
-from postcommit.queue.presence import PauseNote
-from postcommit.queue.store import Store
+from postcommit._cli.main import main
+from postcommit._maildir.presence import Bell
+from postcommit._maildir.presence import PauseNote
+from postcommit._maildir.store import Store
 
 
 QUEUE, PAUSED = "/var/spool/shop", "/var/spool/news"

@@ -29,8 +29,8 @@ from tests.support.service import eventually
 from tests.support.terminal import on_terminal
 
 from postcommit import QueuedMailDelivery
+from postcommit._maildir.store import Store
 from postcommit.errors import QueueError
-from postcommit.queue.store import Store
 
 
 ANN, NOBODY = "ann@example.org", "nobody@example.org"

@@ -24,10 +24,10 @@ from transaction import TransactionManager
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from postcommit._drain.breaker import LONGEST_PAUSE
+from postcommit._mail.message import message_id_of
+from postcommit._maildir.presence import ring
 from postcommit.interfaces import Tally
-from postcommit.message import message_id_of
-from postcommit.queue.breaker import LONGEST_PAUSE
-from postcommit.queue.presence import ring
 from postcommit.testing import FakeClock
 
 

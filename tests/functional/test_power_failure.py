@@ -39,12 +39,12 @@ from tests.support.syscalls import record
 from tests.support.transactions import mail
 
 from postcommit import QueueProcessor
-from postcommit.message import message_id_of
-from postcommit.queue import item
-from postcommit.queue.entry import Entry
-from postcommit.queue.entry import parse_entry
-from postcommit.queue.mending import MaildirOperators
-from postcommit.queue.store import Store
+from postcommit._mail.entry import Entry
+from postcommit._mail.message import message_id_of
+from postcommit._maildir import item
+from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.store import Store
 
 
 log = logging.getLogger(__name__)

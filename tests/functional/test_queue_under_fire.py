@@ -16,7 +16,7 @@ from tests.support.smtpd import ScriptedRelay
 from transaction import TransactionManager
 
 from postcommit import QueuedMailDelivery
-from postcommit.message import message_id_of
+from postcommit._mail.message import message_id_of
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"

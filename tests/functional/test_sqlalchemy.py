@@ -29,7 +29,7 @@ from ZODB.FileStorage import FileStorage
 
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
-from postcommit.queue.store import Store
+from postcommit._maildir.store import Store
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"

@@ -24,12 +24,12 @@ from zope.sendmail.delivery import QueuedMailDelivery as ZopeDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from postcommit._mail.message import message_id_of
+from postcommit._maildir.checking import check
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.store import Store
 from postcommit.interfaces import Tally
-from postcommit.message import message_id_of
-from postcommit.queue.checking import check
-from postcommit.queue.item import EntryState
-from postcommit.queue.mending import MaildirOperators
-from postcommit.queue.store import Store
 
 
 ANN, BOB, SHOP = "ann@example.org", "bob@example.org", "shop@example.org"

@@ -31,8 +31,8 @@ from ZODB.POSException import ConflictError
 from postcommit import DirectMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
+from postcommit._mail.report import Reply
 from postcommit.interfaces import Status
-from postcommit.report import Reply
 from postcommit.testing import RecordingMailer
 
 

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import postcommit
+from postcommit._mail.message import to_crlf
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.interfaces import IDeliveryReport
-from postcommit.message import to_crlf
-from postcommit.smtp.mailer import SMTPMailer
 from tests.fuzzer.plan import Mail
 from tests.fuzzer.plan import Plan
 from tests.fuzzer.relay import Record

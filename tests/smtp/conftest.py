@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from postcommit.smtp.mailer import SMTPMailer
+from postcommit._smtp.mailer import SMTPMailer
 from tests.support.certificates import Authority
 from tests.support.mailers import send_all
 from tests.support.smtpd import ScriptedRelay

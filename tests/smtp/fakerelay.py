@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from postcommit._mail.report import Reply
+from postcommit._mail.report import Stage
+from postcommit._smtp.connection import begun
+from postcommit._smtp.connection import take
 from postcommit.errors import RelayError
-from postcommit.report import Reply
-from postcommit.report import Stage
-from postcommit.smtp.connection import begun
-from postcommit.smtp.connection import take
 from tests.support.mailers import Taken
 
 
@@ -105,7 +105,7 @@ class Relay:
 
 
 class Connection:
-    """One connection to a `Relay`, as `postcommit.smtp.connection.Connection`."""
+    """One connection to a `Relay`, as `postcommit._smtp.connection.Connection`."""
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay

@@ -1,4 +1,4 @@
-"""The picture and the tables of `postcommit.smtp.dialogue` for the page.
+"""The picture and the tables of `postcommit._smtp.dialogue` for the page.
 
 To write them into docs/smtp.rst::
 
@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from postcommit.report import Stage
-from postcommit.smtp.dialogue import LOSSES
-from postcommit.smtp.dialogue import MOVES
-from postcommit.smtp.dialogue import REPLIES
-from postcommit.smtp.dialogue import Fate
-from postcommit.smtp.dialogue import Kind
-from postcommit.smtp.dialogue import Loss
-from postcommit.smtp.dialogue import State
+from postcommit._mail.report import Stage
+from postcommit._smtp.dialogue import LOSSES
+from postcommit._smtp.dialogue import MOVES
+from postcommit._smtp.dialogue import REPLIES
+from postcommit._smtp.dialogue import Fate
+from postcommit._smtp.dialogue import Kind
+from postcommit._smtp.dialogue import Loss
+from postcommit._smtp.dialogue import State
 
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "smtp.rst"

@@ -13,9 +13,9 @@ from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP
 from aiosmtpd.smtp import AuthResult
 
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
-from postcommit.smtp.mailer import SMTPMailer
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B

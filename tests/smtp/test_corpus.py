@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from postcommit.address import on_the_wire
+from postcommit._mail.address import on_the_wire
+from postcommit._smtp.dialogue import complete
+from postcommit._smtp.mailer import SMTPMailer
+from postcommit._smtp.sevenbit import to_seven_bits
 from postcommit.errors import MessageError
-from postcommit.smtp.dialogue import complete
-from postcommit.smtp.mailer import SMTPMailer
-from postcommit.smtp.sevenbit import to_seven_bits
+from tests.mail.test_field import check_lines
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
 from tests.support.mailers import send_all
 from tests.support.smtpd import well_treated
-from tests.test_field import check_lines
 
 
 OURS = sorted((Path(__file__).parent.parent / "corpus").glob("*.eml"))

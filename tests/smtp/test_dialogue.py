@@ -8,22 +8,22 @@ from dataclasses import field
 
 import pytest
 
+from postcommit._mail.report import Reply
+from postcommit._mail.report import Stage
+from postcommit._smtp import dialogue
+from postcommit._smtp.dialogue import LOSSES
+from postcommit._smtp.dialogue import MOVES
+from postcommit._smtp.dialogue import REPLIES
+from postcommit._smtp.dialogue import Account
+from postcommit._smtp.dialogue import Dialogue
+from postcommit._smtp.dialogue import Fate
+from postcommit._smtp.dialogue import Kind
+from postcommit._smtp.dialogue import Loss
+from postcommit._smtp.dialogue import State
+from postcommit._smtp.dialogue import Step
+from postcommit._smtp.dialogue import Transmission
 from postcommit.errors import RelayError
 from postcommit.interfaces import Status
-from postcommit.report import Reply
-from postcommit.report import Stage
-from postcommit.smtp import dialogue
-from postcommit.smtp.dialogue import LOSSES
-from postcommit.smtp.dialogue import MOVES
-from postcommit.smtp.dialogue import REPLIES
-from postcommit.smtp.dialogue import Account
-from postcommit.smtp.dialogue import Dialogue
-from postcommit.smtp.dialogue import Fate
-from postcommit.smtp.dialogue import Kind
-from postcommit.smtp.dialogue import Loss
-from postcommit.smtp.dialogue import State
-from postcommit.smtp.dialogue import Step
-from postcommit.smtp.dialogue import Transmission
 from tests.smtp import fakerelay
 from tests.smtp import picture
 from tests.smtp.messages import SENDER

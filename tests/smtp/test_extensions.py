@@ -9,9 +9,9 @@ from email.policy import SMTP
 
 import pytest
 
+from postcommit._maildir.store import Store
+from postcommit._processor import QueueProcessor
 from postcommit.interfaces import Tally
-from postcommit.queue.runner import QueueProcessor
-from postcommit.queue.store import Store
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
@@ -281,7 +281,7 @@ def test_too_little_memory_for_seven_bits(start, connect, monkeypatch):
     def encode(message):
         raise MemoryError
 
-    monkeypatch.setattr("postcommit.smtp.dialogue.to_seven_bits", encode)
+    monkeypatch.setattr("postcommit._smtp.dialogue.to_seven_bits", encode)
     relay = start(without=["8BITMIME"])
     batch = [(SENDER, [B], data) for data in (MESSAGE, MESSAGE + b"\xff", MESSAGE)]
     reports = list(connect(relay).send_all(batch))

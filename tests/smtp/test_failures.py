@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import pytest
 
+from postcommit._mail.report import Reply
 from postcommit.errors import RelayError
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
-from postcommit.report import Reply
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B

@@ -28,27 +28,27 @@ FIRST = int(os.environ.get("POSTCOMMIT_SEED", "0"))
 # Defects that the oracle has to find: a module, a text in it, and the text instead.
 MUTANTS = {
     "sent although the final dot had no reply": (
-        "smtp/dialogue.py",
+        "_smtp/dialogue.py",
         "account.settle(transmission.indices, Status.UNCERTAIN, ",
         "account.settle(transmission.indices, Status.SENT, ",
     ),
     "outcomes that are void": (
-        "smtp/dialogue.py",
+        "_smtp/dialogue.py",
         "        self.account.reopen(self.indices)\n",
         "",
     ),
     "a rejected recipient is forgotten": (
-        "smtp/dialogue.py",
+        "_smtp/dialogue.py",
         "Outcome(self.recipients[index], status, reply)",
         "Outcome(self.recipients[index], Status.SENT, reply)",
     ),
     "a stray reply is not noticed": (
-        "smtp/pipeline.py",
+        "_smtp/pipeline.py",
         "if stray := connection.stray:\n",
         "if stray := '':\n",
     ),
     "dots are not doubled": (
-        "smtp/dialogue.py",
+        "_smtp/dialogue.py",
         'message.replace(b"\\n.", b"\\n..")',
         "message",
     ),

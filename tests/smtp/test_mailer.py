@@ -11,6 +11,7 @@ from zope.interface.verify import verifyClass
 from zope.interface.verify import verifyObject
 from zope.schema import getFieldsInOrder
 
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import AddressError
 from postcommit.errors import DeliveryError
 from postcommit.errors import MessageTypeError
@@ -19,7 +20,6 @@ from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
 from postcommit.interfaces import ISMTPMailer
-from postcommit.smtp.mailer import SMTPMailer
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from postcommit.smtp.dialogue import Step
-from postcommit.smtp.dialogue import Transmission
+from postcommit._smtp.dialogue import Step
+from postcommit._smtp.dialogue import Transmission
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import C

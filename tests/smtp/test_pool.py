@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from postcommit import forks
+from postcommit import _forks as forks
 from postcommit.errors import RelayError
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER

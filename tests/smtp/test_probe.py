@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from postcommit.smtp.probe import probe
+from postcommit._smtp.probe import probe
 
 
 def server(authority, *names, **options):

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies
 
+from postcommit._mail.report import Reply
+from postcommit._smtp.connection import MAX_REPLY
+from postcommit._smtp.connection import begun
+from postcommit._smtp.connection import extensions_of
+from postcommit._smtp.connection import parse
+from postcommit._smtp.connection import take
 from postcommit.errors import RelayError
-from postcommit.report import Reply
-from postcommit.smtp.connection import MAX_REPLY
-from postcommit.smtp.connection import begun
-from postcommit.smtp.connection import extensions_of
-from postcommit.smtp.connection import parse
-from postcommit.smtp.connection import take
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from postcommit._mail.message import to_crlf
+from postcommit._smtp.sevenbit import to_seven_bits
 from postcommit.errors import MessageError
-from postcommit.message import to_crlf
-from postcommit.smtp.sevenbit import to_seven_bits
-from tests.test_field import check_lines
+from tests.mail.test_field import check_lines
 
 
 UMLAUT = "Müller"

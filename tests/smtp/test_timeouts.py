@@ -8,11 +8,11 @@ from concurrent.futures import wait
 
 import pytest
 
+from postcommit._mail.report import Stage
+from postcommit._smtp.connection import Connection
+from postcommit._smtp.connection import Timeouts
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.interfaces import ISMTPMailer
-from postcommit.report import Stage
-from postcommit.smtp.connection import Connection
-from postcommit.smtp.connection import Timeouts
-from postcommit.smtp.mailer import SMTPMailer
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B

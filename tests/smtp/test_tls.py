@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from postcommit._smtp.connection import Connection
+from postcommit._smtp.mailer import SMTPMailer
+from postcommit._smtp.pipeline import SMTPPipeline
+from postcommit._smtp.tls import TLS
 from postcommit.errors import RelayError
 from postcommit.interfaces import TLSMode
-from postcommit.smtp.connection import Connection
-from postcommit.smtp.mailer import SMTPMailer
-from postcommit.smtp.pipeline import SMTPPipeline
-from postcommit.smtp.tls import TLS
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from postcommit.report import Reply
-from postcommit.smtp.pipeline import SMTPPipeline
+from postcommit._mail.report import Reply
+from postcommit._smtp.pipeline import SMTPPipeline
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import message
 from tests.smtp.messages import told

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies
 
-from postcommit.smtp.connection import _BLOCK
-from postcommit.smtp.dialogue import complete
-from postcommit.smtp.dialogue import stuffed
-from postcommit.smtp.mailer import SMTPMailer
+from postcommit._smtp.connection import _BLOCK
+from postcommit._smtp.dialogue import complete
+from postcommit._smtp.dialogue import stuffed
+from postcommit._smtp.mailer import SMTPMailer
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
@@ -135,7 +135,7 @@ def test_a_re_encoder_that_makes_other_line_ends(wired, monkeypatch):
     """What it returns goes the same way to the wire as any other message."""
     relay, _ = wired
     made = HEADER + b"x\n.\nMAIL FROM:<evil@x>\r.\ry"
-    monkeypatch.setattr("postcommit.smtp.dialogue.to_seven_bits", lambda message: made)
+    monkeypatch.setattr("postcommit._smtp.dialogue.to_seven_bits", lambda message: made)
     monkeypatch.setattr(relay, "extensions", ["SIZE", "PIPELINING"])
     with_another_session = SMTPMailer("127.0.0.1", relay.port, timeout=5)
     relay.messages.clear()

@@ -10,13 +10,13 @@ from operator import sub
 from typing import Any
 from typing import NamedTuple
 
+from postcommit._drain.breaker import Breaker
+from postcommit._drain.contract import IClaim
+from postcommit._drain.schedule import Schedule
+from postcommit._drain.settle import Settler
+from postcommit._drain.worker import Worker
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Tally
-from postcommit.queue.breaker import Breaker
-from postcommit.queue.contract import IClaim
-from postcommit.queue.schedule import Schedule
-from postcommit.queue.settle import Settler
-from postcommit.queue.worker import Worker
 
 
 class Result(NamedTuple):

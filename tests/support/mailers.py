@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 from zope.interface import implementer
 
+from postcommit._mail.message import message_id_of
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
+from postcommit._mail.report import Reply
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IPipeline
 from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
-from postcommit.message import message_id_of
-from postcommit.report import DeliveryReport
-from postcommit.report import Outcome
-from postcommit.report import Reply
 
 
 OK = Reply(250, "2.0.0", "Queued")

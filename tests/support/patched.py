@@ -24,7 +24,7 @@ from transaction import TransactionManager  # noqa: E402
 from postcommit import QueuedMailDelivery  # noqa: E402
 from postcommit import QueueProcessor  # noqa: E402
 from postcommit import SMTPMailer  # noqa: E402
-from postcommit.smtp.sendmail import SendmailMailer  # noqa: E402
+from postcommit._mailers.sendmail import SendmailMailer  # noqa: E402
 from tests.smtp.messages import MESSAGE  # noqa: E402
 from tests.smtp.messages import SENDER  # noqa: E402
 from tests.smtp.messages import B  # noqa: E402

@@ -5,10 +5,10 @@ import os
 import time
 from pathlib import Path
 
-from postcommit.maildir import MaildirMessageWriter
-from postcommit.queue.entry import Entry
-from postcommit.queue.store import Claim
-from postcommit.queue.store import Store
+from postcommit._mail.entry import Entry
+from postcommit._maildir.maildir import MaildirMessageWriter
+from postcommit._maildir.store import Claim
+from postcommit._maildir.store import Store
 
 
 MESSAGE = b"Message-Id: <1@x.org>\nSubject: Teapot\n\nText.\n"

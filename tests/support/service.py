@@ -123,8 +123,8 @@ def eventually(condition: Callable[[], Any]) -> None:
 
 
 if __name__ == "__main__":
-    from postcommit.cli import main
-    from postcommit.commands import output
+    from postcommit._cli import output
+    from postcommit._cli.main import main
 
     # A test does not wait until a search is long.
     output.PATIENCE = float(os.environ.pop("TEST_PATIENCE", output.PATIENCE))

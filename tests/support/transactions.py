@@ -14,14 +14,14 @@ from transaction.interfaces import IDataManager
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
+from postcommit._mail.entry import Entry
+from postcommit._mail.message import message_id_of
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Reply
+from postcommit._maildir.store import Claim
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Status
-from postcommit.message import message_id_of
-from postcommit.queue.entry import Entry
-from postcommit.queue.store import Claim
-from postcommit.report import DeliveryReport
-from postcommit.report import Reply
 
 
 STAGES = ("tpc_begin", "commit", "tpc_vote", "tpc_finish")

@@ -15,9 +15,9 @@ from transaction import TransactionManager
 
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
+from postcommit._drain import breaker
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
-from postcommit.queue import breaker
 from tests.support.outage import Telling
 from tests.support.transactions import mail
 

@@ -14,7 +14,7 @@ import pytest
 # The tests that cannot work under gevent, with the reason.
 UNFIT = {
     "tests/functional": "they start programs, which are not patched",
-    "tests/commands": "they start programs, which are not patched",
+    "tests/cli": "they start programs, which are not patched",
     "tests/test_benchmarks.py": "they start programs, which are not patched",
     "tests/test_demo.py": "they start programs, which are not patched",
     "tests/smtp/test_fuzzer.py": "waits in threads that share time-outs of 0.1 s",
@@ -28,10 +28,10 @@ UNFIT = {
     "tests/smtp/test_tls.py::test_a_fork_while_certificates_are_read": (
         "opening a pipe to read from blocks all greenlets"
     ),
-    "tests/queue/test_runner.py::test_where_there_is_no_thread_to_be_had": (
+    "tests/drain/test_runner.py::test_where_there_is_no_thread_to_be_had": (
         "a greenlet can be had"
     ),
-    "tests/queue/test_presence.py::test_who_sleeps_gives_signs_of_life": (
+    "tests/maildir/test_presence.py::test_who_sleeps_gives_signs_of_life": (
         "its loop does not let other greenlets run"
     ),
 }

@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 
-from postcommit.cli import main
+from postcommit._cli.main import main
 from tests.support.service import PATIENCE
 from tests.support.service import ROOT
 from tests.support.service import environment
@@ -44,7 +44,7 @@ def owners(folder: str) -> set[tuple[int, int]]:
 
 
 def _main(uid: int, argv: list[str]) -> int:
-    for package in ("postcommit.commands", "encodings", "email", "idna"):
+    for package in ("postcommit._cli", "encodings", "email", "idna"):
         folder = import_module(package).__path__
         for module in pkgutil.iter_modules(folder, f"{package}."):
             with suppress(ImportError):

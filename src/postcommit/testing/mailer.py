@@ -9,20 +9,20 @@ from typing import Any
 import zope.event
 from zope.interface import implementer
 
+from postcommit._mail.message import message_id_of
+from postcommit._mail.message import to_crlf
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
+from postcommit._mail.report import Reply
+from postcommit._mail.report import Stage
+from postcommit._mail.report import judge
+from postcommit._mailers.base import BaseMailer
+from postcommit._smtp.connection import parse
 from postcommit.errors import RelayError
 from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
-from postcommit.mailer import BaseMailer
-from postcommit.message import message_id_of
-from postcommit.message import to_crlf
-from postcommit.report import DeliveryReport
-from postcommit.report import Outcome
-from postcommit.report import Reply
-from postcommit.report import Stage
-from postcommit.report import judge
-from postcommit.smtp.connection import parse
 from postcommit.testing.outbox import Mail
 from postcommit.testing.outbox import Outbox
 

@@ -1,0 +1,155 @@
+"""The options of a command: from its arguments, the environment and a file.
+
+The first of these that has an option wins:
+
+1. the command line;
+2. the environment: ``POSTCOMMIT_PORT`` is the option ``port``; the password may
+   also be the file ``password`` in systemd's ``$CREDENTIALS_DIRECTORY``;
+3. the file that ``--config``, or ``POSTCOMMIT_CONFIG``, names;
+4. the default in `postcommit.interfaces`.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from typing import NoReturn
+
+from postcommit._build import build
+from postcommit._build import consistent
+from postcommit._cli import arguments as args
+from postcommit._cli.owner import is_root
+from postcommit._config import sources
+from postcommit._config.options import Given
+from postcommit._config.options import fields_of
+from postcommit._processor import QueueProcessor
+from postcommit._smtp.mailer import SMTPMailer
+from postcommit.errors import OptionError
+from postcommit.errors import RelayError
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import ISMTPMailer
+
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+FORMATS = ("text", "json")
+
+_CHOICES = {"log_level": LEVELS, "log_format": FORMATS}
+
+# Names of the options in an ini file. The environment has `config`, too.
+_KNOWN = (
+    *fields_of(ISMTPMailer),
+    *fields_of(IMailQueueProcessor),
+    "password_file",
+    *_CHOICES,
+)
+
+_INSTEAD = "--password-file, POSTCOMMIT_PASSWORD_FILE or systemd's LoadCredential"
+
+
+def arguments(parser: argparse.ArgumentParser, *, level: str) -> None:
+    """Have `parser` take a relay, and how to log; by default from `level` on."""
+    group = parser.add_argument_group("configuration")
+    told = "ini file with more options, in its section [postcommit]"
+    group.add_argument("--config", metavar="FILE", help=told)
+    told = "file that has the relay's password in its only line"
+    group.add_argument("--password-file", metavar="FILE", help=told)
+    group.add_argument("--password", nargs="?", action=_Refuse, help=argparse.SUPPRESS)
+    args.options_of(parser, "relay", ISMTPMailer)
+    group = parser.add_argument_group("log, on standard error")
+    told = f"least level that is logged (default: {level})"
+    group.add_argument("--log-level", choices=LEVELS, help=told)
+    told = "json: an object in each line (default: text)"
+    group.add_argument("--log-format", choices=FORMATS, help=told)
+
+
+def queue_arguments(parser: argparse.ArgumentParser) -> None:
+    """Have `parser` take a queue and how to drain it."""
+    told = "folder of the queue; the option queue_path elsewhere is the same"
+    parser.add_argument("queue_path", metavar="QUEUE", nargs="?", help=told)
+    told = "create the queue where it is missing; its parent must be there"
+    parser.add_argument("--create", action="store_true", help=told)
+    args.adopt(parser)
+    args.options_of(parser, "processor", IMailQueueProcessor, "queue_path")
+
+
+class _Refuse(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        reason = "everybody on this machine can read a command line"
+        parser.error(f"no password here, {reason}; give it by {_INSTEAD}")
+
+
+class Configuration:
+    """The options that count. Raises `ConfigError`, or OSError for a file."""
+
+    def __init__(
+        self, options: argparse.Namespace, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._given = _collected(options, environ)
+        self._log = {name: self._chosen(name) for name in _CHOICES}
+        self._given = consistent(self._given)
+
+    def _chosen(self, name: str) -> str | None:
+        given = self._given.pop(name, None)
+        if given is None:
+            return None
+        chosen = str(given.value).strip().lower()
+        if chosen not in _CHOICES[name]:
+            raise given.refused(f"must be one of {', '.join(_CHOICES[name])}")
+        return chosen
+
+    def log_level(self, default: str) -> str:
+        return self._log["log_level"] or default
+
+    @property
+    def log_format(self) -> str:
+        return self._log["log_format"] or FORMATS[0]
+
+    @property
+    def queue_path(self) -> str:
+        """The path of the queue. Raises `OptionError` if there is none."""
+        given = self._given.get("queue_path")
+        if given is None:
+            reason = "name the queue, or have queue_path in the file of --config"
+            raise OptionError("queue_path", None, reason)
+        return str(given.value).strip()
+
+    def mailer(self) -> SMTPMailer:
+        """Return the mailer. Raises `OptionError`, with the place of the option."""
+        if "username" in self._given and sources.SECRET not in self._given:
+            reason = f"is needed with a username; give it by {_INSTEAD}"
+            raise OptionError(sources.SECRET, None, reason)
+        mailer: SMTPMailer = build(ISMTPMailer, self._given)
+        if is_root():
+            # The owner of the queue, as whom we run later, may not be allowed to.
+            # If this fails, it fails again with the first connection.
+            with suppress(RelayError):
+                mailer.read_certificates()
+        return mailer
+
+    def processor(self, mailer: IMailer) -> QueueProcessor:
+        """Return a processor of the queue. Raises `OptionError`, as `mailer`."""
+        path = self.queue_path
+        made: QueueProcessor = build(
+            IMailQueueProcessor, self._given, queuePath=path, mailer=mailer
+        )
+        return made
+
+
+def _collected(
+    options: argparse.Namespace, environ: Mapping[str, str]
+) -> dict[str, Given]:
+    """Return the options of all sources, each from the first source that has it."""
+    told = sources.from_arguments(vars(options), _KNOWN)
+    variables = sources.from_environment(environ, (*_KNOWN, "config"))
+    config = variables.pop("config", None)
+    found = {**variables, **told}
+    if sources.SECRET not in found:
+        found |= sources.credentials(environ)
+    path = options.config or (config and config.value)
+    if path:
+        found = {**sources.from_file(path, _KNOWN), **found}
+    # An empty argument is like a missing one, but goes before the other sources.
+    return {name: one for name, one in found.items() if one.value != ""}

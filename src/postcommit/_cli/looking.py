@@ -1,0 +1,519 @@
+"""``list``, ``show``, ``status`` and ``check``: look at a queue, and change nothing."""
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from email.errors import HeaderParseError
+from email.header import decode_header
+from email.header import make_header
+from typing import Any
+
+from postcommit._cli import selection
+from postcommit._cli.output import EXTRA
+from postcommit._cli.output import Column
+from postcommit._cli.output import Table
+from postcommit._cli.output import addresses
+from postcommit._cli.output import coloured
+from postcommit._cli.output import duration
+from postcommit._cli.output import is_terminal
+from postcommit._cli.output import moment
+from postcommit._cli.output import print_json
+from postcommit._cli.output import printable
+from postcommit._cli.output import size
+from postcommit._cli.output import timestamp
+from postcommit._maildir.files import explained
+from postcommit._maildir.item import Details
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import Item
+from postcommit._maildir.item import Reason
+from postcommit._maildir.item import Survey
+from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.presence import Pause
+from postcommit.errors import ItemError
+
+
+_COLUMNS = (
+    Column(selection.ID_TITLE, 12, rank=0),
+    Column("AGE", 6, rank=4, right=True),
+    Column("NEXT", 6, rank=2, right=True),
+    Column("TRIES", 5, rank=5, right=True),
+    Column("SIZE", 5, rank=EXTRA + 1, right=True),
+    Column("FROM", 16, rank=EXTRA),
+    Column("TO", 18, rank=1),
+    Column("LAST REPLY", 20, rank=3, may_be_cut=True),
+)
+
+_COLOURS = {EntryState.FAILED: "red", EntryState.IN_DOUBT: "yellow"}
+
+# Between a line and the one that continues it (RFC 5322, 2.2.3).
+_FOLD = re.compile(r"\r?\n[ \t]+")
+
+_BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
+
+# Seconds without a sign of life, given every ten seconds, after which a processor
+# counts as hanging.
+HANGS_AFTER = 120.0
+
+_START = "'postcommit run' or 'postcommit flush'"
+
+# The metrics, besides the number of entries in each state, and their help texts.
+_GAUGES = {
+    "due": "Entries that are due now.",
+    "due_looked_at": "How many deferred entries were asked when they are due.",
+    "oldest_due_seconds": "For how long the oldest entry is due.",
+    "processor_alive": "Whether a processor of the queue is running.",
+    "heartbeat_seconds": "How long ago a living processor gave a sign of life.",
+    "paused": "Whether relay or disk are in trouble.",
+    "paused_seconds": "For how long it has paused.",
+    "foreign_claims": "Young claims of another library's processor.",
+    "attention": "How many things need somebody's attention.",
+}
+
+# Maximum number of entries in doubt that are listed.
+_MOST_SHOWN = 10
+
+
+# list
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+    text = "print a JSON object for each entry, one a line"
+    parser.add_argument("--json", action="store_true", help=text)
+    text = "show every column whole, also where the terminal is not as wide"
+    parser.add_argument("--wide", action="store_true", help=text)
+    selection.choice(parser, *EntryState, default="all but dead letters")
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the entries as they are found."""
+    queue = selection.operators(options)
+    states = (EntryState.WAITING, EntryState.DEFERRED, EntryState.IN_DOUBT)
+    wanted = selection.chosen(options, *states)
+    with selection.meter(queue, wanted, "found") as meter, Table(
+        _COLUMNS, sys.stdout, wide=options.wide, before=meter.wipe
+    ) as table:
+
+        def step() -> None:
+            meter.step()
+            table.look()
+
+        for read in selection.found(queue, wanted, step):
+            meter.hit()
+            if options.json:
+                meter.wipe()
+                print_json(as_object(read))
+            else:
+                table.row(_row(read, time.time()), _COLOURS.get(read.item.state, ""))
+    if not meter.hits and is_terminal(sys.stdout):
+        has_dead = EntryState.FAILED in wanted.states
+        hint = "" if has_dead else "; --failed lists dead letters"
+        print(f"no entry found{hint}", file=sys.stderr)
+    return 0
+
+
+def _row(read: Details, now: float) -> list[str]:
+    item = read.item
+    accepted = read.changed if item.accepted is None else item.accepted
+    return [
+        item.id,
+        duration(now - accepted),
+        _next(read, now),
+        str(read.attempts),
+        size(read.size),
+        read.sender or "<>",
+        addresses(read.recipients),
+        read.last_reply or read.problem,
+    ]
+
+
+def _next(read: Details, now: float) -> str:
+    if read.due is None:
+        return "in doubt" if read.item.state is EntryState.IN_DOUBT else "never"
+    return "now" if read.due <= now else duration(read.due - now)
+
+
+def as_object(read: Details) -> dict[str, Any]:
+    """Return what JSON has of an entry; what is not known is null."""
+    item = read.item
+    return {
+        "id": item.id,
+        "state": item.state.key,
+        "name": item.name,
+        "path": item.place,
+        "message_id": read.message_id or None,
+        "accepted": timestamp(item.accepted),
+        "due": timestamp(read.due),
+        "attempts": read.attempts,
+        "sender": None if read.problem else read.sender,
+        "recipients": list(read.recipients),
+        "size": read.size,
+        "last_reply": read.last_reply or None,
+        "problem": read.problem or None,
+    }
+
+
+# show
+
+
+def show_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+    text = "its id or the beginning of it, as 'postcommit list' shows it; or the"
+    text += " message id that send() returned, for every entry of that message"
+    parser.add_argument("id", metavar="ID", help=text)
+    form = parser.add_mutually_exclusive_group()
+    text = "write the file as it is, envelope and message"
+    form.add_argument("--raw", action="store_true", help=text)
+    text = "print a JSON object for each entry, one a line"
+    form.add_argument("--json", action="store_true", help=text)
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Print the entry, or each of a message. Raises `ItemError` if it is gone."""
+    queue = selection.operators(options)
+    items = queue.find([options.id])
+    if options.raw:
+        if len(items) > 1:
+            text = ", ".join(item.id for item in items)
+            raise ItemError(options.id, f"has {len(items)} entries, give one: {text}")
+        _copy(queue, items[0])
+        return 0
+    for number, item in enumerate(items):
+        read = queue.details(item)
+        if read is None:
+            raise _gone(item)
+        if options.json:
+            print_json({**as_object(read), "header": _header(read)})
+        else:
+            if number:
+                print()
+            _print_details(read)
+    return 0
+
+
+def _print_details(read: Details) -> None:
+    for title, text in _about(read, time.time()):
+        print(f"{title:<11} {printable(text)}".rstrip())
+    print()
+    for line in _fields(_header(read)):
+        print(printable(line))
+
+
+def _fields(header: str) -> Iterator[str]:
+    """Yield the fields of a header as people read them: unfolded and decoded."""
+    # Only these line ends: a message may have others, which would look like a field.
+    for field in filter(None, re.split("\r?\n", _FOLD.sub(" ", header))):
+        name, colon, value = field.partition(":")
+        yield f"{name}{colon}{_decoded(value)}"
+
+
+def _decoded(value: str) -> str:
+    """Decode the encoded words in a field (RFC 2047); as it is if that fails."""
+    if "=?" not in value:
+        return value
+    try:
+        return " " + str(make_header(decode_header(value))).strip()
+    except (HeaderParseError, LookupError, ValueError):
+        return value
+
+
+def _copy(queue: MaildirOperators, item: Item) -> None:
+    sys.stdout.flush()
+    with explained(item.place, "read the entry"):
+        try:
+            file = queue.open(item)
+        except FileNotFoundError as error:
+            raise _gone(item) from error
+    with file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+def _gone(item: Item) -> ItemError:
+    return ItemError(item.id, "is gone: it was sent, or deleted, just now")
+
+
+def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
+    item = read.item
+    yield "id", item.id
+    yield "state", f"{item.state.value}; {item.state.advice}"
+    yield "file", item.place
+    yield "size", size(read.size)
+    if item.accepted is not None:
+        yield "accepted", _ago(item.accepted, now)
+    if read.due is not None:
+        wait = "now" if read.due <= now else f"in {duration(read.due - now)}"
+        yield "due", f"{moment(read.due)}, {wait}"
+    if item.state is EntryState.FAILED:
+        yield "given up", _ago(read.changed, now)
+    if read.problem:
+        yield "problem", read.problem
+        return
+    uncertain = f" ({read.uncertain} uncertain)" if read.uncertain else ""
+    yield "attempts", f"{read.attempts}{uncertain}"
+    yield "last reply", read.last_reply or "-"
+    if read.message_id:
+        yield "message id", read.message_id
+    yield "from", read.sender or "<>"
+    for number, recipient in enumerate(read.recipients):
+        yield "" if number else "to", recipient
+
+
+def _ago(then: float, now: float) -> str:
+    return f"{moment(then)}, {duration(now - then)} ago"
+
+
+def _header(read: Details) -> str:
+    """Return the header of the message, as far as it was read."""
+    blank = _BLANK_LINE.search(read.head)
+    header = read.head[: blank.start()] if blank else read.head
+    return header.decode("utf-8", "backslashreplace")
+
+
+# status
+
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    text = "print metrics in the text format of Prometheus"
+    form.add_argument("--prometheus", action="store_true", help=text)
+    parser.add_argument(
+        "--warn-age",
+        metavar="AGE",
+        type=selection.seconds,
+        default=900.0,
+        help="exit with 1 if an entry is due for longer than this: 90 (seconds),"
+        " 15m, 2h, 3d (default: 15m)",
+    )
+    text = "a timer runs 'postcommit flush': do not warn because no processor lives"
+    parser.add_argument("--no-processor", action="store_true", help=text)
+    parser.add_argument(
+        "--warn-paused",
+        metavar="AGE",
+        type=selection.seconds,
+        default=300.0,
+        help="exit with 1 if something is due and the queue has paused for longer"
+        " than this (default: 5m)",
+    )
+    parser.add_argument(
+        "--warn-failed",
+        metavar="N",
+        type=int,
+        default=None,
+        help="exit with 1 if there are more dead letters than N (default: any number"
+        " is fine)",
+    )
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """Print how the queue is; 1 if it needs attention."""
+    queue = selection.operators(options)
+    seen = queue.survey()
+    now = time.time()
+    complaints = list(_complaints(seen, now, options))
+    if options.json:
+        print_json(_survey_json(options.queue, seen, now, complaints))
+    elif options.prometheus:
+        fields = _survey_json(options.queue, seen, now, complaints)
+        _print_metrics(options.queue, fields)
+    else:
+        _print_survey(seen, now)
+        _print_doubts(queue)
+        for complaint in complaints:
+            attention = coloured("attention", "red", sys.stdout)
+            print(f"{attention}: {printable(complaint)}")
+    return 1 if complaints else 0
+
+
+def _complaints(
+    seen: Survey, now: float, options: argparse.Namespace
+) -> Iterator[str]:
+    """Yield what needs attention, with advice."""
+    if in_doubt := seen.counts[EntryState.IN_DOUBT]:
+        yield f"{in_doubt} in doubt; 'postcommit recover' sends or drops them"
+    if seen.foreign_claims:
+        yield "another library's processor drains this queue; stop one of the two"
+    if seen.heartbeat is not None and now - seen.heartbeat > HANGS_AFTER:
+        silent = duration(now - seen.heartbeat)
+        yield f"the processor hangs, no sign of life for {silent}; restart it"
+    paused = seen.pause
+    if paused and seen.due and now - paused.since > options.warn_paused:
+        text = f"{duration(now - paused.since)}: {printable(paused.reason)}"
+        hint = "'postcommit test-relay' or 'postcommit check' tell more"
+        yield f"the queue has paused for {text}; {hint}"
+    if seen.mailbox:
+        yield seen.mailbox  # whose mail must not be sent, however old it is
+    else:
+        yield from _late(seen, now, options)
+    for problem in seen.shortages:
+        yield f"the queue {problem}; make room before the next commit fails"
+    failed = seen.counts[EntryState.FAILED]
+    if options.warn_failed is not None and failed > options.warn_failed:
+        yield f"{failed} dead letters; 'postcommit list --failed'"
+
+
+def _late(seen: Survey, now: float, options: argparse.Namespace) -> Iterator[str]:
+    """Yield why mail that is due is not sent."""
+    # The note of a pause is locked by its processor, so that lives as well.
+    lives = seen.heartbeat is not None or seen.pause is not None
+    if seen.oldest_due is not None and now - seen.oldest_due > options.warn_age:
+        if seen.pause:
+            hint = "the queue pauses"
+        elif lives:
+            hint = "the processor's log tells why; 'postcommit test-relay'"
+        else:
+            hint = f"no processor lives; {_START}"
+        yield f"an entry is due for {duration(now - seen.oldest_due)}: {hint}"
+    elif seen.due and not lives and not options.no_processor:
+        yield f"{seen.due} due, and no processor lives; {_START}"
+
+
+def _print_survey(seen: Survey, now: float) -> None:
+    late = ""
+    if seen.oldest_due is not None:
+        late = f", the oldest for {duration(max(0.0, now - seen.oldest_due))}"
+    for state, count in seen.counts.items():
+        print(f"{count:>8}  {state.title}{_shown(seen.reasons.get(state))}")
+    if seen.looked_at < seen.counts[EntryState.DEFERRED]:
+        late += f"; {seen.looked_at} of the deferred were asked, there may be more"
+    print(f"{seen.due:>8}  due now{late}")
+    print(f"processor {_life(seen, now)}")
+    if seen.pause is not None:
+        print(_pause(seen.pause, now))
+
+
+def _shown(reason: Reason | None) -> str:
+    if reason is None:
+        return ""
+    share = f"{reason.count} of {reason.looked_at}"
+    return f"; most often ({share}): {printable(reason.reply)}"
+
+
+def _life(seen: Survey, now: float) -> str:
+    if seen.heartbeat is None:
+        return "not running"
+    return f"alive, last sign {duration(max(0.0, now - seen.heartbeat))} ago"
+
+
+def _pause(paused: Pause, now: float) -> str:
+    left = paused.next_attempt - now
+    when = f"in {duration(left)}" if left > 0 else "with the first entry that is due"
+    return (
+        f"paused since {moment(paused.since)}, next attempt {when}, because:\n"
+        f"          {printable(paused.reason)}"
+    )
+
+
+def _print_doubts(queue: MaildirOperators) -> None:
+    for number, item in enumerate(queue.items([EntryState.IN_DOUBT])):
+        if number == _MOST_SHOWN:
+            print("          and more")
+            break
+        print(f"          {selection.line(item)}")
+
+
+def _survey_json(
+    queue: str, seen: Survey, now: float, complaints: list[str]
+) -> dict[str, Any]:
+    return {
+        "queue": queue,
+        **{state.key: count for state, count in seen.counts.items()},
+        "due": seen.due,
+        "due_looked_at": seen.looked_at,
+        "oldest_due": timestamp(seen.oldest_due),
+        "oldest_due_seconds": _seconds(seen.oldest_due, now),
+        "deferred_reason": _reason_json(seen.reasons.get(EntryState.DEFERRED)),
+        "failed_reason": _reason_json(seen.reasons.get(EntryState.FAILED)),
+        "foreign_claims": seen.foreign_claims,
+        "processor_alive": seen.heartbeat is not None,
+        "heartbeat_seconds": _seconds(seen.heartbeat, now),
+        "paused": _pause_json(seen.pause, now),
+        "attention": complaints,
+    }
+
+
+def _seconds(then: float | None, now: float) -> float | None:
+    return None if then is None else round(max(0.0, now - then), 3)
+
+
+def _reason_json(reason: Reason | None) -> dict[str, Any] | None:
+    if reason is None:
+        return None
+    return {
+        "reply": reason.reply,
+        "count": reason.count,
+        "looked_at": reason.looked_at,
+    }
+
+
+def _pause_json(notice: Pause | None, now: float) -> dict[str, Any] | None:
+    if notice is None:
+        return None
+    return {
+        "since": timestamp(notice.since),
+        "seconds": _seconds(notice.since, now),
+        "next_attempt": timestamp(notice.next_attempt),
+        "reason": notice.reason,
+        "process": notice.process,
+    }
+
+
+def _print_metrics(queue: str, fields: dict[str, Any]) -> None:
+    """Print the gauges of what JSON has; an unknown value is left out, as is usual."""
+    escaped = printable(queue).replace("\\", r"\\").replace('"', r"\"")
+    label = f'queue="{escaped}"'
+    _print_help("entries", "Entries of the queue in each state.")
+    for state in EntryState:
+        count = fields[state.key]
+        print(f'postcommit_queue_entries{{{label},state="{state.key}"}} {count}')
+    pause = fields["paused"]
+    values = {
+        **fields,
+        "oldest_due_seconds": fields["oldest_due_seconds"] or 0,
+        "processor_alive": int(fields["processor_alive"]),
+        "paused": int(pause is not None),
+        "paused_seconds": pause and pause["seconds"],
+        "attention": len(fields["attention"]),
+    }
+    for name, text in _GAUGES.items():
+        if values[name] is not None:
+            _print_help(name, text)
+            print(f"postcommit_queue_{name}{{{label}}} {values[name]}")
+
+
+def _print_help(name: str, text: str) -> None:
+    print(f"# HELP postcommit_queue_{name} {text}")
+    print(f"# TYPE postcommit_queue_{name} gauge")
+
+
+# check
+
+
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+    text = "print a JSON object for each finding, one a line"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Print what is wrong; 1 if anything is."""
+    queue = selection.operators(options)
+    is_sound = True
+    for finding in queue.check():
+        is_sound = False
+        if options.json:
+            # On disk, a place is a path.
+            problem, advice = finding.problem, finding.advice
+            print_json({"path": finding.place, "problem": problem, "advice": advice})
+        else:
+            text = f"{finding.place}: {finding.problem}; {finding.advice}"
+            print(printable(text))
+    if is_sound and not options.json:
+        print("the queue is sound")
+    return 0 if is_sound else 1

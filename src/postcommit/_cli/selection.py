@@ -1,0 +1,263 @@
+"""The queue of a command, and which of its entries are meant: ids, and options."""
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from postcommit._cli.output import Meter
+from postcommit._cli.output import moment
+from postcommit._cli.output import printable
+from postcommit._cli.owner import act_as_owner
+from postcommit._maildir.item import Details
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import Item
+from postcommit._maildir.item import Step
+from postcommit._maildir.item import no_step
+from postcommit._maildir.looking import bare_id
+from postcommit._maildir.mending import MaildirOperators
+from postcommit.errors import ItemError
+
+
+ALL = "ALL"
+STDIN = "-"
+
+# The title of the first column of 'list'.
+ID_TITLE = "ID"
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Parser = argparse.ArgumentParser
+
+
+def queue_argument(parser: Parser) -> None:
+    """Have `parser` take the folder of a queue."""
+    parser.add_argument("queue", metavar="QUEUE", help="folder of the queue")
+
+
+def operators(options: argparse.Namespace) -> MaildirOperators:
+    """Return the queue of `options`. As root, act as its owner from now on.
+
+    Raises `QueueError` for a path that is not a queue.
+    """
+    act_as_owner(options.queue)
+    return MaildirOperators(options.queue, adopt=vars(options).get("adopt", False))
+
+
+def line(item: Item) -> str:
+    """Return a line for an entry in doubt: id, name, and when it was written."""
+    text = f"{item.id}  {printable(item.name)}"
+    return text if item.accepted is None else f"{text}  written {moment(item.accepted)}"
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a duration such as ``90``, ``15m``, ``2h`` or ``3d``."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        reason = f"{text!r}: must be a duration such as 90, 15m, 2h or 3d"
+        raise argparse.ArgumentTypeError(reason)
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+# Chosen by options
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The entries that options choose, by their states and by what is in them."""
+
+    states: tuple[EntryState, ...]
+    recipient: str | None = None
+    sender: str | None = None
+    message_id: str = ""
+    older: float | None = None
+    newer: float | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """The patterns of addresses, of which each has to match one."""
+        return [pattern for pattern in (self.recipient, self.sender) if pattern]
+
+    def has_age(self, item: Item) -> bool:
+        """Tell whether the age of `item` is in range."""
+        if self.older is None and self.newer is None:
+            return True
+        age = time.time() - (item.accepted or 0.0)
+        return (self.older is None or age > self.older) and (
+            self.newer is None or age < self.newer
+        )
+
+    def has_addresses(self, details: Details) -> bool:
+        """Tell whether sender and recipients are as wanted."""
+        return (not self.sender or _like(details.sender, self.sender)) and (
+            not self.recipient
+            or any(_like(address, self.recipient) for address in details.recipients)
+        )
+
+
+def _like(address: str, wanted: str) -> bool:
+    """Tell whether `address` is the `wanted` one, or of its domain, or matches."""
+    address, wanted = address.lower(), wanted.lower()
+    if wanted.startswith("@"):
+        wanted = f"*{wanted}"
+    # In a domain such as [192.0.2.1], the brackets are not those of a pattern.
+    return address == wanted or fnmatchcase(address, wanted)
+
+
+def choice(parser: Parser, *states: EntryState, default: str) -> None:
+    """Have `parser` take which entries of `states`; the help text has the `default`."""
+    group = parser.add_argument_group("which entries", f"By default {default}.")
+    exclusive = group.add_mutually_exclusive_group()
+    for state in states:
+        exclusive.add_argument(
+            f"--{state.key.replace('_', '-')}",
+            dest="state",
+            action="store_const",
+            const=state,
+            help=f"only {state.about}",
+        )
+    text = "only for this recipient: an address, @domain, or a pattern with *"
+    group.add_argument("--to", metavar="ADDRESS", help=text)
+    text = "only from this sender, likewise"
+    group.add_argument("--from", dest="sender", metavar="ADDRESS", help=text)
+    text = "only the entries of this message, as send() returned its id"
+    group.add_argument("--message-id", metavar="ID", type=_message_id, help=text)
+    for name, how in (("older", "more"), ("newer", "less")):
+        text = f"only {how} than so long ago: 90 (seconds), 15m, 2h, 3d"
+        group.add_argument(f"--{name}", metavar="AGE", type=seconds, help=text)
+
+
+def _message_id(text: str) -> str:
+    bare = bare_id(text)
+    if not bare:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a message id")
+    return bare
+
+
+def chosen(options: argparse.Namespace, *default: EntryState) -> Wanted:
+    """Return what the arguments of `choice` say."""
+    return Wanted(
+        (options.state,) if options.state else default,
+        options.to,
+        options.sender,
+        options.message_id or "",
+        options.older,
+        options.newer,
+    )
+
+
+def matching(
+    queue: MaildirOperators, wanted: Wanted, step: Step = no_step
+) -> Iterator[Item]:
+    """Yield the items that are `wanted`, as they are found.
+
+    `step` is called once for each entry that was looked at.
+    """
+    if wanted.addresses:
+        yield from (read.item for read in found(queue, wanted, step))
+    else:
+        items = queue.items(wanted.states, message_id=wanted.message_id, step=step)
+        yield from filter(wanted.has_age, items)
+
+
+def found(
+    queue: MaildirOperators, wanted: Wanted, step: Step = no_step
+) -> Iterator[Details]:
+    """Yield the details of the entries that are `wanted`; `step` as in `matching`."""
+    items = queue.items(wanted.states, message_id=wanted.message_id, step=step)
+    for item in filter(wanted.has_age, items):
+        read = queue.details(item, wanted.addresses)
+        if read is not None and wanted.has_addresses(read):
+            yield read
+
+
+def meter(queue: MaildirOperators, wanted: Wanted, done: str) -> Meter:
+    """Return what shows on a terminal how far a search for `wanted` is."""
+    return Meter(lambda: sum(1 for _ in queue.items(wanted.states)), done, sys.stderr)
+
+
+# Chosen by ids
+
+
+def ids_argument(parser: Parser, nargs: str, every: str) -> None:
+    """Have `parser` take ids; `every` is what ``ALL`` means."""
+    parser.add_argument(
+        "ids",
+        metavar="ID",
+        nargs=nargs,
+        default=[ALL],
+        help="an id or the beginning of one, or a message id; - reads them from"
+        f" standard input, as 'postcommit list' prints them; {ALL} means {every}",
+    )
+
+
+def given_ids(options: argparse.Namespace) -> list[str] | None:
+    """Return the ids, also those of standard input; None for all of them.
+
+    Raises `ItemError` if ids and ``ALL`` are mixed or misspelt, or if there is no id.
+    """
+    found: list[str] = []
+    for given in options.ids:
+        if given == STDIN:
+            found += _ids_in(sys.stdin)
+        else:
+            found.append(given)
+    if not found:
+        raise ItemError(STDIN, "finds no id on standard input, so nothing is done")
+    if ALL not in found:
+        for given in found:
+            if given.upper() == ALL:
+                raise ItemError(given, f"has to be in capitals: {ALL}")
+        return found
+    if len(found) > 1:
+        raise ItemError(ALL, "means every entry, give no other id with it")
+    return None
+
+
+def _ids_in(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the ids in what ``list`` prints, as a table or as JSON."""
+    for line in lines:
+        word = line.partition(" ")[0].strip()
+        if line.startswith("{"):
+            yield _id_in(line)
+        elif word not in ("", ID_TITLE):
+            yield word
+
+
+def _id_in(line: str) -> str:
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError) as error:
+        reason = "is no line of JSON with an id, as 'postcommit list --json' prints it"
+        raise ItemError(line.strip(), reason) from error
+
+
+def selected(
+    queue: MaildirOperators,
+    options: argparse.Namespace,
+    *default: EntryState,
+    step: Step = no_step,
+) -> Iterator[Item]:
+    """Yield what the arguments of `ids_argument` and `choice` mean, nothing in doubt.
+
+    `step` is as in `matching`. Raises `ItemError`, before it yields anything, for an id
+    that means no entry.
+    """
+    given = given_ids(options)
+    if given is None:
+        return matching(queue, chosen(options, *default), step)
+    if chosen(options) != Wanted(states=()):
+        reason = f"is an id, so no option may choose entries; only {ALL} takes them"
+        raise ItemError(given[0], reason)
+    items = queue.find(given)
+    for item in items:
+        if item.state is EntryState.IN_DOUBT:
+            raise ItemError(item.id, "is in doubt; use 'postcommit recover'")
+    return iter(items)

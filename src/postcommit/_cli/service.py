@@ -1,0 +1,144 @@
+"""The surroundings of a service: its queue, signals, and systemd."""
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from postcommit._cli.owner import act_as_owner
+from postcommit._maildir import mark
+from postcommit._maildir.files import open_pipe
+from postcommit._maildir.looking import refuse_young_claims
+from postcommit._maildir.maildir import Maildir
+from postcommit._maildir.store import Store
+from postcommit.errors import QueueError
+
+
+log = logging.getLogger("postcommit.cli.service")
+
+# The signals that the service takes. `_cli.main` blocks them while it starts.
+TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def check_queue(path: str, *, create: bool, adopt: bool) -> None:
+    """Raise `QueueError` unless the queue at `path` can be drained.
+
+    It must exist, unless `create` is true. It must not be a mailbox, unless `adopt`
+    is true. No processor of another library may work on it. As root, act as its owner
+    from now on.
+    """
+    act_as_owner(path, create=create)
+    try:
+        Maildir(path, create=create)
+    except QueueError as error:
+        if create or error.errno != errno.ENOENT:
+            raise
+        reason = "there is no such queue; --create makes it"
+        raise QueueError(path, reason) from error
+    if adopt:
+        mark.adopt(path)
+    refuse_young_claims(Store(path))
+
+
+class Signals:
+    """While it is entered, these signals interrupt nothing, but can be waited for.
+
+    For the main thread. No signal is lost, however many arrive and whenever. Those that
+    were blocked arrive when it is entered. When it is left, these are ignored, because
+    the process ends.
+    """
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._signals = signals
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self._reader, self._writer = open_pipe()
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.descriptor)
+        for number in self._signals:
+            self._before[number] = signal.signal(number, _do_nothing)
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+        for held in (s for s in self._signals if s in blocked):
+            self._before[held] = signal.SIG_IGN
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, timeout: float) -> list[signal.Signals]:
+        """Return the signals that have arrived; wait `timeout` seconds at most."""
+        select.select([self._reader.descriptor], [], [], timeout)
+        try:
+            arrived = os.read(self._reader.descriptor, 4096)
+        except BlockingIOError:
+            return []
+        return [signal.Signals(n) for n in arrived if n in self._signals]
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Python has written the number into the pipe."""
+
+
+class Supervisor:
+    """The program that has started this process, such as systemd; see sd_notify(3).
+
+    Messages are datagrams to the socket that ``$NOTIFY_SOCKET`` names. Without it,
+    nothing is sent. `watchdog_seconds` is how often the supervisor wants to hear that
+    all is well, or None. No method raises.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self.watchdog_seconds = _watchdog_seconds(environ)
+        self._has_failed = False
+
+    def ready(self, status: str) -> None:
+        """Say that all is well, also after `reloading`; `status` is for people."""
+        self._notify("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """Say that the configuration is read again; `ready` follows."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._notify("RELOADING=1", f"MONOTONIC_USEC={now}")
+
+    def stopping(self) -> None:
+        """Say that the process ends when what is in flight has ended."""
+        self._notify("STOPPING=1", "STATUS=waits for what is in flight")
+
+    def alive(self) -> None:
+        """Say that all is well, for the watchdog."""
+        self._notify("WATCHDOG=1")
+
+    def _notify(self, *lines: str) -> None:
+        if not self._address:
+            return
+        # A name that begins with @ is one of the abstract name space.
+        address = self._address
+        name = f"\0{address[1:]}" if address.startswith("@") else address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix:
+                unix.settimeout(1.0)
+                unix.sendto("\n".join(lines).encode(), name)
+        except OSError as error:
+            if not self._has_failed:
+                log.warning("NOTIFY_SOCKET=%s hears nothing: %s", address, error)
+            self._has_failed = True
+
+
+def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:
+    """Return the interval that is meant for this process."""
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if microseconds.isdecimal() else None

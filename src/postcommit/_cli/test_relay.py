@@ -1,0 +1,143 @@
+"""``postcommit test-relay``: checks the relay, and can send a test mail."""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from postcommit._cli import configuration
+from postcommit._cli import logs
+from postcommit._cli.configuration import Configuration
+from postcommit._cli.output import coloured
+from postcommit._cli.output import duration
+from postcommit._cli.output import moment
+from postcommit._log import one_line
+from postcommit._mail.address import parse_recipients
+from postcommit._mail.address import parse_sender
+from postcommit._mail.message import Composed
+from postcommit._mail.message import compose
+from postcommit._smtp.mailer import SMTPMailer
+from postcommit._smtp.probe import Certificate
+from postcommit._smtp.probe import Diagnosis
+from postcommit._smtp.probe import probe
+from postcommit.errors import OptionError
+from postcommit.errors import RelayError
+from postcommit.interfaces import Status
+from postcommit.interfaces import TLSMode
+
+
+_LEVEL = "critical"  # what would be logged is printed
+
+# Codes of replies by which a relay asks for a login, or for another one.
+_WANTS_LOGIN = (530, 534, 535, 538)
+
+# Seconds before a certificate expires in which it is called soon.
+_SOON = 14 * 86400.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipients",
+        metavar="ADDRESS",
+        nargs="*",
+        help="send one mail to these; without, nothing is sent",
+    )
+    told = "the sender of that mail (default: the first ADDRESS)"
+    parser.add_argument("--from", dest="sender", metavar="ADDRESS", help=told)
+    configuration.arguments(parser, level=_LEVEL)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print how the relay answers; 1 if something failed."""
+    found = Configuration(options)
+    mailer = found.mailer()
+    mail = _mail(options)
+    logs.set_up(found.log_level(_LEVEL), found.log_format)
+    finding = probe(mailer)
+    _print(mailer, finding)
+    if finding.failure is not None:
+        hint = _hint(finding, finding.failure, mailer.tls)
+        failed = coloured("failed", "red", sys.stdout)
+        print(f"{failed}: {_shown(finding.failure)}{hint}")
+        return 1
+    if mail is not None and not _send(mailer, mail):
+        return 1
+    print(coloured("the relay is well", "green", sys.stdout))
+    return 0
+
+
+def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
+    _line("relay", f"{mailer.hostname}:{mailer.port}, tls={mailer.tls}")
+    _line("connection", "yes" if finding.is_connected else "no")
+    if finding.is_connected:
+        _line("encryption", finding.tls or "none")
+    if finding.certificate is not None:
+        _print_certificate(finding.certificate)
+    for name, parameters in sorted(finding.extensions.items()):
+        _line("offers", f"{name} {parameters}".strip())
+    if finding.logged_in:
+        _line("login", f"as {mailer.username}")
+    elif mailer.username is None:
+        _line("login", "none, there is no username")
+
+
+def _hint(finding: Diagnosis, failure: RelayError, tls: str) -> str:
+    """Return what to set, where `failure` does not say that itself."""
+    if not finding.is_connected:
+        return "; set hostname and port: 25, or 587 to log in, 465 with tls=implicit"
+    if failure.reply is not None:
+        wants_login = failure.reply.code in _WANTS_LOGIN
+        return "; set username and password_file" if wants_login else ""
+    # It has not even greeted: it may wait for TLS, and we for text.
+    is_silent = not finding.extensions and tls != TLSMode.IMPLICIT
+    return "; set tls to 'implicit' if it is port 465" if is_silent else ""
+
+
+def _print_certificate(shown: Certificate) -> None:
+    _line("certificate", f"of {shown.subject}")
+    _line("names", ", ".join(shown.names) or "none")
+    _line("issued by", shown.issuer)
+    left = shown.expires.timestamp() - time.time()
+    _line("expires", f"{moment(shown.expires.timestamp())}, in {duration(left)}")
+    if left < _SOON:
+        _line("", "that is soon: renew it")
+
+
+def _line(title: str, text: str) -> None:
+    print(f"{title:<12}{_shown(text)}")
+
+
+def _shown(said: object) -> str:
+    return one_line(str(said))
+
+
+def _mail(options: argparse.Namespace) -> Composed | None:
+    """Return the mail to send, if there is one. Raises `AddressError`."""
+    if not options.recipients:
+        if options.sender is not None:
+            reason = "is of no use without an ADDRESS to send to"
+            raise OptionError("--from", options.sender, reason)
+        return None
+    recipients = parse_recipients(options.recipients)
+    sender = parse_sender(recipients[0] if options.sender is None else options.sender)
+    text = (
+        f"From: <{sender or recipients[0]}>\nTo: <{'>, <'.join(recipients)}>\n"
+        "Subject: Test of the relay\n\nSent by postcommit test-relay.\n"
+    )
+    return compose(sender, recipients, text)
+
+
+def _send(mailer: SMTPMailer, mail: Composed) -> bool:
+    """Send the mail, print each outcome, and return whether all were sent."""
+    report = mailer.send(mail.sender, mail.recipients, bytes(mail))
+    mailer.close()
+    if report.relay_failure is not None:
+        print(f"not sent: {_shown(report.relay_failure)}")
+        return False
+    for outcome in report.outcomes:
+        is_sent = outcome.status is Status.SENT
+        status = coloured(
+            outcome.status.value, "green" if is_sent else "red", sys.stdout
+        )
+        print(f"<{outcome.recipient}> {status}: {_shown(outcome.reply)}")
+    return len(report.sent) == len(report.recipients)

@@ -1,0 +1,1 @@
+"""Options: their schemas, and from text to values and objects."""

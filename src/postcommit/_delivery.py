@@ -1,0 +1,345 @@
+"""The deliveries: an application looks one up and calls its `send`."""
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from abc import ABC
+from abc import abstractmethod
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
+from typing import cast
+
+import transaction
+from transaction.interfaces import ITransactionManager
+from zope.interface import implementer
+
+from postcommit._config.options import checked_mailer
+from postcommit._config.options import checked_manager
+from postcommit._config.options import checked_queue_path
+from postcommit._config.options import checked_sender
+from postcommit._log import Log
+from postcommit._mail.message import Composed
+from postcommit._mail.message import compose
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Reply
+from postcommit._maildir.store import Store
+from postcommit._mailers.foreign import from_exception
+from postcommit._mailers.foreign import notify_of
+from postcommit._mailers.foreign import pipeline_of
+from postcommit._transaction.datamanager import DataManager
+from postcommit._transaction.event import dispatch_events
+from postcommit._transaction.event import events_of
+from postcommit._transaction.event import log_report
+from postcommit.errors import OptionError
+from postcommit.interfaces import Address
+from postcommit.interfaces import Addresses
+from postcommit.interfaces import IBatch
+from postcommit.interfaces import IDefaultSender
+from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import IRelayCheck
+from postcommit.interfaces import Sendable
+from postcommit.interfaces import Status
+
+
+log = Log("postcommit.delivery")
+
+_Self = TypeVar("_Self", bound="_MailDelivery")
+
+_numbers = itertools.count(1)
+
+
+class _MailDelivery(ABC):
+    """Composes a message and adds it to the transaction; both deliveries do."""
+
+    def __init__(
+        self,
+        default_sender: str | None,
+        transaction_manager: ITransactionManager | None,
+    ) -> None:
+        if transaction_manager is None:
+            transaction_manager = transaction.manager
+        self.transaction_manager = checked_manager(transaction_manager)
+        self.default_sender = checked_sender(default_sender)
+        # Shared with the copies that `bind` makes: one data manager for all of them.
+        self._owner = object()
+
+    def bind(self: _Self, transaction_manager: ITransactionManager) -> _Self:
+        """Return a copy that joins the transactions of another manager.
+
+        Raises `OptionError` if `transaction_manager` is not a transaction manager.
+        """
+        bound = copy.copy(self)
+        bound.transaction_manager = checked_manager(transaction_manager)
+        return bound
+
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+    ) -> str:
+        """Send `message` when the transaction commits, see `IMailDelivery`.
+
+        Raises the exception of `transaction` if the transaction takes no more work, or
+        if an explicit manager has not begun one.
+        """
+        composed = compose(fromaddr, toaddrs, message, self.default_sender)
+        message_id: str = composed.message_id
+        manager = self.transaction_manager
+        data_manager = DataManager.of(
+            self._owner, manager.get(), self._batch, manager
+        )
+        data_manager.add(self._accept(composed, is_first=not data_manager.items))
+        return message_id
+
+    @abstractmethod
+    def _accept(self, composed: Composed, *, is_first: bool) -> Any:
+        """Return a message as an item of the batch; leave no file if that fails."""
+
+    @abstractmethod
+    def _batch(self) -> IBatch:
+        """Return a batch for one transaction."""
+
+
+@implementer(IQueuedMailDelivery)
+class QueuedMailDelivery(_MailDelivery):
+    """Accepts messages into a queue, see `IQueuedMailDelivery`.
+
+    Raises `OptionError` for a text that can never be a path. The first `send` opens the
+    folder, and creates it if it is missing. It raises `QueueError` if the parent is
+    missing, or if the path is a file or another folder.
+    """
+
+    def __init__(
+        self,
+        queuePath: str,
+        *,
+        default_sender: str | None = IDefaultSender["default_sender"].default,
+        transaction_manager: ITransactionManager | None = None,
+    ) -> None:
+        super().__init__(default_sender, transaction_manager)
+        self.queuePath: str = checked_queue_path(IQueuedMailDelivery, queuePath)
+        # Opened once, also for the copies that `bind` makes.
+        self._store = functools.cache(functools.partial(Store, self.queuePath))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.queuePath}>"
+
+    def _accept(self, composed: Composed, *, is_first: bool) -> Any:
+        pieces = (composed.header, composed.body)
+        return self._store().stage(
+            composed.sender, composed.recipients, pieces, is_first=is_first
+        )
+
+    def _batch(self) -> IBatch:
+        return self._store().batch()
+
+
+@implementer(IDirectMailDelivery)
+class DirectMailDelivery(_MailDelivery):
+    """Transmits while the transaction commits, see `IDirectMailDelivery`.
+
+    With `check_relay` the vote asks the mailer whether its relay answers, and the
+    transaction aborts if it does not. A mailer that provides `IRelayCheck` is asked
+    once. A mailer with ``vote(fromaddr, toaddrs, message)``, for example one of
+    zope.sendmail, is asked about each message, and its ``abort()`` is called if the
+    transaction aborts. Without `check_relay`, none of these methods is called. Raises
+    `OptionError` for a mailer that has neither.
+    """
+
+    def __init__(
+        self,
+        mailer: IMailer,
+        *,
+        check_relay: bool = False,
+        default_sender: str | None = IDefaultSender["default_sender"].default,
+        transaction_manager: ITransactionManager | None = None,
+    ) -> None:
+        super().__init__(default_sender, transaction_manager)
+        self.mailer = checked_mailer(mailer)
+        if not isinstance(check_relay, bool):
+            raise OptionError("check_relay", check_relay, "must be True or False")
+        self._check = _RelayCheck(self.mailer) if check_relay else None
+        self._number = next(_numbers)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.mailer!r}>"
+
+    def _accept(self, composed: Composed, *, is_first: bool) -> Composed:
+        _ = composed.message  # copied now: when the commit is decided, nothing may fail
+        return composed
+
+    def _batch(self) -> IBatch:
+        return _Transmitting(
+            self.mailer,
+            self._check,
+            self.transaction_manager,
+            # After `~mail:queued:`, so that entries are not in doubt during the
+            # dialogue with a relay.
+            f"~mail:relayed:{self._number:08d}",
+        )
+
+
+class _RelayCheck:
+    """Asks `mailer`, before the commit, whether its relay answers.
+
+    Raises `OptionError` for a mailer that cannot say: it neither provides `IRelayCheck`
+    nor has ``vote(fromaddr, toaddrs, message)``, which raises to abort the transaction,
+    as the mailers of zope.sendmail.
+    """
+
+    def __init__(self, mailer: IMailer) -> None:
+        self._mailer: Any = mailer
+        # To mypy an adapter that may be missing is always there.
+        self._check = cast(Any, IRelayCheck)(mailer, None)
+        if self._check is None and not callable(getattr(mailer, "vote", None)):
+            reason = f"{mailer!r} has neither check() nor vote()"
+            raise OptionError("check_relay", True, reason)
+
+    def ask(self, items: Sequence[Composed]) -> None:
+        """Raise if the mailer cannot send `items`."""
+        if self._check is not None:
+            self._check.check()
+        else:
+            for item in items:
+                self._mailer.vote(item.sender, item.recipients, item.message)
+
+    def end(self) -> None:
+        """Close what ``vote()`` may have opened; never raises."""
+        if self._check is None and hasattr(self._mailer, "abort"):
+            try:
+                self._mailer.abort()
+            except Exception:
+                log.exception("%r failed to abort", self._mailer)
+
+
+@implementer(IBatch)
+class _Transmitting:
+    """The messages of one transaction, transmitted when it commits, see `IBatch`."""
+
+    def __init__(
+        self,
+        mailer: IMailer,
+        check: _RelayCheck | None,
+        transaction_manager: ITransactionManager,
+        sort_key: str,
+    ) -> None:
+        self._mailer = mailer
+        self._check = check
+        self._transaction_manager = transaction_manager
+        self.sort_key = sort_key
+        # Number of items that the mailer was offered; the reports that exist, by the
+        # number of the item; the number of reports in the log.
+        self._offered = 0
+        self._reports: dict[int, DeliveryReport] = {}
+        self._logged = 0
+        self._interrupt: BaseException | None = None
+
+    def prepare(self, items: Sequence[Composed], *, alone: bool = False) -> None:
+        """Ask whether the relay answers, if that is wanted, see `IBatch`."""
+        if items and self._check is not None:
+            self._check.ask(items)
+
+    def publish(self, items: Sequence[Composed]) -> Callable[[], None]:
+        """Transmit the messages, see `IBatch`. Never raises."""
+        try:
+            self._transmit(items)
+        except Exception as error:
+            # The mailer breaks its contract, but the commit is decided.
+            log.exception("%r failed", self._mailer)
+            for number, item in enumerate(items):
+                if number not in self._reports:
+                    self._note([(number, from_exception(error, item))])
+        except BaseException as interrupt:
+            # Other resources may still have to finish: it is raised after the commit.
+            self._interrupt = interrupt
+            self._note(self._interrupted(items, interrupt))
+        finally:
+            self._log()
+        return self._publish_events
+
+    def _transmit(self, items: Sequence[Composed]) -> None:
+        pipeline = pipeline_of(self._mailer)
+        try:
+            with pipeline:
+                for number, item in enumerate(items):
+                    self._offered = number + 1
+                    pipeline.offer(item, key=number)
+                    self._note(pipeline.completed())
+                self._note(pipeline.drain())
+        finally:
+            self._note(pipeline.completed())
+        if len(self._reports) < len(items):
+            raise RuntimeError(f"{self._mailer!r} gave too few reports")
+
+    def _note(self, reports: Iterable[tuple[int, DeliveryReport]]) -> None:
+        """Keep `reports` for the events, and log each of them at once.
+
+        Our hook is never called if another's hook ends the transaction again, or if an
+        interrupt comes before it is added.
+        """
+        for number, report in reports:
+            self._reports[number] = report
+            self._log()
+
+    def _log(self) -> None:
+        for report in list(self._reports.values())[self._logged :]:
+            log_report(report)
+            self._logged += 1
+
+    def _interrupted(
+        self, items: Sequence[Composed], interrupt: BaseException
+    ) -> Iterator[tuple[int, DeliveryReport]]:
+        """Yield a report for each item without one.
+
+        A message that the mailer was offered may have reached the relay.
+        """
+        by = f"interrupted by {type(interrupt).__name__}"
+        for number, item in enumerate(items):
+            status, text = Status.DEFERRED, f"Not sent: {by}"
+            if number < self._offered:
+                status, text = Status.UNCERTAIN, f"Perhaps not sent: {by}"
+            if number not in self._reports:
+                reply = Reply(0, "4.3.0", text)
+                yield (
+                    number,
+                    DeliveryReport.alike(
+                        item.message_id, item.recipients, status, reply
+                    ),
+                )
+
+    def _publish_events(self) -> None:
+        """Publish the events, then raise the interrupt that was kept, if any."""
+        notify = notify_of(self._mailer)
+        for _, report in sorted(self._reports.items()):
+            interrupt = dispatch_events(
+                events_of(report), notify, self._transaction_manager
+            )
+            if self._interrupt is None:
+                self._interrupt = interrupt
+        if self._interrupt is not None:
+            raise self._interrupt
+
+    def discard(self, items: Sequence[Composed]) -> None:
+        """Forget the messages, see `IBatch`."""
+        if self._check is not None:
+            self._check.end()
+
+    def abandon(self, items: Sequence[Composed]) -> None:
+        """Log the messages that were not transmitted, see `IBatch`."""
+        self.discard(items)
+        self._log()
+        for number, item in enumerate(items):
+            if number not in self._reports:
+                log.critical(
+                    "<%s> to %s: the commit was interrupted, the mail is not sent",
+                    item.message_id,
+                    ", ".join(item.recipients),
+                )

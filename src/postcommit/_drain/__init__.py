@@ -1,0 +1,1 @@
+"""Draining a queue: workers, settling, the circuit breaker, the schedule."""

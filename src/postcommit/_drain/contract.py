@@ -1,0 +1,225 @@
+"""The contract between draining and the place where entries are.
+
+A queue is on disk today (`_maildir.store`), and may be in a database. Draining
+knows only what is written here: it has no paths, locks or file times.
+
+The phases of one entry, in the order of their calls:
+
+===============  ===========================================  =====================
+by               call                                         when
+===============  ===========================================  =====================
+the delivery     `IQueue.stage`                               in ``send()``
+data manager     `IBatch`: prepare; then publish or discard   vote, finish or abort
+a worker         `IConsumer.take`, `IClaim.read`              the entry is due
+a worker         `IConsumer.settle`, or release               after an attempt
+===============  ===========================================  =====================
+
+A forked child has no part in a consumer, a claim or a batch of its parent. Its copies
+do nothing. All times are the queue's own, in seconds since the epoch.
+"""
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Hashable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zope.interface import Attribute
+from zope.interface import Interface
+
+from postcommit._drain.schedule import Schedule
+from postcommit._mail.entry import Entry
+from postcommit.interfaces import IBatch
+
+
+@dataclass(frozen=True)
+class Terms:
+    """When an entry may be sent. Times are in seconds since the epoch.
+
+    It is not sent before `not_before`, and not after `expires`. With `bulk` it comes
+    after all entries that are due without it.
+    """
+
+    not_before: float | None = None
+    expires: float | None = None
+    bulk: bool = False
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """The change to a claimed entry after an attempt, done as one step if possible.
+
+    `rejected` is a dead letter for the recipients that were rejected. `uncertain` is
+    one for those that may have the message, and are not tried again. `left` is the
+    entry with all other recipients, tried again at `due`. Without `left` the entry is
+    removed.
+    """
+
+    rejected: Entry | None = None
+    uncertain: Entry | None = None
+    left: Entry | None = None
+    due: float = 0.0
+
+
+class Settled(enum.Enum):
+    """The result of a settlement."""
+
+    DONE = "done"
+    #: Somebody removed the entry during the attempt: nothing is left to try again.
+    REMOVED = "removed"
+    #: The claim was lost. Another processor may send the message, too.
+    TAKEN = "taken"
+
+
+class IClaim(Interface):
+    """The right to send one entry. No other processor has it at the same time."""
+
+    key: Hashable = Attribute("The entry's identity, for as long as the entry lives.")
+    name: str = Attribute("The entry's name, for logs: a path, for example.")
+    accepted: float = Attribute("When the entry was accepted.")
+    expires: float | None = Attribute("When the entry expires; None if it does not.")
+    entry: Entry = Attribute("The entry, once `read` has returned it.")
+
+    def read() -> Entry:
+        """Return the entry and keep it as `entry`.
+
+        Raises `EntryError` if this is not an entry, and `QueueError` if it cannot be
+        read now.
+        """
+
+    def beginning() -> bytes:
+        """Return the first bytes of the entry as they are, 4 MB at most."""
+
+
+class IQueue(Interface):
+    """Where committed mail waits. Any thread may call any method.
+
+    One object for each queue and process is enough, but several do no harm.
+    """
+
+    name: str = Attribute("A path, or a URL without its password; for logs.")
+
+    def batch() -> IBatch:
+        """Return a batch: the entries that one transaction accepts together."""
+
+    def stage(
+        sender: str,
+        recipients: tuple[str, ...],
+        message: Sequence[bytes | memoryview],
+        *,
+        terms: Terms | None = None,
+        is_first: bool = False,
+    ) -> Any:
+        """Return a new entry, as an item for a `batch` of this queue.
+
+        `message` is in pieces, which are not copied. `is_first` says that it is the
+        first item of its batch, which may cost less. Raises `QueueError` if it cannot
+        be kept, or the queue has no such `terms`; then nothing is left.
+        """
+
+    def consumer(
+        schedule: Schedule, clock: Callable[[], float] | None = None
+    ) -> IConsumer:
+        """Begin a drain.
+
+        `schedule` has the bounds of deferrals. `clock` replaces the queue's own.
+        Raises `QueueError` if the queue is missing or may not be worked on.
+        """
+
+
+class IConsumer(Interface):
+    """One drain, as the queue sees it: all that ends with the drain."""
+
+    last_beat: float = Attribute("When `beat` was last called, in `time.monotonic`.")
+
+    def now() -> float:
+        """Return the queue's time. Any thread."""
+
+    def take(most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
+        """Claim up to `most` due entries. Return [] if none is due. Any thread.
+
+        New entries come first, then deferred ones. An entry accepted in the last
+        0.2 s may come after a deferred one. Returns fewer than `most` if more cannot
+        be found quickly, and [] also during a rest after a look at many deferred
+        entries: `seconds_to_wait` says when to ask again. `avoid` holds the keys of
+        entries not to claim: suspects, for example, or what was released in this pass
+        and would be taken again at once.
+
+        A claim is returned also for an entry that cannot be opened: its `read` raises
+        the error. Raises `QueueError` if all entries fail, whatever its `scope`; then
+        nothing is claimed.
+        """
+
+    def is_sure(claim: IClaim) -> bool:
+        """Return whether no other processor can have the entry now.
+
+        Asked before each transmission. Any thread; never raises, and does no I/O.
+        """
+
+    def settle(claim: IClaim, settlement: Settlement) -> Settled:
+        """Apply `settlement` and end the claim.
+
+        Raises `QueueError`: then the claim is kept, and the same call may be repeated,
+        also if the first one took effect and only its answer was lost.
+        """
+
+    def postpone(claim: IClaim, due: float) -> None:
+        """Make the entry due at `due` without writing it, and end the claim.
+
+        For a full disk. Raises `QueueError`: then the claim is kept.
+        """
+
+    def bury_unreadable(claim: IClaim, reason: str) -> None:
+        """Make what is not an entry a dead letter, and end the claim.
+
+        Raises `QueueError`: then it stays where it is, and the claim is ended as well.
+        """
+
+    def release(claims: Iterable[IClaim]) -> None:
+        """End `claims`; the entries stay as they are. Never raises, but logs."""
+
+    def seconds_to_wait() -> float:
+        """Return for how many seconds nothing known becomes due; inf if nothing waits.
+
+        Only the feeder calls it. Raises `QueueError`.
+        """
+
+    def reserve(rate: float) -> float:
+        """Take the next slot of `rate` slots per second; return the seconds until it.
+
+        Any thread. A slot that is not used is lost.
+        """
+
+    def wait(timeout: float) -> None:
+        """Sleep until somebody rings, `timeout` seconds at most. Calls `beat`.
+
+        Only the feeder calls it. Never raises.
+        """
+
+    def beat() -> None:
+        """Show that the feeder does not hang. Only it calls this; never raises."""
+
+    def ring() -> None:
+        """Wake the feeder. Any thread and any signal handler; never raises."""
+
+    def stop() -> None:
+        """Make `take` return [] from now on, also one that is looking; and `ring`."""
+
+    def post(reason: object, seconds: float) -> None:
+        """Show others that the drain pauses, for `seconds`, because of `reason`.
+
+        Never raises. One thread at a time calls this and `clear`.
+        """
+
+    def clear() -> None:
+        """Show that the drain does not pause any more. Never raises."""
+
+    def sweep() -> None:
+        """Remove what dead senders have left; once an hour. Raises `QueueError`."""
+
+    def close() -> None:
+        """Release all claims and leave no note. Never raises; may be called again."""

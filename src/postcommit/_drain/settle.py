@@ -1,0 +1,315 @@
+"""Settles an entry: does what the report of an attempt means for it.
+
+==========================  ==================================================
+report                      the entry
+==========================  ==================================================
+every recipient sent        is removed
+some deferred or uncertain  is rewritten with just those, due by the schedule
+some rejected               those are kept as a dead letter, the rest goes on
+the relay failed            is left as it is, and no attempt counts; recipients
+                            that were decided before are settled
+uncertain for the third     those may have the message: they are kept as a dead
+time (``max_uncertain``)    letter, but are not called rejected
+too old                     what would be deferred is rejected, but never after
+                            the first attempt
+unreadable                  is kept as a dead letter, with the reason
+==========================  ==================================================
+
+The claim ends when the entry is settled, and the report is announced after that. An
+entry that cannot be settled keeps its claim, so that it is not sent again.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from operator import add
+from typing import NamedTuple
+
+import transaction
+
+from postcommit._drain.breaker import Breaker
+from postcommit._drain.contract import IClaim
+from postcommit._drain.contract import IConsumer
+from postcommit._drain.contract import Settled
+from postcommit._drain.contract import Settlement
+from postcommit._drain.schedule import Schedule
+from postcommit._log import Log
+from postcommit._mail.entry import Entry
+from postcommit._mail.message import message_id_of
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
+from postcommit._mail.report import deferring
+from postcommit._mail.report import giving_up
+from postcommit._mail.report import giving_up_uncertain
+from postcommit._mailers.foreign import notify_of
+from postcommit._transaction.event import MailRejectedEvent
+from postcommit._transaction.event import announce
+from postcommit._transaction.event import dispatch_events
+from postcommit.errors import EntryError
+from postcommit.errors import QueueError
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import Status
+from postcommit.interfaces import Tally
+
+
+log = Log("postcommit.drain.settle")
+
+# The beginning of the last reply of a dead letter that may have been delivered.
+UNCERTAIN = "uncertain, it may have arrived"
+
+# Number of entries that cannot be settled from which on the disk is to blame. A single
+# entry may be to blame itself, and does not stop the others: its file may be immutable,
+# for example.
+_SEVERAL = 2
+
+_FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
+
+
+class Settler:
+    """Settles the entries of one drain. Several threads may use it.
+
+    `tally` counts the recipients of the entries that were settled.
+    """
+
+    def __init__(
+        self,
+        consumer: IConsumer,
+        mailer: IMailer,
+        schedule: Schedule,
+        breaker: Breaker,
+    ) -> None:
+        self.tally = Tally()
+        self.unsettled: dict[IClaim, _Unsettled] = {}
+        self._consumer = consumer
+        self._mailer = mailer
+        self._schedule = schedule
+        self._breaker = breaker
+        self._lock = threading.Lock()  # around the tally
+        self._is_settling_again = threading.Lock()
+
+    def settle(
+        self, claim: IClaim, report: DeliveryReport, *, answered: bool = False
+    ) -> None:
+        """Settle the claimed entry as `report` says, and announce it.
+
+        Raises an exception, such as `QueueError`, if the entry cannot be settled now.
+        Then it is one of the `unsettled`. `answered` is kept for `settle_again`. If an
+        error of the program prevents a decision, the entry is tried later.
+        """
+        try:
+            report, settlement = self._decide(claim, report)
+        except Exception:
+            # An error of the program, or no memory: it concerns this entry only.
+            log.exception("%s: what became of it is unclear", claim.name)
+            self._postpone(claim)
+        else:
+            self._apply(_Unsettled(claim, report, settlement, answered))
+
+    def _decide(
+        self, claim: IClaim, report: DeliveryReport
+    ) -> tuple[DeliveryReport, Settlement]:
+        """Decide what is done to the entry, without doing anything."""
+        if report.relay_failure is None and len(report.sent) == len(report.outcomes):
+            return report, Settlement()
+        entry, now = claim.entry, self._consumer.now()
+        # Not after the first attempt: the clock may have been wrong, or the relay away.
+        # Nor for recipients that were not reached because the relay failed.
+        if entry.attempts and self._schedule.is_too_old(claim.accepted, now):
+            report = giving_up(report)
+        elif uncertain_attempts(entry, report.outcomes) >= self._schedule.max_uncertain:
+            report = giving_up_uncertain(report)
+        rest: tuple[str, ...] = ()
+        if report.relay_failure is not None:
+            if any(map(_is_left, report.outcomes)):
+                report = deferring(report)  # an entry has one time for all
+            else:
+                rest = report.undecided
+                report = replace(report, relay_failure=None, failed_mid_message=False)
+        uncertain = part(entry, report, lambda o: o.given_up)
+        if uncertain is not None:
+            reply = f"{UNCERTAIN}: {uncertain.last_reply}"
+            uncertain = replace(uncertain, last_reply=reply)
+        if rest:  # no attempt counts for them
+            left: Entry | None = replace(entry, recipients=rest)
+            due = now
+        else:
+            left = part(entry, report, _is_left)
+            due = self._schedule.next_attempt(claim.accepted, now) if left else 0.0
+        return report, Settlement(_rejected(entry, report), uncertain, left, due)
+
+    def _apply(self, settling: _Unsettled) -> None:
+        claim, report, settlement = settling.claim, settling.report, settling.settlement
+        try:
+            try:
+                settled = self._consumer.settle(claim, settlement)
+            except QueueError as error:
+                if not (error.is_full and _is_as_before(claim.entry, settlement)):
+                    raise
+                self._consumer.postpone(claim, settlement.due)
+                settled = Settled.DONE
+        except Exception as error:
+            # It may have been sent. The claim is kept, so that it is not sent again,
+            # until the disk has recovered.
+            self._breaker.log_failing(claim.name, error)
+            self.unsettled[claim] = settling._replace(error=error)
+            raise
+        self.unsettled.pop(claim, None)
+        if settled is not Settled.DONE:
+            _log_loss(claim, settled)
+        with self._lock:
+            self.tally = Tally(*map(add, self.tally, tally_of(report)))
+        announce(report, notify_of(self._mailer), transaction.manager)
+
+    def bury_unreadable(self, claim: IClaim, error: EntryError) -> None:
+        """Make what is not an entry a dead letter, and announce it.
+
+        Raises an exception, such as `QueueError`, if it cannot be kept.
+        """
+        message_id = message_id_of(claim.beginning())
+        self._consumer.bury_unreadable(claim, error.reason)
+        log.error("%s: unreadable, now a dead letter: %s", claim.name, error.reason)
+        event = MailRejectedEvent(message_id, f"unreadable: {error.reason}")
+        dispatch_events([event], notify_of(self._mailer), transaction.manager)
+
+    # Entries that could not be settled
+
+    def settle_again(self) -> list[bool]:
+        """Settle what could not be settled before, unless another thread does so now.
+
+        Returns for each entry that is settled whether the relay gave an answer.
+        """
+        answered = []
+        if self._is_settling_again.acquire(blocking=False):
+            try:
+                for settling in list(self.unsettled.values()):
+                    with suppress(Exception):  # it is one of the `unsettled` again
+                        self._apply(settling)
+                        answered.append(settling.answered)
+            finally:
+                self._is_settling_again.release()
+        return answered
+
+    @property
+    def disk_error(self) -> Exception | None:
+        """Why several entries cannot be settled, if the disk is to blame.
+
+        A full disk is not, because entries that are removed make room.
+        """
+        errors = [settling.error for settling in list(self.unsettled.values())]
+        broken = [e for e in errors if not (isinstance(e, QueueError) and e.is_full)]
+        return broken[-1] if len(broken) >= _SEVERAL else None
+
+    def abandon(self) -> None:
+        """Settle for the last time, and release what still cannot be settled."""
+        self.settle_again()
+        while self.unsettled:
+            claim, settling = self.unsettled.popitem()
+            self._postpone(claim)
+            log.critical(
+                "%s: transmitted, but it could not be removed from the queue;"
+                " it will be sent again: %s",
+                claim.name,
+                settling.report,
+            )
+
+    def _postpone(self, claim: IClaim) -> None:
+        """Have the entry tried later, and not at the next look; never raise.
+
+        If that is not possible, it is released as it is.
+        """
+        try:
+            now = self._consumer.now()
+            due = self._schedule.next_attempt(claim.accepted, now)
+            self._consumer.postpone(claim, due)
+        except Exception as error:
+            self._breaker.log_failing(claim.name, error)
+            self._consumer.release([claim])
+
+
+class _Unsettled(NamedTuple):
+    """A settlement that could not be applied. The same one is tried again later."""
+
+    claim: IClaim
+    report: DeliveryReport
+    settlement: Settlement
+    answered: bool
+    error: Exception | None = None
+
+
+def _log_loss(claim: IClaim, settled: Settled) -> None:
+    if settled is Settled.TAKEN:
+        log.critical(
+            "%s: this process stood still and has lost the entry to another processor;"
+            " it may be sent again",
+            claim.name,
+        )
+        return
+    log.warning(
+        "%s: somebody has removed it during the attempt; it is not tried again",
+        claim.name,
+    )
+
+
+# Pure functions
+
+
+def _is_as_before(entry: Entry, settlement: Settlement) -> bool:
+    """Return True if the entry needs a later time only, and need not be written.
+
+    Without space nothing can be written: not the recipients that are left, nor that the
+    relay may have the message.
+    """
+    left = settlement.left
+    return left is not None and (left.recipients, left.uncertain) == (
+        entry.recipients,
+        entry.uncertain,
+    )
+
+
+def tally_of(report: DeliveryReport) -> Tally:
+    """Return how many recipients have which outcome."""
+    statuses = [outcome.status for outcome in report.outcomes]
+    sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
+    given_up = sum(outcome.given_up for outcome in report.outcomes)
+    return Tally(sent, len(statuses) - sent - rejected - given_up, rejected, given_up)
+
+
+def uncertain_attempts(entry: Entry, outcomes: Iterable[Outcome]) -> int:
+    """Return the number of uncertain attempts of the entry, with these `outcomes`."""
+    return entry.uncertain + any(o.status is Status.UNCERTAIN for o in outcomes)
+
+
+def part(
+    entry: Entry, report: DeliveryReport, belongs: Callable[[Outcome], bool]
+) -> Entry | None:
+    """Return the entry with those recipients whose outcome belongs to the part.
+
+    Return None if the part has no recipients.
+    """
+    outcomes = [outcome for outcome in report.outcomes if belongs(outcome)]
+    if not outcomes:
+        return None
+    # The reply that the outcomes share, or each with its recipient.
+    replies = dict.fromkeys(str(outcome.reply) for outcome in outcomes)
+    if len(replies) == 1:
+        reply = next(iter(replies))
+    else:
+        reply = "; ".join(f"{o.recipient}: {o.reply}" for o in outcomes)
+    return replace(
+        entry,
+        recipients=tuple(outcome.recipient for outcome in outcomes),
+        attempts=entry.attempts + 1,
+        last_reply=reply,
+        uncertain=uncertain_attempts(entry, outcomes),
+    )
+
+
+def _is_left(outcome: Outcome) -> bool:
+    return outcome.status in _FOR_NOW and not outcome.given_up
+
+
+def _rejected(entry: Entry, report: DeliveryReport) -> Entry | None:
+    return part(entry, report, lambda outcome: outcome.status is Status.REJECTED)

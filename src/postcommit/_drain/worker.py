@@ -1,0 +1,229 @@
+"""The worker's loop: claim, offer, attribute, settle, announce, note."""
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Hashable
+from collections.abc import Iterable
+
+from postcommit._drain.breaker import Breaker
+from postcommit._drain.breaker import CircuitState
+from postcommit._drain.breaker import is_answer
+from postcommit._drain.contract import IClaim
+from postcommit._drain.contract import IConsumer
+from postcommit._drain.settle import Settler
+from postcommit._mail.report import DeliveryReport
+from postcommit._mailers.foreign import pipeline_of
+from postcommit.errors import EntryError
+from postcommit.errors import QueueError
+from postcommit.interfaces import IMailer
+
+
+# Read-ahead: while each message takes less than this many seconds, several entries are
+# claimed and read at a time, which is quicker than each between two replies. These are
+# the maximum number of entries, and of bytes that are read.
+_QUICK = 0.002
+_MOST_AHEAD = 8
+_BYTES_AHEAD = 1 << 16
+
+# `IConsumer.take`, or what a runner makes of it.
+Take = Callable[[int, Collection[Hashable]], list[IClaim]]
+
+
+class Worker:
+    """Works on the due entries of one drain, in one thread.
+
+    `take` claims entries; by default it is that of `consumer`. With `tries_suspects` a
+    suspect may be the single entry that is tried after a pause. Set `is_stopping` to
+    have `work` return early.
+    """
+
+    def __init__(
+        self,
+        consumer: IConsumer,
+        mailer: IMailer,
+        breaker: Breaker,
+        settler: Settler,
+        take: Take | None = None,
+    ) -> None:
+        self.tries_suspects = True
+        self.is_stopping = False
+        self._consumer = consumer
+        self._mailer = mailer
+        self._breaker = breaker
+        self._settler = settler
+        self._take = take or consumer.take
+        self._claimed: deque[IClaim] = deque()  # not read
+        self._ready: deque[IClaim] = deque()  # read, not offered
+        self._in_flight: deque[IClaim] = deque()  # offered, not settled
+        self._looked = -math.inf
+        self._portion = 1  # the number of entries to claim at a time
+        self._was_large = False
+
+    def work(self, most: int) -> bool:
+        """Work on up to `most` entries. Return True if there may be more to do now.
+
+        Ends early if nothing is due, or the relay or the disk fails. Raises what a
+        mailer raises against its contract, and no claim is left then.
+        """
+        breaker = self._breaker
+        self._is_probe = False
+        if breaker.state is not CircuitState.CLOSED:
+            if not breaker.begin_probe():
+                return False
+            self._is_probe = True
+        try:
+            self._since = breaker.count
+            self._left = 1 if self._is_probe else most
+            self._failed = self._found_nothing = False
+            if self._settler.unsettled:
+                for answered in self._settler.settle_again():
+                    breaker.note(None, answered=answered, since=self._since)
+            # If the disk is broken, what is sent now could not be settled, either.
+            error = self._settler.disk_error if self._settler.unsettled else None
+            if error is None:
+                self._run()
+            else:
+                breaker.note(error, since=self._since)
+        finally:
+            if self._is_probe:
+                breaker.end_probe()
+        return not self._found_nothing and breaker.state is not CircuitState.OPEN
+
+    def _run(self) -> None:
+        """Send what is due through one pipeline of the mailer."""
+        pipeline = pipeline_of(self._mailer)
+        try:
+            with pipeline:
+                while claim := self._next():
+                    pipeline.offer(claim.entry, key=claim)
+                    self._conclude(pipeline.completed())
+                self._conclude(pipeline.drain())
+            if self._in_flight:
+                name = self._in_flight[0].name
+                raise RuntimeError(f"{self._mailer!r} gave no report for {name}")
+        finally:
+            try:
+                # After an error: what was sent must not be sent again.
+                self._conclude(pipeline.completed())
+            finally:
+                left = [*self._in_flight, *self._ready, *self._claimed]
+                for claims in (self._in_flight, self._ready, self._claimed):
+                    claims.clear()
+                if left:
+                    self._release(left)
+
+    def _release(self, claims: list[IClaim]) -> None:
+        """Release entries that may be tried again at once."""
+        self._consumer.release(claims)
+        # Another worker may have looked for them in vain while we had them.
+        self._found_nothing = False
+
+    def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
+        """Attribute each report, settle and announce it, and tell the breaker."""
+        for claim, report in reports:
+            answered = is_answer(report)
+            report = self._breaker.attribute(claim.key, report, answered=answered)
+            trouble: object = report.relay_failure
+            if trouble is not None and not report.outcomes:
+                self._release([claim])  # no attempt counts
+            else:
+                try:
+                    # And announce it, when the entry is settled.
+                    self._settler.settle(claim, report, answered=answered)
+                except Exception as error:
+                    trouble = error
+            self._in_flight.remove(claim)
+            self._failed |= trouble is not None
+            self._breaker.note(trouble, answered=answered, since=self._since)
+
+    # Claim
+
+    def _next(self) -> IClaim | None:
+        """Return the next claimed entry, read.
+
+        None if nothing is due, or the queue pauses, or the drain stops.
+        """
+        if not self._may_go_on():
+            return None
+        while not (self._ready or self._failed):
+            if not (self._claimed or self._look_ahead()):
+                return None
+            size = 0
+            while self._claimed and not self._failed and size <= _BYTES_AHEAD:
+                claim = self._claimed[0]
+                try:
+                    size += len(claim.read().message)
+                except Exception as error:
+                    self._set_aside(claim, error)
+                else:
+                    self._ready.append(claim)
+                    if self._breaker.failing:
+                        self._breaker.failing.pop(claim.name, None)
+                self._claimed.popleft()
+            self._was_large = size > _BYTES_AHEAD
+        # The look may have taken long, with a rate limit for example. If another
+        # processor may have the entry, all that was claimed is released. Then the next
+        # look raises the error, and the queue pauses.
+        if not (self._may_go_on() and self._consumer.is_sure(self._ready[0])):
+            return None
+        claim = self._ready.popleft()
+        self._in_flight.append(claim)
+        return claim
+
+    def _may_go_on(self) -> bool:
+        """Return False after a failure, during a pause, and when the drain stops."""
+        is_closed = self._breaker.state is CircuitState.CLOSED
+        return (is_closed or self._is_probe) and not (self._failed or self.is_stopping)
+
+    def _look_ahead(self) -> bool:
+        """Claim the next entries, several at a time if the relay is quick.
+
+        Suspects are claimed if nothing else is due. Returns False if there is nothing.
+        """
+        if not self._left:
+            return False
+        now = time.monotonic()
+        if now - self._looked >= _QUICK * self._portion:
+            self._portion = 1
+        elif self._was_large:
+            self._portion = max(self._portion // 2, 1)
+        else:
+            self._portion = min(2 * self._portion, _MOST_AHEAD)
+        self._looked = now
+        most = min(self._portion, self._left)
+        breaker = self._breaker
+        try:
+            if not breaker.suspects:
+                claims = self._take(most, breaker.skipped)
+            else:
+                claims = self._take(most, breaker.avoided())
+                if not claims and (self.tries_suspects or not self._is_probe):
+                    claims = self._take(most, breaker.skipped)
+        except QueueError as error:
+            self._failed = True
+            breaker.note(error, since=self._since)
+            return False
+        self._found_nothing = not claims
+        self._left -= len(claims)
+        self._claimed.extend(claims)
+        return bool(claims)
+
+    def _set_aside(self, claim: IClaim, error: Exception) -> None:
+        """Bury what is not an entry, and release an entry that cannot be read now."""
+        try:
+            if isinstance(error, EntryError):
+                self._settler.bury_unreadable(claim, error)
+                return
+        except Exception as other:
+            error = other
+        self._consumer.release([claim])
+        if isinstance(error, QueueError) and error.scope == "queue":
+            self._failed = True
+            self._breaker.note(error, since=self._since)
+        else:
+            # Any other error concerns this entry only, and the loop goes on.
+            self._breaker.skip(claim, error)

@@ -1,0 +1,1 @@
+"""Messages and their envelopes: from what an application sends to bytes."""

@@ -1,0 +1,272 @@
+"""The operators' half of a queue: what they see of it, and what they can do to it.
+
+`IOperators` is the contract. The commands use nothing else of a queue, so each kind of
+queue can have an implementation; `postcommit._maildir.mending` has that of a Maildir.
+"""
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from dataclasses import field
+from typing import TYPE_CHECKING
+from typing import BinaryIO
+from typing import NamedTuple
+
+from zope.interface import Attribute
+from zope.interface import Interface
+
+from postcommit._mail.message import message_id_of
+from postcommit._maildir.entry import accepted_at
+
+
+if TYPE_CHECKING:
+    from postcommit._maildir.presence import Pause
+
+
+# Number of hexadecimal digits of an id.
+DIGITS = 12
+
+# Called once for each entry that was looked at.
+Step = Callable[[], None]
+
+
+def no_step() -> None:
+    """Do nothing: the default of a `Step`."""
+
+
+class EntryState(enum.Enum):
+    """Where an entry is on its way through the queue; in the order of a list.
+
+    `title` is for the number of such entries, `about` says which they are, and `advice`
+    says what an operator can do. `key` is for programs, such as ``in_doubt``.
+    """
+
+    title: str
+    about: str
+    advice: str
+
+    WAITING = (
+        "waiting",
+        "waiting, never tried",
+        "those that were never tried",
+        "a processor tries it next; 'postcommit flush' does so now",
+    )
+    DEFERRED = (
+        "deferred",
+        "deferred",
+        "those that are tried again",
+        "'postcommit retry' makes it due now",
+    )
+    FAILED = (
+        "failed",
+        "dead letters",
+        "dead letters",
+        "'postcommit retry' sends it, 'postcommit delete' removes it",
+    )
+    IN_DOUBT = (
+        "in doubt",
+        "in doubt",
+        "what a crash has left between vote and finish",
+        "'postcommit recover' sends or drops it",
+    )
+
+    def __new__(cls, value: str, title: str, about: str, advice: str) -> EntryState:
+        state = object.__new__(cls)
+        state._value_ = value
+        state.title, state.about, state.advice = title, about, advice
+        return state
+
+    @property
+    def key(self) -> str:
+        return str(self.value).replace(" ", "_")
+
+
+class Item(NamedTuple):
+    """An entry, as a list of the queue has it.
+
+    An entry keeps its `name` while it is deferred again and again, as a dead letter,
+    and when that is retried. `place` is where the entry was when we looked: a path, or
+    a URL with the id.
+    """
+
+    name: str
+    state: EntryState
+    place: str
+
+    @property
+    def accepted(self) -> float | None:
+        """When it was accepted, in seconds since the epoch, if the name says so."""
+        return accepted_at(self.name)
+
+    @property
+    def id(self) -> str:
+        """The id for operators, twelve hexadecimal digits that the name determines."""
+        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:DIGITS]
+
+
+@dataclass(frozen=True)
+class Details:
+    """The content of an entry, without all of its message.
+
+    Times are in seconds since the epoch. `due` is when it is tried next, None if it is
+    not tried by itself; `changed` is when it was written last, which is when a dead
+    letter was given up. `problem` is why this is not an entry; then sender and
+    recipients are unknown. `uncertain` is how many of the `attempts` may have
+    transmitted the message. `head` is the beginning of the message, with its whole
+    header.
+    """
+
+    item: Item
+    size: int
+    changed: float
+    due: float | None = None
+    sender: str = ""
+    recipients: tuple[str, ...] = ()
+    attempts: int = 0
+    uncertain: int = 0
+    last_reply: str = ""
+    problem: str = ""
+    head: bytes = field(default=b"", repr=False)
+
+    @property
+    def message_id(self) -> str:
+        """The id of the message, without angle brackets; empty if it has none."""
+        return message_id_of(self.head)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A last reply, and how many of the entries that were `looked_at` have it.
+
+    Replies that differ only in addresses and numbers count as the same one.
+    """
+
+    reply: str
+    count: int
+    looked_at: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A queue in a few numbers; times are in seconds since the epoch.
+
+    `counts` has the number of entries in each state, `reasons` the most common last
+    reply in a state, if there is one. `due` is the number of entries that are due now,
+    `oldest_due` is when the first of them became due. For these two, only `looked_at`
+    of the deferred entries were read; in a large queue these are not all.
+    `foreign_claims` counts the entries that a processor of
+    another library is sending. `heartbeat` is the last sign of life of a running
+    processor, `pause` is the note of one that pauses. `mailbox` says why this is
+    probably a person's mailbox; it is empty for a queue. `shortages` say what the disk
+    has too little of.
+    """
+
+    counts: Mapping[EntryState, int]
+    reasons: Mapping[EntryState, Reason]
+    due: int
+    oldest_due: float | None
+    looked_at: int
+    foreign_claims: int
+    heartbeat: float | None
+    pause: Pause | None
+    mailbox: str = ""
+    shortages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem at one `place` of a queue, and the `advice` how to solve it.
+
+    A part of the advice between apostrophes is a command for a shell.
+    """
+
+    place: str
+    problem: str
+    advice: str
+
+
+class IChanges(Interface):
+    """Changes of entries by an operator. Entries that are being sent are not touched.
+
+    A method raises `EntryError` for an entry that it cannot change, and `QueueError`
+    if the queue is in trouble.
+    """
+
+    def retry(item: Item) -> bool:
+        """Make the entry due now; False if it is gone, or is being sent.
+
+        Raises `EntryError` for a dead letter that is not an entry, or that is in the
+        queue already, and `QueueError` for an entry in doubt.
+        """
+
+    def delete(item: Item) -> bool:
+        """Remove the entry; False if it is gone, or is being sent.
+
+        Raises `QueueError` for an entry in doubt.
+        """
+
+    def recover(items: Iterable[Item], *, send: bool) -> Iterator[Item]:
+        """Accept these entries in doubt, or remove them; yield each when it is done.
+
+        Entries that another process recovers at the same time are left out. Raises
+        `QueueError` for an entry that is not in doubt.
+        """
+
+
+class IOperators(Interface):
+    """A queue for operators. Each method may raise `QueueError`."""
+
+    name = Attribute("The path, or the URL without password.")
+
+    def items(
+        states: Collection[EntryState], *, message_id: str = "", step: Step = no_step
+    ) -> Iterator[Item]:
+        """Iterate over the entries in these `states`, in the order of `EntryState`.
+
+        Those of one message if a `message_id` is given, without angle brackets. `step`
+        is called for each entry that was looked at.
+        """
+
+    def find(ids: Sequence[str]) -> list[Item]:
+        """Return the entries that `ids` mean, in their order, each once.
+
+        Each of `ids` is an id or the beginning of one, a name, a place, or a message
+        id. A message id means every entry of that message: there are several if some
+        recipients were rejected and others are tried again.
+
+        Raises `ItemError` for one that is too short, that means no entry of the queue,
+        or that is the beginning of several ids.
+        """
+
+    def details(item: Item, addresses: Collection[str] = ()) -> Details | None:
+        """Read the entry; None if it is gone.
+
+        The result may also be None if the envelope has no address that matches one of
+        the patterns `addresses`, for speed. Otherwise the caller compares the
+        addresses.
+        """
+
+    def open(item: Item) -> BinaryIO:
+        """Open the entry as its file in a Maildir would be. Raises OSError."""
+
+    def survey(most_seconds: float = 2.0) -> Survey:
+        """Count the entries; read deferred ones for `most_seconds` at most."""
+
+    def check() -> Iterator[Finding]:
+        """Yield what is wrong with the queue. Changes nothing."""
+
+    def changes() -> AbstractContextManager[IChanges]:
+        """Begin to change entries. The end makes changes durable and wakes a processor.
+
+        Raises `QueueError`, before anything is changed, if another library's processor
+        drains the queue, and for a mailbox.
+        """

@@ -1,0 +1,515 @@
+"""Reads a queue on disk for operators: its entries, and how it is as a whole.
+
+Only the file of an entry has its addresses and its message id, so a search for them
+opens each file. Parsing each envelope takes 17 us an entry. So a search
+first looks for the longest fixed part of the pattern in the bytes of the envelope, and
+parses only a file that has it: 10 us.
+"""
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import stat
+import time
+from collections import Counter
+from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from postcommit._mail.entry import Entry
+from postcommit._maildir.entry import BEGINNING
+from postcommit._maildir.entry import FROM
+from postcommit._maildir.entry import UNREADABLE
+from postcommit._maildir.entry import accepted_at
+from postcommit._maildir.entry import may_go_on
+from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.entry import stem
+from postcommit._maildir.files import explained
+from postcommit._maildir.item import DIGITS
+from postcommit._maildir.item import Details
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import Item
+from postcommit._maildir.item import Reason
+from postcommit._maildir.item import Step
+from postcommit._maildir.item import Survey
+from postcommit._maildir.item import no_step
+from postcommit._maildir.mark import FAILED
+from postcommit._maildir.mark import refuse_mailbox
+from postcommit._maildir.older import CLAIM_AGE
+from postcommit._maildir.older import REJECTED
+from postcommit._maildir.older import SENDING
+from postcommit._maildir.presence import heartbeat
+from postcommit._maildir.presence import pause_of
+from postcommit._maildir.staging import original_name
+from postcommit._maildir.store import Store
+from postcommit.errors import EntryError
+from postcommit.errors import ItemError
+from postcommit.errors import MaildirError
+from postcommit.errors import NotAQueueError
+from postcommit.errors import QueueError
+
+
+# Bytes that are read first. An envelope, the history and most headers fit in.
+_HEAD = 4096
+
+# Bytes that are read at once after that, to find the end of the header.
+_MORE = 1 << 16
+
+# Maximum number of bytes that are read to find the end of a header.
+_LONGEST_HEADER = 1 << 20
+
+_END_OF_HEADER = re.compile(rb"\n\r?\n")
+
+# Flags to open the file of an entry for reading: never through a symbolic link, and
+# without waiting for a pipe.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+# Minimum number of characters of an id.
+_FEWEST = 4
+
+# Maximum number of candidates that an error names.
+_MOST_NAMED = 5
+
+# Maximum number of files that are read to find the most common reply.
+_SAMPLE = 300
+
+# Minimum of free bytes, and of files that can be created, on a disk.
+_LEAST_FREE = 64 << 20
+_LEAST_FILES = 1000
+
+# The parts that differ between replies that mean the same: addresses, numbers, ids.
+_PARTICULAR = re.compile(r"\S*@\S*|\S*\d\S*")
+
+
+# Entries
+
+
+def items(
+    store: Store,
+    states: Iterable[EntryState],
+    *,
+    message_id: str = "",
+    step: Step = no_step,
+) -> Iterator[Item]:
+    """Iterate over the entries; see `IOperators.items`.
+
+    Without `message_id` no file is read. Only a few thousand names are in memory.
+    """
+    wanted = set(states)
+    for state in EntryState:
+        for path in _paths(store, state) if state in wanted else ():
+            step()
+            item = item_at(path, state)
+            if not message_id or _message_id(item) == message_id:
+                yield item
+
+
+def item_at(path: str, state: EntryState) -> Item:
+    """Return the item for the file of an entry.
+
+    Its name is the one that the entry has, had, or will have in ``new``.
+    """
+    if state is EntryState.IN_DOUBT:
+        name = original_name(path)
+    else:
+        name = stem(path).removeprefix(REJECTED)
+    return Item(name, state, path)
+
+
+def _paths(store: Store, state: EntryState) -> Iterator[str]:
+    if state is EntryState.WAITING:
+        yield from store.maildir.paths("new")
+    elif state is EntryState.DEFERRED:
+        yield from store.maildir.paths("cur")
+    elif state is EntryState.IN_DOUBT:
+        yield from store.in_doubt()
+    else:
+        for folder in ("new", "cur"):
+            yield from _beginning_with(f"{store.path}/{FAILED}/{folder}", "")
+            yield from _beginning_with(store.maildir.folder(folder), REJECTED)
+
+
+def _message_id(item: Item) -> str:
+    read = details(item)
+    return "" if read is None else read.message_id
+
+
+def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
+    """Yield the files with this `prefix`; without one, those that are not hidden."""
+    try:
+        with os.scandir(folder) as found:
+            for entry in found:
+                hidden = entry.name.startswith(".")
+                if entry.name.startswith(prefix) and hidden == bool(prefix):
+                    yield entry.path
+    except FileNotFoundError:
+        return  # no dead letter was kept yet
+
+
+# Claims of other libraries
+
+
+def foreign_claims(store: Store, now: float) -> Iterator[tuple[str, float]]:
+    """Yield the claims of other libraries' processors, and their age in seconds."""
+    for name in ("new", "cur"):
+        for path in _beginning_with(store.maildir.folder(name), SENDING):
+            try:
+                yield path, max(0.0, now - os.stat(path).st_mtime)
+            except FileNotFoundError:
+                continue  # it was sent meanwhile
+
+
+def young_claims(store: Store, now: float) -> Iterator[str]:
+    """Yield the claims that are so young that their processor may be running."""
+    for path, age in foreign_claims(store, now):
+        if age < CLAIM_AGE:
+            yield path
+
+
+def refuse_young_claims(store: Store) -> None:
+    """Raise `QueueError` if another library's processor drains the queue.
+
+    It does not look at our locks, so it would send what we are sending.
+    """
+    for claim in young_claims(store, time.time()):
+        reason = "another library's processor drains this queue: stop it first;"
+        reason += " if it is stopped, remove this file"
+        raise QueueError(claim, reason)
+
+
+# The file of an entry
+
+
+def details(item: Item, addresses: Collection[str] = ()) -> Details | None:
+    """Read the beginning of the file; see `IOperators.details`.
+
+    If it cannot be read, the reason is its `problem`.
+    """
+    if addresses and _lacks_address(_glance(item), addresses):
+        return None
+    try:
+        with open_file(item) as file:
+            return _details(item, file, os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        changed, problem = item.accepted or 0.0, f"cannot be read: {error.strerror}"
+        return Details(item, 0, changed, _due(item, changed), problem=problem)
+
+
+def open_file(item: Item) -> io.FileIO:
+    """Open the file of `item` to read it. Raises OSError."""
+    return io.FileIO(os.open(item.place, READ_FLAGS), "rb")
+
+
+def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
+    changed, due = found.st_mtime, _due(item, found.st_mtime)
+    if not stat.S_ISREG(found.st_mode):
+        return Details(item, 0, changed, due, problem="is no regular file")
+    head = file.read(_HEAD) or b""
+    try:
+        entry = _parse(head, file)
+    except EntryError as error:
+        problem = _problem(head, error)
+        return Details(item, found.st_size, changed, due, problem=problem)
+    return Details(
+        item,
+        found.st_size,
+        changed,
+        due,
+        entry.sender,
+        entry.recipients,
+        entry.attempts,
+        entry.uncertain,
+        entry.last_reply,
+        head=entry.message,
+    )
+
+
+def _due(item: Item, changed: float) -> float | None:
+    if item.state is EntryState.WAITING:
+        return item.accepted or changed
+    return changed if item.state is EntryState.DEFERRED else None
+
+
+def _parse(head: bytes, file: io.FileIO) -> Entry:
+    while len(head) < _LONGEST_HEADER and not _END_OF_HEADER.search(head):
+        piece = file.read(_MORE)
+        if not piece:
+            break
+        head += piece
+    try:
+        return parse_entry(head)
+    except EntryError:
+        rest = file.read(-1 if may_go_on(head) else BEGINNING)
+        if not rest:
+            raise
+        return parse_entry(head + rest)
+
+
+def _problem(head: bytes, error: EntryError) -> str:
+    """Say why a file is not an entry; one that was set aside says so itself."""
+    if head.startswith(UNREADABLE):
+        return head[len(UNREADABLE) :].split(b"\n")[0].decode("utf-8", "replace")
+    return error.reason
+
+
+def _glance(item: Item) -> bytes:
+    """Read how the file begins; nothing if it cannot be read."""
+    try:
+        descriptor = os.open(item.place, READ_FLAGS)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _HEAD)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _lacks_address(head: bytes, patterns: Collection[str]) -> bool:
+    """Tell whether the envelope lacks an address for one of the patterns."""
+    end = head.find(b"\n", head.find(b"\n") + 1)
+    envelope = head[: max(end, 0)]
+    # Other entries, and letters that become ASCII in lower case, need a closer look.
+    if not envelope.startswith(FROM.rstrip()) or not envelope.isascii():
+        return False
+    lowered = envelope.lower()
+    return any(_literal(pattern) not in lowered for pattern in patterns)
+
+
+def _literal(pattern: str) -> bytes:
+    """Return the longest part of a pattern that every match has, in lower case."""
+    # A bracket begins a set of characters, or a domain that is an IP address.
+    parts = re.split("[*?]", pattern.partition("[")[0].lower())
+    longest = max(parts, key=len)
+    return longest.encode() if longest.isascii() else b""
+
+
+# Ids that an operator gives
+
+
+def bare_id(message_id: str) -> str:
+    """Return a message id without its angle brackets, and without space around it."""
+    return message_id.strip().removeprefix("<").removesuffix(">")
+
+
+def find(store: Store, ids: Sequence[str]) -> list[Item]:
+    """Return the entries that `ids` mean; see `IOperators.find`."""
+    wanted = dict.fromkeys(ids)
+    for given in wanted:
+        _check(given)
+    # A name that has an @ is possible, and so is a message id that has none.
+    likely = [given for given in wanted if "@" in given]
+    found = _of_messages(store, likely)
+    found |= _named(store, [given for given in wanted if not found.get(given)])
+    others = [given for given in wanted if not found[given] and given not in likely]
+    found |= _of_messages(store, others)
+    for given in wanted:
+        if not found[given]:
+            reason = "is not in this queue; it may have been sent or deleted"
+            raise ItemError(given, reason)
+    return list(dict.fromkeys(item for given in wanted for item in found[given]))
+
+
+def _check(given: str) -> None:
+    if not given.strip():
+        raise ItemError(given, "is not an id; 'postcommit list' shows the ids")
+    if len(bare_id(given)) < _FEWEST and "@" not in given:
+        raise ItemError(given, f"is too short, give at least {_FEWEST} digits")
+
+
+def _of_messages(store: Store, wanted: Sequence[str]) -> dict[str, list[Item]]:
+    """Return the entries of each message id, with or without angle brackets."""
+    found: dict[str, list[Item]] = {bare_id(given): [] for given in wanted}
+    for item in items(store, EntryState) if found else ():
+        id = _message_id(item)
+        if id in found:
+            found[id].append(item)
+    return {given: found[bare_id(given)] for given in wanted}
+
+
+def _named(store: Store, wanted: Iterable[str]) -> dict[str, list[Item]]:
+    """Return the only entry that has each as id, name or path; none if none has."""
+    found: dict[str, list[Item]] = {given: [] for given in wanted}
+    lengths = {len(given) for given in found if len(given) <= DIGITS}
+    for item in items(store, EntryState) if found else ():
+        keys = {item.place, item.name, os.path.basename(item.place)}
+        for key in keys.union(item.id[:length] for length in lengths):
+            if key in found:
+                found[key].append(item)
+    for given, known in found.items():
+        if len(known) > 1:
+            raise _ambiguous(given, known)
+    return found
+
+
+def _ambiguous(given: str, found: list[Item]) -> ItemError:
+    if len({item.id for item in found}) == 1:
+        # A crash while an entry was buried leaves it in two folders for a while.
+        told = " and ".join(item.place for item in found)
+        return ItemError(given, f"is there twice; give the path: {told}")
+    named = [f"{item.id} ({item.state.value})" for item in found[:_MOST_NAMED]]
+    if len(found) > _MOST_NAMED:
+        named.append(f"and {len(found) - _MOST_NAMED} more")
+    return ItemError(given, f"is ambiguous: {', '.join(named)}; give more of it")
+
+
+# The whole queue
+
+
+def survey(store: Store, now: float, most_seconds: float) -> Survey:
+    """Look at the whole queue; see `IOperators.survey`.
+
+    Counts names, and opens a few hundred files. Only the file of a deferred entry
+    says when it is due. These are read for `most_seconds` from now, but at least for a
+    quarter of that time after the waiting entries were counted.
+    """
+    until = time.monotonic() + most_seconds
+    with explained(store.path, "look through the queue"):
+        hidden: Counter[str] = Counter()
+        due = _new(store.maildir.folder("new"), hidden)
+        waiting = due.count
+        until = max(until, time.monotonic() + most_seconds / 4)
+        deferred, looked_at = _deferred(store, hidden, now, due, until)
+        failed = hidden[REJECTED]
+        for name in ("new", "cur"):
+            failed += sum(1 for _ in _names(f"{store.path}/{FAILED}/{name}", hidden))
+        counts = {
+            EntryState.WAITING: waiting,
+            EntryState.DEFERRED: deferred,
+            EntryState.FAILED: failed,
+            EntryState.IN_DOUBT: sum(1 for _ in items(store, [EntryState.IN_DOUBT])),
+        }
+        return Survey(
+            counts,
+            _reasons(store),
+            due.count,
+            due.oldest,
+            looked_at,
+            sum(1 for _ in young_claims(store, now)) if hidden[SENDING] else 0,
+            heartbeat(store.path),
+            pause_of(store.path),
+            mailbox(store),
+            tuple(shortages(store.path)),
+        )
+
+
+def mailbox(store: Store) -> str:
+    """Return why this is probably a person's mailbox; empty for a queue."""
+    try:
+        refuse_mailbox(store.maildir)
+    except NotAQueueError as error:
+        return error.reason
+    except MaildirError:
+        pass  # a symbolic link, for which `check` has a finding
+    return ""
+
+
+def shortages(path: str) -> Iterator[str]:
+    """Yield what the disk of the queue at `path` has too little of."""
+    disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    if free < _LEAST_FREE:
+        yield f"is on a disk with {free >> 20} MiB left"
+    if disk.f_files and disk.f_favail < _LEAST_FILES:  # 0: without a limit
+        yield f"is on a disk with room for {disk.f_favail} more files"
+
+
+@dataclass
+class _Due:
+    count: int = 0
+    oldest: float | None = None
+
+
+def _names(folder: str, hidden: Counter[str]) -> Iterator[str]:
+    """Yield the names of the entries; count what other libraries have hidden."""
+    try:
+        found = os.scandir(folder)
+    except FileNotFoundError:
+        return  # no dead letter was kept yet
+    with found:
+        for entry in found:
+            name = entry.name
+            if not name.startswith("."):
+                yield name
+            else:
+                hidden.update(p for p in (REJECTED, SENDING) if name.startswith(p))
+
+
+def _new(folder: str, hidden: Counter[str]) -> _Due:
+    """Return what is due in ``new``: all of it, since the first name was given."""
+    due, first = _Due(), ""
+    for name in _names(folder, hidden):
+        due.count += 1
+        first = min(first or name, name)
+    due.oldest = accepted_at(first)
+    return due
+
+
+def _deferred(
+    store: Store, hidden: Counter[str], now: float, due: _Due, until: float
+) -> tuple[int, int]:
+    """Note what is due; return how many are deferred, and how many were read."""
+    path = store.maildir.folder("cur")
+    count = looked_at = 0
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in _names(path, hidden):
+            if looked_at == count and (count % 256 or time.monotonic() < until):
+                looked_at += 1
+                changed = _changed(name, folder)
+                if changed <= now:
+                    due.count += 1
+                    if due.oldest is None or changed < due.oldest:
+                        due.oldest = changed
+            count += 1
+    finally:
+        os.close(folder)
+    return count, looked_at
+
+
+def _changed(name: str, folder: int) -> float:
+    try:
+        # By its name alone: half as much work as by the whole path.
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return math.inf  # it was sent meanwhile
+
+
+def _reasons(store: Store) -> dict[EntryState, Reason]:
+    """Return the most common reply of each state that has one."""
+    folder = store.maildir.folder("cur")
+    # In no order: a better sample than the oldest ones, and at once.
+    names = _names(folder, Counter())
+    samples = {
+        EntryState.DEFERRED: (
+            item_at(f"{folder}/{name}", EntryState.DEFERRED) for name in names
+        ),
+        EntryState.FAILED: items(store, [EntryState.FAILED]),
+    }
+    reasons = ((state, _reason(sample)) for state, sample in samples.items())
+    return {state: reason for state, reason in reasons if reason is not None}
+
+
+def _reason(found: Iterator[Item]) -> Reason | None:
+    """Return the most common reply of the first few hundred."""
+    alike: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    reads = [read for read in map(details, islice(found, _SAMPLE)) if read]
+    for read in reads:
+        reply = read.last_reply or read.problem
+        if reply:
+            key = reply[:4] + _PARTICULAR.sub("*", reply[4:])
+            alike[key] += 1
+            examples.setdefault(key, reply)
+    if not alike:
+        return None
+    [(key, count)] = alike.most_common(1)
+    return Reason(examples[key], count, len(reads))

@@ -1,0 +1,373 @@
+"""Maildir folders (https://cr.yp.to/proto/maildir.html), made durable.
+
+A message is written in ``tmp``, and renamed into ``new`` when it is complete, so no
+reader ever sees half of one. The original format leaves durability to the operating
+system. Here, a message is on the disk before its name is, and its name is on the disk
+when `commit` returns.
+"""
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
+
+from zope.interface import implementer
+from zope.interface import provider
+
+from postcommit._maildir.files import CREATE
+from postcommit._maildir.files import ONE_WRITE
+from postcommit._maildir.files import OpenFile
+from postcommit._maildir.files import explained
+from postcommit._maildir.files import give_to_owner
+from postcommit._maildir.files import remove
+from postcommit._maildir.files import sync
+from postcommit._maildir.files import unable
+from postcommit._maildir.files import write
+from postcommit.errors import MaildirError
+from postcommit.errors import NotAMaildirError
+from postcommit.errors import QueueError
+from postcommit.errors import is_url
+from postcommit.interfaces import IMaildir
+from postcommit.interfaces import IMaildirFactory
+from postcommit.interfaces import IMaildirMessageWriter
+
+
+FOLDERS = ("tmp", "new", "cur")
+
+# Number of names that are read, and sorted, at a time: a folder of a million
+# messages costs no more memory than one of a few thousand.
+_PART = 2000
+
+# Flags of a file without a name. On a system without O_TMPFILE, to open a folder with
+# the rest fails.
+_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+_counter = itertools.count(1)
+
+
+def unique_name(seconds: float | None = None) -> str:
+    """Return a name for a new message: ``<s>.M<µs>P<pid>Q<count>.<host>``.
+
+    Names sort by time, `seconds` since the epoch, now by default.
+    """
+    microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
+    whole, rest = divmod(microseconds, 1_000_000)
+    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
+    return f"{whole:010d}.M{rest:06d}P{os.getpid()}Q{next(_counter)}.{host}"
+
+
+def check_path(path: str) -> None:
+    """Raise a `QueueError` if there can be no Maildir at `path`. Creates nothing."""
+    with explained(path, "open the Maildir"):
+        exists = _exists(path)
+    if exists:
+        Maildir(path)
+    elif not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise QueueError(path, "there is no folder to create it in")
+
+
+@provider(IMaildirFactory)
+@implementer(IMaildir)
+class Maildir:
+    """See `IMaildir`, and `IMaildirFactory` for the arguments."""
+
+    def __init__(self, dirname: str, create: bool = False) -> None:
+        self.path = os.fsdecode(dirname)
+        self._knows_nameless: bool | None = None  # not tried yet
+        with explained(self.path, "open the Maildir", MaildirError):
+            exists = _exists(self.path)
+            if not os.path.isabs(self.path):
+                # Should the process change its folder, this one is still meant.
+                self.path = os.path.join(os.getcwd(), self.path)
+        self.is_new = create and not exists
+        if self.is_new:
+            with explained(self.path, "create the Maildir", MaildirError):
+                create_maildir(self.path)
+        with explained(self.path, "open the Maildir", MaildirError):
+            _check_folders(self.path)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.paths("new")
+        yield from self.paths("cur")
+
+    def folder(self, name: str) -> str:
+        """Return the path of ``tmp``, ``new`` or ``cur``."""
+        return f"{self.path}/{name}"
+
+    def paths(self, name: str) -> Iterator[str]:
+        """Iterate over the files of a folder, without those that begin with a dot.
+
+        In the order of their names, as far as a few thousand at a time can be.
+        """
+        for part in self.parts(name):
+            yield from part
+
+    def parts(self, name: str) -> Iterator[list[str]]:
+        """Iterate over the same files, as lists of a few thousand in their order."""
+        folder = f"{self.path}/{name}"
+        with os.scandir(folder) as entries:
+            names = (e.name for e in entries if not e.name.startswith("."))
+            while part := sorted(itertools.islice(names, _PART)):
+                yield [f"{folder}/{found}" for found in part]
+
+    def newMessage(self) -> MaildirMessageWriter:
+        return MaildirMessageWriter(self, unique_name())
+
+    def add(
+        self, lines: Sequence[bytes | memoryview], *, nameless: bool = False
+    ) -> Staged:
+        """Write a whole message, to be committed or aborted.
+
+        With `nameless` its file has no name until it is moved, if the file system can
+        do that (``O_TMPFILE``). That costs an open file, but the file system has less
+        to do, and nothing is left if the process dies.
+        Raises `QueueError` if it cannot be written; then nothing is left.
+        """
+        if nameless and self._knows_nameless is None:
+            self._knows_nameless = self._can_name_later()
+        message = Staged(self, unique_name())
+        try:
+            message.fill(lines, nameless=nameless and bool(self._knows_nameless))
+        except OSError as error:
+            raise unable(message.path, "write", error) from error
+        return message
+
+    def _can_name_later(self) -> bool:
+        """Try whether a file can get its name later on this file system."""
+        folder = os.path.join(self.path, "tmp")
+        path = f"{folder}/{unique_name()}"
+        try:
+            with OpenFile(folder, _NAMELESS) as file:
+                named = f"/proc/self/fd/{file.descriptor}"
+                os.link(named, path, src_dir_fd=file.descriptor)
+                os.unlink(path)
+        except OSError:
+            return False
+        return True
+
+
+class Staged:
+    """A message that is complete, but not a part of the Maildir yet.
+
+    `name` is the file's name, `path` where it is or will be first, `target` where
+    it belongs, `checksum` the CRC-32 of its content.
+    """
+
+    # Open as long as the file has no name.
+    _file: OpenFile | None = None
+    _aborted = False
+    # Path where the file may be already: an interrupt comes after the call is done.
+    _moving_to = ""
+
+    def __init__(self, maildir: Maildir, name: str) -> None:
+        self.name = name
+        self._folder = os.path.join(maildir.path, "tmp")
+        self.path = f"{self._folder}/{name}"
+        self.target = f"{maildir.path}/new/{name}"
+        self.checksum = 0
+
+    def fill(
+        self, lines: Sequence[bytes | memoryview], *, nameless: bool = False
+    ) -> None:
+        """Write all of it, in few calls; if that fails, nothing is left."""
+        path, flags = (self._folder, _NAMELESS) if nameless else (self.path, CREATE)
+        file = OpenFile(path, flags)
+        try:
+            give_to_owner(file.descriptor, self._folder)
+            self.checksum = write(file.descriptor, lines)
+            if nameless:
+                self._file = file
+                # The disk begins while we go on, so there is less to wait for. Not with
+                # all of a large file: what has reached the disk by then is dropped from
+                # memory, and a processor wants it soon.
+                with suppress(OSError):  # it is but advice
+                    os.posix_fadvise(
+                        file.descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED
+                    )
+            else:
+                file.close()  # it may fail, too
+        except BaseException:
+            self._file = file
+            self.abort()
+            raise
+
+    def sync(self) -> None:
+        """Have its content on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.descriptor)
+            return
+        with OpenFile(self.path, os.O_RDONLY) as file:
+            os.fsync(file.descriptor)
+
+    def reveal(self) -> None:
+        """Give the file its name in ``tmp``, if it has none yet."""
+        if self._file is not None:
+            self.move(self.path)
+
+    def move(self, path: str) -> None:
+        """Rename the file to `path`; at `target` it is committed."""
+        self._moving_to = path
+        if self._file is not None:
+            # Only with a descriptor does Python follow the link; any will do.
+            named = f"/proc/self/fd/{self._file.descriptor}"
+            os.link(named, path, src_dir_fd=self._file.descriptor)
+            self.path = path
+            with suppress(OSError):  # all that matters is synced
+                self._file.close()
+            self._file = None
+            return
+        try:
+            os.rename(self.path, path)
+        except FileNotFoundError:
+            # NFS repeats a rename whose answer was lost, and by then it is done.
+            if not os.path.lexists(path):
+                raise
+        self.path = path
+
+    def commit(self) -> None:
+        if self._aborted:
+            raise ValueError(f"{self.path}: was aborted, cannot be committed")
+        with explained(self.path, "move the message into the Maildir"):
+            if self.path != self.target:
+                self.sync()
+                self.move(self.target)
+            # Also in a second call: this may be what failed in the first.
+            sync(os.path.dirname(self.target))
+
+    def abort(self) -> None:
+        """Remove the file, unless it is committed. May be called again."""
+        if self._file is not None:
+            with suppress(OSError):  # it is not wanted
+                self._file.close()
+            self._file = None
+        if self.path == self.target:
+            return
+        self._aborted = True
+        with explained(self.path, "remove the file"):
+            for path in {self.path, self._moving_to or self.path} - {self.target}:
+                remove(path)
+
+
+@implementer(IMaildirMessageWriter)
+class MaildirMessageWriter(Staged):
+    """See `IMaildirMessageWriter`; not buffered, each call is a system call."""
+
+    def __init__(self, maildir: Maildir, name: str) -> None:
+        super().__init__(maildir, name)
+        with explained(self.path, "create the file"):
+            self._open = OpenFile(self.path, CREATE)
+            give_to_owner(self._open.descriptor, self._folder)
+
+    def write(self, data: bytes | memoryview | str) -> None:
+        self.writelines((data,))
+
+    def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
+        encoded = [line.encode() if isinstance(line, str) else line for line in lines]
+        if self._open.descriptor == -1:
+            raise ValueError(f"{self.path}: is closed, cannot be written to")
+        with explained(self.path, "write"):
+            self.checksum = write(self._open.descriptor, encoded, self.checksum)
+
+    def close(self) -> None:
+        with explained(self.path, "write"):
+            self._open.close()
+
+    def commit(self) -> None:
+        self.close()
+        super().commit()
+
+    def abort(self) -> None:
+        with suppress(OSError):  # what could not be written is not wanted any more
+            self._open.close()
+        super().abort()
+
+
+def _exists(path: str) -> bool:
+    if "://" in path and is_url(path):
+        raise NotAMaildirError(path, "is a URL; name a folder")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise NotAMaildirError(path, f"can be no path: {error}") from error
+    return True
+
+
+def _check_folders(path: str) -> None:
+    """Raise `NotAMaildirError` unless the folder `path` has all that it needs.
+
+    The folder itself may be a symbolic link. Those in it may not: the files behind
+    such a link belong to somebody else, who does not expect them to be removed.
+    """
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        raise NotAMaildirError(path, "is no folder, so no Maildir; name another")
+    # Their kinds are known with their names, without another system call.
+    with os.scandir(path) as found:
+        present = {entry.name: entry for entry in found if entry.name in FOLDERS}
+    missing = [name for name in FOLDERS if name not in present]
+    if missing:
+        raise NotAMaildirError(
+            path,
+            f"is no Maildir, it has no {' and no '.join(missing)};"
+            " name another folder, or one that does not exist",
+        )
+    for name, entry in present.items():
+        if not entry.is_dir(follow_symlinks=False):
+            raise not_a_folder(path, name, is_link=entry.is_symlink())
+
+
+def not_a_folder(path: str, name: str, *, is_link: bool) -> NotAMaildirError:
+    """Return the error for a file or a link in place of the folder `name`."""
+    kind = "a symbolic link" if is_link else "a file"
+    reason = f"{name} is {kind}; a Maildir needs the folder itself there"
+    return NotAMaildirError(path, reason)
+
+
+def create_maildir(path: str, *, owner_of: str = "") -> None:
+    """Create a Maildir that is complete from the moment that it is there.
+
+    If root creates it, it belongs to the owner of the folder `owner_of`, if one is
+    given. Raises OSError.
+    """
+    parent = os.path.dirname(os.path.abspath(path))
+    building = tempfile.mkdtemp(prefix=".maildir-", dir=parent)
+    try:
+        for name in FOLDERS:
+            os.mkdir(f"{building}/{name}", 0o700)
+        if owner_of:
+            _give_to_owner(building, owner_of)
+        sync(building)
+        os.rename(building, path)
+    except OSError:
+        shutil.rmtree(building)
+        if not os.path.isdir(path):
+            raise
+        # Otherwise another process was faster: rename(2) replaces no folder
+        # that has something in it.
+    sync(parent)
+
+
+def _give_to_owner(path: str, owner_of: str) -> None:
+    """Give a new Maildir to the owner of the folder `owner_of`, without its files.
+
+    By its descriptor, because this owner may put a link in its place meanwhile.
+    """
+    with OpenFile(path, _FOLDER) as folder:
+        for name in FOLDERS:
+            part = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=folder.descriptor)
+            try:
+                give_to_owner(part, owner_of)
+            finally:
+                os.close(part)
+        give_to_owner(folder.descriptor, owner_of)

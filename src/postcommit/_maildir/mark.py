@@ -1,0 +1,134 @@
+"""Tells a queue from a person's mailbox.
+
+Both are Maildirs. A processor on a mailbox by mistake would bury all its mail. Is a
+Maildir a queue? The first of these rules that applies says so:
+
+1. It has the file ``.wakeup``, which every processor makes: it is a queue.
+2. It has the file ``maildirfolder``: it is a folder of another Maildir, such as the
+   dead letters of a queue, and not a queue.
+3. Some of its files are entries of postcommit, zope.sendmail or repoze.sendmail, or
+   were claimed or put aside by one of these: it is a queue. Only the first few files
+   in ``new`` and in ``cur`` are read, so that a large queue costs no more.
+4. Some of these files are messages without an envelope: it is a mailbox.
+5. It has files of a mail server or folders of mail besides: it is a mailbox.
+   Otherwise it is empty, or damaged, and a queue.
+"""
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import stat
+from contextlib import suppress
+
+from postcommit._maildir import older
+from postcommit._maildir.entry import BEGINNING
+from postcommit._maildir.entry import is_entry
+from postcommit._maildir.files import explained
+from postcommit._maildir.maildir import Maildir
+from postcommit._maildir.maildir import check_path
+from postcommit._maildir.maildir import not_a_folder
+from postcommit._maildir.presence import WAKEUP
+from postcommit._maildir.presence import open_wakeup
+from postcommit.errors import NotAQueueError
+
+
+# Maximum number of files read in each folder. Of each, so many bytes are read, and more
+# where its header goes on: repoze.sendmail adds the envelope at the end of it.
+_SAMPLE = 20
+_HEAD = 1 << 16
+
+# How a message begins: with a header field (RFC 5322, 2.2), or as in an mbox file.
+_MESSAGE = re.compile(rb"[!-9;-~]+[ \t]*:|>?From ")
+
+_SUBFOLDER = "maildirfolder"
+
+# What servers and readers of mail (Dovecot, Courier) have beside the folders.
+_MAILBOX = re.compile(r"dovecot|courier|subscriptions|maildirsize")
+
+# The dead letters of a queue.
+FAILED = ".Failed"
+
+
+def refuse_mailbox(maildir: Maildir) -> None:
+    """Raise `NotAQueueError` for a Maildir that is not a queue.
+
+    Raises `NotAMaildirError` if its dead letters are behind a symbolic link.
+    """
+    path = maildir.path
+    if os.path.islink(f"{path}/{FAILED}"):
+        raise not_a_folder(path, FAILED, is_link=True)
+    if os.path.lexists(f"{path}/{WAKEUP}"):
+        return
+    reason = ""
+    with suppress(OSError):  # a fault of the disk is the processor's to deal with
+        reason = _mailbox(maildir)
+    if reason:
+        raise NotAQueueError(
+            path,
+            f"{reason}, so this may be a person's mailbox; name another folder, or"
+            " 'postcommit flush --adopt', if all that is in it is to be sent",
+        )
+
+
+def adopt(path: str) -> None:
+    """Make the Maildir at `path` a queue, whatever is in it."""
+    Maildir(path)
+    with explained(path, "adopt the Maildir"):
+        open_wakeup(path).close()
+
+
+def check_queue_path(path: str) -> None:
+    """Raise a `QueueError` if there can be no queue at `path`. Creates no folder."""
+    check_path(path)
+    if os.path.lexists(path):
+        refuse_mailbox(Maildir(path))
+
+
+def _mailbox(maildir: Maildir) -> str:
+    """Return why this is a mailbox; an empty str if it is a queue."""
+    if os.path.lexists(f"{maildir.path}/{_SUBFOLDER}"):
+        return "it is a folder of another Maildir"
+    heads = []
+    for folder in map(maildir.folder, ("new", "cur")):
+        names = _first_names(folder)
+        if any(name.startswith((older.SENDING, older.REJECTED)) for name in names):
+            return ""
+        heads += [_head(f"{folder}/{n}") for n in names if not n.startswith(".")]
+    if any(map(is_entry, heads)):
+        return ""
+    if any(map(_MESSAGE.match, heads)):
+        return "it has mail, but no entry of a queue"
+    foreign = _foreign(maildir.path)
+    return f"it has {foreign!r}" if foreign else ""
+
+
+def _first_names(folder: str) -> list[str]:
+    with os.scandir(folder) as found:
+        return [entry.name for entry in itertools.islice(found, _SAMPLE)]
+
+
+def _head(path: str) -> bytes:
+    """Return the beginning of a file; nothing of one that is not regular.
+
+    Also nothing of a file that was sent meanwhile, or that cannot be read.
+    """
+    with suppress(OSError):
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            with open(os.open(path, flags), "rb", buffering=0) as file:
+                head = file.read(_HEAD)
+                if _MESSAGE.match(head) and older.header_of(head) is None:
+                    head += file.read(BEGINNING)
+                return head
+    return b""
+
+
+def _foreign(path: str) -> str:
+    """Return what a mailbox has beside its mail, and a queue has not."""
+    with os.scandir(path) as found:
+        for entry in found:
+            is_subfolder = os.path.exists(f"{entry.path}/{_SUBFOLDER}")
+            if _MAILBOX.match(entry.name) or (is_subfolder and entry.name != FAILED):
+                return entry.name
+    return ""

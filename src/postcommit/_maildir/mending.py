@@ -1,0 +1,208 @@
+"""The operators' half of a queue on disk; `MaildirOperators` is all that commands use.
+
+========  ===================================================================
+change    effect
+========  ===================================================================
+retry     a dead letter is renamed into ``new/``; a deferred entry becomes due
+delete    the file is claimed, then removed
+recover   the prepared files of a dead transaction are renamed into ``new/``,
+          or removed, while the lock of their leader is held
+========  ===================================================================
+"""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from io import FileIO
+
+from zope.interface import implementer
+
+from postcommit._maildir import checking
+from postcommit._maildir import looking
+from postcommit._maildir import mark
+from postcommit._maildir.files import FileLock
+from postcommit._maildir.files import explained
+from postcommit._maildir.files import remove
+from postcommit._maildir.files import sync
+from postcommit._maildir.item import Details
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import Finding
+from postcommit._maildir.item import IChanges
+from postcommit._maildir.item import IOperators
+from postcommit._maildir.item import Item
+from postcommit._maildir.item import Step
+from postcommit._maildir.item import Survey
+from postcommit._maildir.item import no_step
+from postcommit._maildir.maildir import Maildir
+from postcommit._maildir.presence import ring
+from postcommit._maildir.staging import leader_of
+from postcommit._maildir.store import Claim
+from postcommit._maildir.store import Store
+from postcommit.errors import EntryError
+from postcommit.errors import QueueError
+
+
+@implementer(IOperators)
+class MaildirOperators:
+    """The queue at the path `name`, which must exist.
+
+    Raises `QueueError` for a path that is not a Maildir. `adopt` makes it a queue,
+    whatever is in it. Without it, a mailbox can be looked at, but not changed.
+    """
+
+    def __init__(self, name: str, *, adopt: bool = False) -> None:
+        Maildir(name)  # raises instead of creating it
+        if adopt:
+            mark.adopt(name)
+        self.name = name
+        self._store = Store(name, to_look=True)
+
+    def items(
+        self,
+        states: Collection[EntryState],
+        *,
+        message_id: str = "",
+        step: Step = no_step,
+    ) -> Iterator[Item]:
+        """Iterate over the entries in these `states`; see `IOperators`."""
+        return looking.items(self._store, states, message_id=message_id, step=step)
+
+    def find(self, ids: Sequence[str]) -> list[Item]:
+        """Return the entries that `ids` mean; see `IOperators`."""
+        return looking.find(self._store, ids)
+
+    def details(self, item: Item, addresses: Collection[str] = ()) -> Details | None:
+        """Read the entry; None if it is gone; see `IOperators`."""
+        return looking.details(item, addresses)
+
+    def open(self, item: Item) -> FileIO:
+        """Open the file of the entry; see `IOperators`."""
+        return looking.open_file(item)
+
+    def survey(self, most_seconds: float = 2.0) -> Survey:
+        """Count the entries; see `IOperators`."""
+        return looking.survey(self._store, time.time(), most_seconds)
+
+    def check(self) -> Iterator[Finding]:
+        """Yield what is wrong with the queue; see `IOperators`."""
+        return checking.check(self._store, time.time())
+
+    @contextmanager
+    def changes(self) -> Iterator[MaildirChanges]:
+        """Begin to change entries; see `IOperators`."""
+        mark.refuse_mailbox(self._store.maildir)
+        looking.refuse_young_claims(self._store)
+        try:
+            yield MaildirChanges(self._store)
+        finally:
+            with explained(self.name, "make the changes durable"):
+                maildir = self._store.maildir
+                for folder in ("new", "cur", "tmp"):
+                    sync(maildir.folder(folder))
+                # Making a deferred entry due does not change its folder. Without a
+                # new time of the folder, a processor would not read it again.
+                os.utime(maildir.folder("cur"))
+            ring(self.name)
+
+
+@implementer(IChanges)
+class MaildirChanges:
+    """Changes in one queue; see `IChanges`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def retry(self, item: Item) -> bool:
+        """Make the entry due now; see `IChanges`."""
+        if item.state is EntryState.IN_DOUBT:
+            raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
+        if item.state is EntryState.WAITING:
+            return os.path.exists(item.place)  # it is due already
+        claim = self._claim(item)
+        if claim is None:
+            return False
+        try:
+            if item.state is EntryState.DEFERRED:
+                now = time.time()
+                with explained(item.place, "make the entry due"):
+                    os.utime(item.place, (now, now))
+            else:
+                self._revive(item)
+        finally:
+            claim.release()
+        return True
+
+    def _revive(self, dead: Item) -> None:
+        read = looking.details(dead)
+        if read is None or read.problem:
+            problem = "it is gone" if read is None else read.problem
+            raise EntryError(f"{dead.id} cannot be sent: {problem}")
+        maildir = self._store.maildir
+        target = f"{maildir.folder('new')}/{dead.name}"
+        others = (target, f"{maildir.folder('cur')}/{dead.name}:2,")
+        if any(map(os.path.lexists, others)):
+            raise EntryError(f"{dead.id} is in the queue already, under this name")
+        with explained(dead.place, "move the dead letter into the queue"):
+            os.rename(dead.place, target)
+
+    def delete(self, item: Item) -> bool:
+        """Remove the entry; see `IChanges`."""
+        if item.state is EntryState.IN_DOUBT:
+            reason = "is in doubt; use 'postcommit recover --drop'"
+            raise QueueError(item.place, reason)
+        claim = self._claim(item)
+        if claim is None:
+            return False
+        try:
+            self._store.finish(claim)
+        finally:
+            claim.release(removed=True)
+        return True
+
+    def _claim(self, item: Item) -> Claim | None:
+        with explained(item.place, "claim the entry"):
+            return self._store.claim(item.place)
+
+    def recover(self, items: Iterable[Item], *, send: bool) -> Iterator[Item]:
+        """Accept these entries in doubt, or remove them; see `IChanges`."""
+        settle = self._send if send else self._drop
+        transactions: dict[str, list[Item]] = {}
+        for item in items:
+            if item.state is not EntryState.IN_DOUBT:
+                raise QueueError(item.place, "is not in doubt")
+            transactions.setdefault(leader_of(item.place), []).append(item)
+        for leader, members in transactions.items():
+            with _held(leader) as is_ours:
+                # The leader last: as long as any is prepared, so is the leader.
+                members.sort(key=lambda item: item.place == leader)
+                for item in members if is_ours else ():
+                    settle(item)
+                    yield item
+
+    def _send(self, doubt: Item) -> None:
+        target = f"{self._store.maildir.folder('new')}/{doubt.name}"
+        with explained(doubt.place, "accept the entry"):
+            os.rename(doubt.place, target)
+
+    def _drop(self, doubt: Item) -> None:
+        with explained(doubt.place, "remove the entry"):
+            remove(doubt.place)
+
+
+@contextmanager
+def _held(leader: str) -> Iterator[bool]:
+    """Hold the lock of a transaction's leader; False if another process has it."""
+    try:
+        lock = FileLock(leader)
+    except FileNotFoundError:
+        yield True  # it went last: nothing is left to lock, and no process alive
+        return
+    try:
+        yield lock.acquire()
+    finally:
+        lock.release()

@@ -1,0 +1,314 @@
+"""What a living processor shows to others, and how they wake it.
+
+Two files in the queue's folder:
+
+============  =====================================================================
+``.wakeup``   a named pipe. A commit writes a byte into it, and a processor sleeps
+              until there is one. Without a reader, or without pipes in the file
+              system, nothing happens: the polling interval remains. A processor
+              lives if one has the pipe open to read. The time of access is its last
+              sign of life; commits change the time of modification
+``.paused``   why the queue pauses, as JSON. The time of modification is when the
+              relay is tried next. The processor has it locked, and the kernel drops
+              that lock with the processor, so a file without a lock means nothing
+============  =====================================================================
+
+No entry depends on them. If one cannot be written, it is missing.
+"""
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import select
+import stat
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from postcommit._log import Log
+from postcommit._maildir.files import CREATE
+from postcommit._maildir.files import FileLock
+from postcommit._maildir.files import OpenFile
+from postcommit._maildir.files import give_to_owner
+from postcommit._maildir.files import open_pipe
+from postcommit._maildir.files import remove
+from postcommit._maildir.files import write
+from postcommit._maildir.maildir import unique_name
+from postcommit.errors import text_of
+
+
+log = Log("postcommit.maildir.presence")
+
+WAKEUP = ".wakeup"
+PAUSED = ".paused"
+
+# Maximum and minimum number of seconds between two signs of life.
+_MOST_SECONDS = 10.0
+_LEAST_SECONDS = 1.0
+
+# Maximum length of a reason. A relay may give one of any length.
+_LONGEST = 1000
+
+
+# The pipe
+
+
+def ring(queue_path: str) -> None:
+    """Wake a processor of the queue, if there is one. Never raises."""
+    path = f"{queue_path}/{WAKEUP}"
+    if not os.access(path, os.F_OK):
+        return  # this look costs less than a failure
+    try:
+        with OpenFile(path, os.O_WRONLY | os.O_NONBLOCK) as pipe:
+            if stat.S_ISFIFO(os.fstat(pipe.descriptor).st_mode):
+                os.write(pipe.descriptor, b"!")
+    except OSError:
+        # No pipe, or no reader, or the reader has just gone; or it is full, so the
+        # reader wakes anyway.
+        return
+
+
+def heartbeat(queue_path: str) -> float | None:
+    """Return when a living processor of the queue gave its last sign of life.
+
+    In seconds since the epoch; None if no processor lives. Raises OSError if that
+    cannot be found out.
+    """
+    path = f"{queue_path}/{WAKEUP}"
+    try:
+        found = os.stat(path)
+        if not stat.S_ISFIFO(found.st_mode):
+            return None
+        OpenFile(path, os.O_WRONLY | os.O_NONBLOCK).close()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO):
+            return None
+        raise
+    return found.st_atime
+
+
+def open_wakeup(queue_path: str) -> OpenFile:
+    """Open the queue's pipe to read, and make it if it is missing. Raises OSError."""
+    path = f"{queue_path}/{WAKEUP}"
+    is_new = False
+    try:
+        os.mkfifo(path, 0o600)
+        is_new = True
+    except FileExistsError:
+        if not stat.S_ISFIFO(os.stat(path).st_mode):
+            raise
+    # Also to write: a pipe without writers is at its end, which would always wake us.
+    # A new pipe is no link, unless the owner of the folder has put one there meanwhile.
+    follow = os.O_NOFOLLOW if is_new else 0
+    pipe = OpenFile(path, os.O_RDWR | os.O_NONBLOCK | follow)
+    # It may also have become the second name of another file of root's.
+    if is_new and stat.S_ISFIFO(os.fstat(pipe.descriptor).st_mode):
+        give_to_owner(pipe.descriptor, queue_path)
+    return pipe
+
+
+class Bell:
+    """Wakes the thread that waits: from this process or, through the pipe, another.
+
+    One thread waits and gives signs of life. Any may ring.
+    """
+
+    def __init__(self, queue_path: str) -> None:
+        self._path = f"{queue_path}/{WAKEUP}"
+        self._inside = open_pipe()
+        self._outside: list[OpenFile] = []
+        self._lock = threading.RLock()  # a signal handler may ring
+        self._trouble = ""
+        self.last_beat = -math.inf  # in `time.monotonic`
+        try:
+            self._outside.append(open_wakeup(queue_path))
+        except OSError as error:
+            log.warning("%s: commits wake nobody, only polling: %s", self._path, error)
+        self.beat()
+
+    def close(self) -> None:
+        """Ringing is in vain from now on."""
+        # Asked without the lock: in a forked child, which has no open copy, a thread
+        # that held it does not exist.
+        if self._inside[1].descriptor == -1:
+            return
+        with self._lock:
+            for end in (*self._inside, *self._outside):
+                try:
+                    end.close()
+                except OSError as error:
+                    log.warning("%s: cannot be closed: %s", self._path, error)
+
+    def ring(self) -> None:
+        """Wake the thread that waits, or will."""
+        if self._inside[1].descriptor == -1:
+            return
+        with self._lock:
+            try:
+                os.write(self._inside[1].descriptor, b"!")
+            except OSError:
+                pass  # full, it was rung often enough; or closed a moment ago
+
+    def beat(self) -> None:
+        """Give a sign of life; once a second is often enough."""
+        now = time.monotonic()
+        if now - self.last_beat >= _LEAST_SECONDS:
+            self.last_beat = now
+            for pipe in self._outside:
+                try:
+                    os.utime(pipe.descriptor)
+                    self._trouble = ""
+                except OSError as error:
+                    if self._trouble != str(error):
+                        self._trouble = str(error)
+                        log.warning("%s: no sign of life: %s", self._path, error)
+
+    def wait(self, timeout: float) -> None:
+        """Sleep until somebody rings, `timeout` seconds at most."""
+        deadline = time.monotonic() + max(0.0, timeout)
+        poll = select.poll()
+        for reader in (self._inside[0], *self._outside):
+            poll.register(reader.descriptor, select.POLLIN)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            rung = poll.poll(min(left, _MOST_SECONDS) * 1000)
+            self.beat()
+            if rung or not left:
+                break
+        for descriptor, _ in rung:
+            with suppress(BlockingIOError):  # another processor may have read it
+                os.read(descriptor, 65536)
+
+
+# The pause
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A living processor pauses; times are in seconds since the epoch.
+
+    `next_attempt` is when it tries one entry; if that has passed, it tries the first
+    one that is due. `reason` is one line, `process` the processor's id.
+    """
+
+    since: float
+    next_attempt: float
+    reason: str
+    process: int
+
+
+def pause_of(queue_path: str) -> Pause | None:
+    """Return why the queue pauses; None if it does not, or nothing can be read.
+
+    Of several processors that pause, it is the one that failed last.
+    """
+    try:
+        lock = FileLock(f"{queue_path}/{PAUSED}")
+        try:
+            if lock.acquire(shared=True):
+                return None  # its processor is dead
+            told = json.loads(os.read(lock.descriptor, 1 << 16))
+            return Pause(
+                float(told["since"]),
+                os.fstat(lock.descriptor).st_mtime,
+                str(told["reason"]),
+                int(told["process"]),
+            )
+        finally:
+            lock.release()
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+class PauseNote:
+    """The note of one processor that it pauses. One thread at a time may use it.
+
+    Its methods raise no OSError: a pause must not become worse by being shown.
+    """
+
+    def __init__(self, queue_path: str) -> None:
+        self._queue_path = queue_path
+        self._path = f"{queue_path}/{PAUSED}"
+        self.lock: FileLock | None = None  # of the note, if there is one
+        self._reason = ""
+        self._since: float | None = None
+
+    def post(self, reason: object, seconds: float) -> None:
+        """Show that the queue pauses, for so many more `seconds`."""
+        now = time.time()
+        if self._since is None:
+            self._since = now
+        told = " ".join(text_of(reason).split())[:_LONGEST]
+        try:
+            lock = self.lock
+            if lock is not None and told == self._reason and self._leads_to(lock):
+                os.utime(lock.descriptor, (now, now + seconds))
+            else:
+                self._write(told, self._since, now + seconds)
+        except OSError:
+            self._withdraw()  # no note is better than one that is not true any more
+
+    def clear(self) -> None:
+        """Show that it does not pause any more."""
+        self._since = None
+        self._withdraw()
+
+    def clean(self) -> None:
+        """Remove what a dead processor has left behind."""
+        try:
+            lock = FileLock(self._path)
+            try:
+                if lock.acquire(shared=True):
+                    remove(self._path)
+            finally:
+                lock.release()
+        except OSError:
+            pass  # without a lock it means nothing
+
+    def _write(self, reason: str, since: float, next_attempt: float) -> None:
+        note = {"since": since, "reason": reason, "process": os.getpid()}
+        # In tmp, from where a processor removes what a crash has left.
+        temporary = os.path.join(self._queue_path, "tmp", unique_name())
+        try:
+            with OpenFile(temporary, CREATE) as file:
+                give_to_owner(file.descriptor, self._queue_path)
+                write(file.descriptor, [json.dumps(note).encode(), b"\n"])
+            lock = FileLock(temporary)
+            try:
+                # Before others can see it: unlocked, it would mean nothing.
+                lock.acquire()
+                os.utime(lock.descriptor, (since, next_attempt))
+                os.rename(temporary, self._path)
+            except OSError:
+                lock.release()
+                raise
+        except OSError:
+            remove(temporary)
+            raise
+        if self.lock is not None:
+            self.lock.release()
+        self.lock, self._reason = lock, reason
+
+    def _withdraw(self) -> None:
+        lock, self.lock = self.lock, None
+        if lock is None:
+            return
+        try:
+            # Another processor may post its own note just now, and lose it by this;
+            # it posts it again when it fails again.
+            if self._leads_to(lock):
+                remove(self._path)
+        except OSError:
+            pass  # without the lock it means nothing
+        lock.release()
+
+    def _leads_to(self, lock: FileLock) -> bool:
+        """Return whether the file at our path is the one of `lock`."""
+        try:
+            found = os.lstat(self._path)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(lock.descriptor))

@@ -1,0 +1,1 @@
+"""The mailers besides SMTP, and the adapter for those written elsewhere."""

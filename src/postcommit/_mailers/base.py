@@ -1,0 +1,133 @@
+"""The base of our mailers: compose, transmit, announce; and the simplest pipeline."""
+from __future__ import annotations
+
+from abc import ABC
+from abc import abstractmethod
+from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import transaction
+from zope.interface import implementer
+
+from postcommit._mail.message import Composed
+from postcommit._mail.message import compose
+from postcommit._mail.message import message_id_of
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Reply
+from postcommit._transaction.event import Notify
+from postcommit._transaction.event import announce
+from postcommit._transaction.event import is_in_use
+from postcommit.errors import AddressError
+from postcommit.interfaces import Address
+from postcommit.interfaces import Addresses
+from postcommit.interfaces import IPipeline
+from postcommit.interfaces import Outgoing
+from postcommit.interfaces import Sendable
+from postcommit.interfaces import Status
+
+
+@implementer(IPipeline)
+class Pipeline(ABC):
+    """The base of our own pipelines, see `IPipeline`. Their reports are not checked."""
+
+    def __enter__(self) -> Pipeline:
+        """Begin."""
+        return self
+
+    @abstractmethod
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Close a connection that is in the middle of something."""
+
+    @abstractmethod
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        """Transmit `mail`; `key` comes back with its report."""
+
+    @abstractmethod
+    def completed(self) -> Iterable[tuple[Any, DeliveryReport]]:
+        """Return (key, report) of each message that is done. Does not wait."""
+
+    @abstractmethod
+    def drain(self) -> Iterable[tuple[Any, DeliveryReport]]:
+        """Wait for all replies, and yield (key, report) of each message."""
+
+
+class OneByOne(Pipeline):
+    """Transmits each message when it is offered, see `IPipeline`."""
+
+    def __init__(self, transmit: Callable[[Outgoing], DeliveryReport]) -> None:
+        self._transmit = transmit
+        self._reports: list[tuple[Any, DeliveryReport]] = []
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Do nothing: no connection is left open."""
+
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        """Transmit `mail` to the end; `key` comes back with its report."""
+        self._reports.append((key, self._transmit(mail)))
+
+    def completed(self) -> list[tuple[Any, DeliveryReport]]:
+        """Return (key, report) of the messages since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def drain(self) -> list[tuple[Any, DeliveryReport]]:
+        """Return (key, report) of the messages since the last call."""
+        return self.completed()
+
+
+class BaseMailer(ABC):
+    """Has `IMailer.send` and `IPipelineMailer.pipeline`, around `_transmit`."""
+
+    notify: Notify
+
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+    ) -> DeliveryReport:
+        """Transmit `message`, and announce the report, see `IMailer`.
+
+        The events are published in the transaction of the caller, if there is one. An
+        interrupt in a subscriber, such as KeyboardInterrupt, is raised when all events
+        are published.
+        """
+        report = self._transmit(compose(fromaddr, toaddrs, message))
+        manager = None if is_in_use(transaction.manager) else transaction.manager
+        interrupt = announce(report, self.notify, manager)
+        report = replace(report, announced=True)
+        if interrupt is not None:
+            # For the pipeline around a mailer that delegates to this one. The message
+            # must not be sent again because its report was lost.
+            interrupt.report = report  # type: ignore[attr-defined]
+            raise interrupt
+        return report
+
+    def pipeline(self) -> Pipeline:
+        """Return a pipeline that transmits one message after the other.
+
+        A message that `send` would refuse is rejected. For example, an address may
+        have come from another library.
+        """
+        return OneByOne(self._transmit_checked)
+
+    def _transmit_checked(self, mail: Outgoing) -> DeliveryReport:
+        try:
+            if not isinstance(mail, Composed):
+                composed = compose(mail.sender, mail.recipients, mail.message)
+                if composed.recipients != tuple(mail.recipients):
+                    reason = "pass bare addresses, each of them once"
+                    raise AddressError(mail.recipients, reason)
+                mail = composed
+        except ValueError as error:
+            message_id = message_id_of(mail.message)
+            reply = Reply(0, "5.6.0", f"{type(error).__name__}: {error}")
+            rejected = Status.REJECTED
+            return DeliveryReport.alike(message_id, mail.recipients, rejected, reply)
+        return self._transmit(mail)
+
+    @abstractmethod
+    def _transmit(self, mail: Outgoing) -> DeliveryReport:
+        """Transmit `mail`, and report. Raises nothing, announces nothing."""

@@ -1,0 +1,130 @@
+"""The mailer that runs the local ``sendmail`` command."""
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import zope.event
+from zope.interface import implementer
+
+from postcommit._config.options import checked
+from postcommit._mail.address import on_the_wire
+from postcommit._mail.message import message_id_of
+from postcommit._mail.message import to_crlf
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Reply
+from postcommit._mailers.base import BaseMailer
+from postcommit.errors import RelayError
+from postcommit.interfaces import ISendmailMailer
+from postcommit.interfaces import Outgoing
+from postcommit.interfaces import Status
+
+
+_check = functools.partial(checked, ISendmailMailer)
+
+# Exit statuses of sysexits.h. With any other status, the recipients are deferred.
+_REJECTED = frozenset({os.EX_DATAERR, os.EX_NOINPUT, os.EX_NOUSER, os.EX_NOHOST})
+_BROKEN = frozenset({os.EX_OSFILE, os.EX_NOPERM, os.EX_CONFIG})
+
+_TOO_MANY = Reply(0, "5.5.3", "More recipients than fit into a command line")
+
+_MOST_OF_STDERR = 2000
+
+
+@implementer(ISendmailMailer)
+class SendmailMailer(BaseMailer):
+    """Runs the local ``sendmail`` command, see `ISendmailMailer`.
+
+    All recipients share one outcome, which the exit status of the program decides
+    (sysexits.h). It is a failure of the relay if the program cannot be run, or lacks
+    permission or configuration. The recipients are uncertain if the program was killed
+    or took too long.
+    """
+
+    def __init__(
+        self,
+        command: str = ISendmailMailer["command"].default,
+        *,
+        timeout: float = ISendmailMailer["timeout"].default,
+        notify: Callable[[Any], Any] = zope.event.notify,
+    ) -> None:
+        self.command: str = _check("command", command)
+        self.timeout: float = _check("timeout", timeout)
+        self.notify = notify
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.command}>"
+
+    def _transmit(self, mail: Outgoing) -> DeliveryReport:
+        message_id, recipients = message_id_of(mail.message), mail.recipients
+        # Line ends are those of a local file; dots need no care, because of -i.
+        data = to_crlf(mail.message).replace(b"\r\n", b"\n")
+        try:
+            status, reply = self._run(self._arguments(mail.sender, recipients), data)
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                return DeliveryReport.alike(
+                    message_id, recipients, Status.REJECTED, _TOO_MANY
+                )
+            failure = RelayError(f"{self.command} cannot be run: {error}")
+            failure.__cause__ = error
+            return DeliveryReport(message_id, recipients, relay_failure=failure)
+        return DeliveryReport.alike(message_id, recipients, status, reply)
+
+    def _arguments(self, sender: str, recipients: tuple[str, ...]) -> list[bytes]:
+        path = on_the_wire(sender) if sender else "<>"
+        addresses = map(on_the_wire, recipients)
+        arguments = [self.command, "-i", "-f", path, "--", *addresses]
+        return [argument.encode() for argument in arguments]
+
+    def _run(self, arguments: list[bytes], data: bytes) -> tuple[Status, Reply]:
+        """Run the program with the input `data`; raise OSError if it cannot be run."""
+        # Files without names, not pipes. A child that the program leaves behind might
+        # keep a pipe open. And communicate() has no time-out under gevent once a pipe
+        # has taken the message, so a program that hangs would never be killed.
+        with tempfile.TemporaryFile() as message, tempfile.TemporaryFile() as errors:
+            message.write(data)
+            message.seek(0)
+            # No shell is involved, and the addresses were checked.
+            with subprocess.Popen(  # noqa: S603
+                arguments,
+                stdin=message,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            ) as process:
+                try:
+                    process.wait(self.timeout)
+                except subprocess.TimeoutExpired:
+                    text = f"{self.command} took longer than {self.timeout:g} s"
+                    return Status.UNCERTAIN, Reply(0, "4.4.7", text)
+                finally:
+                    _kill(process)
+            errors.seek(0)
+            said = errors.read(_MOST_OF_STDERR).decode("utf-8", "replace").strip()
+        return self._judge(process.returncode, said)
+
+    def _judge(self, code: int, said: str) -> tuple[Status, Reply]:
+        text = f"{self.command} exited with {code}: {said}".rstrip(": ")
+        if code == os.EX_OK:
+            return Status.SENT, Reply(0, "2.0.0", text)
+        if code < 0:
+            text = f"{self.command} was killed by {signal.Signals(-code).name}"
+            return Status.UNCERTAIN, Reply(0, "4.3.0", text)
+        if code in _BROKEN:
+            raise OSError(text)
+        if code in _REJECTED:
+            return Status.REJECTED, Reply(0, "5.0.0", text)
+        return Status.DEFERRED, Reply(0, "4.0.0", text)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process that has not ended, with all that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,167 @@
+"""`QueueProcessor`: joins a queue on disk, a mailer and the drain."""
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from zope.interface import implementer
+
+from postcommit._config.options import checked
+from postcommit._config.options import checked_mailer
+from postcommit._config.options import checked_queue_path
+from postcommit._drain.runner import Drain
+from postcommit._drain.runner import Pace
+from postcommit._drain.schedule import Schedule
+from postcommit._maildir.store import Store
+from postcommit.errors import OptionError
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import Tally
+
+
+# Number of seconds that attempts in flight get when the interpreter exits. What is cut
+# off then was not settled, and is sent again.
+_EXIT_SECONDS = 10.0
+
+_checked = functools.partial(checked, IMailQueueProcessor)
+
+
+@implementer(IMailQueueProcessor)
+class QueueProcessor:
+    """See `IMailQueueProcessor`, also for the arguments, units and defaults.
+
+    `clock` returns the seconds since the epoch by which entries are due, by default the
+    queue's own time. `monotonic` returns those by which the queue pauses, which only
+    ever grow. Raises `OptionError` for an option that can never work. The folder is
+    opened, or created, by the first method that works on it, and raises `QueueError`
+    there.
+    """
+
+    def __init__(
+        self,
+        queuePath: str,
+        mailer: IMailer,
+        pollingInterval: int = IMailQueueProcessor["pollingInterval"].default,
+        *,
+        workers: int = IMailQueueProcessor["workers"].default,
+        rate_limit: float | None = IMailQueueProcessor["rate_limit"].default,
+        min_backoff: float = IMailQueueProcessor["min_backoff"].default,
+        max_backoff: float = IMailQueueProcessor["max_backoff"].default,
+        max_age: float = IMailQueueProcessor["max_age"].default,
+        max_uncertain: int = IMailQueueProcessor["max_uncertain"].default,
+        clock: Callable[[], float] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.queuePath: str = checked_queue_path(IMailQueueProcessor, queuePath)
+        self.mailer = checked_mailer(mailer)
+        self.pollingInterval: int = _checked("pollingInterval", pollingInterval)
+        self.workers: int = _checked("workers", workers)
+        self.rate_limit: float | None = _checked("rate_limit", rate_limit)
+        self.min_backoff: float = _checked("min_backoff", min_backoff)
+        self.max_backoff: float = _checked("max_backoff", max_backoff)
+        self.max_age: float = _checked("max_age", max_age)
+        self.max_uncertain: int = _checked("max_uncertain", max_uncertain)
+        if self.min_backoff > self.max_backoff:
+            reason = f"must not be less than min_backoff={self.min_backoff!r}"
+            raise OptionError("max_backoff", self.max_backoff, reason)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._drains: dict[Drain, int] = {}
+        self._background: tuple[threading.Thread, Drain] | None = None
+
+    def run(self) -> None:
+        with self._lock:
+            started = self._background if self._is_started() else None
+        if started is None:
+            self._run(self._new_drain())
+        else:
+            started[1].wait(None)
+
+    def start(self) -> None:
+        with self._lock:
+            if self._is_started():
+                return
+            # Made here, so that a folder that is not a queue is the caller's error.
+            drain = self._new_drain()
+            thread = threading.Thread(
+                target=self._run, args=(drain,), name="postcommit", daemon=True
+            )
+            try:
+                # Also the workers: whether there are threads is known at the end.
+                drain.begin()
+                thread.start()
+            except BaseException:
+                del self._drains[drain]
+                drain.cancel()
+                raise
+            self._background = thread, drain
+        atexit.register(self.stop, _EXIT_SECONDS)
+
+    def _is_started(self) -> bool:
+        if self._background is None:
+            return False
+        thread, drain = self._background
+        # A thread lives a moment longer than its drain goes on; and after a fork,
+        # a drain seems to go on whose thread is not here.
+        return thread.is_alive() and drain.is_going_on
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """See `IMailQueueProcessor`.
+
+        Returns False without waiting if the wait could never end: in a subscriber to
+        an event, or in a signal handler that interrupts `run`.
+        """
+        atexit.unregister(self.stop)
+        drains = self._own_drains()
+        for drain in drains:
+            drain.stop()
+        until = None if timeout is None else time.monotonic() + timeout
+        for drain in drains:
+            if drain.is_run_by(threading.current_thread()):
+                return False
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not drain.wait(left):
+                return False
+        return True
+
+    def flush(self) -> Tally:
+        drain = self._new_drain()
+        try:
+            return drain.once()
+        finally:
+            del self._drains[drain]
+
+    @property
+    def last_beat(self) -> float | None:
+        """When it last gave a sign of life, a time of `time.monotonic`.
+
+        None if nothing runs. A processor that hangs gives none: see `BEAT_SECONDS`.
+        """
+        return max((drain.last_beat for drain in self._own_drains()), default=None)
+
+    def _own_drains(self) -> list[Drain]:
+        # A forked child must not stop the drains of its parent.
+        return [d for d, pid in list(self._drains.items()) if pid == os.getpid()]
+
+    def _run(self, drain: Drain) -> None:
+        try:
+            drain.until_stopped()
+        finally:
+            del self._drains[drain]
+
+    def _new_drain(self) -> Drain:
+        schedule = Schedule(
+            self.min_backoff, self.max_backoff, self.max_age, self.max_uncertain
+        )
+        pace = Pace(self.workers, self.rate_limit, self.pollingInterval / 1000)
+        queue = Store(self.queuePath)
+        drain = Drain(
+            queue, self.mailer, schedule, pace, self._clock, self._monotonic
+        )
+        self._drains[drain] = os.getpid()
+        return drain

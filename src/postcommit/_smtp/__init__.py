@@ -1,0 +1,1 @@
+"""SMTP: the dialogue, connections, TLS and logins."""

@@ -1,0 +1,481 @@
+"""One connection to a relay: bytes, replies, and all that comes before a message.
+
+Every wait is bounded by `socket.settimeout`. The kernel's own time-outs (SO_RCVTIMEO)
+would save one system call for each read and write, but they have no effect on a socket
+that does not block, and every socket that gevent has replaced is one.
+
+A reply (RFC 5321, 4.2) is read leniently, because a strict reader would send a message
+again that the relay has already taken. Three digits that no digit follows are a code,
+whatever comes then: ``250ok``, a tab, two carriage returns, bytes that are not ASCII. A
+line ends with LF, and any CRs before it belong to the line end. Postfix reads replies
+in the same way, except that it skips a line whose code is not followed by a space, a
+hyphen or the line end.
+"""
+from __future__ import annotations
+
+import ipaddress
+import re
+import select
+import socket
+import ssl
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+from postcommit._log import printable
+from postcommit._mail.report import Reply
+from postcommit._mail.report import Stage
+from postcommit._smtp.credentials import Credentials
+from postcommit._smtp.tls import TLS
+from postcommit.errors import RelayError
+from postcommit.interfaces import TLSMode
+
+
+# Bytes that may take one time-out to write.
+_BLOCK = 1 << 16
+
+# Maximum bytes for one call of send() under TLS: one record (RFC 8446, 5.1). With more,
+# send() can write some records, fail, and not say how many.
+_RECORD = 1 << 14
+
+# Maximum bytes that one call of recv() returns.
+_READ_SIZE = 1 << 16
+
+# Maximum bytes of all lines of a reply. RFC 5321, 4.5.3.1.5 allows 512 for each line. A
+# relay shall not fill our memory.
+MAX_REPLY = 1 << 16
+
+# Maximum bytes of a reply that is cached when it was parsed: those to an envelope are
+# mostly the same for each message.
+_SHORT = 128
+
+# Replaces a character that could act on the terminal that shows the log.
+_INSTEAD = "\N{REPLACEMENT CHARACTER}"
+
+_CODE = re.compile(rb"([2-5][0-9][0-9])(?![0-9])[ \t-]?")
+_LAST = re.compile(rb"[2-5][0-9][0-9](?![0-9-])")
+_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z)")
+
+_DOTTED_NAME = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]*"
+)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds to wait. The defaults are those of RFC 5321, 4.5.3.2."""
+
+    connect: float = 30.0
+    greeting: float = 300.0
+    command: float = 300.0
+    data: float = 120.0  # the reply to DATA
+    block: float = 180.0  # a part of the message itself
+    end: float = 600.0  # the reply to the final dot
+    quit: float = 1.0  # nothing depends on it
+
+    @classmethod
+    def alike(cls, connect: float, timeout: float) -> Timeouts:
+        """Return the same `timeout` for each phase after `connect`."""
+        limit = min(timeout, cls.quit)
+        return cls(connect, timeout, timeout, timeout, timeout, timeout, limit)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """The address of a relay, with time-outs, TLS and credentials.
+
+    Without `credentials`, connections do not log in.
+    """
+
+    hostname: str
+    port: int
+    timeouts: Timeouts
+    tls: TLS
+    credentials: Credentials | None = None
+
+    def __str__(self) -> str:
+        return f"{self.hostname}:{self.port}"
+
+
+def connect(relay: Relay) -> Connection:
+    """Connect to the first address of `relay` that answers. Raises `RelayError`.
+
+    ``timeouts.connect`` is for all addresses together: each gets its share of what is
+    left of it.
+    """
+    deadline = time.monotonic() + relay.timeouts.connect
+    failure: Exception = OSError("the name has no address")
+    try:
+        found = socket.getaddrinfo(relay.hostname, relay.port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:  # ValueError if it cannot be a host name
+        found, failure = [], error
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        share = (deadline - time.monotonic()) / (len(found) - number)
+        opened = None
+        try:
+            opened = socket.socket(family, kind, protocol)
+            opened.settimeout(max(share, 0.001))
+            opened.connect(address)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return Connection(opened, relay)
+        except OSError as error:
+            failure = error
+            if opened is not None:
+                opened.close()
+    raise RelayError(f"no connection to {relay}: {failure}") from failure
+
+
+class Connection:
+    """A connected socket, the bytes that were received, and what the relay offers.
+
+    `extensions` maps the keywords of EHLO, in upper case, to their parameters.
+    `messages` is the number of messages that were begun. `is_dirty` says that a mail
+    transaction may be open, so that RSET has to come first. `most_recipients` is the
+    number that the relay accepts for one transmission, as far as is known.
+
+    `sent` is the number of bytes of the last `write` that the system has taken, and
+    that may have reached the relay. Time-outs are in seconds. Methods that wait raise
+    TimeoutError, ConnectionResetError when the relay has closed the connection, and
+    another OSError for other failures.
+    """
+
+    def __init__(self, connected: socket.socket, relay: Relay) -> None:
+        self.relay = relay
+        self.extensions: dict[str, str] = {}
+        self.pipelining = False
+        self.messages = 0
+        self.is_dirty = False
+        self.most_recipients = sys.maxsize
+        self.sent = 0
+        self._socket = connected
+        self._timeout: float | None = None
+        self._most = _BLOCK
+        self._data = b""  # received, and unread from `_position` on
+        self._position = 0
+        timeouts = relay.timeouts
+        self._timeouts = {
+            Stage.SESSION: timeouts.command,
+            Stage.MAIL: timeouts.command,
+            Stage.RCPT: timeouts.command,
+            Stage.DATA: timeouts.data,
+            Stage.END: timeouts.end,
+        }
+
+    # Bytes and replies
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        """Send all of `data`. Each block of 64 KiB may take `timeout` seconds.
+
+        The default is the time-out for a part of a message.
+        """
+        limit = self.relay.timeouts.block if timeout is None else timeout
+        view = memoryview(data)
+        self.sent = end = 0
+        deadline = 0.0
+        while self.sent < len(data):
+            if self.sent == end:  # a block begins
+                end += _BLOCK
+                deadline = time.monotonic() + limit
+                self._bound(limit)
+            else:
+                self._bound(deadline - time.monotonic())
+            block = view[self.sent : min(end, self.sent + self._most)]
+            self.sent += self._socket.send(block)
+
+    def read(self, stage: Stage) -> Reply:
+        """Return the next reply, to a command of `stage`.
+
+        Raises TimeoutError if it is not complete in time, `RelayError` if it is not a
+        reply, another OSError if the connection is lost.
+        """
+        taken = take(self._data, self._position)
+        if taken is None:
+            return self._wait(self._timeouts[stage])
+        reply, self._position = taken
+        return reply
+
+    def read_hastily(self) -> Reply:
+        """Read as `read` does, but wait briefly: the connection is broken."""
+        return self._wait(self.relay.timeouts.quit)
+
+    def _wait(self, timeout: float) -> Reply:
+        """Return a reply that has not come in yet, or not all of it.
+
+        The time-out is for the whole reply, however slowly it comes.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            self._bound(timeout)
+            received = self._socket.recv(_READ_SIZE)
+            if not received:
+                raise ConnectionResetError("the relay closed the connection")
+            self._data = self._data[self._position :] + received
+            self._position = 0
+            taken = take(self._data, 0)
+            if taken is not None:
+                reply, self._position = taken
+                return reply
+            timeout = deadline - time.monotonic()
+
+    def _bound(self, timeout: float) -> None:
+        """Set the time-out of each call of the socket. A change costs a system call."""
+        if timeout <= 0:
+            raise TimeoutError("timed out")
+        if timeout != self._timeout:
+            self._timeout = timeout
+            self._socket.settimeout(timeout)
+
+    @property
+    def stray(self) -> str:
+        """The unread reply that no command asked for; empty without such a reply.
+
+        Look at it before each write. After a write, a reply too many cannot be
+        distinguished from the reply to the next command.
+        """
+        if self._position == len(self._data):
+            return ""
+        taken = take(self._data, self._position)
+        return str(taken[0]) if taken else "incomplete"
+
+    @property
+    def begun(self) -> Reply | None:
+        """The beginning of a reply, if its code has come in, otherwise None."""
+        return begun(self._data, self._position)
+
+    def command(self, line: str) -> Reply:
+        """Send one command, and return the reply."""
+        self.write(f"{line}\r\n".encode(), self.relay.timeouts.command)
+        return self.read(Stage.SESSION)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the connection seems to be open, and nothing was received."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return self._position == len(self._data) and not poll.poll(0)
+
+    def is_alive(self) -> bool:
+        """Ask the relay whether it is still there."""
+        try:
+            return self.command("NOOP").code == 250
+        except OSError:
+            return False
+
+    def quit(self) -> None:
+        """Say QUIT, do not insist on a reply, and close."""
+        try:
+            self.write(b"QUIT\r\n", self.relay.timeouts.quit)
+            self._wait(self.relay.timeouts.quit)
+        except OSError:
+            pass  # nothing depends on it
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket, and say nothing."""
+        self._socket.close()
+
+    # Before the first message
+
+    def greet(self) -> None:
+        """Do all that comes before the first message: greeting, EHLO, TLS, login.
+
+        Raises `RelayError` if that fails, for whatever reason.
+        """
+        relay = self.relay
+        mode = relay.tls.mode
+        try:
+            if mode is TLSMode.IMPLICIT:
+                self._start_tls()
+            reply = self._wait(relay.timeouts.greeting)
+            if reply.code != 220:
+                raise self._refusal("greeting", reply)
+            self._ehlo()
+            if mode is TLSMode.STARTTLS or (
+                mode is TLSMode.AUTO and "STARTTLS" in self.extensions
+            ):
+                self._upgrade()
+            if relay.credentials is not None:
+                self._log_in(relay.credentials)
+        except RelayError:
+            raise
+        except OSError as error:
+            raise RelayError(f"{relay} hung up or fell silent: {error}") from error
+
+    def _ehlo(self) -> None:
+        """Say EHLO with a name that DNS is not asked for, because it may take long."""
+        name = socket.gethostname()
+        if not _DOTTED_NAME.fullmatch(name):
+            address: str = self._socket.getsockname()[0].partition("%")[0]
+            name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+        reply = self.command(f"EHLO {name}")
+        if reply.code != 250:
+            raise self._refusal("EHLO", reply)
+        self.extensions = extensions_of(reply)
+        self.pipelining = "PIPELINING" in self.extensions
+
+    def _refusal(self, what: str, reply: Reply) -> RelayError:
+        return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
+
+    def _upgrade(self) -> None:
+        if "STARTTLS" not in self.extensions:
+            raise RelayError(
+                f"{self.relay} offers no STARTTLS; set tls to 'implicit' if it"
+                " speaks TLS from the start (port 465), to 'none' to do without"
+            )
+        reply = self.command("STARTTLS")
+        if reply.code != 220:
+            raise self._refusal("STARTTLS", reply)
+        self._start_tls()
+        self._ehlo()
+
+    def _start_tls(self) -> None:
+        relay = self.relay
+        context = relay.tls.context(loopback=self.is_loopback)
+        try:
+            self.encrypt(context, relay.hostname.rstrip("."), relay.timeouts.connect)
+        except ssl.SSLCertVerificationError as error:
+            start = "" if relay.tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
+            host = f"[{relay.hostname}]" if ":" in relay.hostname else relay.hostname
+            raise RelayError(
+                f"the certificate of {relay} cannot be trusted:"
+                f" {error.verify_message}; set cafile to the certificate of its"
+                " authority, and hostname to the name in it; to see it: openssl"
+                f" s_client{start} -connect {host}:{relay.port} </dev/null |"
+                " openssl x509 -noout -text"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RelayError(
+                f"{relay} does not speak TLS as expected: {error}; is it the port"
+                f" for tls={relay.tls.mode.value!r}?"
+            ) from error
+
+    def _log_in(self, credentials: Credentials) -> None:
+        relay = self.relay
+        if not (self.is_encrypted or self.is_loopback):
+            raise RelayError(
+                f"{relay} offers no TLS here, and credentials are not sent in"
+                " clear; set tls to 'starttls' or 'implicit', or omit the username"
+            )
+        known = credentials.mechanisms
+        offered = self.extensions.get("AUTH", "").upper().split()
+        usable = [name for name in known if name in offered]
+        if not usable:
+            raise RelayError(
+                f"{relay} offers AUTH {' '.join(offered) or 'not at all'};"
+                f" {' or '.join(known)} is needed to log in"
+            )
+        try:
+            reply = credentials.log_in(self.command, usable)
+        except OSError as error:
+            # Frames of a traceback have local variables, and those had secrets.
+            raise error.with_traceback(None)  # noqa: B904
+        if reply.code != 235:
+            raise RelayError(f"{relay}: login refused: {reply}", reply)
+
+    def encrypt(self, context: ssl.SSLContext, hostname: str, timeout: float) -> None:
+        """Speak TLS from here on, with a relay that is called `hostname`.
+
+        Data received in clear is forgotten, because an attacker on the way could have
+        put it there (RFC 3207, 4.2).
+        """
+        self._data, self._position = b"", 0
+        self._bound(timeout)
+        self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
+        self._most = _RECORD
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is spoken."""
+        return isinstance(self._socket, ssl.SSLSocket)
+
+    @property
+    def tls_socket(self) -> ssl.SSLSocket | None:
+        """The socket if TLS is spoken, to ask for the version and the certificate."""
+        return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the relay's address is one of this host's loopback."""
+        address = ipaddress.ip_address(self._socket.getpeername()[0].partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None)
+        return (mapped or address).is_loopback
+
+
+# Replies: pure functions
+
+
+def take(data: bytes, start: int) -> tuple[Reply, int] | None:
+    """Return the reply that begins at `start`, and where it ends.
+
+    None if it is not complete yet. Raises `RelayError` if its first line lacks a code,
+    or if it is longer than `MAX_REPLY`.
+    """
+    end = start
+    while True:
+        line, end = end, data.find(b"\n", end) + 1
+        if (end or len(data)) - start > MAX_REPLY:
+            raise RelayError(f"the relay's reply is longer than {MAX_REPLY} bytes")
+        if not end:
+            return None
+        if _LAST.match(data, line):
+            found = data[start:end]
+            return (_parse_short if len(found) <= _SHORT else parse)(found), end
+        if line == start and not _CODE.match(data, line):
+            raise _not_smtp(data[line:end])
+
+
+def parse(data: bytes) -> Reply:
+    """Return the reply `data` as an object.
+
+    If its lines have several codes, the last one counts (RFC 5321, 4.2.1). A line
+    without a code that is not the first is text. Raises `RelayError` if the first line
+    lacks a code.
+    """
+    code, texts = 0, []
+    for line in data.removesuffix(b"\n").split(b"\n"):
+        found = _CODE.match(line)
+        if found is not None:
+            code = int(found[1])
+            line = line[found.end() :]
+        elif not code:
+            raise _not_smtp(line)
+        text = line.rstrip(b"\r").decode("utf-8", "replace")
+        texts.append(printable(text.replace("\t", " "), _INSTEAD))
+    for text in texts:
+        enhanced = _ENHANCED.match(text)
+        if enhanced is not None and enhanced[1][0] == str(code)[0]:
+            # RFC 2034, 4: the enhanced code is repeated on each line.
+            texts = [text.removeprefix(enhanced[0]) for text in texts]
+            return Reply(code, enhanced[1], "\n".join(texts))
+    return Reply(code, "", "\n".join(texts))
+
+
+_parse_short = lru_cache(256)(parse)
+
+
+def begun(data: bytes, start: int) -> Reply | None:
+    """Return the beginning of the reply at `start`, or None if it lacks a code.
+
+    For a connection that is lost before the reply is complete.
+    """
+    try:
+        return parse(data[start : start + MAX_REPLY])
+    except RelayError:
+        return None
+
+
+def _not_smtp(line: bytes) -> RelayError:
+    shown = line[:80].decode("ascii", "backslashreplace").strip()
+    return RelayError(f"the relay's reply is not SMTP: {shown!r}")
+
+
+def extensions_of(reply: Reply) -> dict[str, str]:
+    """Return what a reply to EHLO offers: keywords, upper case, to parameters."""
+    offered: dict[str, str] = {}
+    for line in reply.text.split("\n")[1:]:
+        # Some old servers have AUTH=LOGIN instead of AUTH LOGIN.
+        word, _, parameters = line.replace("AUTH=", "AUTH ").partition(" ")
+        keyword = word.upper()
+        offered[keyword] = f"{offered.get(keyword, '')} {parameters}".strip()
+    return offered

@@ -1,0 +1,817 @@
+"""The SMTP dialogue as a state machine, without input and output.
+
+Its driver passes to `Dialogue` the messages that are offered, the replies of the relay,
+and the loss of a connection. `Dialogue` returns the bytes to send, the replies to wait
+for, and one report for each message.
+
+A message is transmitted to some of its recipients at a time. The rules for such a
+`Transmission` are three tables: `MOVES` for what is written, `REPLIES` for what the
+relay says, and `LOSSES` for a connection that is lost. They stand first, before the
+code that follows them, and docs/smtp.rst shows them as they are here.
+"""
+from __future__ import annotations
+
+import enum
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+from typing import NamedTuple
+from typing import Protocol
+
+from postcommit._log import Log
+from postcommit._mail.address import needs_smtputf8
+from postcommit._mail.address import on_the_wire
+from postcommit._mail.address import parse_address
+from postcommit._mail.message import message_id_of
+from postcommit._mail.message import to_crlf
+from postcommit._mail.report import RELAY_CODES
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
+from postcommit._mail.report import Reply
+from postcommit._mail.report import Stage
+from postcommit._smtp.sevenbit import to_seven_bits
+from postcommit.errors import AddressError
+from postcommit.errors import RelayError
+from postcommit.interfaces import Outgoing
+from postcommit.interfaces import Status
+
+
+log = Log("postcommit.smtp.dialogue")
+
+# Maximum number of commands in one write (RFC 2920, 3.1). If the replies to them filled
+# the windows of both sides, both sides would wait.
+GROUP = 100
+
+END_OF_DATA = b".\r\n"
+
+# Three times as fast as the bytes' own search, because it has two bytes to look for.
+_DOT = re.compile(rb"\n\.")
+
+_NO_SMTPUTF8 = Reply(0, "5.6.7", "The address needs SMTPUTF8, the relay lacks it")
+_NO_8BITMIME = "The message needs 8BITMIME, the relay lacks it"
+_NO_MEMORY = Reply(0, "4.3.0", "Too little memory to do without 8BITMIME")
+
+
+class State(enum.Enum):
+    """Where a transmission is."""
+
+    UPCOMING = "nothing of it is on the wire"
+    OFFERED = "its envelope is on the wire, and it may still move to another connection"
+    BOUND = "its envelope is on the wire, and it stays with this connection"
+    ENDING = "its content is being written, the final dot has not left"
+    ENDED = "its final dot has left: the relay may have the message"
+    DONE = "accounted for"
+
+
+class Kind(enum.Enum):
+    """A reply, seen from the command that it answers."""
+
+    YES = "2xx, or 354 to DATA"
+    LATER = "4xx, 552 to RCPT, or 3xx other than 354 to DATA"
+    NEVER = "5xx"
+    TOO_MANY = "452, 552 or x.5.3 to RCPT, after another was accepted"
+    RELAY = "421, 530, 534, 535, 538, or a refused RSET"
+    ODD = "a reply that belongs to another command"
+
+
+class Loss(enum.Enum):
+    """Why a connection cannot be used any more."""
+
+    CLOSED = "closed or reset"
+    SILENT = "no reply in time"
+    REFUSED = "the relay refuses to work at all"
+    OUT_OF_STEP = "a reply to another command, a stray one or no SMTP, with pipelining"
+    CONFUSED = "the same without pipelining"
+    NOT_REACHED = "the relay failed at the message before"
+
+
+class Step(enum.Enum):
+    """The meaning of a reply for the transmission."""
+
+    GO_ON = "go on"
+    ACCEPT = "accepted"
+    DEFER_ONE = "this one deferred"
+    REJECT_ONE = "this one rejected"
+    LEAVE = "left for the next transmission"
+    CONTENT = "content welcome"
+    DEFER_ALL = "all deferred"
+    REJECT_ALL = "all rejected"
+    SEND_ALL = "all sent"
+
+
+class Fate(enum.Enum):
+    """The meaning of a lost connection for the transmission."""
+
+    STAY = "stays upcoming"
+    AGAIN = "begins again on another connection; the outcomes so far are void"
+    DEFERRED = "its recipients without an outcome are deferred"
+    UNCERTAIN = "its recipients without an outcome are uncertain"
+    RELAY = "the relay failed in the middle of this message"
+    FAILED = "the relay failed, but not in the middle of this message"
+
+
+# The moves of a transmission without a loss, with their occasions.
+MOVES: dict[tuple[State, State], str] = {
+    (State.UPCOMING, State.OFFERED): "envelope written, connection used before",
+    (State.UPCOMING, State.BOUND): "envelope written, first message or has moved",
+    (State.UPCOMING, State.DONE): "the relay lacks an extension that it needs",
+    (State.OFFERED, State.BOUND): "reply to MAIL, RCPT or DATA",
+    (State.BOUND, State.ENDING): "354: content, or a lone dot if all are refused",
+    (State.BOUND, State.DONE): "refused; the next message begins with RSET",
+    (State.ENDING, State.ENDED): "the final dot has left",
+    (State.ENDED, State.DONE): "reply to the final dot",
+}
+
+# The reply to a command at a stage. `Stage.SESSION` is RSET here. "All" are the
+# recipients of this transmission without an outcome. A `Loss` ends the connection.
+REPLIES: dict[tuple[Stage, Kind], Step | Loss] = {
+    (Stage.SESSION, Kind.YES): Step.GO_ON,
+    (Stage.SESSION, Kind.RELAY): Loss.REFUSED,
+    (Stage.SESSION, Kind.ODD): Loss.REFUSED,
+    (Stage.MAIL, Kind.YES): Step.GO_ON,
+    (Stage.MAIL, Kind.LATER): Step.DEFER_ALL,
+    (Stage.MAIL, Kind.NEVER): Step.REJECT_ALL,
+    (Stage.MAIL, Kind.RELAY): Loss.REFUSED,
+    (Stage.MAIL, Kind.ODD): Loss.OUT_OF_STEP,
+    (Stage.RCPT, Kind.YES): Step.ACCEPT,
+    (Stage.RCPT, Kind.LATER): Step.DEFER_ONE,
+    (Stage.RCPT, Kind.NEVER): Step.REJECT_ONE,
+    (Stage.RCPT, Kind.TOO_MANY): Step.LEAVE,
+    (Stage.RCPT, Kind.RELAY): Loss.REFUSED,
+    (Stage.RCPT, Kind.ODD): Loss.OUT_OF_STEP,
+    (Stage.DATA, Kind.YES): Step.CONTENT,
+    (Stage.DATA, Kind.LATER): Step.DEFER_ALL,
+    (Stage.DATA, Kind.NEVER): Step.REJECT_ALL,
+    (Stage.DATA, Kind.RELAY): Loss.REFUSED,
+    (Stage.DATA, Kind.ODD): Loss.OUT_OF_STEP,
+    (Stage.END, Kind.YES): Step.SEND_ALL,
+    (Stage.END, Kind.LATER): Step.DEFER_ALL,
+    (Stage.END, Kind.NEVER): Step.REJECT_ALL,
+    (Stage.END, Kind.RELAY): Loss.REFUSED,
+    (Stage.END, Kind.ODD): Loss.OUT_OF_STEP,
+}
+
+# The loss of the connection in a state. What is not here cannot happen.
+LOSSES: dict[tuple[State, Loss], Fate] = {
+    (State.UPCOMING, Loss.CLOSED): Fate.STAY,
+    (State.UPCOMING, Loss.SILENT): Fate.STAY,
+    (State.UPCOMING, Loss.REFUSED): Fate.STAY,
+    (State.UPCOMING, Loss.OUT_OF_STEP): Fate.STAY,
+    (State.UPCOMING, Loss.CONFUSED): Fate.STAY,
+    (State.UPCOMING, Loss.NOT_REACHED): Fate.FAILED,
+    (State.OFFERED, Loss.CLOSED): Fate.AGAIN,
+    (State.OFFERED, Loss.SILENT): Fate.RELAY,
+    (State.OFFERED, Loss.REFUSED): Fate.AGAIN,
+    (State.OFFERED, Loss.OUT_OF_STEP): Fate.AGAIN,
+    (State.OFFERED, Loss.CONFUSED): Fate.RELAY,
+    (State.OFFERED, Loss.NOT_REACHED): Fate.FAILED,
+    (State.BOUND, Loss.CLOSED): Fate.DEFERRED,
+    (State.BOUND, Loss.SILENT): Fate.RELAY,
+    (State.BOUND, Loss.REFUSED): Fate.RELAY,
+    (State.BOUND, Loss.OUT_OF_STEP): Fate.AGAIN,
+    (State.BOUND, Loss.CONFUSED): Fate.RELAY,
+    (State.ENDING, Loss.CLOSED): Fate.DEFERRED,
+    (State.ENDING, Loss.SILENT): Fate.RELAY,
+    (State.ENDING, Loss.REFUSED): Fate.RELAY,
+    (State.ENDED, Loss.CLOSED): Fate.UNCERTAIN,
+    (State.ENDED, Loss.SILENT): Fate.UNCERTAIN,
+    (State.ENDED, Loss.REFUSED): Fate.RELAY,
+    (State.ENDED, Loss.OUT_OF_STEP): Fate.UNCERTAIN,
+    (State.ENDED, Loss.CONFUSED): Fate.UNCERTAIN,
+}
+
+
+class Link(Protocol):
+    """A connection, as far as the dialogue knows it. It outlives the dialogue."""
+
+    @property
+    def extensions(self) -> Mapping[str, str]:
+        """Extensions that the relay offers: keywords, upper case, to parameters."""
+
+    pipelining: bool
+    messages: int  # begun on this connection
+    is_dirty: bool  # a mail transaction may be open: RSET comes first
+    most_recipients: int  # that the relay accepts for one transmission
+
+
+class Command(NamedTuple):
+    """A command, with the step that its ordinary reply means.
+
+    An `Enum` as a key of a dictionary costs a Python call for each lookup, 5 % of a
+    whole drain. So the ordinary reply does not look into `REPLIES`.
+    """
+
+    stage: Stage
+    line: str
+    code: int  # of the ordinary reply
+    step: Step | Loss
+    recipient: int = 0  # its index
+
+
+_RSET = Command(Stage.SESSION, "RSET\r\n", 250, REPLIES[Stage.SESSION, Kind.YES])
+_DATA = Command(Stage.DATA, "DATA\r\n", 354, REPLIES[Stage.DATA, Kind.YES])
+_END = Command(Stage.END, ".\r\n", 250, REPLIES[Stage.END, Kind.YES])
+_MAIL_STEP = REPLIES[Stage.MAIL, Kind.YES]
+_RCPT_STEP = REPLIES[Stage.RCPT, Kind.YES]
+
+
+class Account:
+    """The account of a message that was offered: an outcome for each recipient.
+
+    `key` is the caller's. `is_done` says that the account is complete, or that the
+    relay failed: then `failure` is set, and only the recipients that were decided
+    before have an outcome. Addresses that would be something else, or nothing, on the
+    wire are rejected at once.
+    """
+
+    __slots__ = (
+        "everybody",
+        "failed_mid_message",
+        "failure",
+        "is_done",
+        "is_plain",
+        "key",
+        "message",
+        "message_id",
+        "outcomes",
+        "recipients",
+        "sender",
+    )
+
+    def __init__(self, mail: Outgoing, key: Any = None) -> None:
+        self.key = key
+        self.message_id = message_id_of(mail.message)
+        self.sender = mail.sender
+        self.recipients = tuple(mail.recipients)
+        self.message = complete(mail.message)
+        self.everybody = range(len(self.recipients))
+        self.outcomes: dict[int, Outcome] = {}
+        self.failure: RelayError | None = None
+        self.failed_mid_message = False
+        self.is_done = not self.recipients
+        self.is_plain = "".join((self.sender, *self.recipients)).isascii()
+        for index, recipient in enumerate(self.recipients):
+            if fault := fault_of(recipient):
+                self.settle((index,), Status.REJECTED, fault)
+        if self.sender and (fault := fault_of(self.sender)):
+            self.settle(self.everybody, Status.REJECTED, fault)
+
+    def settle(self, indices: Sequence[int], status: Status, reply: Reply) -> None:
+        """Give an outcome to those of `indices` that lack it."""
+        for index in indices:
+            if index not in self.outcomes:
+                self.outcomes[index] = Outcome(self.recipients[index], status, reply)
+        if len(self.outcomes) == len(self.recipients):
+            self.is_done = True
+
+    def reopen(self, indices: Sequence[int]) -> None:
+        """Forget the outcomes of `indices`. The replies may have been about others."""
+        for index in indices:
+            self.outcomes.pop(index, None)
+        self.is_done = False
+
+    def fail(
+        self, failure: RelayError, indices: Sequence[int], *, mid_message: bool
+    ) -> None:
+        """Account for a relay that failed while `indices` were transmitted to.
+
+        The relay may hang up because of recipients of this message, and would do so
+        each time. So if it failed in the middle of the message, and had replied to
+        recipients before, these outcomes stay and the others are deferred.
+        """
+        if mid_message and any(map(_was_replied, self.outcomes.values())):
+            reply = failure.reply
+            said = reply if isinstance(reply, Reply) else _interrupted(failure)
+            self.settle(self.everybody, Status.DEFERRED, said)
+        else:
+            self.reopen(indices)
+            self.failure, self.failed_mid_message = failure, mid_message
+            self.is_done = True
+
+    def report(self) -> DeliveryReport:
+        """Return the account."""
+        decided, failure = self.outcomes, self.failure
+        if failure is None:
+            outcomes = tuple(map(decided.__getitem__, self.everybody))
+            return DeliveryReport(self.message_id, self.recipients, outcomes)
+        said = failure.reply
+        return DeliveryReport(
+            self.message_id,
+            self.recipients,
+            tuple(decided[index] for index in sorted(decided)),
+            relay_failure=said if isinstance(said, Reply) else failure,
+            failed_mid_message=self.failed_mid_message,
+        )
+
+
+def _was_replied(outcome: Outcome) -> bool:
+    """Return True unless the outcome is from us alone."""
+    return outcome.reply.code != 0 or outcome.status is Status.UNCERTAIN
+
+
+@dataclass(slots=True, eq=False)
+class Transmission:
+    """A message and some of its recipients (`indices`), on one connection.
+
+    `accepted` are those that the relay has accepted, `left` those that go into the
+    next transmission. `is_limit` says that this is because of their number,
+    `is_welcome` that the relay waits for the content.
+    """
+
+    account: Account
+    indices: Sequence[int]
+    has_moved: bool = False
+    state: State = State.UPCOMING
+    commands: list[Command] = field(default_factory=list)
+    written: int = 0  # number of commands
+    answered: int = 0  # number of commands
+    content: bytes = b""
+    accepted: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    is_limit: bool = False
+    is_welcome: bool = False
+
+    def prepare(self, link: Link) -> bool:
+        """Make the commands and the content for `link`.
+
+        Return False if nothing is left to send, because the relay lacks what the
+        message or the addresses need (SIZE, 8BITMIME, SMTPUTF8).
+        """
+        account, extensions = self.account, link.extensions
+        message = fitting(account.message, extensions)
+        if isinstance(message, Reply):
+            is_final = message.enhanced.startswith("5")
+            status = Status.REJECTED if is_final else Status.DEFERRED
+            account.settle(self.indices, status, message)
+            return False
+        sender = account.sender
+        if account.is_plain:
+            addresses = {index: account.recipients[index] for index in self.indices}
+        else:
+            sender, addresses = self._spell(extensions)
+            if not addresses:
+                return False
+        parameters = f" SIZE={len(message)}" if "SIZE" in extensions else ""
+        if not message.isascii():
+            parameters += " BODY=8BITMIME"
+        if not (account.is_plain or "".join((sender, *addresses.values())).isascii()):
+            parameters += " SMTPUTF8"
+        mail = f"MAIL FROM:<{sender}>{parameters}\r\n"
+        self.commands = [
+            *([_RSET] if link.is_dirty else ()),
+            Command(Stage.MAIL, mail, 250, _MAIL_STEP),
+            *[
+                Command(Stage.RCPT, f"RCPT TO:<{address}>\r\n", 250, _RCPT_STEP, index)
+                for index, address in addresses.items()
+            ],
+            _DATA,
+        ]
+        self.content = stuffed(message)
+        return True
+
+    def _spell(self, extensions: Mapping[str, str]) -> tuple[str, dict[int, str]]:
+        """Return sender and recipients as the relay takes them. Reject the others."""
+        account, addresses = self.account, {}
+        sender = spelled(account.sender, extensions)
+        if isinstance(sender, Reply):
+            account.settle(self.indices, Status.REJECTED, sender)
+            return "", {}
+        for index in self.indices:
+            address = spelled(account.recipients[index], extensions)
+            if isinstance(address, Reply):
+                account.settle((index,), Status.REJECTED, address)
+            else:
+                addresses[index] = address
+        return sender, addresses
+
+    def next_group(self, size: int) -> bytes:
+        """Return the next commands, at most `size`.
+
+        Empty if all are written, or if the rest is of no use, because every recipient
+        has an outcome.
+        """
+        decided = self.account.outcomes
+        is_refused = decided and all(index in decided for index in self.indices)
+        if is_refused or self.written == len(self.commands):
+            return b""
+        group = self.commands[self.written : self.written + size]
+        self.written += len(group)
+        return "".join([command.line for command in group]).encode()
+
+    def take(self, step: Step | Loss, index: int, reply: Reply) -> None:
+        """Do what a cell of `REPLIES` says."""
+        settle = self.account.settle
+        if step is Step.ACCEPT:
+            if index not in self.account.outcomes:
+                self.accepted.append(index)
+        elif step is Step.SEND_ALL:
+            settle(self.indices, Status.SENT, reply)
+        elif step is Step.CONTENT:
+            self.is_welcome = True
+        elif step is Step.LEAVE:
+            self.left.append(index)
+            # 452 4.2.2 is a full mailbox, and says nothing about the number.
+            self.is_limit = reply.enhanced in ("", "4.5.3", "5.5.3")
+        elif step is Step.DEFER_ONE:
+            settle((index,), Status.DEFERRED, reply)
+        elif step is Step.REJECT_ONE:
+            settle((index,), Status.REJECTED, reply)
+        elif step is Step.DEFER_ALL:
+            settle(self._own(), Status.DEFERRED, reply)
+        elif step is Step.REJECT_ALL:
+            settle(self._own(), Status.REJECTED, reply)
+
+    def _own(self) -> Sequence[int]:
+        """Return the recipients that are not left for the next transmission."""
+        return [index for index in self.indices if index not in self.left]
+
+    def split(self, link: Link) -> Transmission:
+        """Return the next transmission, with the recipients that were too many."""
+        rest = Transmission(self.account, self.left)
+        if self.is_limit:
+            link.most_recipients = len(self.accepted)
+        self.indices, self.left = self._own(), []
+        return rest
+
+    def again(self) -> Transmission:
+        """Return the transmission as it was at first. Its outcomes are void."""
+        self.account.reopen(self.indices)
+        return Transmission(self.account, self.indices, has_moved=True)
+
+
+class Dialogue:
+    """The messages of one pipeline, over as many connections as they need.
+
+    `messages` is the maximum number for one connection, `recipients` that for one
+    transmission. At most two transmissions are on the wire: the first is ending or has
+    ended, the second is offered or bound.
+
+    `link` is the connection in use, or None: then a driver opens one if something is
+    `upcoming`. `failure` is set when the relay failed: then nothing is tried any more.
+    `pipelining` is False once the relay was out of step.
+    """
+
+    def __init__(
+        self, *, messages: int = sys.maxsize, recipients: int = sys.maxsize
+    ) -> None:
+        self.link: Link | None = None
+        self.failure: RelayError | None = None
+        self.pipelining = True
+        self.upcoming: deque[Transmission] = deque()
+        self._messages = messages
+        self._recipients = recipients
+        self._accounts: deque[Account] = deque()
+        self._offered: Transmission | None = None
+        self._ended: Transmission | None = None
+        self._dot = 0  # number of bytes of the last write up to the final dot in it
+
+    # For the caller
+
+    def offer(self, account: Account) -> None:
+        """Transmit the message of `account` after all that was offered before."""
+        self._accounts.append(account)
+        indices = [i for i in account.everybody if i not in account.outcomes]
+        for start in range(0, len(indices), self._recipients):
+            part = indices[start : start + self._recipients]
+            self.upcoming.append(Transmission(account, part))
+
+    def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        """Yield (key, report) of each message that is done, once, in order.
+
+        If the caller fails at a report, the next ones are still there.
+        """
+        while self._accounts and self._accounts[0].is_done:
+            account = self._accounts.popleft()
+            yield account.key, account.report()
+
+    # For the driver
+
+    def failed(self, failure: RelayError) -> None:
+        """Give up: no connection is to be had."""
+        self.failure = failure
+        self._suffer_upcoming(Loss.NOT_REACHED, failure)
+
+    def awaited(self) -> list[Stage]:
+        """Return the stages of the commands that wait for a reply."""
+        waiting = [Stage.END] if self._ended is not None else []
+        if (offered := self._offered) is not None:
+            unanswered = offered.commands[offered.answered : offered.written]
+            waiting += [command.stage for command in unanswered]
+        return waiting
+
+    def receive(self, reply: Reply) -> None:
+        """Take the reply to the oldest command that waits for it.
+
+        Afterwards `link` is None if the connection cannot be used any more.
+        """
+        if (transmission := self._ended) is not None:
+            command = _END
+            transmission.state = State.ENDED
+        elif (transmission := self._offered) is not None:
+            command = transmission.commands[transmission.answered]
+        if transmission is None or self.link is None:
+            raise RuntimeError("no reply is awaited")
+        stage, _, code, step, index = command
+        if reply.code != code:
+            step = REPLIES[stage, self._kind(stage, reply, self.link)]
+            if isinstance(step, Loss):
+                self.lost(_error(step, stage, reply))
+                return
+        transmission.take(step, index, reply)
+        if transmission is self._ended:
+            transmission.state = State.DONE
+            self._ended = None
+            if step is not Step.SEND_ALL:
+                self.link.is_dirty = True
+        else:
+            transmission.answered += 1
+            if stage is not Stage.SESSION:
+                transmission.state = State.BOUND
+
+    def _kind(self, stage: Stage, reply: Reply, link: Link) -> Kind:
+        code, offered = reply.code, self._offered
+        if code in RELAY_CODES or (stage is Stage.SESSION and code >= 400):
+            return Kind.RELAY
+        if code < 400:
+            if (code >= 300) is not (stage is Stage.DATA):
+                return Kind.ODD
+            return Kind.YES if code < 300 or code == 354 else Kind.LATER
+        if stage is Stage.MAIL and code == 503 and link.messages > 1:
+            # "Nested MAIL": but the end of the message before, or RSET, made way.
+            return Kind.ODD
+        if stage is Stage.RCPT:
+            is_too_many = reply.enhanced[1:] == ".5.3" or code in (452, 552)
+            if is_too_many and offered is not None and offered.accepted:
+                return Kind.TOO_MANY
+            if code == 552:
+                return Kind.LATER  # RFC 5321, 4.5.3.1.10: too many recipients
+        return Kind.LATER if code < 500 else Kind.NEVER
+
+    def data_to_send(self) -> bytes:
+        """Return the bytes to write now that no reply is awaited.
+
+        With pipelining, the content of one transmission and the envelope of the next
+        one leave in the same write.
+        """
+        link, leaving = self.link, self._offered
+        if link is None:
+            raise RuntimeError("there is no connection")
+        size = GROUP if link.pipelining else 1
+        content = envelope = b""
+        if leaving is not None:
+            group = leaving.next_group(size)
+            if group:
+                return group
+            if leaving.is_welcome:
+                content = leaving.content if leaving.accepted else END_OF_DATA
+            link.is_dirty = not content or not leaving.accepted
+            self._offered = None
+            if leaving.left:
+                self.upcoming.appendleft(leaving.split(link))
+        if link.pipelining or not content:
+            # If this raises, nothing of the content has left: it is not ENDING yet.
+            self._offered = self._next(link)
+            if self._offered is not None:
+                envelope = self._offered.next_group(size)
+        if leaving is not None:
+            if content:
+                leaving.state, self._ended = State.ENDING, leaving
+                self._dot = len(content)
+            else:
+                leaving.state = State.DONE
+        return content + envelope
+
+    def _next(self, link: Link) -> Transmission | None:
+        """Return the next transmission that `link` can take, ready to be written."""
+        while self.upcoming and link.messages < self._messages:
+            transmission = self.upcoming.popleft()
+            if len(transmission.indices) > link.most_recipients:
+                rest = transmission.indices[link.most_recipients :]
+                self.upcoming.appendleft(Transmission(transmission.account, rest))
+                transmission.indices = transmission.indices[: link.most_recipients]
+            if transmission.prepare(link):
+                is_bound = transmission.has_moved or not link.messages
+                transmission.state = State.BOUND if is_bound else State.OFFERED
+                link.messages += 1
+                return transmission
+            transmission.state = State.DONE
+        return None
+
+    # When the connection is lost
+
+    def ends_early(self, sent: int) -> bool:
+        """Return True if a write that broke after `sent` bytes cut off a final dot."""
+        return self._ended is not None and sent < self._dot
+
+    def lost(
+        self, error: OSError, sent: int | None = None, last: Reply | None = None
+    ) -> None:
+        """Account for what was on the connection, which cannot be used any more.
+
+        `sent` is the number of bytes of the last write that have left, and None means
+        all. `last` is what has come of the reply to a final dot: all of it if the relay
+        replied before the dot had left, otherwise the beginning.
+        """
+        link, ended, offered = self.link, self._ended, self._offered
+        if link is None:
+            raise RuntimeError("there is no connection")
+        self.link = self._ended = self._offered = None
+        if ended is not None:
+            if sent is None or sent >= self._dot:
+                ended.state = State.ENDED
+            error = self._lose_ended(ended, link, error, last)
+        loss = behind = _loss(error, link)
+        if ended is not None and loss is Loss.SILENT:
+            behind = Loss.NOT_REACHED  # the relay has not come to what is offered
+        if offered is not None:
+            account = offered.account
+            if account.is_done and ended is not None and ended.account is account:
+                offered.state = State.DONE  # the message has its report
+            else:
+                self._suffer(offered, behind, error)
+        elif ended is None and not link.messages:
+            # A new connection, which failed before anything was offered. Another one
+            # would fail, too.
+            self.failure = _failure(error)
+        if self.failure is not None:
+            loss = Loss.NOT_REACHED
+        self._suffer_upcoming(loss, error)
+
+    def _lose_ended(
+        self, ended: Transmission, link: Link, error: OSError, last: Reply | None
+    ) -> OSError:
+        """Account for the first transmission on a lost connection.
+
+        The code of its last reply decides, also if the reply broke off in its text. An
+        uncertain outcome would make the relay get the message again. Before the final
+        dot has left, only a refusal can be about the message.
+
+        Return the error as it is for the others.
+        """
+        if last is not None and (last.code >= 400 or ended.state is State.ENDED):
+            step = REPLIES[Stage.END, self._kind(Stage.END, last, link)]
+            if isinstance(step, Step):
+                ended.take(step, 0, last)
+                ended.state = State.DONE
+                return error
+            error = _error(step, Stage.END, last)
+        self._suffer(ended, _loss(error, link), error)
+        return error
+
+    def _suffer(self, transmission: Transmission, loss: Loss, error: OSError) -> None:
+        """Do what a cell of `LOSSES` says."""
+        fate, account = LOSSES[transmission.state, loss], transmission.account
+        if fate is Fate.STAY:
+            self.upcoming.append(transmission)
+            return
+        if fate is Fate.AGAIN:
+            if loss is Loss.OUT_OF_STEP:
+                log.warning("%s; from now on without pipelining", error)
+                self.pipelining = False
+            self.upcoming.appendleft(transmission.again())
+            return
+        transmission.state = State.DONE
+        if fate is Fate.DEFERRED:
+            account.settle(transmission.indices, Status.DEFERRED, _interrupted(error))
+        elif fate is Fate.UNCERTAIN:
+            account.settle(transmission.indices, Status.UNCERTAIN, _unanswered(error))
+        elif not account.is_done:
+            failure, mid_message = _failure(error), fate is Fate.RELAY
+            account.fail(failure, transmission.indices, mid_message=mid_message)
+            if account.failure is not None:
+                self.failure = failure
+
+    def _suffer_upcoming(self, loss: Loss, error: OSError) -> None:
+        upcoming, self.upcoming = self.upcoming, deque()
+        for transmission in upcoming:
+            if transmission.account.is_done:  # by another transmission of it
+                transmission.state = State.DONE
+            else:
+                self._suffer(transmission, loss, error)
+
+    def broken(self, error: BaseException) -> None:
+        """Account for an error of the program, or for a caller that gives up.
+
+        A message that may have been sent to some of its recipients gets a report,
+        because otherwise it would be sent again. The others count as not offered.
+        """
+        if self._ended is not None:
+            indices = self._ended.indices
+            self._ended.account.settle(indices, Status.UNCERTAIN, _unanswered(error))
+        self.link = self._ended = self._offered = None
+        self.upcoming.clear()
+        for account in self._accounts:
+            statuses = {outcome.status for outcome in account.outcomes.values()}
+            if statuses & {Status.SENT, Status.UNCERTAIN}:
+                account.settle(account.everybody, Status.DEFERRED, _interrupted(error))
+        self._accounts = deque(a for a in self._accounts if a.is_done)
+
+
+def _error(loss: Loss, stage: Stage, reply: Reply) -> RelayError:
+    if loss is Loss.REFUSED:
+        return RelayError(str(reply), reply)
+    command = "the final dot" if stage is Stage.END else stage.value
+    return RelayError(f"the relay is out of step: {reply} to {command}")
+
+
+def _loss(error: OSError, link: Link) -> Loss:
+    if isinstance(error, TimeoutError):
+        return Loss.SILENT
+    if not isinstance(error, RelayError):
+        return Loss.CLOSED
+    if error.reply is not None:
+        return Loss.REFUSED
+    return Loss.OUT_OF_STEP if link.pipelining else Loss.CONFUSED
+
+
+def _failure(error: OSError) -> RelayError:
+    if isinstance(error, TimeoutError):
+        return RelayError(f"the relay fell silent: {error}")
+    return error if isinstance(error, RelayError) else RelayError(str(error))
+
+
+def _unanswered(error: BaseException) -> Reply:
+    return Reply(0, "4.4.2", f"No reply to the end of the message: {_text(error)}")
+
+
+def _interrupted(error: BaseException) -> Reply:
+    return Reply(0, "4.4.2", f"The dialogue was interrupted: {_text(error)}")
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+# A message and its envelope in the form that a relay takes: pure functions.
+# `extensions` is what the relay offers: keywords, in upper case, to parameters.
+
+
+def fault_of(address: str) -> Reply | None:
+    """Return why `address` is not a bare address that can work, or None.
+
+    A line break in an address, for example, would begin another command.
+    """
+    try:
+        if parse_address(address) == address:
+            return None
+        return Reply(0, "5.1.3", f"Not a bare address: {address!r}")
+    except AddressError as error:
+        return Reply(0, "5.1.3", str(error))
+
+
+def spelled(address: str, extensions: Mapping[str, str]) -> str | Reply:
+    """Return `address` as the relay takes it, or the reason why it cannot."""
+    if needs_smtputf8(address) and "SMTPUTF8" not in extensions:
+        return _NO_SMTPUTF8
+    return on_the_wire(address)
+
+
+def complete(message: bytes) -> bytes:
+    """Return `message` with CRLF at the end of each line, including the last line.
+
+    Its length is what SIZE counts (RFC 1870, 5). An empty message stays empty.
+    """
+    message = to_crlf(message)
+    if message and not message.endswith(b"\n"):
+        message += b"\r\n"
+    return message
+
+
+def fitting(message: bytes, extensions: Mapping[str, str]) -> bytes | Reply:
+    """Return `message`, which is complete, as the relay takes it, or why it cannot.
+
+    Without 8BITMIME it is encoded in ASCII. With SIZE there is a limit of bytes.
+    """
+    if not message.isascii() and "8BITMIME" not in extensions:
+        try:
+            message = complete(to_seven_bits(message))
+        except MemoryError:
+            return _NO_MEMORY
+        except Exception as error:
+            # An error of any kind is about this message. The others go on.
+            text = f"{_NO_8BITMIME}, and {type(error).__name__}: {error}"
+            return Reply(0, "5.6.3", text)
+    limit = extensions.get("SIZE", "")
+    if limit.isdecimal() and 0 < int(limit) < len(message):
+        text = f"The message has {len(message)} bytes, the relay takes {limit}"
+        return Reply(0, "5.3.4", text)
+    return message
+
+
+def stuffed(message: bytes) -> bytes:
+    """Return `message` ready to be sent, as `complete` and with the final dot.
+
+    Dots at the beginning of a line are doubled (RFC 5321, 4.5.2).
+    """
+    message = complete(message)
+    if _DOT.search(message):
+        message = message.replace(b"\n.", b"\n..")
+    if message.startswith(b"."):
+        message = b"." + message
+    return message + END_OF_DATA

@@ -1,0 +1,132 @@
+"""Drives the SMTP dialogue over connections. Bytes are moved here, and only here."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+from typing import Protocol
+
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Reply
+from postcommit._mailers.base import Pipeline
+from postcommit._smtp.connection import Connection
+from postcommit._smtp.dialogue import Account
+from postcommit._smtp.dialogue import Dialogue
+from postcommit.errors import RelayError
+from postcommit.interfaces import Outgoing
+
+
+class Connections(Protocol):
+    """Lends connections. `messages` is the maximum number of messages for each."""
+
+    messages: int
+    pipelining: bool
+
+    def checkout(self, *, fresh: bool = False) -> Connection:
+        """Return a connection. With `fresh`, it was never used.
+
+        Raises `RelayError` if the relay cannot be reached.
+        """
+
+    def checkin(self, connection: Connection) -> None:
+        """Take back a connection between two messages."""
+
+    def discard(self, connection: Connection) -> None:
+        """Take back a connection that cannot be used any more."""
+
+
+class SMTPPipeline(Pipeline):
+    """Transmits messages over connections of a pool. See `IPipeline`.
+
+    `recipients` is the maximum number for one transmission. A message with more of
+    them is transmitted several times, each time to others.
+    """
+
+    def __init__(self, pool: Connections, *, recipients: int = sys.maxsize) -> None:
+        self._pool = pool
+        self._connection: Connection | None = None
+        self._dialogue = Dialogue(messages=pool.messages, recipients=recipients)
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if self._connection is not None or self._dialogue.upcoming:
+            self._give_up(error or InterruptedError("given up"))
+
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        """Wait until `mail` is on the wire, or has its report. See `IPipeline`."""
+        self._dialogue.offer(Account(mail, key))
+        while self._dialogue.upcoming:
+            self._advance()
+
+    def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        """Yield the reports that are complete. See `IPipeline`."""
+        return self._dialogue.completed()
+
+    def drain(self) -> Iterator[tuple[Any, DeliveryReport]]:
+        """Wait for all replies, and yield the reports. See `IPipeline`."""
+        yield from self._dialogue.completed()
+        while self._connection is not None or self._dialogue.upcoming:
+            self._advance()
+            yield from self._dialogue.completed()
+
+    def _advance(self) -> None:
+        """Go on for about one round trip."""
+        dialogue = self._dialogue
+        try:
+            if dialogue.failure is not None:
+                dialogue.failed(dialogue.failure)
+            elif self._connection is None:
+                fresh = dialogue.upcoming[0].has_moved
+                try:
+                    dialogue.link = self._connection = self._pool.checkout(fresh=fresh)
+                except RelayError as error:
+                    dialogue.failed(error)
+            else:
+                self._converse(self._connection)
+        except Exception as error:
+            self._give_up(error)
+            raise
+
+    def _converse(self, connection: Connection) -> None:
+        """Listen, then speak."""
+        dialogue = self._dialogue
+        try:
+            for stage in dialogue.awaited():
+                dialogue.receive(connection.read(stage))
+                if dialogue.link is None:
+                    break
+            else:
+                if stray := connection.stray:
+                    text = f"the relay is out of step: a reply too many: {stray}"
+                    raise RelayError(text)
+                data = dialogue.data_to_send()
+                if data:
+                    connection.write(data)
+        except OSError as error:
+            dialogue.lost(error, connection.sent, self._last_words(connection))
+        if dialogue.link is None:
+            self._pool.pipelining &= dialogue.pipelining
+            self._pool.discard(connection)
+            self._connection = None
+        elif not dialogue.awaited():
+            dialogue.link = self._connection = None
+            self._pool.checkin(connection)
+
+    def _last_words(self, connection: Connection) -> Reply | None:
+        """Return what has come of the reply to the final dot, if anything.
+
+        The relay may have said why it cut off a final dot, or its reply may have
+        broken off in the text.
+        """
+        if not self._dialogue.ends_early(connection.sent):
+            return connection.begun
+        try:
+            return connection.read_hastily()
+        except OSError:
+            return None
+
+    def _give_up(self, error: BaseException) -> None:
+        """Account for what is under way, and close its connection."""
+        self._dialogue.broken(error)
+        if self._connection is not None:
+            self._pool.discard(self._connection)
+            self._connection = None

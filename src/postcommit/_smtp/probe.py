@@ -1,0 +1,102 @@
+"""How a relay answers when a mailer is set up: extensions, TLS, login."""
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
+from typing import Any
+
+from postcommit._smtp.connection import Connection
+from postcommit._smtp.connection import Timeouts
+from postcommit._smtp.connection import connect
+from postcommit._smtp.mailer import SMTPMailer
+from postcommit.errors import RelayError
+
+
+# Time-out in seconds if the mailer has none, because a person waits.
+_PATIENCE = 30.0
+
+_ATTRIBUTES = {
+    "commonName": "CN",
+    "countryName": "C",
+    "localityName": "L",
+    "stateOrProvinceName": "ST",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Subject, issuer («O=Example, CN=mx.example.org»), expiry, names of the host."""
+
+    subject: str
+    issuer: str
+    expires: datetime
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, shown: dict[str, Any]) -> Certificate:
+        """Return what `ssl.SSLSocket.getpeercert` has shown."""
+        names = shown.get("subjectAltName", ())
+        return cls(
+            _name(shown["subject"]),
+            _name(shown["issuer"]),
+            datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC),
+            tuple(name for kind, name in names if kind in ("DNS", "IP Address")),
+        )
+
+
+def _name(parts: tuple[tuple[tuple[str, str], ...], ...]) -> str:
+    attributes = [attribute for part in parts for attribute in part]
+    return ", ".join(f"{_ATTRIBUTES.get(key, key)}={text}" for key, text in attributes)
+
+
+@dataclass
+class Diagnosis:
+    """What was found out about a relay.
+
+    `is_connected` is True if the relay took the connection. `tls` is the version that
+    was spoken, None in clear. `certificate` is None unless it was verified. `failure`
+    is why the relay cannot be used, or None.
+    """
+
+    is_connected: bool = False
+    tls: str | None = None
+    certificate: Certificate | None = None
+    extensions: dict[str, str] = field(default_factory=dict)
+    logged_in: bool = False
+    failure: RelayError | None = None
+
+
+def probe(mailer: SMTPMailer) -> Diagnosis:
+    """Connect as `mailer` would, log in, and say QUIT. Sends nothing."""
+    timeout = _PATIENCE if mailer.timeout is None else mailer.timeout
+    timeouts = Timeouts.alike(mailer.connect_timeout, timeout)
+    relay = replace(mailer.relay, timeouts=timeouts)
+    found = Diagnosis()
+    try:
+        connection = connect(relay)
+        found.is_connected = True
+        try:
+            connection.greet()
+            found.logged_in = relay.credentials is not None
+        finally:
+            _note(found, connection)
+            connection.quit()
+    except RelayError as error:
+        found.failure = error
+    return found
+
+
+def _note(found: Diagnosis, connection: Connection) -> None:
+    found.extensions = connection.extensions
+    encrypted = connection.tls_socket
+    if encrypted is not None:
+        found.tls = encrypted.version()
+        shown = encrypted.getpeercert()
+        if shown:  # it was verified
+            found.certificate = Certificate.of(shown)

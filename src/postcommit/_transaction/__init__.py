@@ -1,0 +1,1 @@
+"""Two-phase commit, and the events that follow it."""

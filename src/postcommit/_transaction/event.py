@@ -1,0 +1,308 @@
+"""The events, and how they are dispatched.
+
+`announce` logs a report and publishes its events, each in a transaction of its own.
+Subscribers are unknown code, so nothing is announced in the middle of a commit, or
+before an entry is settled. Mailers' pipelines only report, and their callers announce.
+"""
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
+
+import zope.event
+from transaction.interfaces import ITransactionManager
+from transaction.interfaces import TransientError
+from zope.interface import implementer
+
+from postcommit._log import Log
+from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
+from postcommit._mail.report import Reply
+from postcommit._transaction.repeats import repeat
+from postcommit.interfaces import IMailDeferredEvent
+from postcommit.interfaces import IMailErrorEvent
+from postcommit.interfaces import IMailEvent
+from postcommit.interfaces import IMailRejectedEvent
+from postcommit.interfaces import IMailSentEvent
+from postcommit.interfaces import IMailUncertainEvent
+from postcommit.interfaces import IReply
+from postcommit.interfaces import Status
+
+
+log = Log("postcommit.event")
+
+Notify = Callable[[Any], Any]
+
+
+@implementer(IMailSentEvent)
+class MailSentEvent:
+    """See `IMailSentEvent`."""
+
+    def __init__(self, messageId: str, *, recipients: tuple[str, ...] = ()) -> None:
+        self.messageId = messageId
+        self.recipients = recipients
+
+    def __repr__(self) -> str:
+        to = ", ".join(self.recipients)
+        return f"<{type(self).__name__} {self.messageId} to {to}>"
+
+
+@implementer(IMailErrorEvent)
+class MailErrorEvent:
+    """See `IMailErrorEvent`."""
+
+    def __init__(
+        self,
+        messageId: str,
+        errorMessage: str,
+        *,
+        recipients: tuple[str, ...] = (),
+        reply: IReply | None = None,
+    ) -> None:
+        self.messageId = messageId
+        self.errorMessage = errorMessage
+        self.recipients = recipients
+        self.reply = reply
+
+    def __repr__(self) -> str:
+        to = ", ".join(self.recipients)
+        return f"<{type(self).__name__} {self.messageId} to {to}: {self.errorMessage}>"
+
+
+@implementer(IMailDeferredEvent)
+class MailDeferredEvent(MailErrorEvent):
+    """See `IMailDeferredEvent`."""
+
+
+@implementer(IMailRejectedEvent)
+class MailRejectedEvent(MailErrorEvent):
+    """See `IMailRejectedEvent`."""
+
+
+@implementer(IMailUncertainEvent)
+class MailUncertainEvent(MailErrorEvent):
+    """See `IMailUncertainEvent`."""
+
+
+def events_of(report: DeliveryReport) -> list[IMailEvent]:
+    """Return the events of `report`, none if `IMailer.send` has published them.
+
+    There is one for each status and reply, with the recipients that share them. A relay
+    failure defers the recipients without an outcome.
+    """
+    if report.announced:
+        return []
+    message_id, failure = report.message_id, report.relay_failure
+    groups: dict[tuple[Status, bool, Reply], list[Outcome]] = {}
+    for outcome in report.outcomes:
+        key = (outcome.status, outcome.given_up, outcome.reply)
+        groups.setdefault(key, []).append(outcome)
+    events = [_event(message_id, alike) for alike in groups.values()]
+    if failure is not None and report.undecided:
+        said = failure if isinstance(failure, Reply) else None
+        event = MailDeferredEvent(
+            message_id, str(failure), recipients=report.undecided, reply=said
+        )
+        events.append(event)
+    return events
+
+
+def _event(message_id: str, alike: list[Outcome]) -> IMailEvent:
+    """Return the event for outcomes that are `alike`."""
+    recipients = tuple(outcome.recipient for outcome in alike)
+    status, reply = alike[0].status, alike[0].reply
+    if status is Status.SENT:
+        return MailSentEvent(message_id, recipients=recipients)
+    kind: type[MailErrorEvent] = MailDeferredEvent
+    if status is Status.REJECTED:
+        kind = MailRejectedEvent
+    elif alike[0].given_up:
+        kind = MailUncertainEvent
+    said = reply if reply.code else None
+    return kind(message_id, str(reply), recipients=recipients, reply=said)
+
+
+def announce(
+    report: DeliveryReport, notify: Notify, manager: ITransactionManager | None
+) -> BaseException | None:
+    """Log `report`, and publish its events as `dispatch_events` does. Never raises."""
+    log_report(report)
+    return dispatch_events(events_of(report), notify, manager)
+
+
+def log_report(report: DeliveryReport) -> None:
+    """Log one line for each recipient: message id, recipient, status, reply.
+
+    The record also has them as attributes: `message_id`, `recipients`, `status` and
+    `reply`. If the relay failed without a reply, `reply` is the exception. Nothing is
+    logged if `IMailer.send` has announced the report.
+    """
+    if report.announced:
+        return
+    lines: list[tuple[int, str, str, str, object]] = []
+    for outcome in report.outcomes:
+        level = logging.WARNING
+        if outcome.status is Status.SENT:
+            level = logging.INFO
+        elif outcome.status is Status.REJECTED or outcome.given_up:
+            level = logging.ERROR
+        status, more = outcome.status.value, ", given up" * outcome.given_up
+        lines.append((level, outcome.recipient, status, more, outcome.reply))
+    if report.relay_failure is not None:
+        for recipient in report.undecided:
+            more = ": the relay failed"
+            failed = (logging.ERROR, recipient, "not sent", more, report.relay_failure)
+            lines.append(failed)
+    for level, recipient, status, more, reply in lines:
+        if not log.isEnabledFor(level):
+            continue  # the arguments cost more than this check
+        log.log(
+            level,
+            "<%s> to %s: %s: %s",
+            report.message_id,
+            recipient,
+            f"{status}{more}",
+            reply,
+            extra={
+                "message_id": report.message_id,
+                "recipients": (recipient,),
+                "status": status,
+                "reply": reply,
+            },
+        )
+
+
+def dispatch_events(
+    events: Iterable[IMailEvent], notify: Notify, manager: ITransactionManager | None
+) -> BaseException | None:
+    """Publish `events`, each in a transaction of its own; never raise.
+
+    If `manager` is None, the subscribers are called in the current transaction. One
+    that raises is logged.
+
+    If a subscriber raises, its transaction is aborted, the exception is logged with
+    its traceback, and the next event follows: the mail is settled, and the other
+    messages have nothing to do with it. If its transaction fails with a
+    `TransientError`, such as a ZODB conflict, all subscribers of the event are called
+    again, up to three times.
+
+    Returns the last interrupt that arrived in a subscriber, such as KeyboardInterrupt
+    or SystemExit. The caller raises it when it cannot lose mail any more.
+    """
+    if notify is zope.event.notify and not zope.event.subscribers:
+        return None
+    interrupt = None
+    for event in events:
+        try:
+            if manager is None:
+                notify(event)
+            else:
+                repeat(functools.partial(_attempt, event, notify, manager))
+        except BaseException as error:
+            aborted = "" if manager is None else ", its transaction was aborted"
+            log.exception("A subscriber failed%s: %r", aborted, event)
+            if not isinstance(error, Exception):
+                interrupt = error
+    return interrupt
+
+
+def _attempt(
+    event: IMailEvent,
+    notify: Notify,
+    manager: ITransactionManager,
+    may_be_repeated: bool,
+) -> bool:
+    """Call the subscribers in a transaction; return False if it is to be repeated."""
+    own = own_transaction(manager)
+    try:
+        with own:
+            notify(event)
+    except Exception:
+        if not (own.failed_for_now and may_be_repeated):
+            raise
+        log.info("A subscriber's transaction failed for now, it is repeated: %r", event)
+        return False
+    finally:
+        own.put_back()  # again: an interrupt may have kept `own` from doing it
+    return True
+
+
+def is_in_use(manager: ITransactionManager) -> bool:
+    """Return whether a transaction of `manager` has begun, and does not end yet.
+
+    No other transaction of `manager` may begin then: a connection of ZODB, for example,
+    takes the beginning for the end of the work, and forgets what was changed.
+    """
+    current = getattr(manager, "manager", manager)._txn
+    return current is not None and current.status in ("Active", "Doomed")
+
+
+class own_transaction:
+    """Runs its body in a new transaction of `manager`.
+
+    `failed_for_now` is true afterwards if the body or the commit raised an error that
+    `transaction` calls retryable, for example a conflict.
+
+    A transaction that has just been committed is still its manager's current
+    one while the after-commit hooks run, and no new one can begin. It is set
+    aside for the body, and put back, so that `transaction` finds what it
+    expects. The attribute is private; ``tests/transactions/test_event.py`` notices a
+    change of it.
+    """
+
+    failed_for_now = False
+    _is_aside = False
+
+    def __init__(self, manager: ITransactionManager) -> None:
+        # The thread-local manager wraps another one.
+        self._manager: Any = getattr(manager, "manager", manager)
+
+    def __enter__(self) -> None:
+        manager = self._manager
+        self._ended = manager._txn
+        self._is_aside = True
+        manager._txn = None
+        try:
+            manager.begin()
+        except BaseException:
+            self.put_back()
+            raise
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> None:
+        manager = self._manager
+        try:
+            # The body may have ended the transaction itself.
+            if error is None and manager._txn is not None:
+                manager.commit()
+        except Exception as failure:
+            error = failure
+            raise
+        finally:
+            try:
+                # Before the abort, which forgets the resources that are asked.
+                self.failed_for_now = self._is_for_now(error)
+            finally:
+                self.put_back()
+
+    def _is_for_now(self, error: BaseException | None) -> bool:
+        current = self._manager._txn
+        return isinstance(error, TransientError) or (
+            isinstance(error, Exception)
+            and current is not None
+            and bool(current.isRetryableError(error))
+        )
+
+    def put_back(self) -> None:
+        """Put back the ended transaction, if that was not done yet."""
+        if self._is_aside:
+            manager = self._manager
+            try:
+                if manager._txn not in (None, self._ended):  # body or commit failed
+                    manager.abort()
+            finally:
+                manager._txn, self._is_aside = self._ended, False

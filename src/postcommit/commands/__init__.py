@@ -1,1 +1,0 @@
-"""The commands of ``postcommit``: for each a module with `arguments` and `run`."""

@@ -1,1 +1,0 @@
-"""``postcommit demo``: a small shop, its queue and a relay, in a few seconds."""

@@ -1,1 +1,0 @@
-"""The SMTP client: replies, policy, sessions, pool and mailer."""

@@ -1,0 +1,165 @@
+"""``postcommit test-relay``: what a relay offers and shows, and whether it works."""
+from __future__ import annotations
+
+import datetime
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from postcommit._cli.main import main
+from tests.support.certificates import Authority
+from tests.support.service import command
+from tests.support.service import to
+from tests.support.smtpd import ScriptedRelay
+
+
+Start = Callable[..., ScriptedRelay]
+
+
+def told(capsys: Any, relay: ScriptedRelay, *argv: str) -> tuple[int, str]:
+    status = main(["test-relay", *to(relay), *argv])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return status, out
+
+
+def test_what_it_offers(relay: ScriptedRelay) -> None:
+    done = command("test-relay", *to(relay))
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "connection  yes\nencryption  none\n" in done.stdout
+    assert "offers      SIZE 10485760\n" in done.stdout
+    assert "login       none" in done.stdout
+    assert done.stdout.endswith("the relay is well\n")
+    assert not relay.messages
+
+
+def test_tls_certificate_and_login(
+    start: Start, authority: Authority, tmp_path: Path, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(), users={"shop": "s3cret"})
+    (tmp_path / "password").write_text("s3cret\n")
+    argv = ["--tls", "starttls", "--cafile", authority.cafile, "--username", "shop"]
+    argv += ["--password-file", str(tmp_path / "password")]
+    status, out = told(capsys, relay, *argv)
+    assert status == 0
+    assert "encryption  TLSv1." in out
+    assert "names       127.0.0.1, localhost\n" in out
+    assert "issued by   O=trustme" in out
+    assert "expires     3000-01-01" in out
+    assert "login       as shop\n" in out
+    assert "offers      AUTH" in out
+    assert "s3cret" not in out
+
+
+def test_a_login_refused(start: Start, tmp_path: Path, capsys: Any) -> None:
+    relay = start(users={"shop": "s3cret"})
+    (tmp_path / "password").write_text("old")
+    argv = ["--username", "shop", "--password-file", str(tmp_path / "password")]
+    status, out = told(capsys, relay, *argv, "a@x.org")
+    assert status == 1
+    assert "failed: " in out
+    assert "login refused: 535" in out
+    assert "; set username and password_file\n" in out
+    assert "login       " not in out
+    assert not relay.messages
+
+
+def test_an_expired_certificate(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(expired=True))
+    argv = ["--tls", "starttls", "--cafile", authority.cafile]
+    status, out = told(capsys, relay, *argv)
+    assert status == 1
+    assert "certificate has expired" in out
+    look = f"openssl s_client -starttls smtp -connect 127.0.0.1:{relay.port}"
+    assert f"to see it: {look} </dev/null | openssl x509 -noout -text\n" in out
+    assert "issued by" not in out
+
+
+def test_a_certificate_that_expires_soon(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.ca.issue_cert("127.0.0.1", not_after=soon).configure_cert(context)
+    relay = start(tls=context, implicit_tls=True)
+    argv = ["--tls", "implicit", "--cafile", authority.cafile]
+    status, out = told(capsys, relay, *argv)
+    assert status == 0
+    assert "in 2d23h\n" in out or "in 3d\n" in out
+    assert "renew it" in out
+
+
+def test_nobody_is_there(relay: ScriptedRelay, capsys: Any) -> None:
+    relay.down()
+    status, out = told(capsys, relay)
+    assert status == 1
+    assert "connection  no\n" in out
+    assert "encryption" not in out
+    assert "Connection refused; set hostname and port: 25, or 587" in out
+
+
+def test_a_port_that_speaks_another_protocol(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(), implicit_tls=True)
+    status, out = told(capsys, relay, "--timeout", "0.3")
+    assert status == 1
+    assert "set tls to 'implicit' if it is port 465\n" in out
+    plain = start(provoked=True)
+    status, out = told(capsys, plain, "--tls", "implicit", "--timeout", "5")
+    assert status == 1
+    assert "is it the port for tls='implicit'?\n" in out
+
+
+def test_a_relay_that_refuses_us(relay: ScriptedRelay, capsys: Any) -> None:
+    relay.reply("CONNECT", "554 5.7.1 Go away")
+    status, out = told(capsys, relay)
+    assert status == 1
+    assert out.endswith("greeting refused: 554 5.7.1 Go away\n")
+
+
+def test_no_starttls_says_what_to_set(relay: ScriptedRelay, capsys: Any) -> None:
+    status, out = told(capsys, relay, "--tls", "starttls", "--timeout", "5")
+    assert status == 1
+    assert "offers no STARTTLS; set tls to 'implicit'" in out
+
+
+def test_a_mail_and_what_became_of_each_recipient(
+    relay: ScriptedRelay, capsys: Any
+) -> None:
+    relay.reply("RCPT", "550 5.1.1 No\x1b such user", address="b@x.org")
+    status, out = told(capsys, relay, "a@x.org", "b@x.org")
+    assert status == 1
+    assert "<a@x.org> sent: 250" in out
+    assert "<b@x.org> rejected: 550 5.1.1 No" in out
+    assert "\x1b" not in out
+    assert "the relay is well" not in out
+    [message] = relay.messages
+    assert message.sender == "a@x.org"
+    assert b"Subject: Test of the relay" in message.data
+    status, out = told(capsys, relay, "--from", "", "Ann <a@x.org>")
+    assert status == 0
+    assert relay.messages[-1].sender == ""
+    assert b"From: <a@x.org>\r\nTo: <a@x.org>\r\n" in relay.messages[-1].data
+    assert out.endswith("the relay is well\n")
+
+
+def test_a_relay_that_fails_in_between(relay: ScriptedRelay, capsys: Any) -> None:
+    relay.reply("MAIL", "421 4.3.2 Closing")
+    status, out = told(capsys, relay, "a@x.org")
+    assert status == 1
+    assert "not sent: 421 4.3.2 Closing" in out
+
+
+def test_an_address_that_is_none_is_refused_before_anything_is_said(
+    relay: ScriptedRelay, capsys: Any
+) -> None:
+    assert main(["test-relay", *to(relay), "a b@x.org"]) == 2
+    assert "'a b@x.org' is not an envelope address" in capsys.readouterr().err
+    assert main(["test-relay", *to(relay), "--from", "a@x.org"]) == 2
+    assert "--from='a@x.org': is of no use" in capsys.readouterr().err
+    assert relay.connections == 0

@@ -1,1 +1,0 @@
-"""The commands, most of them as processes."""

@@ -1,0 +1,241 @@
+"""Each option of each schema, from each source, to its object.
+
+`CONTRACTS` are the objects that have options, and `SOURCES` the ways to give one. Each
+test gives one option, and looks at all options of the object.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+import pytest
+from pyramid.config import Configurator
+from zope.component import getUtilitiesFor
+from zope.component import getUtility
+from zope.component.testing import PlacelessSetup
+from zope.configuration import xmlconfig
+from zope.interface.interface import InterfaceClass
+from zope.schema import Bool
+from zope.schema import Choice
+from zope.schema import Float
+from zope.schema import Int
+from zope.schema import Object
+from zope.schema import Password
+from zope.schema import getFieldsInOrder
+
+from postcommit import _build as build
+from postcommit import interfaces
+from postcommit._cli import main as cli
+from postcommit._cli.configuration import Configuration
+from postcommit._config.options import fields_of
+from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFileMailer
+from postcommit.interfaces import IMailDelivery
+from postcommit.interfaces import IMailer
+from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import ISendmailMailer
+from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import is_path
+from postcommit.testing import RecordingMailer
+
+
+class Kind(NamedTuple):
+    """How an object with options is made by ZCML, and found in a registry."""
+
+    directive: str
+    zcml: tuple[Any, str]
+    pyramid: tuple[Any, str]
+    needs: tuple[str, ...] = ()
+
+
+CONTRACTS = {
+    ISMTPMailer: Kind('smtpMailer name="m"', (IMailer, "m"), (IMailer, "smtp")),
+    ISendmailMailer: Kind(
+        'sendmailMailer name="m"', (IMailer, "m"), (IMailer, "sendmail")
+    ),
+    IFileMailer: Kind(
+        'fileMailer name="m"', (IMailer, "m"), (IMailer, "file"), ("folder",)
+    ),
+    IDirectMailDelivery: Kind(
+        'directDelivery mailer="smtp"',
+        (IMailDelivery, "Mail"),
+        (IMailDelivery, "direct"),
+    ),
+    IQueuedMailDelivery: Kind(
+        'queuedDelivery mailer="smtp" processorThread="no"',
+        (IMailDelivery, "Mail"),
+        (IMailDelivery, "queued"),
+        ("queue_path",),
+    ),
+    IMailQueueProcessor: Kind(
+        'queuedDelivery mailer="smtp"',
+        (IMailQueueProcessor, "Mail"),
+        (IMailQueueProcessor, ""),
+        ("queue_path",),
+    ),
+}
+
+# Options without which another one cannot be given.
+TOGETHER = {"username": ("password",), "password": ("username",)}
+
+
+class Case(NamedTuple):
+    """An option of an object, and the others that it needs, as texts and values."""
+
+    contract: Any
+    name: str
+    texts: dict[str, str]
+    values: dict[str, Any]
+    folder: Path
+
+    def attributes(self, given: dict[str, Any]) -> dict[str, Any]:
+        fields = fields_of(self.contract)
+        return {fields[name].__name__: value for name, value in given.items()}
+
+
+def example(name: str, field: Any, folder: Path) -> tuple[str, Any]:
+    """Return a value that `field` does not have by default, as text and as it is."""
+    if isinstance(field, Bool):
+        return ("no", False) if field.default else ("yes", True)
+    if isinstance(field, Choice):
+        value = next(t.value for t in field.vocabulary if t.value != field.default)
+        return value, value
+    if isinstance(field, Int):
+        return " 77 ", 77
+    if isinstance(field, Float):
+        return "61.5", 61.5
+    text = str(folder / "queue") if is_path(field) else f"{name}@x.org"
+    text = "mx.example.org" if name == "hostname" else text
+    return text, text
+
+
+# The sources
+
+
+def from_python(case: Case) -> Any:
+    others = {"mailer": RecordingMailer()} if "mailer" in case.contract else {}
+    return build._CLASSES[case.contract](**case.attributes(case.values), **others)
+
+
+def from_zcml(case: Case) -> Any:
+    kind = CONTRACTS[case.contract]
+    given = case.attributes(case.texts)
+    words = " ".join(f'{name}="{text}"' for name, text in given.items())
+    xmlconfig.string(
+        '<configure xmlns="http://namespaces.zope.org/zope"'
+        ' xmlns:mail="http://namespaces.zope.org/mail">'
+        f'<include package="postcommit" /><mail:{kind.directive} {words} />'
+        "</configure>"
+    )
+    return getUtility(*kind.zcml)
+
+
+def from_pyramid(case: Case, given: dict[str, Any] | None = None) -> Any:
+    given = case.texts if given is None else given
+    config = Configurator(settings={f"mail.{n}": v for n, v in given.items()})
+    config.include("postcommit.pyramid")
+    config.commit()
+    return config.registry.getUtility(*CONTRACTS[case.contract].pyramid)
+
+
+def from_values_in_pyramid(case: Case) -> Any:
+    return from_pyramid(case, case.values)
+
+
+def made(case: Case, argv: list[str], environ: dict[str, str]) -> Any:
+    configuration = Configuration(cli._parser().parse_args(["run", *argv]), environ)
+    mailer = configuration.mailer()
+    is_mailer = case.contract is ISMTPMailer
+    return mailer if is_mailer else configuration.processor(mailer)
+
+
+def from_command_line(case: Case) -> Any:
+    argv = []
+    for name, text in case.texts.items():
+        field = fields_of(case.contract)[name]
+        flag = name.replace("_", "-")
+        if isinstance(field, Bool):
+            argv.append(f"--no-{flag}" if field.default else f"--{flag}")
+        elif isinstance(field, Password):
+            (case.folder / "secret").write_text(text)
+            argv += [f"--{flag}-file", str(case.folder / "secret")]
+        else:
+            argv += [text] if name == "queue_path" else [f"--{flag}", text]
+    return made(case, argv, {})
+
+
+def from_environment(case: Case) -> Any:
+    variables = {f"POSTCOMMIT_{n.upper()}": text for n, text in case.texts.items()}
+    return made(case, [], variables)
+
+
+def from_ini(case: Case) -> Any:
+    lines = ["[postcommit]", *(f"{n} = {text}" for n, text in case.texts.items())]
+    (case.folder / "shop.ini").write_text("\n".join(lines))
+    return made(case, ["--config", str(case.folder / "shop.ini")], {})
+
+
+# The commands have an SMTP mailer and a processor.
+OF_COMMANDS = (ISMTPMailer, IMailQueueProcessor)
+
+SOURCES: dict[Callable[[Case], Any], Any] = {
+    from_python: CONTRACTS,
+    from_zcml: CONTRACTS,
+    from_pyramid: CONTRACTS,
+    from_values_in_pyramid: CONTRACTS,
+    from_command_line: OF_COMMANDS,
+    from_environment: OF_COMMANDS,
+    from_ini: OF_COMMANDS,
+}
+
+
+@pytest.fixture(autouse=True)
+def components() -> Iterator[None]:
+    setup = PlacelessSetup()
+    setup.setUp()
+    yield
+    for _, processor in getUtilitiesFor(IMailQueueProcessor):
+        processor.stop()
+    setup.tearDown()
+
+
+@pytest.mark.parametrize(
+    ("source", "contract", "name"),
+    [
+        pytest.param(source, contract, name, id=f"{source.__name__}-{name}")
+        for source, contracts in SOURCES.items()
+        for contract in contracts
+        for name in fields_of(contract)
+    ],
+)
+def test_an_option_reaches_its_object_and_changes_no_other(
+    source: Callable[[Case], Any], contract: Any, name: str, tmp_path: Path
+) -> None:
+    fields = fields_of(contract)
+    given = {name, *TOGETHER.get(name, ()), *CONTRACTS[contract].needs}
+    examples = {n: example(n, fields[n], tmp_path) for n in fields if n in given}
+    texts = {n: text for n, (text, _) in examples.items()}
+    values = {n: value for n, (_, value) in examples.items()}
+    found = source(Case(contract, name, texts, values, tmp_path))
+    assert contract.providedBy(found)
+    for other, field in fields.items():
+        expected = values.get(other, field.default)
+        assert getattr(found, field.__name__) == expected, other
+        assert type(getattr(found, field.__name__)) is type(expected)
+    assert values[name] != fields[name].default
+
+
+def test_every_schema_with_options_is_in_the_table() -> None:
+    schemas = {
+        contract
+        for contract in vars(interfaces).values()
+        if isinstance(contract, InterfaceClass)
+        and any(not isinstance(f, Object) for _, f in getFieldsInOrder(contract))
+        and any(contract.implementedBy(kind) for kind in build._CLASSES.values())
+    }
+    assert schemas - {interfaces.IDefaultSender} == set(CONTRACTS)
+    assert set(build._CLASSES) == set(CONTRACTS)

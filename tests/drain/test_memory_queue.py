@@ -1,0 +1,274 @@
+"""The worker on a queue in memory: all that it needs is the contract."""
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Hashable
+from collections.abc import Iterable
+
+import pytest
+
+from postcommit._drain.breaker import Breaker
+from postcommit._drain.breaker import CircuitState
+from postcommit._drain.contract import Settled
+from postcommit._drain.contract import Settlement
+from postcommit._drain.schedule import Schedule
+from postcommit._drain.settle import Settler
+from postcommit._drain.worker import Worker
+from postcommit._mail.entry import Entry
+from postcommit._maildir.consumer import Unopened
+from postcommit._transaction.event import MailRejectedEvent
+from postcommit.errors import EntryError
+from postcommit.errors import QueueError
+from postcommit.interfaces import Tally
+from tests.support.mailers import ScriptedMailer
+
+
+ENTRY = Entry("s@x.org", ("a@x.org",), b"Message-Id: <1@x.org>\n\nText.\n")
+ALL_FAIL = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+ONE_FAILS = OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class Claim:
+    """A claim of an entry in memory; `read` may raise."""
+
+    accepted = 1000.0
+    expires = None
+
+    def __init__(self, key: int, read: Callable[[], Entry]) -> None:
+        self.key = key
+        self.name = f"memory/{key}"
+        self._read = read
+
+    def read(self) -> Entry:
+        self.entry = self._read()
+        return self.entry
+
+    def beginning(self) -> bytes:
+        return ENTRY.message
+
+
+class Consumer:
+    """A queue in memory, with what a worker and a settler call."""
+
+    def __init__(self, *reads: Callable[[], Entry]) -> None:
+        self.waiting = [Claim(number, read) for number, read in enumerate(reads)]
+        self.released: list[int] = []
+        self.settled: list[tuple[int, Settlement]] = []
+        self.postponed: list[tuple[int, float]] = []
+        self.buried: list[tuple[int, str]] = []
+        self.posted: list[object] = []
+        self.answer = Settled.DONE
+
+    def now(self) -> float:
+        return 2000.0
+
+    def is_sure(self, claim: Claim) -> bool:
+        return True
+
+    def take(self, most: int, avoid: Collection[Hashable] = ()) -> list[Claim]:
+        taken = [claim for claim in self.waiting if claim.key not in avoid][:most]
+        self.waiting = [claim for claim in self.waiting if claim not in taken]
+        return taken
+
+    def release(self, claims: Iterable[Claim]) -> None:
+        self.released += [claim.key for claim in claims]
+
+    def settle(self, claim: Claim, settlement: Settlement) -> Settled:
+        self.settled.append((claim.key, settlement))
+        return self.answer
+
+    def postpone(self, claim: Claim, due: float) -> None:
+        self.postponed.append((claim.key, due))
+
+    def bury_unreadable(self, claim: Claim, reason: str) -> None:
+        self.buried.append((claim.key, reason))
+
+    def post(self, reason: object, seconds: float) -> None:
+        self.posted.append(reason)
+
+    def ring(self) -> None:
+        """Nobody waits."""
+
+
+class Bench:
+    """A worker on entries that are read by `reads`."""
+
+    def __init__(self, *reads: Callable[[], Entry]) -> None:
+        self.mailer = ScriptedMailer()
+        self.consumer = Consumer(*reads)
+        self.breaker = Breaker("memory")
+        self.breaker.show_to(self.consumer)  # type: ignore[arg-type]
+        self.settler = Settler(
+            self.consumer,  # type: ignore[arg-type]
+            self.mailer,
+            Schedule(60, 4000, 5 * 86400, 3),
+            self.breaker,
+        )
+        self.worker = Worker(
+            self.consumer,  # type: ignore[arg-type]
+            self.mailer,
+            self.breaker,
+            self.settler,
+        )
+
+
+def good() -> Entry:
+    return ENTRY
+
+
+def failing(error: OSError, before: Callable[[], None] = list) -> Callable[[], Entry]:
+    def read() -> Entry:
+        before()
+        raise QueueError("memory", "cannot be read", error)
+
+    return read
+
+
+def test_entries_are_sent_in_order_and_settled() -> None:
+    bench = Bench(good, good, good)
+    assert not bench.worker.work(10)
+    assert bench.settler.tally == Tally(3, 0, 0)
+    assert bench.consumer.settled == [(key, Settlement()) for key in range(3)]
+    assert bench.consumer.released == []
+
+
+def test_a_queue_that_fails_at_a_read_pauses_and_the_rest_is_left() -> None:
+    bench = Bench(good, failing(ALL_FAIL), good)
+    bench.worker.work(10)
+    assert len(bench.mailer.attempts) == 1
+    assert bench.breaker.state is CircuitState.OPEN
+    assert bench.breaker.count == 1
+    [reason] = bench.consumer.posted
+    assert str(reason) == "memory: cannot be read"
+    assert bench.consumer.released[0] == 1
+    assert bench.breaker.skipped == frozenset()
+
+
+def test_a_failure_that_began_before_a_pause_of_others_does_not_begin_another() -> None:
+    def another_worker_pauses_and_goes_on() -> None:
+        bench.breaker.failed("away")
+        bench.breaker.succeeded()
+
+    consumer_calls: list[str] = []
+    bench = Bench(failing(ALL_FAIL, another_worker_pauses_and_goes_on))
+    bench.consumer.clear = lambda: consumer_calls.append("clear")  # type: ignore
+    bench.worker.work(10)
+    assert consumer_calls == ["clear"]
+    assert bench.breaker.state is CircuitState.CLOSED
+    assert bench.breaker.count == 1
+
+
+def test_entries_that_cannot_be_read_are_skipped_until_the_next_pass(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(failing(ONE_FAILS), good, failing(ONE_FAILS), good)
+    bench.worker.work(10)
+    assert len(bench.mailer.attempts) == 2
+    assert bench.breaker.state is CircuitState.CLOSED
+    assert bench.breaker.skipped == {0, 2}
+    assert bench.consumer.released == [0, 2]
+    assert "memory/0: left in the queue" in caplog.text
+    assert "memory/2: left in the queue" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "logged"),
+    [
+        (Settled.REMOVED, "memory/0: somebody has removed it"),
+        (Settled.TAKEN, "memory/0: this process stood still and has lost the entry"),
+    ],
+)
+def test_a_claim_that_was_lost_is_logged(
+    answer: Settled, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(good)
+    bench.consumer.answer = answer
+    bench.worker.work(10)
+    assert logged in caplog.text
+    assert bench.settler.tally == Tally(1, 0, 0)
+
+
+def fails_once(bench: Bench) -> Callable[[], float]:
+    """Return a clock that fails while the settler decides, and works afterwards."""
+    failed: list[bool] = []
+
+    def now() -> float:
+        if bench.mailer.attempts and not failed:
+            failed.append(True)
+            raise ArithmeticError("an error of the program")
+        return 2000.0
+
+    return now
+
+
+def test_an_error_of_the_program_postpones_the_entry_by_the_schedule() -> None:
+    bench = Bench(good)
+    bench.consumer.now = fails_once(bench)  # type: ignore[method-assign]
+    bench.worker.work(10)
+    [(key, due)] = bench.consumer.postponed
+    assert key == 0
+    # It is 1,000 seconds old, so the next attempt is 1,000 seconds away, or nearly so.
+    assert due == pytest.approx(3000, abs=101)
+    assert bench.consumer.settled == []
+    assert bench.consumer.released == []
+
+
+def test_an_entry_that_cannot_be_postponed_either_is_released(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def postpone(claim: Claim, due: float) -> None:
+        raise QueueError("memory", "cannot be changed", ONE_FAILS)
+
+    bench = Bench(good)
+    bench.consumer.now = fails_once(bench)  # type: ignore[method-assign]
+    bench.consumer.postpone = postpone  # type: ignore[method-assign]
+    bench.worker.work(10)
+    assert bench.consumer.released == [0]
+    assert "memory/0: left in the queue" in caplog.text
+    assert "cannot be changed" in caplog.text
+
+
+def no_entry() -> Entry:
+    raise EntryError("there is no envelope")
+
+
+def test_what_is_not_an_entry_is_buried_and_announced_by_its_message_id() -> None:
+    bench = Bench(no_entry, good)
+    bench.worker.work(10)
+    assert bench.consumer.buried == [(0, "there is no envelope")]
+    rejected, _ = bench.mailer.events
+    assert isinstance(rejected, MailRejectedEvent)
+    assert rejected.messageId == "1@x.org"
+    assert rejected.errorMessage == "unreadable: there is no envelope"
+
+
+def test_what_is_not_an_entry_and_cannot_be_read_either_is_released() -> None:
+    def beginning() -> bytes:
+        raise QueueError("memory", "cannot be read", ONE_FAILS)
+
+    bench = Bench(no_entry, good)
+    bench.consumer.waiting[0].beginning = beginning  # type: ignore[method-assign]
+    bench.worker.work(10)
+    assert bench.consumer.buried == []
+    assert set(bench.consumer.released) == {0}
+    assert len(bench.mailer.attempts) == 1
+
+
+def test_a_full_pass_says_that_there_may_be_more() -> None:
+    bench = Bench(good, good, good)
+    assert bench.worker.work(2)
+    assert len(bench.mailer.attempts) == 2
+    assert not bench.worker.work(2)
+    assert len(bench.mailer.attempts) == 3
+
+
+def test_a_claim_that_could_not_be_opened_raises_why() -> None:
+    error = QueueError("queue/new/1", "cannot open the entry", ONE_FAILS)
+    claim = Unopened("queue/new/1", error)
+    assert claim.accepted == 0.0
+    with pytest.raises(QueueError) as caught:
+        claim.read()
+    assert caught.value is error

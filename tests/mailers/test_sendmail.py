@@ -1,0 +1,176 @@
+"""`SendmailMailer`, with programs that are scripts."""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from zope.interface.verify import verifyClass
+from zope.interface.verify import verifyObject
+
+from postcommit._mailers.sendmail import SendmailMailer
+from postcommit.errors import AddressError
+from postcommit.errors import OptionError
+from postcommit.errors import RelayError
+from postcommit.interfaces import IMailSentEvent
+from postcommit.interfaces import ISendmailMailer
+from tests.smtp.messages import MESSAGE
+from tests.smtp.messages import SENDER
+from tests.smtp.messages import B
+from tests.smtp.messages import C
+from tests.smtp.messages import told
+
+
+@pytest.fixture
+def sendmail(tmp_path):
+    """Make a mailer whose program does `body` after it has written down all."""
+
+    def make(body: str = "", **options) -> SendmailMailer:
+        command = tmp_path / "sendmail"
+        command.write_text(
+            f"#!{sys.executable} -IS\n"
+            "import os, sys, signal\n"
+            f"os.chdir({str(tmp_path)!r})\n"
+            "open('arguments', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv)))\n"
+            "open('message', 'wb').write(sys.stdin.buffer.read())\n"
+            f"{body}\n"
+        )
+        command.chmod(0o700)
+        events = []
+        mailer = SendmailMailer(str(command), notify=events.append, **options)
+        mailer.events = events
+        return mailer
+
+    return make
+
+
+def test_keeps_the_contract():
+    verifyClass(ISendmailMailer, SendmailMailer)
+    verifyObject(ISendmailMailer, SendmailMailer())
+    assert repr(SendmailMailer()) == "<SendmailMailer /usr/sbin/sendmail>"
+
+
+@pytest.mark.parametrize("options", [{"command": ""}, {"timeout": 0}])
+def test_options_that_can_never_work(options):
+    with pytest.raises(OptionError):
+        SendmailMailer(**options)
+
+
+def test_sends(sendmail, tmp_path):
+    mailer = sendmail()
+    report = mailer.send(SENDER, [B, C], MESSAGE + b".\r\nx\r")
+    assert told(report) == ["sent", "sent"]
+    assert report.message_id == "1@example.org"
+    _, *arguments = (tmp_path / "arguments").read_text().split("\0")
+    assert arguments == ["-i", "-f", SENDER, "--", B, C]
+    expected = MESSAGE.replace(b"\r\n", b"\n") + b".\nx\n"
+    assert (tmp_path / "message").read_bytes() == expected
+    [event] = mailer.events
+    assert IMailSentEvent.providedBy(event)
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient", "expected"),
+    [
+        ("", B, ["<>", "--", B]),
+        ("-oQ/tmp@example.org", "-x@example.org", None),
+        ("a@b\u00fccher.example", B, ["a@xn--bcher-kva.example", "--", B]),
+        (SENDER, "\u00fc@example.org", None),
+    ],
+)
+def test_addresses(sendmail, tmp_path, sender, recipient, expected):
+    assert told(sendmail().send(sender, recipient, MESSAGE)) == ["sent"]
+    arguments = (tmp_path / "arguments").read_bytes().decode().split("\0")
+    assert arguments[3:] == (expected or [sender, "--", recipient])
+
+
+def test_addresses_that_can_never_work(sendmail, tmp_path):
+    with pytest.raises(AddressError):
+        sendmail().send(SENDER, "b\n@example.org", MESSAGE)
+    assert not (tmp_path / "arguments").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (os.EX_TEMPFAIL, "deferred"),
+        (os.EX_UNAVAILABLE, "deferred"),
+        (os.EX_SOFTWARE, "deferred"),
+        (os.EX_USAGE, "deferred"),
+        (1, "deferred"),
+        (os.EX_NOUSER, "rejected"),
+        (os.EX_NOHOST, "rejected"),
+        (os.EX_DATAERR, "rejected"),
+    ],
+)
+def test_exit_codes(sendmail, code, status):
+    mailer = sendmail(f"sys.exit(print('why', file=sys.stderr) or {code})")
+    report = mailer.send(SENDER, [B, C], MESSAGE)
+    assert told(report) == [status, status]
+    assert f"exited with {code}: why" in str(report.outcomes[0].reply)
+
+
+@pytest.mark.parametrize("code", [os.EX_CONFIG, os.EX_NOPERM, os.EX_OSFILE])
+def test_a_broken_mail_system(sendmail, code):
+    report = sendmail(f"sys.exit({code})").send(SENDER, B, MESSAGE)
+    assert isinstance(report.relay_failure, RelayError)
+    assert f"exited with {code}" in str(report.relay_failure)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed(sendmail, number):
+    report = sendmail(f"os.kill(0, {int(number)})").send(SENDER, B, MESSAGE)
+    assert told(report) == ["uncertain"]
+    assert number.name in str(report.uncertain[0].reply)
+
+
+def test_no_such_program(tmp_path):
+    mailer = SendmailMailer(str(tmp_path / "missing"), notify=[].append)
+    report = mailer.send(SENDER, B, MESSAGE)
+    assert "missing cannot be run" in str(report.relay_failure)
+
+
+def test_no_program(tmp_path):
+    mailer = SendmailMailer(str(tmp_path), notify=[].append)
+    assert told(mailer.send(SENDER, B, MESSAGE)) == "relay"
+
+
+def test_too_many_recipients(sendmail):
+    domain = ".".join(["x" * 60] * 3)
+    recipients = [f"{'x' * 50}{i}@{domain}" for i in range(12_000)]
+    report = sendmail().send(SENDER, recipients, MESSAGE)
+    assert set(told(report)) == {"rejected"}
+
+
+def test_takes_too_long(sendmail, tmp_path):
+    """It is killed, and its children with it."""
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    body = (
+        "fifo = os.open('fifo', os.O_WRONLY)\nos.fork()\n"
+        "os.write(fifo, b'x')\nsignal.pause()"
+    )
+    report = sendmail(body, timeout=2).send(SENDER, B, MESSAGE)
+    assert told(report) == ["uncertain"]
+    assert "took longer than 2 s" in str(report.uncertain[0].reply)
+    os.set_blocking(reader, True)
+    with open(reader, "rb") as fifo:
+        # its end comes when nobody is left who could write
+        assert fifo.read() == b"xx"
+
+
+def test_does_not_read(sendmail):
+    """The message is larger than a pipe holds."""
+    mailer = sendmail(timeout=0.5)
+    command = Path(mailer.command)
+    command.write_text(f"#!{sys.executable} -IS\nimport signal\nsignal.pause()\n")
+    report = mailer.send(SENDER, B, MESSAGE + b"x\r\n" * 100_000)
+    assert told(report) == ["uncertain"]
+
+
+def test_leaves_a_child_behind(sendmail):
+    """That is not waited for; delivery in the background does so."""
+    body = "if not os.fork():\n    signal.alarm(30)\n    signal.pause()"
+    assert told(sendmail(body, timeout=20).send(SENDER, B, MESSAGE)) == ["sent"]

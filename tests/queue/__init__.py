@@ -1,1 +1,0 @@
-"""Tests of the queue, with real files and processes."""
