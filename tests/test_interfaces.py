@@ -53,6 +53,7 @@ from postcommit._transaction.event import MailUncertainEvent
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
 from postcommit.zcml import Option
+from tests.support.mailers import ScriptedMailer
 from tests.support.mailers import ScriptedPipelineMailer
 
 
@@ -122,6 +123,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IPipeline, RecordingMailer().pipeline()),
         (interfaces.IPipeline, WatchedMailer(mailer, print).pipeline()),
         (interfaces.IPipeline, pipeline_of(ScriptedPipelineMailer())),
+        (interfaces.IPipeline, pipeline_of(ScriptedMailer())),
+        (interfaces.IPipeline, FileMailer(str(tmp_path / "mail")).pipeline()),
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -191,6 +192,11 @@ def test_a_claim_that_was_lost_is_logged(
     assert bench.settler.tally == Tally(1, 0, 0)
 
 
+def later() -> Entry:
+    """Return an entry whose recipient is deferred."""
+    return replace(ENTRY, recipients=("later@x.org",))
+
+
 def fails_once(bench: Bench) -> Callable[[], float]:
     """Return a clock that fails while the settler decides, and works afterwards."""
     failed: list[bool] = []
@@ -205,7 +211,7 @@ def fails_once(bench: Bench) -> Callable[[], float]:
 
 
 def test_an_error_of_the_program_postpones_the_entry_by_the_schedule() -> None:
-    bench = Bench(good)
+    bench = Bench(later)
     bench.consumer.now = fails_once(bench)  # type: ignore[method-assign]
     bench.worker.work(10)
     [(key, due)] = bench.consumer.postponed
@@ -222,7 +228,7 @@ def test_an_entry_that_cannot_be_postponed_either_is_released(
     def postpone(claim: Claim, due: float) -> None:
         raise QueueError("memory", "cannot be changed", ONE_FAILS)
 
-    bench = Bench(good)
+    bench = Bench(later)
     bench.consumer.now = fails_once(bench)  # type: ignore[method-assign]
     bench.consumer.postpone = postpone  # type: ignore[method-assign]
     bench.worker.work(10)
