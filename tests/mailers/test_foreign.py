@@ -335,6 +335,17 @@ def test_an_interrupt_in_a_subscriber_does_not_have_a_message_sent_again(
     assert queue.files() == {}
 
 
+def test_a_message_stays_if_its_mailer_raises_an_interrupt(queue: Queue) -> None:
+    class Leaving:
+        def send(self, fromaddr: str, toaddrs: Sequence[str], message: bytes) -> Any:
+            raise SystemExit
+
+    queue.send(ANN)
+    before = queue.files()
+    assert queue.flush(Leaving()) == Tally(0, 0)
+    assert queue.files() == before != {}
+
+
 def test_an_interrupt_in_a_subscriber_is_not_another_outcome() -> None:
     events: list[Any] = []
 
