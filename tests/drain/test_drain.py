@@ -164,7 +164,6 @@ def test_a_commit_wakes_it_without_polling(queue: Queue) -> None:
 
 
 def test_without_a_wake_up_it_polls(queue: Queue) -> None:
-    (queue.path / ".wakeup").unlink()
     (queue.path / ".wakeup").mkdir()
     with Running(queue.drain(polling=0.02)):
         queue.send()
@@ -421,7 +420,6 @@ def test_a_pause_that_cannot_be_posted_delays_nothing(
             eventually(lambda: queue.left() == 0)
             assert before == os.listdir(queue.path)
 
-    (queue.path / ".wakeup").unlink()
     (queue.path / ".wakeup").mkdir()  # so that only polling is told of
     queue.path.chmod(0o500)
     without_privileges(drain)

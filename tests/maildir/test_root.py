@@ -91,7 +91,6 @@ def test_the_owner_can_send_what_root_has_committed(queue: str) -> None:
 
 
 def test_a_processor_of_root_leaves_nothing_to_root(queue: str) -> None:
-    os.unlink(f"{queue}/.wakeup")
     _send(queue, 1)
     consumer = Store(queue).consumer(SCHEDULE)
     [claim] = consumer.take(1)
@@ -108,7 +107,6 @@ def test_a_processor_of_root_leaves_nothing_to_root(queue: str) -> None:
 
 
 def test_root_adopts_a_maildir_for_its_owner(queue: str) -> None:
-    os.unlink(f"{queue}/.wakeup")
     adopt(queue)
     assert owners(queue) == {(UID, UID)}
 
@@ -121,7 +119,6 @@ def _open_while_it_is_swapped(queue: str, other: str) -> None:
             os.unlink(path)
             os.symlink(other, path)
 
-    os.unlink(path)
     sys.addaudithook(swap)
     with suppress(OSError):
         open_wakeup(queue).close()

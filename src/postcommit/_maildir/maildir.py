@@ -54,6 +54,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 _counter = itertools.count(1)
 
+# The name of this machine, as a part of a file name.
+_HOST = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
+
 
 def unique_name(seconds: float | None = None) -> str:
     """Return a name for a new message: ``<s>.M<µs>P<pid>Q<count>.<host>``.
@@ -62,8 +65,7 @@ def unique_name(seconds: float | None = None) -> str:
     """
     microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
     whole, rest = divmod(microseconds, 1_000_000)
-    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
-    return f"{whole:010d}.M{rest:06d}P{os.getpid()}Q{next(_counter)}.{host}"
+    return f"{whole:010d}.M{rest:06d}P{os.getpid()}Q{next(_counter)}.{_HOST}"
 
 
 def check_path(path: str) -> None:
@@ -95,6 +97,8 @@ class Maildir:
                 create_maildir(self.path)
         with explained(self.path, "open the Maildir", MaildirError):
             _check_folders(self.path)
+            # Whether root works in a folder of somebody else.
+            self.is_foreign = os.geteuid() == 0 != os.stat(self.path).st_uid
 
     def __iter__(self) -> Iterator[str]:
         yield from self.paths("new")
@@ -171,7 +175,8 @@ class Staged:
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
-        self._folder = os.path.join(maildir.path, "tmp")
+        self._maildir = maildir
+        self._folder = maildir.folder("tmp")
         self.path = f"{self._folder}/{name}"
         self.target = f"{maildir.path}/new/{name}"
         self.checksum = 0
@@ -183,7 +188,8 @@ class Staged:
         path, flags = (self._folder, _NAMELESS) if nameless else (self.path, CREATE)
         file = OpenFile(path, flags)
         try:
-            give_to_owner(file.descriptor, self._folder)
+            if self._maildir.is_foreign:
+                give_to_owner(file.descriptor, self._folder)
             self.checksum = write(file.descriptor, lines)
             if nameless:
                 self._file = file

@@ -62,7 +62,6 @@ from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
 from postcommit._maildir.presence import WAKEUP
-from postcommit._maildir.presence import open_wakeup
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
 
@@ -89,11 +88,7 @@ class Store:
         self.path = self.name = self.maildir.path
         # Time when the queue's folder was created, if the file system says it.
         self._created: float | None = None
-        if self.maildir.is_new:
-            # By this file it is known to be a queue.
-            with suppress(OSError):
-                open_wakeup(self.path).close()
-        elif not to_look:
+        if not (to_look or self.maildir.is_new):
             is_link = os.path.islink(f"{self.path}/{FAILED}")
             if is_link or not os.path.lexists(f"{self.path}/{WAKEUP}"):
                 refuse_mailbox(self.maildir)
