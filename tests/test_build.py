@@ -14,6 +14,7 @@ from postcommit.errors import OptionError
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
 from postcommit.testing import RecordingMailer
+from tests.support.contexts import outer_exception
 
 
 def given(source: str = "", **values: Any) -> dict[str, Given]:
@@ -87,7 +88,7 @@ def test_a_password_is_in_no_error() -> None:
     with pytest.raises(OptionError) as caught:
         mailer(username="me", password=word)
     assert "hush" not in "".join(traceback.format_exception(caught.value))
-    assert caught.value.__context__ is None
+    assert caught.value.__context__ is outer_exception()
     assert caught.value.value == "***"
 
 

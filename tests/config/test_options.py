@@ -24,6 +24,7 @@ from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
+from tests.support.contexts import outer_exception
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,8 @@ def test_a_bad_value_is_refused_by_name(
     assert isinstance(caught.value, ValueError)
     assert caught.value.name == name
     # The cause would show the value, which may be a misplaced password.
-    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is outer_exception()
 
 
 @pytest.mark.parametrize("password", [b"hushhush", "hush\nhush", 4711])
@@ -98,7 +100,8 @@ def test_a_password_is_not_repeated(password: object) -> None:
         assert "hush" not in shown
         assert "4711" not in shown
     assert "***" in str(error)
-    assert error.__cause__ is error.__context__ is None
+    assert error.__cause__ is None
+    assert error.__context__ is outer_exception()
 
 
 def test_a_mailer_needs_send_and_nothing_else() -> None:
@@ -204,7 +207,7 @@ def test_an_error_has_the_text_as_it_was_given(name: str, text: str) -> None:
     with pytest.raises(OptionError) as caught:
         parsed(ISMTPMailer, name, f" {text} ")
     assert (caught.value.name, caught.value.value) == (name, f" {text} ")
-    assert caught.value.__context__ is None
+    assert caught.value.__context__ is outer_exception()
 
 
 def test_truth() -> None:
