@@ -90,6 +90,15 @@ def test_the_owner_can_send_what_root_has_committed(queue: str) -> None:
     assert children.call(_drain_as_owner, queue) == "sent\n" * 5
 
 
+def test_a_message_belongs_to_the_owner_of_tmp(tmp_path: Path) -> None:
+    queue = str(tmp_path / "queue")
+    Store(queue)
+    os.chown(f"{queue}/tmp", UID, UID)
+    _send(queue, 1)
+    [path] = Path(queue, "new").iterdir()
+    assert path.stat().st_uid == UID
+
+
 def test_a_processor_of_root_leaves_nothing_to_root(queue: str) -> None:
     _send(queue, 1)
     consumer = Store(queue).consumer(SCHEDULE)

@@ -97,8 +97,9 @@ class Maildir:
                 create_maildir(self.path)
         with explained(self.path, "open the Maildir", MaildirError):
             _check_folders(self.path)
-            # Whether root works in a folder of somebody else.
-            self.is_foreign = os.geteuid() == 0 != os.stat(self.path).st_uid
+            # Asked once, because a call for each message would take 3 % of a commit.
+            owner = os.stat(self.folder("tmp")).st_uid
+            self._is_foreign = os.geteuid() == 0 != owner
 
     def __iter__(self) -> Iterator[str]:
         yield from self.paths("new")
@@ -107,6 +108,14 @@ class Maildir:
     def folder(self, name: str) -> str:
         """Return the path of ``tmp``, ``new`` or ``cur``."""
         return f"{self.path}/{name}"
+
+    def give(self, descriptor: int) -> None:
+        """Give a new message to the owner of ``tmp``, if root works for somebody else.
+
+        Raises OSError.
+        """
+        if self._is_foreign:
+            give_to_owner(descriptor, self.folder("tmp"))
 
     def paths(self, name: str) -> Iterator[str]:
         """Iterate over the files of a folder, without those that begin with a dot.
@@ -188,8 +197,7 @@ class Staged:
         path, flags = (self._folder, _NAMELESS) if nameless else (self.path, CREATE)
         file = OpenFile(path, flags)
         try:
-            if self._maildir.is_foreign:
-                give_to_owner(file.descriptor, self._folder)
+            self._maildir.give(file.descriptor)
             self.checksum = write(file.descriptor, lines)
             if nameless:
                 self._file = file
@@ -272,7 +280,7 @@ class MaildirMessageWriter(Staged):
         super().__init__(maildir, name)
         with explained(self.path, "create the file"):
             self._open = OpenFile(self.path, CREATE)
-            give_to_owner(self._open.descriptor, self._folder)
+            maildir.give(self._open.descriptor)
 
     def write(self, data: bytes | memoryview | str) -> None:
         self.writelines((data,))
