@@ -19,7 +19,9 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from contextlib import suppress
 from importlib import import_module
 from types import TracebackType
@@ -234,31 +236,20 @@ forks.register(_guard, _Guard.in_child)
 os.register_at_fork(before=_guard.before, after_in_parent=_guard.after)
 
 
-class explained:
-    """Turns an OSError of its body into a `QueueError` that names `path`.
+@contextmanager
+def explained(
+    path: str, doing: str, kind: type[QueueError] = QueueError
+) -> Iterator[None]:
+    """Turn an OSError of the body into a `QueueError` that names `path`.
 
-    `kind` is the class of the error. Not a generator with `contextmanager`: a mail
-    passes twelve of these, and they would take 5 % of its processor time.
+    `kind` is the class of the error.
     """
-
-    def __init__(
-        self, path: str, doing: str, kind: type[QueueError] = QueueError
-    ) -> None:
-        self._path = path
-        self._doing = doing
-        self._kind = kind
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, QueueError):
-            raise unable(self._path, self._doing, error, self._kind) from error
+    try:
+        yield
+    except QueueError:
+        raise
+    except OSError as error:
+        raise unable(path, doing, error, kind) from error
 
 
 def optional(name: str) -> Any:
