@@ -430,7 +430,7 @@ class Claim:
 
         Reads no more than the beginning of such a file, however large it is.
         """
-        if self._size > BEGINNING:
+        if self.is_large:
             head = self.beginning()
             if not may_go_on(head):
                 parse_entry(head)
