@@ -361,6 +361,6 @@ class Meter:
     def _draw(self) -> None:
         if self._total is None:
             self._total = self._count_all()
-        total = max(self._total, self._looked_at)  # others add entries meanwhile
+        total = max(self._total, self._looked_at)  # entries may be added
         done = f"{self.hits} {self._done}"
         self._line.write(f"{self._looked_at} of {total} entries, {done}")

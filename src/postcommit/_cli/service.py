@@ -70,8 +70,8 @@ class Signals:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # Blocked meanwhile: Python prints a traceback for a signal that arrives while
-        # its handler is replaced.
+        # The signals are blocked, because Python prints a traceback for a signal that
+        # arrives while its handler is replaced.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         for number, handler in self._before.items():
             signal.signal(number, handler)

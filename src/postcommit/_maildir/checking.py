@@ -69,7 +69,7 @@ def _entries(
         names.setdefault(state, set()).add(hash(item.name))
         read = details(item)
         if read is not None:
-            with suppress(FileNotFoundError):  # it was sent meanwhile
+            with suppress(FileNotFoundError):  # it has been sent since
                 found = os.lstat(item.place)
                 if not stat.S_ISREG(found.st_mode):
                     yield _not_a_file(item, found)

@@ -161,7 +161,7 @@ def foreign_claims(store: Store, now: float) -> Iterator[tuple[str, float]]:
             try:
                 yield path, max(0.0, now - os.stat(path).st_mtime)
             except FileNotFoundError:
-                continue  # it was sent meanwhile
+                continue  # it has been sent since
 
 
 def young_claims(store: Store, now: float) -> Iterator[str]:
@@ -480,7 +480,7 @@ def _changed(name: str, folder: int) -> float:
         # By its name alone: half as much work as by the whole path.
         return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
     except FileNotFoundError:
-        return math.inf  # it was sent meanwhile
+        return math.inf  # it has been sent since
 
 
 def _reasons(store: Store) -> dict[EntryState, Reason]:

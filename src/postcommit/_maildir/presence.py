@@ -130,7 +130,7 @@ class Bell:
         self.beat()
 
     def close(self) -> None:
-        """Ringing is in vain from now on."""
+        """Close the pipe. Ringing has no effect any more."""
         # Asked without the lock: in a forked child, which has no open copy, a thread
         # that held it does not exist.
         if self._inside[1].descriptor == -1:

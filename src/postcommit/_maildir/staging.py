@@ -208,7 +208,7 @@ def is_prepared(path: str) -> bool:
 def is_in_doubt(path: str) -> bool:
     """Return whether the prepared file `path` is complete, and its transaction dead.
 
-    False also if it was published or discarded meanwhile.
+    False also if it has been published or discarded since.
     """
     return _is_dead(path) and _is_complete(path)
 
