@@ -85,3 +85,17 @@ def test_the_script_of_ci_is_sound() -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
     assert "set -euo pipefail" in ci()
     assert os.stat(path).st_mode & stat.S_IXUSR
+
+
+def test_the_page_for_contributors_names_what_is_there() -> None:
+    page = (ROOT / "CONTRIBUTING.rst").read_text()
+    environments = set(re.findall(r"``tox -e (\w+)", page))
+    assert {"quick", "lint", "docs", "bench"} <= environments
+    sections = set(re.findall(r"testenv:(\w+)", "\n".join(TOX.sections())))
+    listed = set(re.findall(r"\w+", TOX["tox"]["envlist"]))
+    assert environments <= sections | listed
+    [extras] = re.findall(r"pip install -e '\.\[(.*)\]'", page)
+    assert set(extras.split(",")) <= set(SETUP["options.extras_require"])
+    named = re.findall(r"``((?:docs|tests|\.ci)/[\w./]+|[\w.]+\.(?:rst|cfg))``", page)
+    assert len(named) > 4
+    assert [name for name in named if not (ROOT / name).exists()] == []
