@@ -1,7 +1,7 @@
 """Builds mailers, deliveries and processors from options, text or not.
 
-ZCML, settings and commands make their objects here, so that a value or a pair of
-values that cannot work is refused in the same way, and with the place where it is.
+ZCML, settings and commands make their objects here. So a value or a pair of values that
+cannot work is refused in the same way, with its place.
 """
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def build(contract: Any, given: Mapping[str, Given], **others: Any) -> Any:
 def _placed(error: OptionError, given: Mapping[str, Given]) -> OptionError:
     """Return `error` with the place where the option was given.
 
-    If the option was not given, it is a default that contradicts another option. The
-    error is then about that one.
+    If the option was not given, its default contradicts another option. The error is
+    then about the other option.
     """
     if error.name in given:
         return given[error.name].refused(error.reason)
@@ -88,9 +88,9 @@ def _placed(error: OptionError, given: Mapping[str, Given]) -> OptionError:
 def consistent(given: Mapping[str, Given]) -> dict[str, Given]:
     """Check the options of an `ISMTPMailer` that depend on each other.
 
-    Returns `given`, without half a login that may be ignored: zope.sendmail,
-    repoze.sendmail and pyramid_mailer do not log in with a user name that has no
-    password, and a site that moves from them may depend on it.
+    Returns `given`, without half a login that may be ignored. zope.sendmail,
+    repoze.sendmail and pyramid_mailer do not log in if the password is missing. A site
+    that moves from these libraries may depend on this.
 
     Raises `OptionError` for a password without a user name, and for a login that would
     never be sent, because it needs TLS.

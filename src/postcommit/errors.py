@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # arguments up may pass a message of 25 MB as an address.
 _MOST_SHOWN = 300
 
-# Errors that every other entry of a queue would meet, too: all descriptors are in use,
-# the disk cannot be written to, the file system has no locks.
+# Errors at which every other entry of a queue would fail, too: all descriptors are in
+# use, the disk cannot be written to, or the file system lacks locks.
 _OF_ALL_ENTRIES = frozenset(
     {
         errno.EMFILE,
@@ -94,7 +94,7 @@ def is_url(text: str) -> bool:
 
 
 def text_of(value: object) -> str:
-    """Return `value` as text; the name of its class if that is empty or fails.
+    """Return `value` as text, or the name of its class if that is empty or fails.
 
     For example, ``str(MemoryError())`` is empty, and an exception of another library
     may raise when it is shown.
@@ -110,9 +110,9 @@ class PostcommitError(Exception):
     """The root of all errors that postcommit raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default the class is called with the text alone, for which none of
-        # those below is made: a copy, or the way back from another process,
-        # would fail and hide the error.
+        # By default a copy, or an error from another process, calls the class with the
+        # text alone. The classes below need other arguments, so this would fail and
+        # hide the error.
         kind, arguments, *state = cast(tuple[Any, ...], super().__reduce__())
         return (_restored, (kind, arguments), *state)
 
@@ -138,9 +138,9 @@ class OptionError(PostcommitError, ValueError):
 
 
 class ConfigError(OptionError):
-    """An option that can never work, as a file or the environment has it.
+    """An option in a file or the environment that can never work.
 
-    `source` is where it is from; the others are those of `OptionError`.
+    `source` is the file or variable. The other arguments are those of `OptionError`.
     """
 
     def __init__(self, source: str, name: str, value: object, reason: str) -> None:
@@ -152,8 +152,8 @@ class ConfigError(OptionError):
 class AddressError(PostcommitError, ValueError):
     """An address that cannot be in an envelope, or an envelope without addresses.
 
-    `address` is the value that was refused, None if there is none. `reason` says what
-    is wrong with it.
+    `address` is the value that was refused, or None if addresses are missing. `reason`
+    says what is wrong.
     """
 
     def __init__(self, address: object, reason: str) -> None:
@@ -168,7 +168,7 @@ class AddressTypeError(AddressError, TypeError):
 
 
 class MessageError(PostcommitError, ValueError):
-    """A message that cannot be sent as it is; `reason` says why."""
+    """A message that cannot be sent without changes. `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -183,10 +183,9 @@ class QueueError(PostcommitError, OSError):
     """The folder of a queue, or a file in it, cannot be worked with.
 
     `path` is the folder or file, `reason` what is wrong and what to do.
-    ``errno`` and ``strerror`` are those of the cause, if there is one.
-    `scope` is ``"queue"`` if every other entry would fail alike, and ``"entry"``
-    otherwise. `is_full` says that there is no space left: entries that are removed
-    make room.
+    ``errno`` and ``strerror`` are those of the cause, or None. `scope` is ``"queue"``
+    if every other entry would fail in the same way, and ``"entry"`` otherwise.
+    `is_full` says that the disk is full, so that removed entries make room.
     """
 
     def __init__(self, path: str, reason: str, cause: OSError | None = None) -> None:
@@ -204,12 +203,12 @@ class QueueError(PostcommitError, OSError):
 
     @property
     def scope(self) -> Literal["entry", "queue"]:
-        """``"queue"`` if the error is in the way of every other entry, too."""
+        """``"queue"`` if every other entry would meet the same error."""
         return "queue" if self.errno in _OF_ALL_ENTRIES else "entry"
 
     @property
     def is_full(self) -> bool:
-        """True if there is no space left."""
+        """True if the disk is full."""
         return self.errno in _FULL
 
 
@@ -231,9 +230,9 @@ class NotAQueueError(QueueError, ValueError):
 class PublishError(QueueError):
     """The commit was decided, but the entries are not safely in the queue.
 
-    `names` are the files in ``tmp`` that could not be moved. They are complete
-    and durable; ``postcommit recover`` sends or drops them. Where there are
-    none, all were moved, but that may not be on the disk yet.
+    `names` are the files in ``tmp`` that could not be moved. They are complete and
+    durable, and ``postcommit recover`` sends or drops them. If `names` is empty, all
+    files were moved, but the moves may not be on the disk yet.
     """
 
     def __init__(self, path: str, names: tuple[str, ...], cause: OSError) -> None:
@@ -246,7 +245,7 @@ class PublishError(QueueError):
 
 
 class ForkedError(PostcommitError, RuntimeError):
-    """A child process wants to commit what its parent has sent."""
+    """A child process tries to commit the mail that its parent has sent."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -254,7 +253,7 @@ class ForkedError(PostcommitError, RuntimeError):
 
 
 class EntryError(PostcommitError, ValueError):
-    """A file in the queue that is not an entry; `reason` says why."""
+    """A file in the queue that is not an entry. `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -262,7 +261,7 @@ class EntryError(PostcommitError, ValueError):
 
 
 class ItemError(PostcommitError, LookupError):
-    """No entry, or more than one, is meant by an id.
+    """An id that does not mean exactly one entry.
 
     `id` is what was given, `reason` what is wrong with it.
     """
@@ -290,7 +289,7 @@ class MissingExtraError(PostcommitError, ImportError):
 class RelayError(PostcommitError, ConnectionError):
     """The relay itself is in trouble, whatever the message.
 
-    `reply` is what it said, or None where it said nothing.
+    `reply` is the relay's reply, or None if it did not answer.
     """
 
     def __init__(self, reason: str, reply: IReply | None = None) -> None:
@@ -300,7 +299,7 @@ class RelayError(PostcommitError, ConnectionError):
 
 
 class DeliveryError(PostcommitError, OSError):
-    """Not every recipient was sent; see `IDeliveryReport.raise_for_failure`.
+    """Not every recipient was sent. See `IDeliveryReport.raise_for_failure`.
 
     `report` is the whole report.
     """

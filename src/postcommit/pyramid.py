@@ -7,7 +7,7 @@ registry:
 =====================  ================  =========================================
 interface              name              object
 =====================  ================  =========================================
-`IMailer`              none              the one that ``mail.mailer`` names
+`IMailer`              none              the mailer that ``mail.mailer`` names
 `IMailer`              ``smtp``          always
 `IMailer`              ``sendmail``,     if there are settings for them
                        ``file``
@@ -76,8 +76,8 @@ _KNOWN = (
 class Publisher:
     """Publishes events to the subscribers of an application.
 
-    If no request is served, for example in the thread of a processor, the registry of
-    the application is current all the same, and there is no current request.
+    The registry of the application is current, also if no request is served, for
+    example in the thread of a processor. There the current request is None.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -95,9 +95,9 @@ class Publisher:
 
 
 def get_mail_delivery(request: Request, name: str = "") -> Any:
-    """Return the delivery that has `name`, bound to ``request.tm`` if there is one.
+    """Return the delivery that has `name`, bound to ``request.tm`` if that exists.
 
-    Raises `ComponentLookupError` if there is no such delivery.
+    Raises `ComponentLookupError` if this delivery is not registered.
     """
     delivery = request.registry.getUtility(IMailDelivery, name)
     if not hasattr(delivery, "bind"):
@@ -111,7 +111,7 @@ def get_mail_delivery(request: Request, name: str = "") -> Any:
 
 @functools.cache
 def _warn_that_tm_is_missing() -> None:
-    """Warn once, because this need not be an error: a middleware may commit."""
+    """Warn once. This may be right, because a middleware may commit."""
     log.warning(
         "The request has no tm: mail is sent when transaction.manager commits;"
         " include pyramid_tm, or commit it"
@@ -124,13 +124,12 @@ def _warn_that_tm_is_missing() -> None:
 class MailSettings:
     """The settings that begin with `prefix`, as objects.
 
-    `mailers` has the mailers by name, and the one that is used has the name ``""``.
-    They publish with `notify`. `queue_path` is None if there is no queue.
-    `runs_processor` tells whether the application drains it, and `forbids_processors`
-    whether it must not start any processor.
+    `mailers` has the mailers by name. The default mailer has the name ``""``. They
+    publish with `notify`. `queue_path` is None without a queue. `runs_processor` is
+    true if the application drains the queue, and `forbids_processors` if it must not
+    start any processor.
 
-    Raises `OptionError`, which names the setting, for one that is unknown or can never
-    work.
+    Raises `OptionError` with the name of a setting that is unknown or can never work.
     """
 
     def __init__(
@@ -206,11 +205,11 @@ def add_mailer(config: Configurator, mailer: Any, name: str = "") -> None:
 
 
 def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> None:
-    """Register `delivery`; without a name it becomes ``request.mail_delivery``.
+    """Register `delivery`. Without a name it becomes ``request.mail_delivery``.
 
     If its `default_sender` is None, a copy with ``mail.default_sender`` is registered.
-    A delivery of another kind, without this attribute, is registered as it is, and a
-    warning is logged.
+    A delivery of another kind, without this attribute, is registered without changes,
+    and a warning is logged.
     """
     sender = config.registry[_SETTINGS].default_sender
     if sender is not None and not hasattr(delivery, "default_sender"):
@@ -223,11 +222,11 @@ def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> No
 
 
 def add_mail_processor(config: Configurator, processor: Any, name: str = "") -> None:
-    """Register `processor`; it starts with the first request that a process serves.
+    """Register `processor`. It starts with the first request of a process.
 
     If ``mail.processor`` is false, it does not start. If it replaces the processor of
     ``mail.queue_path``, it starts only if ``mail.processor`` is true. Raises
-    `ConfigurationError` if it has no method ``start()``.
+    `ConfigurationError` for an object without a method ``start()``.
     """
     if not callable(getattr(processor, "start", None)):
         shown = masked("processor", processor)
@@ -276,8 +275,8 @@ def _add(
 def includeme(config: Configurator) -> None:
     """Register the utilities that the settings describe.
 
-    Raises `ConfigurationError`, which names the setting, for one that is
-    unknown or cannot work.
+    Raises `ConfigurationError` with the name of a setting that is unknown or can never
+    work.
     """
     given = config.registry.settings
     prefix = given.get("postcommit.prefix", "mail.")
@@ -328,7 +327,7 @@ class _Starter:
 
     A server that loads the application and then forks would lose threads that were
     started before. This way each process that serves requests runs processors, and
-    their parent runs none. At exit, a `QueueProcessor` stops itself.
+    their parent does not. At exit, a `QueueProcessor` stops itself.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -337,7 +336,7 @@ class _Starter:
         self._processes: dict[str, int] = {}
 
     def note(self, name: str, *, starts: bool) -> None:
-        """Remember whether the processor that has `name` is to be started."""
+        """Remember whether to start the processor that has `name`."""
         self._processes.pop(name, None)
         if starts:
             self._processes[name] = 0
@@ -350,7 +349,7 @@ class _Starter:
                 try:
                     self._registry.getUtility(IMailQueueProcessor, name).start()
                 except Exception:
-                    # It may succeed later, and the request need not fail.
+                    # It may succeed later, and the request does not need it.
                     log.exception(
                         "The processor %r cannot start; the next request tries again",
                         name or "(default)",

@@ -16,9 +16,9 @@ from postcommit.interfaces import IMailDelivery
 def MailDeliveryNames(context: Any = None) -> SimpleVocabulary:
     """Return the names of the `IMailDelivery` utilities, sorted.
 
-    To be registered as the utility "Mail Delivery Names". The look-up begins
-    at the site that `context` is in, or at the current one for a context, such
-    as that of a form, which is in none.
+    To be registered as the utility "Mail Delivery Names". The look-up begins at the
+    site that `context` is in. If it is not in a site, as that of a form, the look-up
+    begins at the current site.
     """
     if IComponentLookup(context, None) is None:
         context = None

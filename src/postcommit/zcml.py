@@ -295,13 +295,13 @@ def queuedDelivery(
         return delivery
 
     def start() -> None:
-        # There is none if another directive with the same name prevailed.
+        # It is missing if another directive with the same name prevailed.
         for processor in processors:
             processor.start()
 
     _register_delivery(_context, name, permission, make)
     _context.action(
-        # It begins with a str, as other discriminators do: they are sorted for errors.
+        # It begins with a str, because discriminators are sorted for error texts.
         discriminator=("mailQueueProcessor", name), callable=start, order=_LAST
     )
 

@@ -21,13 +21,13 @@ Parser = argparse.ArgumentParser
 
 
 def adopt(parser: Parser) -> None:
-    """Have `parser` take whether a folder that may be a mailbox is a queue."""
+    """Add the option for a folder that is a queue and may look like a mailbox."""
     told = "take the folder for a queue, even if it looks like a person's mailbox"
     parser.add_argument("--adopt", action="store_true", help=told)
 
 
 def options_of(parser: Parser, title: str, schema: Any, *without: str) -> None:
-    """Have `parser` take what `schema` has, but what no command line may have."""
+    """Add the options of `schema`, except for passwords and those of `without`."""
     group = parser.add_argument_group(title)
     for name, field in fields_of(schema).items():
         if name in without or isinstance(field, Password):

@@ -1,4 +1,4 @@
-"""``postcommit completion``: prints what a shell needs to complete the command."""
+"""``postcommit completion``: prints a completion script for a shell."""
 from __future__ import annotations
 
 import argparse
@@ -39,7 +39,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[Any]:
-    """Yield the arguments of the parser, and of those of its commands."""
+    """Yield the arguments of the parser, and of the parsers of its commands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

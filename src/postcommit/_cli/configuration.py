@@ -1,12 +1,13 @@
 """The options of a command: from its arguments, the environment and a file.
 
-The first of these that has an option wins:
+The first of these sources that has an option wins:
 
-1. the command line;
-2. the environment: ``POSTCOMMIT_PORT`` is the option ``port``; the password may
-   also be the file ``password`` in systemd's ``$CREDENTIALS_DIRECTORY``;
-3. the file that ``--config``, or ``POSTCOMMIT_CONFIG``, names;
-4. the default in `postcommit.interfaces`.
+1. The command line.
+2. The environment. For example, ``POSTCOMMIT_PORT`` is the option ``port``. The
+   password may also be in the file ``password`` in systemd's
+   ``$CREDENTIALS_DIRECTORY``.
+3. The file that ``--config``, or ``POSTCOMMIT_CONFIG``, names.
+4. The default in `postcommit.interfaces`.
 """
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ _INSTEAD = "--password-file, POSTCOMMIT_PASSWORD_FILE or systemd's LoadCredentia
 
 
 def arguments(parser: argparse.ArgumentParser, *, level: str) -> None:
-    """Have `parser` take a relay, and how to log; by default from `level` on."""
+    """Add the options of a relay and of the log. `level` is the default level."""
     group = parser.add_argument_group("configuration")
     told = "ini file with more options, in its section [postcommit]"
     group.add_argument("--config", metavar="FILE", help=told)
@@ -66,7 +67,7 @@ def arguments(parser: argparse.ArgumentParser, *, level: str) -> None:
 
 
 def queue_arguments(parser: argparse.ArgumentParser) -> None:
-    """Have `parser` take a queue and how to drain it."""
+    """Add the queue, and the options that say how to drain it."""
     told = "folder of the queue; the option queue_path elsewhere is the same"
     parser.add_argument("queue_path", metavar="QUEUE", nargs="?", help=told)
     told = "create the queue where it is missing; its parent must be there"
@@ -82,7 +83,7 @@ class _Refuse(argparse.Action):
 
 
 class Configuration:
-    """The options that count. Raises `ConfigError`, or OSError for a file."""
+    """The options of all sources. Raises `ConfigError`, or OSError for a file."""
 
     def __init__(
         self, options: argparse.Namespace, environ: Mapping[str, str] = os.environ
@@ -109,7 +110,7 @@ class Configuration:
 
     @property
     def queue_path(self) -> str:
-        """The path of the queue. Raises `OptionError` if there is none."""
+        """The path of the queue. Raises `OptionError` if it is missing."""
         given = self._given.get("queue_path")
         if given is None:
             reason = "name the queue, or have queue_path in the file of --config"
@@ -123,8 +124,8 @@ class Configuration:
             raise OptionError(sources.SECRET, None, reason)
         mailer: SMTPMailer = build(ISMTPMailer, self._given)
         if is_root():
-            # The owner of the queue, as whom we run later, may not be allowed to.
-            # If this fails, it fails again with the first connection.
+            # Later we act as the owner of the queue, who may not be allowed to read
+            # them. If this fails, it fails again with the first connection.
             with suppress(RelayError):
                 mailer.read_certificates()
         return mailer
@@ -151,5 +152,5 @@ def _collected(
     path = options.config or (config and config.value)
     if path:
         found = {**sources.from_file(path, _KNOWN), **found}
-    # An empty argument is like a missing one, but goes before the other sources.
+    # An empty argument is like a missing argument, but wins over the other sources.
     return {name: one for name, one in found.items() if one.value != ""}

@@ -1,4 +1,4 @@
-"""``postcommit flush``: tries once all that is due, and tells what remained."""
+"""``postcommit flush``: tries every due entry once, and prints what is left."""
 from __future__ import annotations
 
 import argparse
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Try what is due; 1 if anything is left in the queue, 130 if interrupted."""
+    """Try every due entry. Return 1 if any is left, and 130 if interrupted."""
     found = Configuration(options)
     mailer = found.mailer()
     check_queue(found.queue_path, create=options.create, adopt=options.adopt)
@@ -55,9 +55,9 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _interruptible(processor: QueueProcessor) -> Iterator[list[int]]:
-    """Have SIGINT and SIGTERM end it when what is in flight has finished.
+    """Let SIGINT and SIGTERM end the flush after the attempts in flight.
 
-    Yields a list of those that came.
+    Yields a list to which the numbers of the signals are added.
     """
     came: list[int] = []
 

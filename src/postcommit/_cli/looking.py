@@ -49,7 +49,7 @@ _COLUMNS = (
 
 _COLOURS = {EntryState.FAILED: "red", EntryState.IN_DOUBT: "yellow"}
 
-# Between a line and the one that continues it (RFC 5322, 2.2.3).
+# The line end before a continuation line (RFC 5322, 2.2.3).
 _FOLD = re.compile(r"\r?\n[ \t]+")
 
 _BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
@@ -138,7 +138,7 @@ def _next(read: Details, now: float) -> str:
 
 
 def as_object(read: Details) -> dict[str, Any]:
-    """Return what JSON has of an entry; what is not known is null."""
+    """Return the object for JSON of an entry, with None for an unknown value."""
     item = read.item
     return {
         "id": item.id,
@@ -205,14 +205,14 @@ def _print_details(read: Details) -> None:
 
 def _fields(header: str) -> Iterator[str]:
     """Yield the fields of a header as people read them: unfolded and decoded."""
-    # Only these line ends: a message may have others, which would look like a field.
+    # Other line ends are part of a field. A text after them could look like a field.
     for field in filter(None, re.split("\r?\n", _FOLD.sub(" ", header))):
         name, colon, value = field.partition(":")
         yield f"{name}{colon}{_decoded(value)}"
 
 
 def _decoded(value: str) -> str:
-    """Decode the encoded words in a field (RFC 2047); as it is if that fails."""
+    """Decode the encoded words in a field (RFC 2047), unless that fails."""
     if "=?" not in value:
         return value
     try:
@@ -312,7 +312,7 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(options: argparse.Namespace) -> int:
-    """Print how the queue is; 1 if it needs attention."""
+    """Print the state of the queue. Return 1 if it needs attention."""
     queue = selection.operators(options)
     seen = queue.survey()
     now = time.time()
@@ -348,7 +348,7 @@ def _complaints(
         hint = "'postcommit test-relay' or 'postcommit check' tell more"
         yield f"the queue has paused for {text}; {hint}"
     if seen.mailbox:
-        yield seen.mailbox  # whose mail must not be sent, however old it is
+        yield seen.mailbox  # its mail must not be sent, however old it is
     else:
         yield from _late(seen, now, options)
     for problem in seen.shortages:
@@ -360,7 +360,7 @@ def _complaints(
 
 def _late(seen: Survey, now: float, options: argparse.Namespace) -> Iterator[str]:
     """Yield why mail that is due is not sent."""
-    # The note of a pause is locked by its processor, so that lives as well.
+    # A processor locks the note of its pause, so the note shows that it lives.
     lives = seen.heartbeat is not None or seen.pause is not None
     if seen.oldest_due is not None and now - seen.oldest_due > options.warn_age:
         if seen.pause:
@@ -465,7 +465,7 @@ def _pause_json(notice: Pause | None, now: float) -> dict[str, Any] | None:
 
 
 def _print_metrics(queue: str, fields: dict[str, Any]) -> None:
-    """Print the gauges of what JSON has; an unknown value is left out, as is usual."""
+    """Print a gauge for each value of the JSON object that is known."""
     escaped = printable(queue).replace("\\", r"\\").replace('"', r"\"")
     label = f'queue="{escaped}"'
     _print_help("entries", "Entries of the queue in each state.")
@@ -502,7 +502,7 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Print what is wrong; 1 if anything is."""
+    """Print the problems of the queue. Return 1 if it has any."""
     queue = selection.operators(options)
     is_sound = True
     for finding in queue.check():

@@ -1,8 +1,8 @@
 """The command ``postcommit``.
 
 To add a sub-command, write two functions in a module of `postcommit._cli`, and a
-line in `COMMANDS`. The module is imported when the command runs, so that no command
-waits for the modules of another one, or fails because one of them is missing.
+line in `COMMANDS`. The module is imported when the command runs. So a command does not
+wait for the modules of other commands, or fail because one of these is missing.
 """
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _BEFORE_SUMMARY = 4 + len("test-relay") + 2
 # Words that begin with a dash and are not options: standard input, and a number.
 _NO_OPTION = re.compile(r"-(\d.*)?")
 
-# Advice for an error of the system that says nothing better itself.
+# Advice for an error of the system without advice of its own.
 _HINTS = {
     errno.ENOENT: "is the path right?",
     errno.ENOSPC: "make room on the disk",
@@ -60,14 +60,14 @@ _SIGNALS_OF_SERVICE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _no_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the command has no arguments."""
+    """Do nothing, because the command takes no arguments."""
 
 
 @dataclass(frozen=True)
 class Subcommand:
     """A sub-command.
 
-    `run` does the work, and returns the exit status; `arguments` adds the arguments to
+    `run` does the work, and returns the exit status. `arguments` adds the arguments to
     the parser.
     """
 
@@ -80,8 +80,8 @@ class Subcommand:
 def _command(name: str, summary: str, module: str = "") -> Subcommand:
     """Return the command that a module of `postcommit._cli` implements.
 
-    This is the module of its own name, with the functions ``arguments`` and ``run``; or
-    `module`, with ``NAME_arguments`` and ``run_NAME``.
+    Without `module`, this is the module called `name`, with the functions ``arguments``
+    and ``run``. Otherwise it is `module`, with ``NAME_arguments`` and ``run_NAME``.
     """
     word = name.replace("-", "_")
     path = f"postcommit._cli.{module or word}"
@@ -145,8 +145,14 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return its exit status.
 
-    0: it did what it should; 1: something is left to do, and was reported; 2: it could
-    not start or go on, and one line on stderr says why; 130: interrupted.
+    ======  ===================================================================
+    status  meaning
+    ======  ===================================================================
+    0       done
+    1       something is left to do, and was printed
+    2       it could not begin or go on, and one line on stderr says why
+    130     interrupted
+    ======  ===================================================================
     """
     words = sys.argv[1:] if argv is None else argv
     if argv is None and next((w for w in words if w[:1] != "-"), "") == "run":
@@ -154,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_SERVICE)
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A mail may have characters that the terminal's encoding does not have.
+        # A mail may have characters that are not in the encoding of the terminal.
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser(words).parse_args(words)
     try:
@@ -199,7 +205,7 @@ def _run(options: Options) -> int:
 def _said(error: Exception) -> str:
     """Return the text for `error`, in one line."""
     said = one_line(str(error))
-    # An error without a file is one of our own output.
+    # An error without a file concerns our own output.
     if isinstance(error, OSError) and error.filename:
         hint = _hint(error)
         return f"{said}; {hint}" if hint else said
@@ -218,7 +224,7 @@ def _hint(error: OSError) -> str:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Has name and summary of each command in one line."""
+    """Prints name and summary of each command in one line."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, max_help_position=_BEFORE_SUMMARY, **options)
@@ -227,14 +233,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, and where to read on."""
+    """Prints in one line what is wrong, and how to get help."""
 
     def error(self, message: str) -> NoReturn:
         said = printable(_without_values(message))
         self.exit(2, f"postcommit: {said}; see '{self.prog} --help'\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is unknown before argparse misses an argument for it.
+        """Refuse unknown options and commands before argparse misses an argument.
 
         For example, it would take the value of a misspelt option for the queue.
         """
@@ -273,7 +279,7 @@ def _without_values(message: str) -> str:
 
 
 class _Version(argparse.Action):
-    """Prints the version, which is read from the metadata only if it is wanted."""
+    """Prints the version. It is read from the metadata only then."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         text = "show program's version number and exit"
@@ -285,10 +291,10 @@ class _Version(argparse.Action):
 
 
 def _parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
-    """Return the parser; where `words` are given, as far as they need it.
+    """Return the parser, with all commands or only with that of `words`.
 
-    The arguments of a command are known to its module, and to import all of these
-    takes longer than most commands.
+    The module of a command adds its arguments, and importing all modules takes longer
+    than most commands.
     """
     parser = _Parser(
         prog="postcommit",

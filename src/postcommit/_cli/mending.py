@@ -21,7 +21,7 @@ from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 
 
-# Maximum number of entries that are named one by one.
+# Maximum number of entries that are named.
 _MOST_NAMED = 20
 
 _SKIPPED = "skipped: it is gone, or a processor is sending it now"
@@ -33,7 +33,7 @@ def _verbose_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class _Lines:
-    """Prints a line for each entry, or only for the first ones of many.
+    """Prints a line for each entry, or only for the first of many entries.
 
     Entries that were changed go to stdout, the others to stderr.
     """
@@ -78,8 +78,8 @@ def _change_each(
     """Call `change` with each item, print the result, and return the exit status.
 
     If `change` returns False, or raises `EntryError`, the entry is skipped, and the
-    status is 1. The first entries are named, with `verbose` all. A line on stderr says
-    at the end how many there were.
+    status is 1. The first entries are named, with `verbose` all of them. At the end a
+    line on stderr has their number.
     """
     lines = _Lines(meter, verbose=verbose)
     try:
@@ -115,7 +115,7 @@ def retry_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_retry(options: argparse.Namespace) -> int:
-    """Make the entries due; 1 if some were skipped."""
+    """Make the entries due. Return 1 if some were skipped."""
     queue = selection.operators(options)
     wanted = selection.chosen(options, EntryState.DEFERRED)
     with selection.meter(queue, wanted, "retried") as meter:
@@ -133,7 +133,7 @@ def run_retry(options: argparse.Namespace) -> int:
 
 
 class _Retry:
-    """Makes entries due; counts the dead letters that may have been transmitted."""
+    """Makes entries due, and counts dead letters that may have been transmitted."""
 
     def __init__(self, queue: MaildirOperators, changes: MaildirChanges) -> None:
         self._queue = queue
@@ -164,7 +164,7 @@ def delete_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_delete(options: argparse.Namespace) -> int:
-    """Remove the entries; 1 if some were skipped, or the answer was no."""
+    """Remove the entries. Return 1 if some were skipped, or the user said no."""
     queue = selection.operators(options)
     states = (EntryState.WAITING, EntryState.DEFERRED)
     wanted = selection.chosen(options, *states)
@@ -219,7 +219,7 @@ def recover_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_recover(options: argparse.Namespace) -> int:
-    """Send or drop what is in doubt, and print each entry."""
+    """Send or drop the entries in doubt, and print each."""
     if not options.ids:
         if options.drop:
             needed = f"needs ids, or {selection.ALL} for all that is in doubt"

@@ -50,7 +50,7 @@ _MOST = 0.75
 _LEAST = 8
 
 # Maximum number of rows that decide on the columns of a table, and maximum number of
-# seconds that the first one waits for the others.
+# seconds that the first row waits for the others.
 _SAMPLE = 100
 _ROWS_WAIT = 0.2
 
@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 def _at(seconds: float) -> datetime:
     """Return a time since the epoch in UTC, from the year 1 to the year 9999.
 
-    A file's time may be outside, and becomes the nearest one that a calendar has.
+    A file may have another time. It becomes the nearest time in these years.
     """
     within = min(max(seconds, _EARLIEST), _LATEST)
     return datetime.fromtimestamp(within, UTC)
@@ -124,12 +124,12 @@ def print_json(value: Any) -> None:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Tell whether `stream` is a terminal that can move its cursor."""
+    """Return whether `stream` is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def coloured(text: str, colour: str, stream: TextIO) -> str:
-    """Return `text` in a colour, if `stream` is a terminal that may have one."""
+    """Return `text` in a colour, if `stream` is a terminal with colours."""
     if not is_terminal(stream) or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
@@ -151,12 +151,12 @@ class Column:
 
 
 class Table:
-    """Prints rows as they come; on a terminal they fit its width, unless `wide`.
+    """Prints rows as they come. On a terminal they fit its width, unless `wide`.
 
-    The width of the cells decides which columns fit. So on a terminal the first rows
-    are collected, for a fifth of a second at most. A longer cell takes the room of the
-    next one, or gets a line of its own. `before` is called before anything is printed.
-    Use it in a ``with`` block, at whose end the rest is printed.
+    The width of the cells decides which columns fit. So the first rows on a terminal
+    are collected, for at most a fifth of a second. A longer cell takes the room of the
+    next cell, or gets its own line. `before` is called before anything is printed. Use
+    it in a ``with`` block, at whose end the rest is printed.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Table:
             self._begin()
 
     def row(self, cells: Sequence[str], colour: str = "") -> None:
-        """Print a row, and the titles before the first one."""
+        """Print a row. Before the first row, print the titles."""
         if not self._waiting:
             self._until = time.monotonic() + _ROWS_WAIT
         self._waiting.append(([printable(cell) for cell in cells], colour))
@@ -213,12 +213,12 @@ class Table:
                 shown = coloured(line, colour, self._stream) if colour else line
                 print(shown, file=self._stream)
         self._waiting.clear()
-        # At once: the next row may be long in coming.
+        # Without delay, because the next row may come much later.
         self._stream.flush()
 
     def _fit(self) -> None:
         """Choose the columns and their widths by the rows that wait."""
-        longer = [0] * len(self._columns)  # by how much the longest cell is longer
+        longer = [0] * len(self._columns)  # excess of the longest cell
         for n, column in enumerate(self._columns):
             if not column.may_be_cut:
                 lengths = sorted(len(cells[n]) for cells, _ in self._waiting)
@@ -242,7 +242,7 @@ class Table:
         return self._room - gaps - sum(self._widths[n] for n in self._shown)
 
     def _lines(self, cells: Sequence[str]) -> list[str]:
-        """Return the line of a row, or two if a cell needs one for itself."""
+        """Return the line of a row, or two if a cell needs its own line."""
         if not self._room:
             return [self._line(cells)]
         room = self._spare()
@@ -277,7 +277,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def addresses(recipients: Iterable[str]) -> str:
-    """Return the first of the `recipients`, and how many there are besides."""
+    """Return the first of the `recipients`, and the number of the others."""
     first, *others = recipients or ("",)
     return f"{first} +{len(others)}" if others else first
 
@@ -326,8 +326,8 @@ class Meter:
     """Counts the entries that a command has looked at, and the `hits` among them.
 
     If `stream` is a terminal, a long search is shown there. `done` is the word for the
-    hits, such as "found". `total` returns the number of entries; it is called when the
-    line is drawn first. Use it in a ``with`` block, at whose end the line is wiped.
+    hits, such as "found". `total` returns the number of entries, and is called when the
+    line is first drawn. Use it in a ``with`` block, at whose end the line is wiped.
     """
 
     def __init__(self, total: Callable[[], int], done: str, stream: TextIO) -> None:
@@ -345,7 +345,7 @@ class Meter:
         self.wipe()
 
     def wipe(self) -> None:
-        """Make room for other lines; it is drawn again soon."""
+        """Make room for other lines. The line is drawn again soon."""
         self._line.wipe()
 
     def step(self) -> None:

@@ -11,8 +11,8 @@ root again when the command is done.
 
 The process opens files by their paths. So a user who can rename the queue, because they
 can write into the folder around it, can make root act as the queue's owner in another
-folder. A queue that was replaced before the process became its owner is refused. Later
-there is no such check: the folder around the queue must belong to its owner or to root.
+folder. A queue that was replaced before the process became its owner is refused. This
+is not checked later, so the folder around the queue must belong to its owner or root.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LATE = ("encodings", "email", "idna")
 
 @dataclass(frozen=True)
 class Owner:
-    """A user: ids, and the name if the user has one. A container may know none."""
+    """A user. The name may be missing, for example in a container."""
 
     uid: int
     gid: int
@@ -66,7 +66,7 @@ def owner_of(found: os.stat_result) -> Owner:
 
 
 def is_root() -> bool:
-    """Tell whether this process has the rights of root just now."""
+    """Return whether this process has the rights of root now."""
     return os.geteuid() == _ROOT
 
 
@@ -113,7 +113,7 @@ def _status(queue_path: str, *, create: bool) -> tuple[str, os.stat_result | Non
 
 
 def _is_replaced(path: str, found: os.stat_result) -> bool:
-    """Tell whether `path` now leads to another folder than the one of `found`."""
+    """Return whether `path` leads to another folder than that of `found`."""
     with suppress(OSError):  # the command says better what is wrong
         return not os.path.samestat(os.stat(path), found)
     return False
@@ -156,7 +156,7 @@ def restored() -> Iterator[None]:
 
 
 def advice(path: str) -> str:
-    """Say what to do if `path`, a queue or a file of one, may not be used.
+    """Say what to do if `path`, a queue or a file of it, may not be used.
 
     For the owner of the queue, the advice is how to find the files of other users.
     """
@@ -168,10 +168,10 @@ def advice(path: str) -> str:
 
 
 def _queue_of(path: str) -> str | None:
-    """Return the Maildir that `path` is, or is in; None if none can be seen."""
+    """Return the Maildir that `path` is, or is in, if it can be seen."""
     folder = os.path.abspath(path)
     while True:
-        # A dead letter's folder is a Maildir in another one.
+        # The folder of the dead letters is a Maildir in the queue.
         if os.path.basename(folder) != FAILED and all(
             os.path.isdir(f"{folder}/{name}") for name in FOLDERS
         ):

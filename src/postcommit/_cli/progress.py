@@ -1,4 +1,4 @@
-"""How far a flush is, on a terminal."""
+"""The progress of a flush on a terminal."""
 from __future__ import annotations
 
 import shutil
@@ -83,10 +83,10 @@ class _Watched(Pipeline):
 
 
 class Progress:
-    """Counts messages up to `total`; draws a bar on `stream` if it is a terminal.
+    """Counts messages up to `total`. Draws a bar on `stream` if it is a terminal.
 
-    `failure` is the relay's last one, or None. To be entered, so that the bar is
-    wiped at the end.
+    `failure` is the last failure of the relay, or None. Use it in a ``with`` block, at
+    whose end the bar is wiped.
     """
 
     def __init__(self, total: int, stream: TextIO) -> None:
@@ -104,11 +104,11 @@ class Progress:
         self.wipe()
 
     def wipe(self) -> None:
-        """Make room for other lines; the bar is drawn again with the next message."""
+        """Make room for other lines. The next message draws the bar again."""
         self._line.wipe()
 
     def note(self, report: DeliveryReport) -> None:
-        """Count the message of `report`, unless it was the relay that failed."""
+        """Count the message of `report`, unless the relay failed."""
         with self._lock:
             if report.relay_failure is not None:
                 self.failure = report.relay_failure

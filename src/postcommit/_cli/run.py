@@ -1,17 +1,17 @@
-"""``postcommit run``: drains a queue until it is told to stop.
+"""``postcommit run``: drains a queue until a signal arrives.
 
 ====================  ====================================================
 signal                effect
 ====================  ====================================================
-SIGTERM, SIGINT       what is in flight finishes, then it ends with 0; more of
-                      them change nothing
-SIGHUP                the configuration is read again; a bad one is logged, and
-                      what was goes on
+SIGTERM, SIGINT       The attempts in flight finish, then it ends with 0.
+                      Further signals change nothing.
+SIGHUP                The configuration is read again. If it is bad, this is
+                      logged, and the old processor stays.
 ====================  ====================================================
 
-A signal that comes while the process starts waits until the service can take it; one
-that comes while the process ends changes nothing. Only before Python has begun with
-our code, a few hundredths of a second after exec(2), does the kernel end the process.
+A signal during the start waits until the service can handle it. A signal during the
+exit changes nothing. In the first few hundredths of a second after exec(2), before
+Python runs our code, a signal ends the process.
 """
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _LEVEL = "info"
 
 _END = (signal.SIGTERM, signal.SIGINT)
 
-# So often it is looked at how the processor gets on, and one that ends.
+# Seconds between two looks at the processor, and at a processor that ends.
 _LOOK_SECONDS = 5.0
 _LOOK_OFTEN = 0.1
 
-# The processor gives a sign of life every ten seconds. If three are missing, the
-# watchdog is not told that all is well.
+# Seconds without a sign of life after which the watchdog gets no more messages. The
+# processor gives a sign every ten seconds.
 SILENT_AFTER = 30.0
 
 
@@ -55,24 +55,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Drain the queue; 0 when told to end, 1 if the processor has died."""
+    """Drain the queue. Return 0 after a signal, and 1 if the processor died."""
     with Signals(*TAKEN) as signals:
         return Service(options, signals, Supervisor()).run()
 
 
 class Drainer(NamedTuple):
-    """A processor and its mailer, as one configuration has them."""
+    """A processor and its mailer, made from one configuration."""
 
     processor: QueueProcessor
     mailer: ISMTPMailer
 
     def is_alive(self, now: float) -> bool:
-        """Tell whether it has given a sign of life; `now` is a monotonic time."""
+        """Return whether it gave a sign of life. `now` is a monotonic time."""
         last = self.processor.last_beat
         return last is not None and now - last < SILENT_AFTER
 
     def is_over(self) -> bool:
-        """Have it stop, which it may do later; tell whether it has."""
+        """Ask it to stop, and return whether it has stopped."""
         if not self.processor.stop(0):
             return False
         self.mailer.close()
@@ -82,9 +82,9 @@ class Drainer(NamedTuple):
 class Service:
     """The process that drains a queue.
 
-    After a SIGHUP the new processor begins while the old one finishes what is
-    in flight: a queue may have several. A further SIGHUP waits until that has
-    ended, so that there are never more than two.
+    After a SIGHUP the new processor begins while the old processor finishes its
+    attempts in flight, because a queue may have several. A further SIGHUP waits for the
+    end of the old processor, so that there are never more than two.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Service:
         self._drainer = self._begin()
 
     def run(self) -> int:
-        """Work until a signal ends it; return the exit status."""
+        """Work until a signal ends it, and return the exit status."""
         self._supervisor.ready(self._status())
         status = self._work()
         self._supervisor.stopping()
@@ -136,7 +136,7 @@ class Service:
         return longest if watchdog is None else min(longest, watchdog / 3)
 
     def _begin(self) -> Drainer:
-        """Start what the configuration says."""
+        """Start a processor with the current configuration."""
         found = Configuration(self._options)
         mailer = found.mailer()
         processor = found.processor(mailer)
@@ -159,7 +159,7 @@ class Service:
         self._supervisor.reloading()
         try:
             new = self._begin()
-        except Exception as error:  # whatever it is, it must not end the service
+        except Exception as error:  # no error may end the service
             expected = isinstance(error, ValueError | OSError)
             told = "the old configuration stays: %s"
             log.error(told, text_of(error), exc_info=None if expected else error)

@@ -1,4 +1,4 @@
-"""The queue of a command, and which of its entries are meant: ids, and options."""
+"""The queue of a command, and the ids and options that choose its entries."""
 from __future__ import annotations
 
 import argparse
@@ -38,7 +38,7 @@ Parser = argparse.ArgumentParser
 
 
 def queue_argument(parser: Parser) -> None:
-    """Have `parser` take the folder of a queue."""
+    """Add the folder of a queue to the arguments."""
     parser.add_argument("queue", metavar="QUEUE", help="folder of the queue")
 
 
@@ -71,7 +71,7 @@ def seconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The entries that options choose, by their states and by what is in them."""
+    """The entries that options choose, by their states and contents."""
 
     states: tuple[EntryState, ...]
     recipient: str | None = None
@@ -82,11 +82,11 @@ class Wanted:
 
     @property
     def addresses(self) -> list[str]:
-        """The patterns of addresses, of which each has to match one."""
+        """The patterns of addresses. Each has to match an address of the entry."""
         return [pattern for pattern in (self.recipient, self.sender) if pattern]
 
     def has_age(self, item: Item) -> bool:
-        """Tell whether the age of `item` is in range."""
+        """Return whether the age of `item` is in range."""
         if self.older is None and self.newer is None:
             return True
         age = time.time() - (item.accepted or 0.0)
@@ -95,7 +95,7 @@ class Wanted:
         )
 
     def has_addresses(self, details: Details) -> bool:
-        """Tell whether sender and recipients are as wanted."""
+        """Return whether sender and recipients match."""
         return (not self.sender or _like(details.sender, self.sender)) and (
             not self.recipient
             or any(_like(address, self.recipient) for address in details.recipients)
@@ -103,7 +103,7 @@ class Wanted:
 
 
 def _like(address: str, wanted: str) -> bool:
-    """Tell whether `address` is the `wanted` one, or of its domain, or matches."""
+    """Return whether `wanted` is `address`, its domain, or a pattern of it."""
     address, wanted = address.lower(), wanted.lower()
     if wanted.startswith("@"):
         wanted = f"*{wanted}"
@@ -112,7 +112,7 @@ def _like(address: str, wanted: str) -> bool:
 
 
 def choice(parser: Parser, *states: EntryState, default: str) -> None:
-    """Have `parser` take which entries of `states`; the help text has the `default`."""
+    """Add options that choose entries of `states`. The help shows `default`."""
     group = parser.add_argument_group("which entries", f"By default {default}.")
     exclusive = group.add_mutually_exclusive_group()
     for state in states:
@@ -142,7 +142,7 @@ def _message_id(text: str) -> str:
 
 
 def chosen(options: argparse.Namespace, *default: EntryState) -> Wanted:
-    """Return what the arguments of `choice` say."""
+    """Return the entries that the arguments of `choice` mean."""
     return Wanted(
         (options.state,) if options.state else default,
         options.to,
@@ -170,7 +170,7 @@ def matching(
 def found(
     queue: MaildirOperators, wanted: Wanted, step: Step = no_step
 ) -> Iterator[Details]:
-    """Yield the details of the entries that are `wanted`; `step` as in `matching`."""
+    """Yield the details of the `wanted` entries. `step` is as in `matching`."""
     items = queue.items(wanted.states, message_id=wanted.message_id, step=step)
     for item in filter(wanted.has_age, items):
         read = queue.details(item, wanted.addresses)
@@ -179,7 +179,7 @@ def found(
 
 
 def meter(queue: MaildirOperators, wanted: Wanted, done: str) -> Meter:
-    """Return what shows on a terminal how far a search for `wanted` is."""
+    """Return a meter that shows the progress of a search for `wanted`."""
     return Meter(lambda: sum(1 for _ in queue.items(wanted.states)), done, sys.stderr)
 
 
@@ -187,7 +187,7 @@ def meter(queue: MaildirOperators, wanted: Wanted, done: str) -> Meter:
 
 
 def ids_argument(parser: Parser, nargs: str, every: str) -> None:
-    """Have `parser` take ids; `every` is what ``ALL`` means."""
+    """Add ids to the arguments. `every` is the meaning of ``ALL``."""
     parser.add_argument(
         "ids",
         metavar="ID",
@@ -199,9 +199,9 @@ def ids_argument(parser: Parser, nargs: str, every: str) -> None:
 
 
 def given_ids(options: argparse.Namespace) -> list[str] | None:
-    """Return the ids, also those of standard input; None for all of them.
+    """Return the ids, also those of standard input, or None for ``ALL``.
 
-    Raises `ItemError` if ids and ``ALL`` are mixed or misspelt, or if there is no id.
+    Raises `ItemError` if ids and ``ALL`` are mixed or misspelt, or if ids are missing.
     """
     found: list[str] = []
     for given in options.ids:
@@ -222,7 +222,7 @@ def given_ids(options: argparse.Namespace) -> list[str] | None:
 
 
 def _ids_in(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the ids in what ``list`` prints, as a table or as JSON."""
+    """Yield the ids in the output of ``list``, a table or JSON."""
     for line in lines:
         word = line.partition(" ")[0].strip()
         if line.startswith("{"):
@@ -245,10 +245,10 @@ def selected(
     *default: EntryState,
     step: Step = no_step,
 ) -> Iterator[Item]:
-    """Yield what the arguments of `ids_argument` and `choice` mean, nothing in doubt.
+    """Yield the entries that the arguments mean, but none that is in doubt.
 
-    `step` is as in `matching`. Raises `ItemError`, before it yields anything, for an id
-    that means no entry.
+    The arguments are those of `ids_argument` and `choice`. `step` is as in `matching`.
+    Raises `ItemError` for an id without an entry, before it yields anything.
     """
     given = given_ids(options)
     if given is None:

@@ -23,7 +23,7 @@ from postcommit.errors import QueueError
 
 log = logging.getLogger("postcommit.cli.service")
 
-# The signals that the service takes. `_cli.main` blocks them while it starts.
+# The signals that the service handles. `_cli.main` blocks them during the start.
 TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -48,11 +48,11 @@ def check_queue(path: str, *, create: bool, adopt: bool) -> None:
 
 
 class Signals:
-    """While it is entered, these signals interrupt nothing, but can be waited for.
+    """In its ``with`` block, signals interrupt nothing, and `wait` returns them.
 
-    For the main thread. No signal is lost, however many arrive and whenever. Those that
-    were blocked arrive when it is entered. When it is left, these are ignored, because
-    the process ends.
+    For the main thread. No signal is lost, whatever their number and time. Signals that
+    were blocked before arrive when the block begins. They are ignored after its end,
+    because the process ends.
     """
 
     def __init__(self, *signals: signal.Signals) -> None:
@@ -81,7 +81,7 @@ class Signals:
         self._writer.close()
 
     def wait(self, timeout: float) -> list[signal.Signals]:
-        """Return the signals that have arrived; wait `timeout` seconds at most."""
+        """Return the signals that have arrived. Wait at most `timeout` seconds."""
         select.select([self._reader.descriptor], [], [], timeout)
         try:
             arrived = os.read(self._reader.descriptor, 4096)
@@ -91,15 +91,15 @@ class Signals:
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """Python has written the number into the pipe."""
+    """Do nothing, because Python has written the number into the pipe."""
 
 
 class Supervisor:
-    """The program that has started this process, such as systemd; see sd_notify(3).
+    """The program that has started this process, such as systemd (see sd_notify(3)).
 
     Messages are datagrams to the socket that ``$NOTIFY_SOCKET`` names. Without it,
-    nothing is sent. `watchdog_seconds` is how often the supervisor wants to hear that
-    all is well, or None. No method raises.
+    nothing is sent. `watchdog_seconds` is the interval in which the supervisor expects
+    `alive`, or None. No method raises.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -108,26 +108,29 @@ class Supervisor:
         self._has_failed = False
 
     def ready(self, status: str) -> None:
-        """Say that all is well, also after `reloading`; `status` is for people."""
+        """Report that the service works, also after `reloading`.
+
+        `status` is a text for people.
+        """
         self._notify("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that the configuration is read again; `ready` follows."""
+        """Report that the configuration is being read again. `ready` follows."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._notify("RELOADING=1", f"MONOTONIC_USEC={now}")
 
     def stopping(self) -> None:
-        """Say that the process ends when what is in flight has ended."""
+        """Report that the process ends after the attempts in flight."""
         self._notify("STOPPING=1", "STATUS=waits for what is in flight")
 
     def alive(self) -> None:
-        """Say that all is well, for the watchdog."""
+        """Report to the watchdog that the service works."""
         self._notify("WATCHDOG=1")
 
     def _notify(self, *lines: str) -> None:
         if not self._address:
             return
-        # A name that begins with @ is one of the abstract name space.
+        # A name that begins with @ is in the abstract name space.
         address = self._address
         name = f"\0{address[1:]}" if address.startswith("@") else address
         try:
@@ -141,7 +144,7 @@ class Supervisor:
 
 
 def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:
-    """Return the interval that is meant for this process."""
+    """Return the watchdog's interval if it is meant for this process."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = environ.get("WATCHDOG_USEC", "")

@@ -26,12 +26,12 @@ from postcommit.interfaces import Status
 from postcommit.interfaces import TLSMode
 
 
-_LEVEL = "critical"  # what would be logged is printed
+_LEVEL = "critical"  # the outcomes are printed instead
 
-# Codes of replies by which a relay asks for a login, or for another one.
+# Codes of replies by which a relay asks for a login, or for another login.
 _WANTS_LOGIN = (530, 534, 535, 538)
 
-# Seconds before a certificate expires in which it is called soon.
+# Seconds before the end of a certificate in which a warning is printed.
 _SOON = 14 * 86400.0
 
 
@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print how the relay answers; 1 if something failed."""
+    """Print how the relay answers. Return 1 if something failed."""
     found = Configuration(options)
     mailer = found.mailer()
     mail = _mail(options)
@@ -82,13 +82,13 @@ def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
 
 
 def _hint(finding: Diagnosis, failure: RelayError, tls: str) -> str:
-    """Return what to set, where `failure` does not say that itself."""
+    """Return which option to set, unless `failure` says so itself."""
     if not finding.is_connected:
         return "; set hostname and port: 25, or 587 to log in, 465 with tls=implicit"
     if failure.reply is not None:
         wants_login = failure.reply.code in _WANTS_LOGIN
         return "; set username and password_file" if wants_login else ""
-    # It has not even greeted: it may wait for TLS, and we for text.
+    # The relay has not sent a greeting. It may be waiting for TLS.
     is_silent = not finding.extensions and tls != TLSMode.IMPLICIT
     return "; set tls to 'implicit' if it is port 465" if is_silent else ""
 
@@ -112,7 +112,7 @@ def _shown(said: object) -> str:
 
 
 def _mail(options: argparse.Namespace) -> Composed | None:
-    """Return the mail to send, if there is one. Raises `AddressError`."""
+    """Return the mail to send, or None. Raises `AddressError`."""
     if not options.recipients:
         if options.sender is not None:
             reason = "is of no use without an ADDRESS to send to"

@@ -1,7 +1,7 @@
 """Names and TLS switches of the older libraries, and our options for them.
 
-There is one `Library` for each kind of file. `translated` is used for ZCML, for the
-settings of Pyramid, and for ini files.
+There is one `Library` for each kind of file. ZCML, the settings of Pyramid and ini
+files use `translated`.
 """
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from postcommit.interfaces import TLSMode
 class Switch(NamedTuple):
     """A truth value that chooses the mode of TLS.
 
-    `on` are the modes that go with true, the preferred one first, and `off` those that
-    go with false. Without `off`, false rules out the preferred mode, and no other.
+    `on` has the modes that go with true, the preferred mode first, and `off` those that
+    go with false. Without `off`, false rules out the preferred mode only.
     """
 
     on: tuple[TLSMode, ...]
@@ -126,10 +126,10 @@ INSTEAD = {
 
 
 def translated(given: Mapping[str, Given], library: Library) -> dict[str, Given]:
-    """Return the options that `library` has, by our names. Others stay as they are.
+    """Return `given` with the options of `library` by our names.
 
-    Raises `OptionError` for an option that has no counterpart, for one that is given
-    by two names, and for switches that contradict each other.
+    Raises `OptionError` for an option without a counterpart, for an option that is
+    given by two names, and for switches that contradict each other.
     """
     ours: dict[str, Given] = {}
     for name, one in given.items():
@@ -148,7 +148,7 @@ def translated(given: Mapping[str, Given], library: Library) -> dict[str, Given]
 def _tls(given: Mapping[str, Given], switches: Mapping[str, Switch]) -> Given | None:
     """Return the option that chooses the mode, with the mode as its value.
 
-    None if there is none, so that the mode is the default.
+    None if it is missing, so that the mode is the default.
     """
     allowed = tuple(TLSMode)
     chosen: Given | None = None

@@ -75,7 +75,7 @@ class Given:
 
     `source` is the file, for example, and `name` is the option's name there. The source
     is empty if the name says where the option is, such as ``mail.port``.
-    `may_be_alone` tells that half a login is ignored there, as an older library does.
+    `may_be_alone` is true if half a login is ignored there, as older libraries do.
     """
 
     source: str
@@ -134,9 +134,9 @@ def truth(value: Any) -> bool | None:
 def checked(schema: type[Interface], name: str, value: Any) -> Any:
     """Return `value` as the field `name` of `schema` has it.
 
-    A path becomes a str, and an int becomes a float if the field is one. Raises
-    `OptionError` for a value that the field refuses. The error has no cause, because
-    a cause would show the value, which may be a password.
+    A path becomes a str, and an int becomes a float for a field of this type. Raises
+    `OptionError` for a value that the field refuses. The error is raised without its
+    cause, which would show the value. This may be a password.
     """
     field = cast(Any, schema)[name]
     with suppress(ValidationError, TypeError, OverflowError):
@@ -205,10 +205,10 @@ def checked_queue_path(schema: type[Interface], value: Any) -> str:
 
 
 def checked_mailer(mailer: Any) -> IMailer:
-    """Return `mailer`. Raises `OptionError` if it has no method ``send()``.
+    """Return `mailer`. Raises `OptionError` for one without ``send()``.
 
-    It need not provide `IMailer`. For example, its ``send()`` may raise, as that of
-    smtplib does.
+    It may be an object that does not provide `IMailer`. For example, its ``send()`` may
+    raise, as that of smtplib does.
     """
     if not callable(getattr(mailer, "send", None)):
         raise OptionError("mailer", mailer, "must have a method send()")

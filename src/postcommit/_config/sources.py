@@ -1,7 +1,7 @@
 """Sources of options: command line, environment, ini file and Pyramid's settings.
 
 Each function returns the options of one source, by the names of `fields_of`. The values
-are texts, or objects if they are from a program. An empty value is like a missing one.
+are texts, or objects if they are from a program. An empty value counts as missing.
 The functions raise `OptionError` for an unknown name, and for a file that cannot be
 parsed.
 
@@ -48,7 +48,7 @@ _SCRIPTS = {
 
 
 def from_arguments(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, Given]:
-    """Return the arguments of a command line. A missing one is None in `values`."""
+    """Return the arguments of a command line. None in `values` means missing."""
     return with_password(
         {
             name: Given("command line", f"--{name.replace('_', '-')}", values[name])

@@ -33,7 +33,7 @@ _LOST = Reply(0, "4.4.2", "Connection lost: it may have been sent or not")
 
 @dataclass
 class _Rule:
-    """An answer to one recipient or all (None), some times or always (None)."""
+    """An answer to one recipient or all (None), several times or always (None)."""
 
     outcome: Reply | RelayError
     recipient: str | None
@@ -53,8 +53,8 @@ class RecordingMailer(BaseMailer):
     """Records messages, see `IPipelineMailer`.
 
     It checks its arguments, reports and announces as `SMTPMailer` does. The messages
-    that it takes are in its `outbox`. It takes all of them, until `refuse`, `lose` or
-    `fail` adds a rule to do otherwise; the first rule that applies decides.
+    that it accepts are in its `outbox`. It accepts all messages until `refuse`, `lose`
+    or `fail` adds a rule. The first rule that applies decides.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RecordingMailer(BaseMailer):
         """Answer `recipient` with `reply`, `times` times or always (None).
 
         `reply` is a line of SMTP, for example ``"450 4.2.0 Greylisted"``. Raises
-        `RelayError` if it is not one.
+        `RelayError` for another text.
         """
         self._rules.append(_Rule(_reply(reply), recipient, times))
 
@@ -88,8 +88,8 @@ class RecordingMailer(BaseMailer):
     def lose(self, *, times: int | None = None) -> None:
         """Lose the connection between a message and the reply to it.
 
-        The recipients are uncertain; the outbox has the message. It happens `times`
-        times or always (None).
+        The recipients are uncertain, and the outbox has the message. This happens
+        `times` times or always (None).
         """
         self._rules.append(_Rule(_LOST, None, times))
 
@@ -98,7 +98,7 @@ class RecordingMailer(BaseMailer):
         self._rules.append(_Rule(RelayError(reason), None, times))
 
     def recover(self) -> None:
-        """Remove all rules: take everything again."""
+        """Remove all rules, so that every message is accepted again."""
         self._rules.clear()
 
     # The mailer
@@ -111,7 +111,7 @@ class RecordingMailer(BaseMailer):
             raise failed
 
     def close(self) -> None:
-        """Do nothing: no connection is open. `SMTPMailer` has this method, too."""
+        """Do nothing. `SMTPMailer` has this method to close connections."""
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
         message_id, recipients = message_id_of(mail.message), mail.recipients
@@ -150,7 +150,7 @@ def _reply(text: str) -> Reply:
 
 
 def _status(reply: Reply, verdict: Reply) -> Status | None:
-    """Return the outcome of a recipient; None if the relay is in trouble."""
+    """Return the outcome of a recipient, or None if the relay is in trouble."""
     if reply is _LOST:
         return Status.UNCERTAIN
     return judge(Stage.END if reply is verdict else Stage.RCPT, reply.code)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mail:
-    """One message, as a relay took it.
+    """One message, as a relay accepted it.
 
     `sender` and `recipients` are the envelope, without refused recipients. `data` is
     the message in bytes.
@@ -37,18 +37,18 @@ class Mail:
 
     @functools.cached_property
     def message(self) -> EmailMessage:
-        """The message, parsed; lines of text end with a line feed."""
+        """The parsed message. Lines of text end with a line feed."""
         data = self.data.replace(b"\r\n", b"\n")
         return message_from_bytes(data, policy=policy.default)
 
     @property
     def subject(self) -> str:
-        """The subject, decoded; empty without one."""
+        """The decoded subject, or an empty str."""
         return str(self.message["Subject"] or "")
 
     @property
     def text(self) -> str:
-        """The plain text of the body, decoded; empty without one."""
+        """The decoded plain text of the body, or an empty str."""
         body = self.message.get_body(("plain",))
         return str(body.get_content()) if body is not None else ""
 
@@ -66,7 +66,7 @@ class Outbox(Sequence[Mail]):
 
     @property
     def mailer(self) -> RecordingMailer:
-        """The mailer that fills this outbox. Raises LookupError without one."""
+        """The mailer that fills this outbox. Raises LookupError without a mailer."""
         if self._mailer is None:
             raise LookupError("this outbox was made without a mailer")
         return self._mailer

@@ -1,7 +1,7 @@
 """Fixtures for pytest, which finds them by the entry point of the package.
 
-pytest reads this in every run, also in those that send no mail: what the
-fixtures need is imported by them.
+pytest imports this module in every run, also without mail. So the fixtures import what
+they need themselves.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def mail_registry() -> IComponents | None:
-    """The registry whose mail `mail_outbox` collects: the global one.
+    """The registry whose mail `mail_outbox` collects, by default the global.
 
     An application with a registry of its own overrides this fixture. For Pyramid it
     returns ``app.registry``.
@@ -28,9 +28,9 @@ def mail_registry() -> IComponents | None:
 
 @pytest.fixture
 def mail_outbox(mail_registry: IComponents | None) -> Iterator[Outbox]:
-    """The mails that committed transactions have sent; none leaves the process.
+    """The mails that committed transactions have sent. None leaves the process.
 
-    ``mail_outbox.mailer`` is the `RecordingMailer` that takes them.
+    ``mail_outbox.mailer`` is the `RecordingMailer` that collects them.
     """
     from postcommit.testing.registry import recording
 

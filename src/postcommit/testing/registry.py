@@ -20,7 +20,8 @@ from postcommit.testing.mailer import RecordingMailer
 from postcommit.testing.outbox import Outbox
 
 
-# Names of the deliveries if the application has none: those of Pyramid and of ZCML.
+# Names of the deliveries for an application without a delivery: those of Pyramid and
+# of ZCML.
 _NAMES = ("", "Mail")
 
 _running = ExitStack()
@@ -28,14 +29,15 @@ _running = ExitStack()
 
 @contextmanager
 def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
-    """Let `registry` send nothing; yield the outbox, and put all back at the end.
+    """Replace the mail utilities of `registry`, and yield the outbox.
 
-    Each utility of the registry, the global one by default, that is a delivery
-    or a mailer is replaced: mail arrives in the outbox when its transaction
-    commits. A processor is replaced by one that does nothing. If there is no
-    delivery, there is one named "Mail" and one without a name. Events go to the
-    registry's ``notify``, or to `zope.event.notify`. The `mailer` of the outbox is the
-    one that takes the mail, for example to let it refuse a recipient.
+    All utilities are restored at the end. By default the registry is the global
+    registry. Each delivery and each mailer in it is replaced, so that mail arrives in
+    the outbox when its transaction commits. Processors are replaced by objects that do
+    nothing. Without any delivery, two are registered, one named "Mail" and the other
+    without a name. Events go to the registry's ``notify``, or to `zope.event.notify`.
+    The `mailer` of the outbox receives the mail. For example, let it refuse a
+    recipient.
     """
     components: Any = getGlobalSiteManager() if registry is None else registry
     mailer = RecordingMailer(notify=getattr(components, "notify", zope.event.notify))
@@ -43,8 +45,8 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
     with ExitStack() as replaced:
         are_deliveries = []
         for old in list(components.registeredUtilities()):
-            # Asked for what it is, not what it is registered for: there may be
-            # older interfaces.
+            # The object decides, because it may be registered for the interface of an
+            # older library.
             are_deliveries.append(IMailDelivery.providedBy(old.component))
             if are_deliveries[-1]:
                 _replace(components, old, delivery, replaced)
@@ -75,7 +77,7 @@ def _replace(components: Any, old: Any, new: Any, replaced: ExitStack) -> None:
 
 @implementer(IMailQueueProcessor)
 class _Idle:
-    """A processor that sends nothing; what it stands for has the options."""
+    """A processor that sends nothing, with the options of the replaced object."""
 
     def __init__(self, processor: IMailQueueProcessor) -> None:
         self._processor = processor
@@ -97,7 +99,7 @@ class _Idle:
 
 
 def setUp(test: Any = None, *, registry: IComponents | None = None) -> Outbox:
-    """Begin `recording`, until `tearDown`; return the outbox.
+    """Begin `recording`, and return the outbox. `tearDown` ends it.
 
     In a doctest, which passes itself, the outbox is the name ``mail_outbox``.
     """
@@ -108,5 +110,5 @@ def setUp(test: Any = None, *, registry: IComponents | None = None) -> Outbox:
 
 
 def tearDown(test: Any = None) -> None:
-    """End all that `setUp` has begun."""
+    """End every `recording` that `setUp` has begun."""
     _running.close()

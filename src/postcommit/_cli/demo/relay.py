@@ -34,8 +34,8 @@ class Letter:
 class EmbeddedRelay:
     """Accepts every recipient, except those that `refuse` names.
 
-    `tell` is called with a line about each event. The relay works inside of a ``with``
-    block; there it can go `down`, and `up` again.
+    `tell` is called with a line about each event. The relay works inside a ``with``
+    block. There it can go `down`, and `up` again.
     """
 
     host = "127.0.0.1"
@@ -74,12 +74,12 @@ class EmbeddedRelay:
         self._thread.join()
 
     def up(self) -> None:
-        """Listen, on the same port as before if there was one."""
+        """Listen, after `down` on the same port as before."""
         self._call(self._listen)
         self._tell(f"listens on {self.host}:{self.port}")
 
     def down(self) -> None:
-        """Refuse connections, and drop the open ones."""
+        """Refuse connections, and drop all open connections."""
         self._call(self._close)
         self._tell("goes away")
 

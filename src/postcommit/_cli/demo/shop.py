@@ -69,7 +69,7 @@ class Shop:
         return self._book.orders
 
     def order(self, item: str, *customers: str) -> None:
-        """Book an order, and send the mail: both wait for the `commit`."""
+        """Book an order, and send the mail. Both wait for `commit`."""
         current = self._transactions.begin()
         self._tell(f"begin: an order for a {item}")
         book, manager = self._book, self._transactions
@@ -78,7 +78,7 @@ class Shop:
         self._tell(f"send() to {', '.join(customers)}")
 
     def commit(self) -> bool:
-        """Commit, or abort if the item is sold out; return whether it committed."""
+        """Commit, or abort if the item is sold out. Return whether it committed."""
         try:
             self._transactions.commit()
         except SoldOut as refusal:

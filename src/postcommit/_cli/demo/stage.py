@@ -1,4 +1,4 @@
-"""The stage: shop, queue, processor and relay, and who listens to them."""
+"""The stage: shop, queue, processor and relay, and their events and logs."""
 from __future__ import annotations
 
 import logging
@@ -26,8 +26,8 @@ from postcommit.interfaces import IMailEvent
 
 MakeRelay = Callable[[Callable[[str], None]], EmbeddedRelay]
 
-# Ours, aiosmtpd's, and that of transaction: it speaks up when a commit is cut
-# off by Ctrl-C.
+# Names of loggers: ours, aiosmtpd's, and that of transaction, which logs when Ctrl-C
+# interrupts a commit.
 LOGGERS = ("postcommit", "mail.log", "txn")
 
 _SECONDS = 5.0
@@ -35,7 +35,7 @@ _SECONDS = 5.0
 
 @dataclass
 class Events:
-    """A subscriber: notes the events, and remembers them."""
+    """A subscriber that notes and remembers the events."""
 
     tell: Callable[[str], None]
     seen: list[tuple[str, str]] = field(default_factory=list)  # name, recipient
@@ -51,7 +51,7 @@ class Events:
 
 
 class TimelineLog(logging.Handler):
-    """Notes log records for which there is no event: pauses, and unexpected errors."""
+    """Notes log records without an event: pauses, and unexpected errors."""
 
     def __init__(self, timeline: Timeline) -> None:
         super().__init__(logging.INFO)
@@ -82,7 +82,7 @@ class Scene:
 
 @contextmanager
 def stage(timeline: Timeline, make_relay: MakeRelay) -> Iterator[Scene]:
-    """Set the stage; afterwards nothing of it is left."""
+    """Yield the scene, and remove everything of it afterwards."""
     with ExitStack() as stack:
         temporary = TemporaryDirectory(prefix="postcommit-demo-")
         path = os.path.join(stack.enter_context(temporary), "queue")
@@ -111,7 +111,7 @@ def _subscribed(events: Events) -> Iterator[Events]:
 
 @contextmanager
 def _logging(timeline: Timeline) -> Iterator[TimelineLog]:
-    """Have the logs of all who play in the timeline, and nowhere else."""
+    """Write the logs of all parts to the timeline only."""
     handler = TimelineLog(timeline)
     with ExitStack() as stack:
         for name in LOGGERS:

@@ -11,7 +11,7 @@ from postcommit._cli.demo.timeline import Timeline
 from postcommit._maildir.item import EntryState
 
 
-# Maximum number of seconds of all waiting together; usually a quarter is enough.
+# Maximum number of seconds of all waiting together. Usually a quarter is enough.
 SECONDS = 10.0
 
 ANN = "ann@example.org"
@@ -35,7 +35,7 @@ EVENTS = [
 def tell(
     stream: TextIO, make_relay: MakeRelay = EmbeddedRelay, seconds: float = SECONDS
 ) -> bool:
-    """Play the story on `stream`; return whether all expectations were met."""
+    """Play the story on `stream`. Return whether all expectations were met."""
     timeline = Timeline(stream, seconds=seconds)
     timeline.chapter(
         "A small shop sends mail in its transactions",
@@ -153,7 +153,7 @@ class Story:
         return self._entries(EntryState.FAILED)
 
     def _entries(self, *states: EntryState) -> list[tuple[str, str]]:
-        """Return the recipients and the last reply of each; '' before an attempt."""
+        """Return the recipients and the last reply of each entry, '' if untried."""
         reads = map(self._queue.details, self._queue.items(states))
         return [(", ".join(r.recipients), r.last_reply) for r in reads if r]
 

@@ -16,7 +16,7 @@ from postcommit._cli.output import coloured
 
 WIDTH = 80
 
-_MARGIN = 19  # of the text, behind time and actor
+_MARGIN = 19  # column of the text, behind time and actor
 
 _COLOURS = {"shop": "cyan", "queue": "yellow", "relay": "magenta", "event": "blue"}
 
@@ -84,7 +84,7 @@ class Timeline:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Print events until `condition` holds, or the time is over.
 
-        It does not return which, because an expectation follows.
+        It does not return which of these happened, because an expectation follows.
         """
         while not condition() and self.elapsed < self._seconds:
             self._print_notes(wait=0.02)
