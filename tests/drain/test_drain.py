@@ -274,9 +274,9 @@ def test_a_worker_lives_on_if_something_fails_at_the_end_of_its_round(
     drain = queue.drain(workers=1)
     done = drain._crew.done
 
-    def done_and_fail(call: int, is_more: bool) -> None:
+    def done_and_fail(*args: Any) -> None:
         monkeypatch.undo()
-        done(call, is_more)
+        done(*args)
         raise MemoryError
 
     monkeypatch.setattr(drain._crew, "done", done_and_fail)

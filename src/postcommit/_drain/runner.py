@@ -61,6 +61,12 @@ _QUICK = 1000
 _BUSY = 0.8
 _IDLE = 0.5
 
+# Seconds for which a drain works with fewer workers after the relay has refused one
+# more connection; and seconds without another refusal until their number is logged.
+FEWER_SECONDS = 300.0
+_CALM_SECONDS = 1.0
+
+
 @dataclass(frozen=True)
 class Pace:
     """How a drain works: threads, messages per second, seconds between looks."""
@@ -85,7 +91,9 @@ class Drain:
         self._name = queue.name
         self._pace = pace
         self._consumer = queue.consumer(schedule, clock)
-        self._crew = Crew(self._consumer, pace.workers, pace.rate_limit)
+        self._crew = Crew(
+            self._consumer, pace.workers, pace.rate_limit, name=queue.name
+        )
         self._breaker = Breaker(queue.name, monotonic)
         self._settler = Settler(self._consumer, mailer, schedule, self._breaker)
         self._next_sweep = time.monotonic()
@@ -249,6 +257,7 @@ class Drain:
         while call := self._crew.begin():
             is_more = False
             since = self._breaker.count
+            worker.is_alone = self._crew.most == 1
             try:
                 try:
                     is_more = worker.work(most)
@@ -259,7 +268,7 @@ class Drain:
                     is_more = self._breaker.state is not CircuitState.OPEN
                     log.exception("%s: a worker failed", self._name)
                 finally:
-                    self._crew.done(call, is_more)
+                    self._crew.done(call, is_more, worker.was_refused)
             except BaseException:  # the thread must live: others wait for its work
                 log.exception("%s: a worker failed at its end", self._name)
 
@@ -271,7 +280,11 @@ class Crew:
     are called. There are fewer of them again if they only contend for the interpreter's
     lock, which costs more than it brings.
 
-    `called` is how many may work now. After `close`, no method waits.
+    If the relay refuses one more connection, no more workers are called for
+    `FEWER_SECONDS` than were busy besides the one that was refused.
+
+    `called` is how many may work now, and `most` how many may be called. After `close`,
+    no method waits.
     """
 
     def __init__(
@@ -281,8 +294,14 @@ class Crew:
         rate_limit: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         processor_clock: Callable[[], float] = time.process_time,
+        *,
+        name: str = "",
     ) -> None:
         self.called = 1
+        self.most = workers
+        self._name = name
+        self._refused = 0.0  # the time of the last refusal
+        self._is_fewer_logged = True
         self._consumer = consumer
         self._workers = workers
         self._rate_limit = rate_limit
@@ -320,22 +339,39 @@ class Crew:
         """
         while True:
             with self._feeder:
+                self._log_fewer()
                 is_busy = self._is_work or (until_idle and self._busy)
                 if self._closed or not is_busy:
                     return
                 seconds = BEAT_SECONDS
                 if self._is_work and self._workers > 1:
                     seconds = REVIEW_SECONDS
-                    if self.called == self._workers:
+                    if self.called == self.most:
                         has_gone_on = self._taken > self._reviewed[2]
                         seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
                 self._feeder.wait(seconds)
             self.review()
             self._consumer.beat()
 
+    def _log_fewer(self) -> None:
+        """Log once how many workers are left, when no more of them are refused."""
+        is_calm = not self._busy or self._clock() - self._refused >= _CALM_SECONDS
+        if is_calm and not self._is_fewer_logged:
+            self._is_fewer_logged = True
+            log.info(
+                "%s: the relay takes no more connections: working with %d instead of"
+                " %d for %d minutes",
+                self._name,
+                self.most,
+                self._workers,
+                FEWER_SECONDS // 60,
+            )
+
     def review(self) -> None:
         """Call more workers if they wait, or fewer if they contend."""
         with self._work_there:
+            if self._clock() - self._refused >= FEWER_SECONDS:
+                self.most = self._workers
             progress = self._clock(), self._processor_clock(), self._taken
             seconds, busy, taken = map(sub, progress, self._reviewed)
             is_quick = taken >= _QUICK * seconds
@@ -347,7 +383,7 @@ class Crew:
                 if busy > _BUSY * seconds:
                     self.called = max(1, self.called - 1)
             elif self._is_work:
-                self.called = self._workers
+                self.called = self.most
                 self._work_there.notify_all()
 
     # The workers
@@ -392,10 +428,19 @@ class Crew:
                         return []
             return claims
 
-    def done(self, call: int, is_more: bool) -> None:
-        """End what `begin` began. `is_more` says that there may be more to take."""
+    def done(self, call: int, is_more: bool, is_refused: bool = False) -> None:
+        """End what `begin` began. `is_more` says that there may be more to take.
+
+        `is_refused` says that the relay took no connection of this worker, while others
+        were in use.
+        """
         with self._feeder:
             self._busy -= 1
+            if is_refused:
+                self.most = max(1, min(self.most - 1, self._busy))
+                self.called = min(self.called, self.most)
+                self._refused = self._clock()
+                self._is_fewer_logged = False
             if is_more:
                 self.call()
             elif call == self._calls:

@@ -127,7 +127,12 @@ class Settler:
                 report = deferring(report)  # an entry has one time for all
             else:
                 rest = report.undecided
-                report = replace(report, relay_failure=None, failed_mid_message=False)
+                report = replace(
+                    report,
+                    relay_failure=None,
+                    failed_mid_message=False,
+                    too_many_connections=False,
+                )
         uncertain = part(entry, report, lambda o: o.given_up)
         if uncertain is not None:
             reply = f"{UNCERTAIN}: {uncertain.last_reply}"

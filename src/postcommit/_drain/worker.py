@@ -39,6 +39,10 @@ class Worker:
     `take` claims entries; by default it is that of `consumer`. With `tries_suspects` a
     suspect may be the single entry that is tried after a pause. Set `is_stopping` to
     have `work` return early.
+
+    `was_refused` says after `work` that the relay takes no more connections: it refused
+    one while others of the mailer were in use. That is not its failure, unless
+    `is_alone` says that no other worker is called.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Worker:
     ) -> None:
         self.tries_suspects = True
         self.is_stopping = False
+        self.is_alone = True
+        self.was_refused = False
         self._consumer = consumer
         self._mailer = mailer
         self._breaker = breaker
@@ -70,7 +76,7 @@ class Worker:
         mailer raises against its contract, and no claim is left then.
         """
         breaker = self._breaker
-        self._is_probe = False
+        self._is_probe = self.was_refused = False
         if breaker.state is not CircuitState.CLOSED:
             if not breaker.begin_probe():
                 return False
@@ -128,6 +134,9 @@ class Worker:
             answered = is_answer(report)
             report = self._breaker.attribute(claim.key, report, answered=answered)
             trouble: object = report.relay_failure
+            is_refused = report.too_many_connections and not (
+                self.is_alone or self._is_probe
+            )
             if trouble is not None and not report.outcomes:
                 self._release([claim])  # no attempt counts
             else:
@@ -135,10 +144,13 @@ class Worker:
                     # And announce it, when the entry is settled.
                     self._settler.settle(claim, report, answered=answered)
                 except Exception as error:
-                    trouble = error
+                    trouble, is_refused = error, False
             self._in_flight.remove(claim)
             self._failed |= trouble is not None
-            self._breaker.note(trouble, answered=answered, since=self._since)
+            if is_refused:
+                self.was_refused, self._found_nothing = True, False
+            else:
+                self._breaker.note(trouble, answered=answered, since=self._since)
 
     # Claim
 

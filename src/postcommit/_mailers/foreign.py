@@ -154,6 +154,7 @@ def accounting_for(report: object, mail: Outgoing) -> DeliveryReport:
         tuple(known[recipient] for recipient in recipients if recipient in known),
         None if failure is None else _sound_failure(failure),
         failed_mid_message=_attribute(report, "failed_mid_message", False) is True,
+        too_many_connections=_attribute(report, "too_many_connections", False) is True,
         announced=_attribute(report, "announced", False) is True,
     )
 
