@@ -36,6 +36,8 @@ from postcommit._mail.message import message_id_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
 from postcommit._maildir.store import Store
+from postcommit._mailers.base import OneByOne
+from postcommit._mailers.foreign import from_result
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
@@ -1105,6 +1107,46 @@ def test_two_interrupts_while_it_is_logged_lose_no_outcome(
         " KeyboardInterrupt",
         "<c@example.org> to bob@example.org: the commit was interrupted, the mail is"
         " not sent",
+    ]
+
+
+class Unfinished(OneByOne):
+    """Has taken all messages when it is interrupted, and reports on none."""
+
+    def completed(self) -> list[Any]:
+        return []
+
+    def drain(self) -> list[Any]:
+        raise KeyboardInterrupt
+
+
+def test_a_message_that_was_offered_is_not_called_unsent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Slow(Mailer):
+        def pipeline(self) -> Unfinished:
+            return Unfinished(lambda mail: from_result(None, mail))
+
+    manager = explicit()
+    manager.begin()
+    delivery = DirectMailDelivery(Slow(), transaction_manager=manager)
+    for name in ("a", "b"):
+        delivery.send(ANN, BOB, mail(f"{name}@example.org"))
+    handler = Impatient(1)
+    logger = logging.getLogger("postcommit.event")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            manager.commit()
+    finally:
+        logger.removeHandler(handler)
+    manager.abort()
+    ours = [r for r in caplog.records if r.name.startswith("postcommit")]
+    assert [record.getMessage() for record in ours] == [
+        "<a@example.org> to bob@example.org: uncertain: 4.3.0 Perhaps not sent:"
+        " interrupted by KeyboardInterrupt",
+        "<b@example.org> to bob@example.org: the commit was interrupted, the mail is"
+        " perhaps not sent",
     ]
 
 

@@ -333,13 +333,14 @@ class _Transmitting:
             self._check.end()
 
     def abandon(self, items: Sequence[Composed]) -> None:
-        """Log the messages that were not transmitted, see `IBatch`."""
+        """Log the messages without a report, see `IBatch`."""
         self.discard(items)
         self._log()
         for number, item in enumerate(items):
             if number not in self._reports:
                 log.critical(
-                    "<%s> to %s: the commit was interrupted, the mail is not sent",
+                    "<%s> to %s: the commit was interrupted, the mail is %s",
                     item.message_id,
                     ", ".join(item.recipients),
+                    "not sent" if number >= self._offered else "perhaps not sent",
                 )

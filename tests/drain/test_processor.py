@@ -687,7 +687,8 @@ def test_who_ends_while_something_is_unsettled_says_that_it_is_sent_again(
     (queue.path / "new").chmod(0o700)
     [record] = [r for r in caplog.records if r.levelno == logging.CRITICAL]
     assert path in record.getMessage()
-    assert "sent again" in record.getMessage()
+    assert f"sent to {ANN}, but" in record.getMessage()
+    assert "it will be sent again" in record.getMessage()
     assert queue.mailer.events == []
     claim = queue.store.claim(path)
     assert claim is not None

@@ -469,20 +469,23 @@ def test_a_beginning_that_cannot_be_read_keeps_no_claim(line: Line) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settled", "level", "told"),
+    ("recipient", "settled", "level", "told"),
     [
-        (Settled.TAKEN, "CRITICAL", "may be sent again"),
-        (Settled.REMOVED, "WARNING", "somebody has removed it"),
+        ("ann@x.org", Settled.TAKEN, "CRITICAL", "may be sent twice"),
+        ("lost@x.org", Settled.TAKEN, "CRITICAL", "may be sent twice"),
+        ("later@x.org", Settled.TAKEN, "WARNING", "nothing was sent here"),
+        ("ann@x.org", Settled.REMOVED, "WARNING", "somebody has removed it"),
     ],
 )
 def test_an_entry_that_was_lost_meanwhile_is_named_and_announced(
     line: Line,
+    recipient: str,
     settled: Settled,
     level: str,
     told: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    line.send("ann@x.org")
+    line.send(recipient)
 
     def lose(claim: Any, settlement: Settlement) -> Settled:
         claim.release()
@@ -505,5 +508,5 @@ def test_if_no_time_can_be_had_for_a_report_the_entry_is_released(
         raise MemoryError
 
     line.bench.work()
-    assert "what became of it is unclear" in caplog.text
+    assert "it will be tried again: later@x.org: deferred" in caplog.text
     assert line.is_free(path)

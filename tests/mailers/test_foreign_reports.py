@@ -324,7 +324,7 @@ def test_an_error_between_report_and_settling_is_that_of_one_entry(
     processor = QueueProcessor(str(queue), mailer, workers=1, clock=clock)  # type: ignore[arg-type]
     processor.flush()
     assert clock.failed
-    assert "what became of it is unclear" in caplog.text
+    assert "the queue could not note" in caplog.text
     assert len(set(mailer.sent)) == len(mailer.sent) == 6
     assert flush(queue, mailer) == Tally()  # it is not tried again at once
 

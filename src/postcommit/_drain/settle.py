@@ -101,10 +101,10 @@ class Settler:
         """
         try:
             report, settlement = self._decide(claim, report)
-        except Exception:
+        except Exception as error:
             # An error of the program, or no memory: it concerns this entry only.
-            log.exception("%s: what became of it is unclear", claim.name)
             self._postpone(claim)
+            _log_lost_report(claim, report, error)
         else:
             self._apply(_Unsettled(claim, report, settlement, answered))
 
@@ -163,7 +163,7 @@ class Settler:
             raise
         self.unsettled.pop(claim, None)
         if settled is not Settled.DONE:
-            _log_loss(claim, settled)
+            _log_loss(claim, report, settled)
         with self._lock:
             self.tally = Tally(*map(add, self.tally, tally_of(report)))
         announce(report, notify_of(self._mailer), transaction.manager)
@@ -213,12 +213,7 @@ class Settler:
         while self.unsettled:
             claim, settling = self.unsettled.popitem()
             self._postpone(claim)
-            log.critical(
-                "%s: transmitted, but it could not be removed from the queue;"
-                " it will be sent again: %s",
-                claim.name,
-                settling.report,
-            )
+            _log_lost_report(claim, settling.report, settling.error)
 
     def _postpone(self, claim: IClaim) -> None:
         """Have the entry tried later, and not at the next look; never raise.
@@ -244,18 +239,48 @@ class _Unsettled(NamedTuple):
     error: Exception | None = None
 
 
-def _log_loss(claim: IClaim, settled: Settled) -> None:
-    if settled is Settled.TAKEN:
+# What is logged
+
+
+def _log_lost_report(
+    claim: IClaim, report: DeliveryReport, error: Exception | None
+) -> None:
+    """Log that the entry stays as it was before the attempt."""
+    if report.sent:
         log.critical(
-            "%s: this process stood still and has lost the entry to another processor;"
-            " it may be sent again",
+            "%s: sent to %s, but the queue could not note that; it will be sent again",
+            claim.name,
+            ", ".join(outcome.recipient for outcome in report.sent),
+            exc_info=error,
+        )
+    else:
+        log.error(
+            "%s: the queue could not note the attempt; it will be tried again: %s",
+            claim.name,
+            "; ".join(f"{o.recipient}: {o.status.value}" for o in report.outcomes),
+            exc_info=error,
+        )
+
+
+def _log_loss(claim: IClaim, report: DeliveryReport, settled: Settled) -> None:
+    """Log that somebody else has had the entry during the attempt."""
+    if settled is Settled.REMOVED:
+        log.warning(
+            "%s: somebody has removed it during the attempt; it is not tried again",
             claim.name,
         )
-        return
-    log.warning(
-        "%s: somebody has removed it during the attempt; it is not tried again",
-        claim.name,
-    )
+    elif report.sent or report.uncertain:
+        log.critical(
+            "%s: this process stood still and has lost the entry to another processor;"
+            " it may be sent twice",
+            claim.name,
+        )
+    else:
+        log.warning(
+            "%s: this process stood still and has lost the entry to another processor,"
+            " which tries it; nothing was sent here",
+            claim.name,
+        )
 
 
 # Pure functions
