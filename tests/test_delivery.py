@@ -11,6 +11,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
+from postcommit.testing import RecordingMailer
 from tests.support import children
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
@@ -1001,6 +1003,50 @@ def test_an_interrupt_in_a_subscriber_is_raised_after_the_commit(
         delivery.send(ANN, BOB, mail("c@example.org"))
         manager.commit()
         assert len(mailer.sent) == 3
+
+
+class Delegating:
+    """A mailer of an application: it has ``send()`` only, and uses one of ours."""
+
+    def __init__(self, mailer: RecordingMailer) -> None:
+        self.mailer = mailer
+
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> Any:
+        return self.mailer.send(fromaddr, toaddrs, message)
+
+
+@pytest.mark.parametrize("failure", [None, PartnerFailed])
+def test_a_mailer_that_delegates_announces_when_the_commit_is_over(
+    failure: type[Exception] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Subscribers are unknown code, and other resources have not finished before."""
+    with begun("thread-local") as manager:
+        other = Partner(AFTER) if failure is None else failing("tpc_finish", AFTER)
+        heard: list[tuple[str, list[str]]] = []
+        ours = RecordingMailer()
+        ours.notify = lambda event: heard.append((event.messageId, [*other.calls]))
+        delivery = DirectMailDelivery(Delegating(ours))  # type: ignore[arg-type]
+        delivery.send(ANN, BOB, mail("a@example.org"))
+        delivery.send(ANN, BOB, mail("b@example.org"))
+        manager.get().join(other)
+        with suppress(PartnerFailed):
+            manager.commit()
+        assert [name for name, _ in heard] == ["a@example.org", "b@example.org"]
+        assert all("tpc_finish" in calls for _, calls in heard)
+        assert "Error in hook" not in caplog.text
+
+
+def test_an_interrupt_of_such_a_subscriber_is_raised_by_the_commit() -> None:
+    with begun("thread-local") as manager:
+        ours = RecordingMailer()
+        ours.notify = Subscriber(KeyboardInterrupt())
+        delivery = DirectMailDelivery(Delegating(ours))  # type: ignore[arg-type]
+        delivery.send(ANN, BOB, mail("a@example.org"))
+        other = Partner(AFTER)
+        manager.get().join(other)
+        with pytest.raises(KeyboardInterrupt):
+            manager.commit()
+        assert "tpc_finish" in other.calls
 
 
 def test_an_interrupt_while_mail_is_transmitted_is_raised_after_the_commit(

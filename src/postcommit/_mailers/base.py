@@ -17,8 +17,7 @@ from postcommit._mail.message import message_id_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
 from postcommit._transaction.event import Notify
-from postcommit._transaction.event import announce
-from postcommit._transaction.event import is_in_use
+from postcommit._transaction.event import announce_to_caller
 from postcommit.errors import AddressError
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
@@ -90,13 +89,12 @@ class BaseMailer(ABC):
     ) -> DeliveryReport:
         """Transmit `message`, and announce the report, see `IMailer`.
 
-        The events are published in the transaction of the caller, if there is one. An
-        interrupt in a subscriber, such as KeyboardInterrupt, is raised when all events
-        are published.
+        The events are published in the transaction of the caller, if there is one, or
+        after its commit, if it is being committed. An interrupt in a subscriber, such
+        as KeyboardInterrupt, is raised when all events are published.
         """
         report = self._transmit(compose(fromaddr, toaddrs, message))
-        manager = None if is_in_use(transaction.manager) else transaction.manager
-        interrupt = announce(report, self.notify, manager)
+        interrupt = announce_to_caller(report, self.notify, transaction.manager)
         report = replace(report, announced=True)
         if interrupt is not None:
             # For the pipeline around a mailer that delegates to this one. The message

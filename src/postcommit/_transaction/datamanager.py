@@ -187,7 +187,7 @@ class DataManager:
                 self._end()
             raise
         if afterwards is not None:
-            transaction.addAfterCommitHook(_call, (afterwards, transaction))
+            call_after_commit(transaction, afterwards)
         self._end()
 
     def tpc_abort(self, transaction: ITransaction) -> None:
@@ -275,10 +275,21 @@ def _is_interrupt(error: BaseException) -> bool:
 # After the commit
 
 
-def _call(
-    committed: bool, afterwards: Callable[[], None], transaction: ITransaction
+def call_after_commit(
+    transaction: ITransaction, afterwards: Callable[[], object]
 ) -> None:
-    """Call `afterwards`, also where the commit failed in another's finish."""
+    """Call `afterwards` when the commit of `transaction` is over, or has failed.
+
+    An error that it raises is logged. An interrupt, such as KeyboardInterrupt, is
+    raised by the commit.
+    """
+    transaction.addAfterCommitHook(_call, (afterwards, transaction))
+
+
+def _call(
+    committed: bool, afterwards: Callable[[], object], transaction: ITransaction
+) -> None:
+    """Call `afterwards`, also if the commit failed in the finish of another."""
     try:
         afterwards()
     except BaseException as error:

@@ -21,6 +21,7 @@ from postcommit._log import Log
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
+from postcommit._transaction.datamanager import call_after_commit
 from postcommit._transaction.repeats import repeat
 from postcommit.interfaces import IMailDeferredEvent
 from postcommit.interfaces import IMailErrorEvent
@@ -133,6 +134,32 @@ def announce(
     return dispatch_events(events_of(report), notify, manager)
 
 
+def announce_to_caller(
+    report: DeliveryReport, notify: Notify, manager: ITransactionManager
+) -> BaseException | None:
+    """As `announce`, for a caller that may be in a transaction of `manager`.
+
+    Another transaction of `manager` may not begin before that one ends: a connection of
+    ZODB, for example, takes the beginning for the end of the work, and forgets what was
+    changed. So the subscribers are called in the transaction of the caller. In the
+    middle of its commit, they are called when the commit is over.
+    """
+    current = getattr(manager, "manager", manager)._txn
+    status = None if current is None else current.status
+    if status != "Committing":
+        is_in_use = status in ("Active", "Doomed")
+        return announce(report, notify, None if is_in_use else manager)
+
+    def publish() -> None:
+        interrupt = dispatch_events(events_of(report), notify, manager)
+        if interrupt is not None:
+            raise interrupt
+
+    log_report(report)
+    call_after_commit(current, publish)
+    return None
+
+
 def log_report(report: DeliveryReport) -> None:
     """Log one line for each recipient: message id, recipient, status, reply.
 
@@ -228,16 +255,6 @@ def _attempt(
     finally:
         own.put_back()  # again: an interrupt may have kept `own` from doing it
     return True
-
-
-def is_in_use(manager: ITransactionManager) -> bool:
-    """Return whether a transaction of `manager` has begun, and does not end yet.
-
-    No other transaction of `manager` may begin then: a connection of ZODB, for example,
-    takes the beginning for the end of the work, and forgets what was changed.
-    """
-    current = getattr(manager, "manager", manager)._txn
-    return current is not None and current.status in ("Active", "Doomed")
 
 
 class own_transaction:
