@@ -339,7 +339,8 @@ class Crew:
         """
         while True:
             with self._feeder:
-                self._log_fewer()
+                if not self._is_fewer_logged:
+                    self._log_fewer()
                 is_busy = self._is_work or (until_idle and self._busy)
                 if self._closed or not is_busy:
                     return
@@ -355,8 +356,7 @@ class Crew:
 
     def _log_fewer(self) -> None:
         """Log once how many workers are left, when no more of them are refused."""
-        is_calm = not self._busy or self._clock() - self._refused >= _CALM_SECONDS
-        if is_calm and not self._is_fewer_logged:
+        if not self._busy or self._clock() - self._refused >= _CALM_SECONDS:
             self._is_fewer_logged = True
             log.info(
                 "%s: the relay takes no more connections: working with %d instead of"

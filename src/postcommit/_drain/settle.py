@@ -112,7 +112,9 @@ class Settler:
         self, claim: IClaim, report: DeliveryReport
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
-        if report.relay_failure is None and len(report.sent) == len(report.outcomes):
+        if report.relay_failure is None and all(
+            outcome.status is Status.SENT for outcome in report.outcomes
+        ):
             return report, Settlement()
         entry, now = claim.entry, self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.

@@ -159,9 +159,19 @@ class Worker:
 
         None if nothing is due, or the queue pauses, or the drain stops.
         """
-        if not self._may_go_on():
-            return None
-        while not (self._ready or self._failed):
+        # The look may have taken long, with a rate limit for example, so this is asked
+        # again after it.
+        while not (self._failed or self.is_stopping) and (
+            self._is_probe or self._breaker.state is CircuitState.CLOSED
+        ):
+            if self._ready:
+                # If another processor may have the entry, all that was claimed is
+                # released. Then the next look raises the error, and the queue pauses.
+                if not self._consumer.is_sure(self._ready[0]):
+                    return None
+                claim = self._ready.popleft()
+                self._in_flight.append(claim)
+                return claim
             if not (self._claimed or self._look_ahead()):
                 return None
             size = 0
@@ -177,19 +187,7 @@ class Worker:
                         self._breaker.failing.pop(claim.name, None)
                 self._claimed.popleft()
             self._was_large = size > _BYTES_AHEAD
-        # The look may have taken long, with a rate limit for example. If another
-        # processor may have the entry, all that was claimed is released. Then the next
-        # look raises the error, and the queue pauses.
-        if not (self._may_go_on() and self._consumer.is_sure(self._ready[0])):
-            return None
-        claim = self._ready.popleft()
-        self._in_flight.append(claim)
-        return claim
-
-    def _may_go_on(self) -> bool:
-        """Return False after a failure, during a pause, and when the drain stops."""
-        is_closed = self._breaker.state is CircuitState.CLOSED
-        return (is_closed or self._is_probe) and not (self._failed or self.is_stopping)
+        return None
 
     def _look_ahead(self) -> bool:
         """Claim the next entries, several at a time if the relay is quick.
