@@ -140,26 +140,21 @@ def checked(schema: type[Interface], name: str, value: Any) -> Any:
     """
     field = cast(Any, schema)[name]
     with suppress(ValidationError, TypeError, OverflowError):
-        value = _converted(field, value)
+        # zope.schema takes a bool for an int, and an int for a bool.
+        is_int = isinstance(value, int) and isinstance(field, Bool | Int | Float)
+        if is_int and isinstance(value, bool) != isinstance(field, Bool):
+            raise TypeError("a truth value is not a number")
+        if isinstance(field, Float) and isinstance(value, int | float):
+            if not math.isfinite(value):
+                raise TypeError("not a finite number")
+            value = float(value)
+        elif isinstance(field, TextLine) and isinstance(value, os.PathLike):
+            value = os.fspath(value)
         field.validate(value)
         return value
     if is_path(field) and isinstance(value, str) and is_url(value):
         raise OptionError(name, value, "must be a path, not a URL")
     raise OptionError(name, value, f"must be {_expectation(field)}")
-
-
-def _converted(field: IField, value: Any) -> Any:
-    # zope.schema takes a bool for an int, and an int for a bool.
-    mixed_up = isinstance(value, bool) != isinstance(field, Bool)
-    if isinstance(field, Bool | Int | Float) and isinstance(value, int) and mixed_up:
-        raise TypeError("a truth value is not a number")
-    if isinstance(field, Float) and isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise TypeError("not a finite number")
-        return float(value)
-    if isinstance(field, TextLine) and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value
 
 
 def _expectation(field: IField) -> str:

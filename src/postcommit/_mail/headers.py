@@ -46,7 +46,9 @@ _ENCODED_WORDS = re.compile(
 )
 
 # The defects of header values of which the standard library has dropped a part.
-_DROPPED = ("invalid address in address-list", "invalid mailbox in mailbox-list")
+_DROPPED = frozenset(
+    {"invalid address in address-list", "invalid mailbox in mailbox-list"}
+)
 
 # Tokens whose text has marks around it, or marks inside quoted.
 _OF_ONE_TEXT = ("bare-quoted-string", "comment", "domain-literal")
@@ -74,14 +76,14 @@ def mailboxes_of(message: Message, name: str) -> list[str]:
         if key.lower() != name.lower():
             continue
         addresses = getattr(value, "addresses", None)
-        if addresses is None or _is_partial(value):
+        defects = set(map(str, getattr(value, "defects", ())))
+        if addresses is None or defects & _DROPPED:
             # Bytes that are not ASCII are surrogates here.
             data = _source(value).encode("utf-8", "surrogateescape")
             found += mailboxes_in(data.decode("utf-8", "replace"))
             continue
         # An encoded word that begins in one quoted string and ends in another takes
         # the addresses between the two into the display name.
-        defects = map(str, getattr(value, "defects", ()))
         if "whitespace inside encoded word" in defects and any(
             '"' in (address.display_name or "") for address in addresses
         ):
@@ -111,12 +113,8 @@ def _source(value: Any) -> str:
     for token in tokens:
         tokens += token if isinstance(token, list) else ()
     has_comment = "comment" in (token.token_type for token in tokens)
-    return _written(tree) if has_comment or _is_partial(value) else text
-
-
-def _is_partial(value: Any) -> bool:
-    """Return True if the standard library dropped a part of an address header."""
-    return any(str(defect) in _DROPPED for defect in getattr(value, "defects", ()))
+    is_partial = not _DROPPED.isdisjoint(map(str, getattr(value, "defects", ())))
+    return _written(tree) if has_comment or is_partial else text
 
 
 def _written(token: Any, before: str = "") -> str:

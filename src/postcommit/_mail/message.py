@@ -134,18 +134,17 @@ def compose(
     )
     # Searching for the letters is faster than searching for a field.
     lowered = header.lower()
-    is_in_header = fromaddr is None or toaddrs is None
-    is_resent = is_in_header and b"resent-date" in lowered
-    prefix = _prefix(header) if is_resent else ""
-    sender = _sender(mailboxes, prefix) if fromaddr is None else parse_sender(fromaddr)
-    recipients = (
-        _recipients(mailboxes, prefix) if toaddrs is None else parse_recipients(toaddrs)
-    )
+    prefix = ""
+    if (fromaddr is None or toaddrs is None) and b"resent-date" in lowered:
+        prefix = _prefix(header)
+    sender, recipients = _envelope(fromaddr, toaddrs, mailboxes, prefix)
     if b"bcc" in lowered:
         header = _BCC.sub(b"", header)
     message_id = _message_id(header) if b"message-id" in lowered else ""
     if not message_id:
-        message_id = _new_message_id(sender, mailboxes)
+        # Unique, and it cannot be guessed (RFC 5322, 3.6.4).
+        domain = domain_in_ascii(sender) or _domain_of_from(mailboxes) or _NO_DOMAIN
+        message_id = f"{time.time_ns()}.{secrets.token_hex(8)}@{domain}"
         added += [b"Message-Id: <", message_id.encode(), b">", end_of_line]
     if b"\ndate:" not in lowered and not _DATE.search(header):
         added += [b"Date: ", formatdate(localtime=True).encode(), end_of_line]
@@ -346,12 +345,6 @@ def _id_in(value: bytes) -> str:
     return good[1] if good and good[1].isprintable() else ""
 
 
-def _new_message_id(sender: str, mailboxes: _Mailboxes) -> str:
-    """Return an id that is unique, and cannot be guessed (RFC 5322, 3.6.4)."""
-    domain = domain_in_ascii(sender) or _domain_of_from(mailboxes) or _NO_DOMAIN
-    return f"{time.time_ns()}.{secrets.token_hex(8)}@{domain}"
-
-
 def _domain_of_from(mailboxes: _Mailboxes) -> str:
     try:
         return domain_in_ascii(parse_address(mailboxes("From")[0]))
@@ -359,7 +352,42 @@ def _domain_of_from(mailboxes: _Mailboxes) -> str:
         return ""
 
 
-# The envelope, from the header
+# The envelope, from the arguments or the header
+
+
+def _envelope(
+    fromaddr: Address | None,
+    toaddrs: Addresses | None,
+    mailboxes: _Mailboxes,
+    prefix: str,
+) -> tuple[str, tuple[str, ...]]:
+    """Return sender and recipients; those that are None are in the header.
+
+    The names of their fields begin with `prefix`.
+    """
+    if fromaddr is None:
+        name = f"{prefix}Sender"
+        found = mailboxes(name)
+        if not found:
+            name = f"{prefix}From"
+            found = mailboxes(name)
+        if not found:
+            reason = f"the header has no {prefix}Sender or {name}; pass fromaddr"
+            raise AddressError(None, reason)
+        if len(found) > 1:
+            # RFC 5322, 3.6.2: such a message needs a Sender.
+            reason = f"{name} has several addresses; pass fromaddr"
+            raise AddressError(", ".join(found), reason)
+        sender = parse_address(found[0])
+    else:
+        sender = parse_sender(fromaddr)
+    if toaddrs is None:
+        names = [f"{prefix}{name}" for name in ("To", "Cc", "Bcc")]
+        toaddrs = [mailbox for name in names for mailbox in mailboxes(name)]
+        if not toaddrs:
+            reason = f"no address in {names[0]}, {names[1]} or {names[2]}; pass toaddrs"
+            raise AddressError(None, reason)
+    return sender, parse_recipients(toaddrs)
 
 
 def _prefix(header: bytes) -> str:
@@ -373,28 +401,6 @@ def _prefix(header: bytes) -> str:
         reason = f"the header has {times} Resent-Date fields; pass fromaddr and toaddrs"
         raise AddressError(None, reason)
     return "Resent-" if times else ""
-
-
-def _sender(mailboxes: _Mailboxes, prefix: str) -> str:
-    for name in (f"{prefix}Sender", f"{prefix}From"):
-        found = mailboxes(name)
-        if len(found) > 1:
-            # RFC 5322, 3.6.2: such a message needs a Sender.
-            reason = f"{name} has several addresses; pass fromaddr"
-            raise AddressError(", ".join(found), reason)
-        if found:
-            return parse_address(found[0])
-    reason = f"the header has no {prefix}Sender or {prefix}From; pass fromaddr"
-    raise AddressError(None, reason)
-
-
-def _recipients(mailboxes: _Mailboxes, prefix: str) -> tuple[str, ...]:
-    names = [f"{prefix}{name}" for name in ("To", "Cc", "Bcc")]
-    found = [mailbox for name in names for mailbox in mailboxes(name)]
-    if not found:
-        reason = f"no address in {names[0]}, {names[1]} or {names[2]}; pass toaddrs"
-        raise AddressError(None, reason)
-    return parse_recipients(found)
 
 
 def _mailboxes(header: bytes, name: str) -> list[str]:
