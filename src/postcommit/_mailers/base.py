@@ -5,6 +5,7 @@ from abc import ABC
 from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +29,8 @@ from postcommit.interfaces import Status
 
 
 @implementer(IPipeline)
-class Pipeline(ABC):
+class Pipeline(AbstractContextManager["Pipeline"], ABC):
     """The base of our own pipelines, see `IPipeline`. Their reports are not checked."""
-
-    def __enter__(self) -> Pipeline:
-        """Begin."""
-        return self
 
     @abstractmethod
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:

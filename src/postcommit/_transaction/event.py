@@ -101,7 +101,19 @@ def events_of(report: DeliveryReport) -> list[IMailEvent]:
     for outcome in report.outcomes:
         key = (outcome.status, outcome.given_up, outcome.reply)
         groups.setdefault(key, []).append(outcome)
-    events = [_event(message_id, alike) for alike in groups.values()]
+    events: list[IMailEvent] = []
+    for (status, given_up, reply), alike in groups.items():
+        recipients = tuple(outcome.recipient for outcome in alike)
+        if status is Status.SENT:
+            events.append(MailSentEvent(message_id, recipients=recipients))
+            continue
+        kind: type[MailErrorEvent] = MailDeferredEvent
+        if status is Status.REJECTED:
+            kind = MailRejectedEvent
+        elif given_up:
+            kind = MailUncertainEvent
+        said = reply if reply.code else None
+        events.append(kind(message_id, str(reply), recipients=recipients, reply=said))
     if failure is not None and report.undecided:
         said = failure if isinstance(failure, Reply) else None
         event = MailDeferredEvent(
@@ -109,21 +121,6 @@ def events_of(report: DeliveryReport) -> list[IMailEvent]:
         )
         events.append(event)
     return events
-
-
-def _event(message_id: str, alike: list[Outcome]) -> IMailEvent:
-    """Return the event for outcomes that are `alike`."""
-    recipients = tuple(outcome.recipient for outcome in alike)
-    status, reply = alike[0].status, alike[0].reply
-    if status is Status.SENT:
-        return MailSentEvent(message_id, recipients=recipients)
-    kind: type[MailErrorEvent] = MailDeferredEvent
-    if status is Status.REJECTED:
-        kind = MailRejectedEvent
-    elif alike[0].given_up:
-        kind = MailUncertainEvent
-    said = reply if reply.code else None
-    return kind(message_id, str(reply), recipients=recipients, reply=said)
 
 
 def announce(
