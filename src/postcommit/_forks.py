@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from typing import Any
-from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from postcommit._log import Log
@@ -24,18 +23,12 @@ from postcommit._log import Log
 
 log = Log("postcommit.forks")
 
-_T = TypeVar("_T")
-
 _registered: WeakKeyDictionary[Any, Callable[[Any], object]] = WeakKeyDictionary()
 
-
-def register(thing: _T, in_child: Callable[[_T], object]) -> None:
-    """Have `in_child(thing)` called in each forked child, as long as `thing` lives.
-
-    `thing` is referred to weakly and found by its hash, as in a dictionary. A second
-    registration replaces the first, in its place in the order.
-    """
-    _registered[thing] = in_child
+# ``register(thing, in_child)`` has ``in_child(thing)`` called in each forked child, as
+# long as `thing` lives. It is referred to weakly and found by its hash. A second
+# registration replaces the first, in its place in the order.
+register = _registered.__setitem__
 
 
 def _after_in_child() -> None:

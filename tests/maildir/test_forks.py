@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -237,7 +238,9 @@ def test_what_a_child_cannot_forget_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # In this process, so that it is seen; without the things of other tests.
-    monkeypatch.setattr(forks, "_registered", WeakKeyDictionary())
+    registered: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+    monkeypatch.setattr(forks, "_registered", registered)
+    monkeypatch.setattr(forks, "register", registered.__setitem__)
     with open(os.devnull, "wb") as said:
         things = [Thing(name, said.fileno()) for name in ("first", "second")]
         for thing in things:
