@@ -1015,17 +1015,19 @@ class Delegating:
         return self.mailer.send(fromaddr, toaddrs, message)
 
 
+@pytest.mark.parametrize("kind", MANAGERS)
 @pytest.mark.parametrize("failure", [None, PartnerFailed])
 def test_a_mailer_that_delegates_announces_when_the_commit_is_over(
-    failure: type[Exception] | None, caplog: pytest.LogCaptureFixture
+    kind: str, failure: type[Exception] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Subscribers are unknown code, and other resources have not finished before."""
-    with begun("thread-local") as manager:
+    with begun(kind) as manager:
         other = Partner(AFTER) if failure is None else failing("tpc_finish", AFTER)
         heard: list[tuple[str, list[str]]] = []
         ours = RecordingMailer()
         ours.notify = lambda event: heard.append((event.messageId, [*other.calls]))
-        delivery = DirectMailDelivery(Delegating(ours))  # type: ignore[arg-type]
+        mailer: Any = Delegating(ours)
+        delivery = DirectMailDelivery(mailer, transaction_manager=manager)
         delivery.send(ANN, BOB, mail("a@example.org"))
         delivery.send(ANN, BOB, mail("b@example.org"))
         manager.get().join(other)

@@ -32,6 +32,7 @@ from postcommit._mailers.foreign import from_exception
 from postcommit._mailers.foreign import notify_of
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._transaction.datamanager import DataManager
+from postcommit._transaction.event import committing
 from postcommit._transaction.event import dispatch_events
 from postcommit._transaction.event import events_of
 from postcommit._transaction.event import log_report
@@ -267,6 +268,7 @@ class _Transmitting:
 
     def _transmit(self, items: Sequence[Composed]) -> None:
         pipeline = pipeline_of(self._mailer)
+        token = committing.set(self._transaction_manager)
         try:
             with pipeline:
                 for number, item in enumerate(items):
@@ -275,6 +277,7 @@ class _Transmitting:
                     self._note(pipeline.completed())
                 self._note(pipeline.drain())
         finally:
+            committing.reset(token)
             self._note(pipeline.completed())
         if len(self._reports) < len(items):
             raise RuntimeError(f"{self._mailer!r} gave too few reports")

@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import zope.event
@@ -36,6 +37,12 @@ from postcommit.interfaces import Status
 log = Log("postcommit.event")
 
 Notify = Callable[[Any], Any]
+
+# The manager whose commit calls a mailer now. A mailer of an application may use one of
+# ours, which does not know the delivery.
+committing: ContextVar[ITransactionManager | None] = ContextVar(
+    "committing", default=None
+)
 
 
 @implementer(IMailSentEvent)
@@ -136,11 +143,13 @@ def announce_to_caller(
 ) -> BaseException | None:
     """As `announce`, for a caller that may be in a transaction of `manager`.
 
+    The caller may also be called by the commit of another manager, see `committing`.
     Another transaction of `manager` may not begin before that one ends: a connection of
     ZODB, for example, takes the beginning for the end of the work, and forgets what was
     changed. So the subscribers are called in the transaction of the caller. In the
     middle of its commit, they are called when the commit is over.
     """
+    manager = committing.get() or manager
     current = getattr(manager, "manager", manager)._txn
     status = None if current is None else current.status
     if status != "Committing":
