@@ -11,6 +11,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
@@ -1130,6 +1131,17 @@ class Impatient(logging.Handler):
             raise KeyboardInterrupt
 
 
+@contextmanager
+def impatient(times: int) -> Iterator[None]:
+    handler = Impatient(times)
+    logger = logging.getLogger("postcommit.event")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def test_two_interrupts_while_it_is_logged_lose_no_outcome(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -1139,14 +1151,8 @@ def test_two_interrupts_while_it_is_logged_lose_no_outcome(
     delivery = DirectMailDelivery(Mailer(), transaction_manager=manager)
     for name in ("a", "b", "c"):
         delivery.send(ANN, BOB, mail(f"{name}@example.org"))
-    handler = Impatient(2)
-    logger = logging.getLogger("postcommit.event")
-    logger.addHandler(handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            manager.commit()
-    finally:
-        logger.removeHandler(handler)
+    with impatient(2), pytest.raises(KeyboardInterrupt):
+        manager.commit()
     manager.abort()
     ours = [r for r in caplog.records if r.name.startswith("postcommit")]
     assert [record.getMessage() for record in ours] == [
@@ -1180,14 +1186,8 @@ def test_a_message_that_was_offered_is_not_called_unsent(
     delivery = DirectMailDelivery(Slow(), transaction_manager=manager)
     for name in ("a", "b"):
         delivery.send(ANN, BOB, mail(f"{name}@example.org"))
-    handler = Impatient(1)
-    logger = logging.getLogger("postcommit.event")
-    logger.addHandler(handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            manager.commit()
-    finally:
-        logger.removeHandler(handler)
+    with impatient(1), pytest.raises(KeyboardInterrupt):
+        manager.commit()
     manager.abort()
     ours = [r for r in caplog.records if r.name.startswith("postcommit")]
     assert [record.getMessage() for record in ours] == [
