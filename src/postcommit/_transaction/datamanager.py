@@ -92,12 +92,7 @@ class DataManager:
         self.items: list[Any] = []
         self._phase = Phase.JOINED
         self.transaction_manager = transaction_manager
-        self._process = os.getpid()
-
-    @property
-    def _is_copy(self) -> bool:
-        """Whether this is the copy of a forked child."""
-        return os.getpid() != self._process
+        self._process = os.getpid()  # a forked child has a copy, and another id
 
     @classmethod
     def of(
@@ -119,7 +114,7 @@ class DataManager:
         if (
             isinstance(found, cls)
             and found._phase is Phase.JOINED
-            and not found._is_copy
+            and found._process == os.getpid()
         ):
             return found
         return cls(owner, make_batch(), transaction, transaction_manager)
@@ -150,7 +145,7 @@ class DataManager:
 
     def _rollback(self, count: int) -> None:
         """Discard all items but the first `count`."""
-        if self._phase is Phase.JOINED and not self._is_copy:
+        if self._phase is Phase.JOINED and self._process == os.getpid():
             # The list is cut last: after an interrupt, the abort discards them again.
             self._batch.discard(self.items[count:])
             del self.items[count:]
@@ -163,7 +158,7 @@ class DataManager:
 
     def tpc_vote(self, transaction: ITransaction) -> None:
         """Prepare the items; raise to refuse the commit."""
-        if self._is_copy:
+        if self._process != os.getpid():
             raise ForkedError("the transaction is that of the parent process")
         # Only a private attribute says whether other resources take part. If it is
         # missing, or names another one (which may drive us), there may be others.
@@ -174,7 +169,7 @@ class DataManager:
 
     def tpc_finish(self, transaction: ITransaction) -> None:
         """Publish the items."""
-        if self._is_copy:
+        if self._process != os.getpid():
             return
         # The phase comes first: whatever is interrupted from here on, the other
         # resources have committed, and the `tpc_abort` that follows must not discard.
@@ -196,7 +191,7 @@ class DataManager:
 
     def abort(self, transaction: ITransaction) -> None:
         """Discard the items, or what the table of the module says; in any phase."""
-        if self._is_copy:
+        if self._process != os.getpid():
             return
         if self._phase is Phase.PREPARED and _is_decided(transaction):
             self.tpc_finish(transaction)
