@@ -236,6 +236,31 @@ def test_there_are_fewer_if_they_contend_for_the_processor() -> None:
     assert course.go_on(taken=45, busy=1.0) == 1
 
 
+def test_refused_workers_are_not_called_for_five_minutes() -> None:
+    clock = FakeClock(0)
+    crew = crew_of(4, Due("abcdef"), clock)
+    crew.call()
+    crew.called = 4
+    calls = [crew.begin() for _ in range(4)]
+    crew.done(calls.pop(), True, True)
+    assert (crew.called, crew.most) == (3, 3)
+    crew.done(calls.pop(), True, True)
+    assert (crew.called, crew.most) == (2, 2)
+    clock.advance(299)
+    crew.review()
+    assert (crew.called, crew.most) == (2, 2)
+    # Another refusal begins the five minutes again. One worker is always left.
+    crew.done(calls.pop(), True, True)
+    crew.done(calls.pop(), True, True)
+    assert crew.most == 1
+    clock.advance(299)
+    crew.review()
+    assert (crew.called, crew.most) == (1, 1)
+    clock.advance(1)
+    crew.review()
+    assert (crew.called, crew.most) == (4, 4)
+
+
 def test_when_all_is_done_one_worker_begins_again() -> None:
     clock = FakeClock(0)
     due = Due("ab")
