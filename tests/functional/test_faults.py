@@ -216,7 +216,7 @@ def test_a_fault_at_any_call_of_a_processor_delays_and_loses_nothing(
         ("openat:error=EMFILE", "entries"),
         ("flock:error=ENOLCK", "entries"),
         ("pread64:error=EIO", "entries"),
-        ("rename:error=EACCES", "entries"),
+        ("rename,renameat2:error=EACCES", "entries"),
         ("unlink:error=EIO", "entries"),
         ("fsync:error=EIO", "everywhere"),
         ("utimensat:error=EIO", "everywhere"),

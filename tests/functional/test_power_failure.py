@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 
 pytestmark = needs_strace
 
-UNIQUE = re.compile(r"\d+\.M\d+P\d+Q\d+\.[^ :]+")
-STEPS = ("write", "fsync", "rename", "unlink")
+UNIQUE = re.compile(r"\d+\.M\d+P\d+Q\d+R\w+\.[^ :]+")
+STEPS = ("write", "fsync", "rename", "renameat2", "unlink")
 
 GARBAGE = b"Neither an envelope nor a message.\n"
 
@@ -113,7 +113,8 @@ class Story:
                     paths = [opened.get(call.descriptor, "")]
                 if all(Path(path).is_relative_to(queue) for path in paths):
                     below = [os.path.relpath(path, queue) for path in paths]
-                    steps.append(" ".join([call.name, *below]))
+                    name = call.name.replace("renameat2", "rename")
+                    steps.append(" ".join([name, *below]))
         entry = entry.partition(":")[0]
         return [UNIQUE.sub("FILE", step.replace(entry, "ENTRY")) for step in steps]
 

@@ -17,10 +17,12 @@ from zope.interface.verify import verifyObject
 from zope.sendmail.maildir import Maildir as OlderMaildir
 
 from postcommit import Maildir
+from postcommit._maildir import files as files_module
 from postcommit._maildir.files import birth_time
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import optional
 from postcommit._maildir.files import remove
+from postcommit._maildir.files import rename
 from postcommit._maildir.files import sync
 from postcommit._maildir.maildir import FOLDERS
 from postcommit._maildir.maildir import MaildirMessageWriter
@@ -263,7 +265,7 @@ def test_many_may_create_the_same_maildir_at_once(tmp_path: Path) -> None:
 
 def test_names_say_when_and_where(maildir: Maildir) -> None:
     host = re.escape(socket.gethostname())
-    pattern = rf"\d{{10}}\.M\d{{6}}P{os.getpid()}Q\d+\.{host}"
+    pattern = rf"\d{{10}}\.M\d{{6}}P{os.getpid()}Q\d+R[0-9a-f]{{16}}\.{host}"
     assert re.fullmatch(pattern, unique_name())
     assert unique_name(1.5).startswith("0000000001.M500000P")
 
@@ -563,15 +565,78 @@ def test_a_child_of_a_fork_closes_what_has_no_name_and_nothing_else(
     assert len(list(maildir)) == 1
 
 
-def test_what_has_no_name_needs_one_that_is_free(maildir: Maildir) -> None:
-    message = maildir.add([b"x"], nameless=True)
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_message_whose_name_is_taken_gets_another(
+    maildir: Maildir, *, nameless: bool
+) -> None:
+    message = maildir.add([b"x"], nameless=nameless)
+    taken = Path(message.target)
+    taken.write_bytes(b"of somebody else")
+    message.commit()
+    assert taken.read_bytes() == b"of somebody else"
+    assert Path(message.path).read_bytes() == b"x"
+    assert re.fullmatch(rf"{re.escape(str(taken))}\.R[0-9a-f]{{16}}", message.target)
+    message.abort()
+    assert sorted(maildir) == [str(taken), message.target]
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_an_abort_leaves_the_file_that_has_taken_a_name(
+    maildir: Maildir, *, nameless: bool
+) -> None:
+    message = maildir.add([b"x"], nameless=nameless)
+    taken = Path(maildir.path, "tmp", "taken")
+    taken.write_bytes(b"of somebody else")
+    with pytest.raises(FileExistsError):
+        message.move(str(taken))
+    message.abort()
+    assert files(Path(maildir.path)) == ["tmp/taken"]
+
+
+def test_a_second_name_that_is_taken_is_an_error(
+    maildir: Maildir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("postcommit._maildir.maildir.another_name", lambda path: path)
+    message = maildir.add([b"x"])
     Path(message.target).write_bytes(b"of somebody else")
     with pytest.raises(QueueError) as caught:
         message.commit()
     assert caught.value.errno == errno.EEXIST
     assert Path(message.target).read_bytes() == b"of somebody else"
-    message.abort()
-    assert files(Path(maildir.path)) == [f"new/{message.name}"]
+
+
+def _rename(path: str, kernel: str) -> None:
+    if kernel == "no ctypes":
+        files_module._renameat2 = None
+    Path(path, "one").write_bytes(b"1")
+    Path(path, "other").write_bytes(b"2")
+    with pytest.raises(FileExistsError) as caught:
+        rename(f"{path}/one", f"{path}/other")
+    assert caught.value.filename2 == f"{path}/other"
+    assert Path(path, "other").read_bytes() == b"2"
+    rename(f"{path}/one", f"{path}/third")
+    assert Path(path, "third").read_bytes() == b"1"
+    with pytest.raises(FileNotFoundError):
+        rename(f"{path}/one", f"{path}/fourth")
+
+
+@needs_strace
+@pytest.mark.parametrize("kernel", ["has it", "EINVAL", "ENOSYS", "no ctypes"])
+def test_a_rename_never_replaces(tmp_path: Path, kernel: str) -> None:
+    inject = f"renameat2:error={kernel}" if kernel[0] == "E" else ""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    trace(_rename, str(folder), kernel, below=folder, scratch=tmp_path, inject=inject)
+    assert sorted(os.listdir(folder)) == ["other", "third"]
+
+
+def test_a_name_is_short_enough_for_that_of_a_prepared_file() -> None:
+    name = unique_name()
+    host = name.split(".", 2)[2]
+    # A process number of 7 digits, a count of 10, and the longest host.
+    longest = f"1796006072.M345753P4194304Q1234567890R{'f' * 16}.{'h' * 40}"
+    assert len(host) <= 40
+    assert len(f"{longest},C=1957ec37:prepared={longest},C=1957ec37") <= 255
 
 
 def _add_without_links(path: str) -> None:
@@ -683,7 +748,7 @@ def test_a_python_without_ctypes_does_not_say_when_a_file_was_created(
 def test_a_ctypes_that_is_forbidden_does_not_say_it_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(name: None) -> None:
+    def refuse(name: None, **options: bool) -> None:
         raise error
 
     monkeypatch.setattr("ctypes.CDLL", refuse)

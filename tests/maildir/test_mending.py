@@ -151,6 +151,17 @@ def test_a_dead_letter_replaces_no_entry(
     assert only(queue, EntryState.FAILED) == dead
 
 
+def test_a_dead_letter_that_cannot_be_moved_is_an_error(
+    store: Store, queue: MaildirOperators, changes: MaildirChanges
+) -> None:
+    bury(store)
+    dead = only(queue, EntryState.FAILED)
+    os.rmdir(f"{store.path}/new")
+    with pytest.raises(QueueError, match="cannot move the dead letter"):
+        changes.retry(dead)
+    assert os.path.exists(dead.place)
+
+
 def test_a_dead_letter_that_has_gone_meanwhile(
     store: Store,
     queue: MaildirOperators,
@@ -251,6 +262,19 @@ def test_what_is_in_doubt_is_sent_or_dropped(
         assert set(changes.recover(doubts, send=send)) == set(doubts)
     assert sorted(os.listdir(f"{store.path}/new")) == sorted(names)[:left]
     assert os.listdir(f"{store.path}/tmp") == []
+
+
+def test_what_is_in_doubt_replaces_no_entry_of_its_name(
+    store: Store, queue: MaildirOperators, changes: MaildirChanges
+) -> None:
+    [name] = leave_in_doubt(store, 1)
+    taken = write(store, f"new/{name}", b"another")
+    doubt = only(queue, EntryState.IN_DOUBT)
+    written = Path(doubt.place).read_bytes()
+    assert list(changes.recover([doubt], send=True)) == [doubt]
+    assert taken.read_bytes() == b"another"
+    [other] = set(taken.parent.iterdir()) - {taken}
+    assert other.read_bytes() == written
 
 
 def test_the_leader_goes_last_and_its_lock_is_held(

@@ -179,6 +179,85 @@ def test_the_attempts_of_one_entry_are_dead_letters_of_their_own(store: Store) -
     claim.release()
 
 
+def named(store: Store, name: str, message: bytes) -> Claim:
+    """Claim a new entry of this name, as another program may write it."""
+    path = Path(store.path, "new", name)
+    path.write_bytes(preamble_of(ENTRY) + message)
+    claim = store.claim(str(path))
+    assert claim is not None
+    return claim
+
+
+NAME = "1790000000.M1P1Q1.web"
+
+
+@pytest.mark.parametrize("by", ["defer", "postpone"])
+def test_a_deferral_keeps_another_entry_of_the_same_name(store: Store, by: str) -> None:
+    messages = [b"Subject: 1\n\n", b"Subject: 2\n\n", b"Subject: 3\n\n"]
+    for message in messages:
+        claim = named(store, NAME, message)
+        entry = claim.read()
+        due = time.time() + 60
+        for _ in range(2):  # the second time, there is nothing to rename
+            if by == "defer":
+                store.defer(claim, entry, due)
+            else:
+                store.postpone(claim, due)
+        claim.release()
+    kept = list(store.maildir.paths("cur"))
+    assert sorted(read(path).message for path in kept) == messages
+    assert f"{store.path}/cur/{NAME}:2," in kept
+    assert all(path.endswith(":2,") for path in kept)
+    assert {accepted_at(os.path.basename(path)) for path in kept} == {1790000000.000001}
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_dead_letter_replaces_only_the_same_one(
+    store: Store, is_last: bool
+) -> None:
+    for message in (b"Subject: 1\n\n", b"Subject: 2\n\n"):
+        for reply in ("550 No", "550 No!"):  # the second time, after a crash
+            claim = named(store, NAME, message)
+            left = Entry("shop@x.org", ("bob@x.org",), message, 1, reply)
+            store.bury(claim, left, is_last=is_last)
+            store.finish(claim)
+            claim.release(removed=True)
+    folder = Path(store.path, ".Failed", "new")
+    buried = [read(str(path)) for path in sorted(folder.iterdir())]
+    messages = [entry.message for entry in buried]
+    assert messages == [b"Subject: 1\n\n", b"Subject: 2\n\n"]
+    assert {entry.last_reply for entry in buried} == {"550 No!"}
+
+
+def test_files_of_one_name_that_are_no_entries_are_all_kept(store: Store) -> None:
+    path = Path(store.path, "new", "report.txt")
+    large = b"x" * (5 << 20)
+    for data in (b"1", b"2", b"2", large, large):
+        path.write_bytes(data)
+        claim = store.claim(str(path))
+        assert claim is not None
+        store.bury_unreadable(claim, "it is no entry")
+        claim.release()
+    folder = Path(store.path, ".Failed", "new")
+    found = sorted(file.read_bytes().partition(b"\n")[2] for file in folder.iterdir())
+    assert found == [b"", b"", b"1", b"2"]
+    assert not path.exists()
+
+
+def test_what_has_taken_the_name_of_a_dead_letter_and_cannot_be_read(
+    store: Store,
+) -> None:
+    claim = named(store, NAME, MESSAGE)
+    store.bury(claim, TRIED, is_last=True)
+    taken = Path(store.path, ".Failed", "new", NAME)
+    taken.unlink()
+    os.mkfifo(taken)
+    store.bury(claim, TRIED, is_last=True)
+    [other] = set(taken.parent.iterdir()) - {taken}
+    assert read(str(other)) == TRIED
+    claim.release()
+
+
 def test_what_cannot_be_read_is_kept_as_it_is_with_the_reason(store: Store) -> None:
     path = f"{store.path}/new/1700000000.1.host"
     Path(path).write_bytes(b"\0no entry\xff")

@@ -21,7 +21,7 @@ _UNFINISHED = re.compile(r"^(\d+) +(.*) <unfinished \.\.\.>$")
 _RESUMED = re.compile(r"^(\d+) +<\.\.\. \w+ resumed>(.*)$")
 _PATH = re.compile(r'"([^"]*)"|<([^>]*)>')
 
-_TRACED = "write,fsync,fdatasync,rename,linkat,mkdir,unlink"
+_TRACED = "write,fsync,fdatasync,rename,renameat2,linkat,mkdir,unlink"
 
 
 def trace(
@@ -64,7 +64,7 @@ def _short(line: str, below: Path) -> str | None:
     called = _CALL.match(line)
     if called is None or called[3].startswith("-"):
         return None
-    name, arguments = called[1], called[2]
+    name, arguments = called[1].replace("renameat2", "rename"), called[2]
     if name == "write" and arguments.startswith("1<"):
         printed = re.match(r'1<[^>]*>, "(\w+)', arguments)
         return f"print {printed[1]}" if printed else None

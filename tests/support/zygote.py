@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from typing import NoReturn
 
+from postcommit._maildir import files
 from tests.support.children import Nursery
 from tests.support.children import check
 from tests.support.children import live
@@ -34,6 +35,7 @@ COUNTED = (
     (os, "posix_fadvise"),
     (os, "fsync"),
     (os, "rename"),
+    (files, "_renameat2"),
     (os, "link"),
     (os, "unlink"),
     (os, "utime"),

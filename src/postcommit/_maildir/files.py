@@ -13,6 +13,7 @@ guarantee.
 """
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -40,9 +41,13 @@ CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 # Maximum number of bytes that are written in one call.
 ONE_WRITE = 1 << 16
 
-# Of <linux/stat.h> and <fcntl.h>.
+# Of <linux/stat.h>, <linux/fs.h> and <fcntl.h>.
 _STATX_BTIME = 0x800
+_RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+
+# Errors of a kernel, a file system or a filter of system calls that has no renameat2.
+_WITHOUT_RENAMEAT2 = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 # Maximum number of seconds that a fork waits for other threads, and they for it.
 _PATIENCE = 1.0
@@ -264,6 +269,18 @@ def optional(name: str) -> Any:
 _ctypes = optional("ctypes")
 
 
+def _of_libc(name: str) -> Any:
+    """Return a function of the C library; None if there is none, or no ctypes."""
+    try:
+        library = _ctypes and _ctypes.CDLL(None, use_errno=True)
+    except (OSError, MemoryError):
+        return None
+    return getattr(library, name, None)
+
+
+_renameat2 = _of_libc("renameat2")
+
+
 def unable(
     path: str, doing: str, error: OSError, kind: type[QueueError] = QueueError
 ) -> QueueError:
@@ -298,19 +315,40 @@ def birth_time(path: str) -> float | None:
     In seconds since the epoch. None if the system, the file system, or a Python whose
     ctypes is missing or forbidden does not say it.
     """
-    if _ctypes is None:
-        return None
-    try:
-        statx = getattr(_ctypes.CDLL(None), "statx", None)
-    except (OSError, MemoryError):
+    statx = _of_libc("statx")
+    if statx is None:
         return None
     answer = _ctypes.create_string_buffer(256)
-    where = (_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME)
-    if statx is None or statx(*where, answer):
+    if statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, answer):
         return None
     [mask] = struct.unpack_from("=I", answer, 0)
     seconds, nanoseconds = struct.unpack_from("=qI", answer, 80)
     return seconds + nanoseconds / 1e9 if mask & _STATX_BTIME else None
+
+
+def rename(source: str, target: str) -> None:
+    """Rename `source` to `target`, but never replace a file.
+
+    Raises FileExistsError if `target` is taken, and another OSError if it fails.
+
+    ``rename(2)`` replaces. A link to the new name and a removal of the old one would
+    not, but a crash between them would leave an entry under two names, and it would be
+    sent twice. So the kernel is asked not to replace (``renameat2``). Where it cannot
+    do that, for example on NFS, we look first. Then another process could still take
+    the name in between, but our names have 64 random bits.
+    """
+    failure = errno.ENOSYS
+    if _renameat2 is not None:
+        here, there = os.fsencode(source), os.fsencode(target)
+        if not _renameat2(_AT_FDCWD, here, _AT_FDCWD, there, _RENAME_NOREPLACE):
+            return
+        failure = _ctypes.get_errno()
+    if failure in _WITHOUT_RENAMEAT2:
+        if not os.path.lexists(target):
+            os.rename(source, target)
+            return
+        failure = errno.EEXIST
+    raise OSError(failure, os.strerror(failure), source, None, target)
 
 
 def remove(path: str) -> None:

@@ -28,6 +28,7 @@ from postcommit._maildir.files import OpenFile
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import give_to_owner
 from postcommit._maildir.files import remove
+from postcommit._maildir.files import rename
 from postcommit._maildir.files import sync
 from postcommit._maildir.files import unable
 from postcommit._maildir.files import write
@@ -54,18 +55,34 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 _counter = itertools.count(1)
 
-# The name of this machine, as a part of a file name.
-_HOST = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
+# The name of this machine, as a part of a file name. It is cut, because the name of a
+# prepared file has it twice, and must not be longer than 255 bytes.
+_HOST = socket.gethostname().replace("/", "\\057").replace(":", "\\072")[:40]
+
+# A file that is there for a moment, to learn what a file system can do.
+PROBE = ".probe"
+
+_NEEDED = "which a queue needs; put the queue on another one, such as ext4"
+
+# Folders whose file systems have all that a queue needs, as this process has tried.
+_fit: set[tuple[str, int, int]] = set()
 
 
 def unique_name(seconds: float | None = None) -> str:
-    """Return a name for a new message: ``<s>.M<µs>P<pid>Q<count>.<host>``.
+    """Return a name for a new message: ``<s>.M<µs>P<pid>Q<count>R<random>.<host>``.
 
-    Names sort by time, `seconds` since the epoch, now by default.
+    Names sort by time, `seconds` since the epoch, now by default. All but the random
+    bits can be equal in two containers.
     """
     microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
     whole, rest = divmod(microseconds, 1_000_000)
-    return f"{whole:010d}.M{rest:06d}P{os.getpid()}Q{next(_counter)}.{_HOST}"
+    unique = f"P{os.getpid()}Q{next(_counter)}R{os.urandom(8).hex()}"
+    return f"{whole:010d}.M{rest:06d}{unique}.{_HOST}"
+
+
+def another_name(path: str) -> str:
+    """Return a path for a file whose own `path` is taken, in the same folder."""
+    return f"{path}.R{os.urandom(8).hex()}"
 
 
 def check_path(path: str) -> None:
@@ -181,6 +198,7 @@ class Staged:
     _aborted = False
     # Path where the file may be already: an interrupt comes after the call is done.
     _moving_to = ""
+    _has_other_target = False
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
@@ -229,24 +247,36 @@ class Staged:
             self.move(self.path)
 
     def move(self, path: str) -> None:
-        """Rename the file to `path`; at `target` it is committed."""
+        """Rename the file to `path`; at `target` it is committed.
+
+        No file is ever replaced. If `target` is taken, it becomes another name, once.
+        Raises OSError, such as FileExistsError for any other `path` that is taken.
+        """
         self._moving_to = path
+        try:
+            if self._file is not None:
+                # Only with a descriptor does Python follow the link; any will do.
+                named = f"/proc/self/fd/{self._file.descriptor}"
+                os.link(named, path, src_dir_fd=self._file.descriptor)
+            else:
+                rename(self.path, path)
+        except FileExistsError:
+            self._moving_to = ""  # that file is not ours
+            if path != self.target or self._has_other_target:
+                raise
+            self._has_other_target = True
+            self.target = another_name(path)
+            self.move(self.target)
+            return
+        except FileNotFoundError:
+            # NFS repeats a rename whose answer was lost, and by then it is done.
+            if self._file is not None or not os.path.lexists(path):
+                raise
+        self.path = path
         if self._file is not None:
-            # Only with a descriptor does Python follow the link; any will do.
-            named = f"/proc/self/fd/{self._file.descriptor}"
-            os.link(named, path, src_dir_fd=self._file.descriptor)
-            self.path = path
             with suppress(OSError):  # all that matters is synced
                 self._file.close()
             self._file = None
-            return
-        try:
-            os.rename(self.path, path)
-        except FileNotFoundError:
-            # NFS repeats a rename whose answer was lost, and by then it is done.
-            if not os.path.lexists(path):
-                raise
-        self.path = path
 
     def commit(self) -> None:
         if self._aborted:

@@ -28,7 +28,9 @@ from postcommit._maildir import mark
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import remove
+from postcommit._maildir.files import rename
 from postcommit._maildir.files import sync
+from postcommit._maildir.files import unable
 from postcommit._maildir.item import Details
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Finding
@@ -39,6 +41,7 @@ from postcommit._maildir.item import Step
 from postcommit._maildir.item import Survey
 from postcommit._maildir.item import no_step
 from postcommit._maildir.maildir import Maildir
+from postcommit._maildir.maildir import another_name
 from postcommit._maildir.presence import ring
 from postcommit._maildir.staging import leader_of
 from postcommit._maildir.store import Claim
@@ -144,11 +147,16 @@ class MaildirChanges:
             raise EntryError(f"{dead.id} cannot be sent: {problem}")
         maildir = self._store.maildir
         target = f"{maildir.folder('new')}/{dead.name}"
-        others = (target, f"{maildir.folder('cur')}/{dead.name}:2,")
-        if any(map(os.path.lexists, others)):
-            raise EntryError(f"{dead.id} is in the queue already, under this name")
-        with explained(dead.place, "move the dead letter into the queue"):
-            os.rename(dead.place, target)
+        there = f"{dead.id} is in the queue already, under this name"
+        if os.path.lexists(f"{maildir.folder('cur')}/{dead.name}:2,"):
+            raise EntryError(there)
+        try:
+            rename(dead.place, target)
+        except FileExistsError as error:
+            raise EntryError(there) from error
+        except OSError as error:
+            doing = "move the dead letter into the queue"
+            raise unable(dead.place, doing, error) from error
 
     def delete(self, item: Item) -> bool:
         """Remove the entry; see `IChanges`."""
@@ -187,7 +195,10 @@ class MaildirChanges:
     def _send(self, doubt: Item) -> None:
         target = f"{self._store.maildir.folder('new')}/{doubt.name}"
         with explained(doubt.place, "accept the entry"):
-            os.rename(doubt.place, target)
+            try:
+                rename(doubt.place, target)
+            except FileExistsError:
+                rename(doubt.place, another_name(target))
 
     def _drop(self, doubt: Item) -> None:
         with explained(doubt.place, "remove the entry"):

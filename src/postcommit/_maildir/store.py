@@ -15,6 +15,7 @@ rename. So a crash leaves the entry as it was, or as it will be.
 """
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -52,16 +53,19 @@ from postcommit._maildir.files import birth_time
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import give_to_owner
 from postcommit._maildir.files import remove
+from postcommit._maildir.files import rename
 from postcommit._maildir.files import sync
 from postcommit._maildir.files import unable
 from postcommit._maildir.files import write
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.maildir import Staged
+from postcommit._maildir.maildir import another_name
 from postcommit._maildir.maildir import create_maildir
 from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
 from postcommit._maildir.presence import WAKEUP
+from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
 
@@ -225,7 +229,12 @@ class Store:
         elif os.path.dirname(claim.path) == self.maildir.folder("cur"):
             return
         target = f"{self.maildir.folder('cur')}/{name}:2,"
-        os.rename(claim.path, target)
+        try:
+            rename(claim.path, target)
+        except FileExistsError:
+            # Another entry of this name was deferred.
+            target = f"{another_name(target.removesuffix(':2,'))}:2,"
+            rename(claim.path, target)
         claim.path = target
 
     def _sync(self, name: str) -> None:
@@ -272,17 +281,29 @@ class Store:
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             if claim.is_large:
                 failed = self._failed().folder("new")
-                os.rename(claim.path, f"{failed}/{claim.key}")
+                target = f"{failed}/{claim.key}"
+                try:
+                    rename(claim.path, target)
+                except FileExistsError:
+                    rename(claim.path, another_name(target))
                 sync(failed)
                 return
             self._bury(claim.key, [UNREADABLE, said, b"\n", claim.read_bytes()])
         self.finish(claim)
 
     def _bury(self, name: str, lines: Sequence[bytes]) -> None:
-        failed = self._failed()
-        written = self._write(FAILED, lines, time.time())
-        os.rename(written, f"{failed.folder('new')}/{name}")
-        sync(failed.folder("new"))
+        folder = self._failed().folder("new")
+        written, target = self._write(FAILED, lines, time.time()), f"{folder}/{name}"
+        try:
+            rename(written, target)
+        except FileExistsError:
+            # It is this one, if a crash came before the next step, and is replaced.
+            # Otherwise it is that of another entry of this name, and both are kept.
+            message = _message_in(written)
+            if message != _message_in(target):
+                target += f".{hashlib.blake2b(message, digest_size=8).hexdigest()}"
+            os.rename(written, target)
+        sync(folder)
 
     def _failed(self) -> Maildir:
         path = f"{self.path}/{FAILED}"
@@ -470,6 +491,22 @@ def _is_still(locked: os.stat_result, path: str) -> bool:
         return os.path.samestat(os.stat(path), locked)
     except FileNotFoundError:
         return False
+
+
+def _message_in(path: str) -> bytes:
+    """Return the message of a dead letter, or the whole file if it is not an entry.
+
+    Nothing of one that cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with OpenFile(path, flags) as file:
+            data = os.read(file.descriptor, os.fstat(file.descriptor).st_size)
+        return parse_entry(data).message
+    except EntryError:
+        return data
+    except OSError:
+        return b""
 
 
 def _age(path: str) -> float:
