@@ -29,6 +29,8 @@ from postcommit._cli.service import TAKEN
 from postcommit._cli.service import Signals
 from postcommit._cli.service import Supervisor
 from postcommit._cli.service import check_queue
+from postcommit._maildir.mounts import REMOTE_ADVICE
+from postcommit._maildir.mounts import remoteness
 from postcommit._processor import QueueProcessor
 from postcommit.errors import text_of
 from postcommit.interfaces import ISMTPMailer
@@ -149,6 +151,8 @@ class Service:
         threading.excepthook = _log_death
         processor.start()
         log.info("drains %s through %s", processor.queuePath, mailer)
+        if problem := remoteness(processor.queuePath):
+            log.warning("%s: %s; %s", processor.queuePath, problem, REMOTE_ADVICE)
         return Drainer(processor, mailer)
 
     def _status(self) -> str:

@@ -18,9 +18,15 @@ from postcommit._maildir.looking import items
 from postcommit._maildir.looking import mailbox
 from postcommit._maildir.looking import shortages
 from postcommit._maildir.maildir import FOLDERS
+from postcommit._maildir.maildir import shortcoming
 from postcommit._maildir.mark import FAILED
+from postcommit._maildir.mounts import REMOTE_ADVICE
+from postcommit._maildir.mounts import is_read_only
+from postcommit._maildir.mounts import mount_of
+from postcommit._maildir.mounts import remoteness
 from postcommit._maildir.presence import PAUSED
 from postcommit._maildir.presence import WAKEUP
+from postcommit._maildir.presence import lacks_pipes
 from postcommit._maildir.staging import is_incomplete
 from postcommit._maildir.store import LEFTOVER_AGE
 from postcommit._maildir.store import Store
@@ -37,6 +43,7 @@ def check(store: Store, now: float) -> Iterator[Finding]:
     """
     with explained(store.path, "check the queue"):
         yield from _folders(store)
+        yield from _file_system(store)
         yield from _disk(store)
         yield from _as_allowed(_foreign(store, now))
         yield from _as_allowed(_tmp(store, now))
@@ -109,7 +116,10 @@ def _folders(store: Store) -> Iterator[Finding]:
 
 def _access(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[Finding]:
     # The effective ids: as root we act as the owner.
-    if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+    wanted = os.R_OK | os.W_OK | os.X_OK
+    if is_read_only(path):
+        wanted = os.R_OK | os.X_OK  # nobody may write, and that is another finding
+    if os.access(path, wanted, effective_ids=True):
         return
     problem = "may not be read and written by this user"
     if top.st_uid != os.geteuid():
@@ -153,6 +163,25 @@ def quoted(path: str) -> str:
     plain = (chr(b) if 32 <= b < 127 else f"\\{b:03o}" for b in os.fsencode(path))
     words = "".join(f"\\{c}" if c in ("'", "\\") else c for c in plain)
     return f"$'{words}'"
+
+
+def _file_system(store: Store) -> Iterator[Finding]:
+    if is_read_only(store.path):
+        mount = mount_of(store.path)
+        where = mount.point if mount else store.path
+        advice = f"as root, run 'mount -o remount,rw {quoted(where)}'; after an error"
+        advice += " of the disk, 'dmesg' tells the reason"
+        yield Finding(store.path, "is on a file system that is read-only", advice)
+    if problem := remoteness(store.path):
+        yield Finding(store.path, problem, REMOTE_ADVICE)
+    if not mailbox(store):  # in which nothing may be created, not even for a moment
+        tmp = store.maildir.folder("tmp")
+        if reason := shortcoming(tmp):
+            yield Finding(store.path, *reason.split("; "))
+        if lacks_pipes(tmp):
+            problem = "is on a file system without named pipes"
+            advice = "none: commits cannot wake the processor, it only polls"
+            yield Finding(store.path, problem, advice)
 
 
 def _disk(store: Store) -> Iterator[Finding]:

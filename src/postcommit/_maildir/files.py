@@ -121,11 +121,11 @@ class FileLock(OpenFile):
 
     _is_held = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, access: int = os.O_RDWR) -> None:
         # For writing, because network file systems want it for the lock;
         # without waiting, should it be a pipe; and never through a symbolic
         # link, which could lead anywhere.
-        super().__init__(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        super().__init__(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock, if it is free; return whether it was. Does not wait.

@@ -7,6 +7,7 @@ when `commit` returns.
 """
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -371,6 +372,59 @@ def _check_folders(path: str) -> None:
             raise not_a_folder(path, name, is_link=entry.is_symlink())
 
 
+def refuse_unfit(path: str) -> None:
+    """Raise `MaildirError` if the Maildir at `path` is on an unfit file system.
+
+    Otherwise mail would be accepted, and the first deferral would stop the queue. It is
+    tried once for each folder and process. Raises OSError if the folder is missing.
+    """
+    folder = os.path.join(path, "tmp")
+    found = os.stat(folder)
+    if (path, found.st_dev, found.st_ino) not in _fit:
+        if reason := shortcoming(folder):
+            raise MaildirError(path, reason)
+        _fit.add((path, found.st_dev, found.st_ino))
+
+
+def shortcoming(folder: str) -> str:
+    """Return what the file system of `folder` lacks for a queue; '' for nothing.
+
+    Also '' if it cannot be tried: the disk is full, or this user may not write there.
+    The file for it is removed; if this process is killed, the next one removes it.
+    """
+    plain = f"{folder}/{PROBE}"
+    path = f"{plain}:2,"  # as in `cur`
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    without_colons = f"is on a file system without ':' in file names, {_NEEDED}"
+    try:
+        remove(plain)
+        with OpenFile(path, flags) as file:
+            # Over SMB, this may be a stream of the file before the colon.
+            if os.path.lexists(plain):
+                return without_colons
+            try:
+                fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # another process tries it at this moment
+            except OSError as error:
+                lacks = f"without file locks (flock: {error.strerror})"
+                return f"is on a file system {lacks}, {_NEEDED}"
+    except OSError:
+        # The colon is the reason if it fails only with one.
+        if not os.path.lexists(path):
+            with suppress(OSError):
+                OpenFile(plain, flags).close()
+                try:
+                    os.rename(plain, path)
+                except OSError:
+                    return without_colons
+    finally:
+        for name in (path, plain):
+            with suppress(OSError):
+                os.unlink(name)
+    return ""
+
+
 def not_a_folder(path: str, name: str, *, is_link: bool) -> NotAMaildirError:
     """Return the error for a file or a link in place of the folder `name`."""
     kind = "a symbolic link" if is_link else "a file"
@@ -389,6 +443,8 @@ def create_maildir(path: str, *, owner_of: str = "") -> None:
     try:
         for name in FOLDERS:
             os.mkdir(f"{building}/{name}", 0o700)
+        if reason := shortcoming(os.path.join(building, "tmp")):
+            raise MaildirError(path, reason)
         if owner_of:
             _give_to_owner(building, owner_of)
         sync(building)

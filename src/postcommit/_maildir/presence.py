@@ -36,6 +36,7 @@ from postcommit._maildir.files import give_to_owner
 from postcommit._maildir.files import open_pipe
 from postcommit._maildir.files import remove
 from postcommit._maildir.files import write
+from postcommit._maildir.maildir import PROBE
 from postcommit._maildir.maildir import unique_name
 from postcommit.errors import text_of
 
@@ -108,6 +109,23 @@ def open_wakeup(queue_path: str) -> OpenFile:
     if is_new and stat.S_ISFIFO(os.fstat(pipe.descriptor).st_mode):
         give_to_owner(pipe.descriptor, queue_path)
     return pipe
+
+
+def lacks_pipes(folder: str) -> bool:
+    """Return whether the file system of `folder`, a ``tmp``, has no named pipes."""
+    path = f"{folder}/{PROBE}-pipe"
+    with suppress(OSError):
+        os.unlink(path)
+    try:
+        os.mkfifo(path, 0o600)
+    except OSError:
+        # Only the pipe is the reason if a file is possible.
+        with suppress(OSError), OpenFile(path, CREATE):
+            return True
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+    return False
 
 
 class Bell:

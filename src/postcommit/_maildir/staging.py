@@ -220,7 +220,12 @@ def is_incomplete(path: str) -> bool:
 
 def _is_dead(path: str) -> bool:
     try:
-        lock = FileLock(leader_of(path))
+        try:
+            lock = FileLock(leader_of(path))
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            lock = FileLock(leader_of(path), os.O_RDONLY)
     except FileNotFoundError:
         # The leader goes last, so nothing of a living transaction is left.
         return os.path.exists(path)

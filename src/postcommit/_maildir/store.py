@@ -61,6 +61,7 @@ from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.maildir import Staged
 from postcommit._maildir.maildir import another_name
 from postcommit._maildir.maildir import create_maildir
+from postcommit._maildir.maildir import refuse_unfit
 from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
@@ -96,6 +97,8 @@ class Store:
             is_link = os.path.islink(f"{self.path}/{FAILED}")
             if is_link or not os.path.lexists(f"{self.path}/{WAKEUP}"):
                 refuse_mailbox(self.maildir)
+            with explained(self.path, "open the queue"):
+                refuse_unfit(self.path)
 
     def consumer(
         self, schedule: Schedule, clock: Callable[[], float] | None = None
