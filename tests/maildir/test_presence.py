@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +13,22 @@ from pathlib import Path
 
 import pytest
 
+from postcommit import QueueProcessor
 from postcommit._maildir import presence
+from postcommit._maildir.files import OpenFile
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.presence import Bell
 from postcommit._maildir.presence import PauseNote
 from postcommit._maildir.presence import heartbeat
+from postcommit._maildir.presence import open_wakeup
 from postcommit._maildir.presence import pause_of
 from postcommit._maildir.presence import ring
+from postcommit._maildir.store import Store
 from tests.support import children
 from tests.support.faults import full_disk
 from tests.support.faults import without_privileges
+from tests.support.mailers import ScriptedMailer
+from tests.support.queues import wait
 
 
 HOUR = 3600.0
@@ -184,6 +191,92 @@ def test_who_sleeps_gives_signs_of_life(
     bell.ring()
     waiting.join(60)
     bell.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved away", "pipe deleted"])
+def test_a_queue_that_is_replaced_is_waked_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    monkeypatch.setattr(presence, "_LEAST_SECONDS", 0.0)
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    bell = Bell(str(queue))
+    if how == "moved away":
+        queue.rename(tmp_path / "away")
+    else:
+        (queue / ".wakeup").unlink()
+    if how == "deleted":
+        queue.rmdir()
+    if how != "pipe deleted":
+        bell.wait(0.0)  # nothing is there yet
+        bell.wait(0.0)
+        assert caplog.text.count("commits wake nobody") == 1
+        queue.mkdir()
+    assert heartbeat(str(queue)) is None
+    before = len(os.listdir("/proc/self/fd"))
+    bell.wait(0.0)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert "is opened, it was replaced" in caplog.text
+    assert heartbeat(str(queue)) is not None
+    since = time.monotonic()
+    bell.wait(HOUR)  # rung by itself: there may be work
+    ringing = threading.Timer(0.05, ring, (str(queue),))
+    ringing.start()
+    bell.wait(HOUR)
+    assert time.monotonic() - since < 60
+    ringing.join()
+    bell.close()
+    bell.beat()
+    assert heartbeat(str(queue)) is None
+
+
+@pytest.mark.parametrize("how", ["restored", "another"])
+def test_a_processor_goes_on_in_a_queue_that_was_replaced(
+    tmp_path: Path, how: str
+) -> None:
+    queue = tmp_path / "queue"
+    mailer = ScriptedMailer()
+    backup = Store(str(tmp_path / "backup"))
+    wait(backup)
+    Store(str(queue))
+    processor = QueueProcessor(str(queue), mailer, pollingInterval=300)
+    processor.start()
+    try:
+        if how == "another":
+            queue.rename(tmp_path / "away")
+        else:
+            while queue.exists():  # the note of its pause may come in between
+                shutil.rmtree(queue, ignore_errors=True)
+        os.rename(backup.path, queue)
+        until = time.monotonic() + 60
+        while len(mailer.attempts) < 1 or heartbeat(str(queue)) is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        assert processor.stop(60)
+    assert len(mailer.attempts) == 1
+
+
+def test_a_bell_that_is_closed_while_it_opens_the_pipe_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell = Bell(str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))
+
+    def opened(path: str) -> OpenFile:
+        pipe = open_wakeup(path)
+        bell.close()
+        return pipe
+
+    monkeypatch.setattr(presence, "open_wakeup", opened)
+    (tmp_path / ".wakeup").unlink()
+    bell.last_beat = -HOUR
+    bell.beat()
+    assert len(os.listdir("/proc/self/fd")) == before - 3
+    assert heartbeat(str(tmp_path)) is None
 
 
 def test_signs_of_life_that_fail_and_a_close_are_told_once(

@@ -286,7 +286,7 @@ class Scan:
         self._schedule = schedule
         self._clock = clock
         self._monotonic = monotonic
-        self._seen: dict[str, float | None] = {"new": None, "cur": None}
+        self._seen: dict[str, tuple[float, int] | None] = {"new": None, "cur": None}
         # The first time at which an entry is due, as far as it was noted since the last
         # pass over the deferred ones began; and the one noted before, until that ends.
         self._next_due = self._last_due = math.inf
@@ -353,11 +353,12 @@ class Scan:
 
     def _has_changed(self, folder: str) -> bool:
         """Return whether `folder` has changed since the last call."""
-        changed = os.stat(f"{self._maildir.path}/{folder}").st_mtime
-        if changed == self._seen[folder]:
+        found = os.stat(f"{self._maildir.path}/{folder}")
+        state = found.st_mtime, found.st_ino  # another one if the folder was replaced
+        if state == self._seen[folder]:
             return False
-        is_settled = time.time() - changed > _COARSENESS
-        self._seen[folder] = changed if is_settled else None
+        is_settled = time.time() - found.st_mtime > _COARSENESS
+        self._seen[folder] = state if is_settled else None
         return True
 
     def _find(self, avoid: Collection[Hashable], until: float) -> str | None:

@@ -139,13 +139,41 @@ class Bell:
         self._inside = open_pipe()
         self._outside: list[OpenFile] = []
         self._lock = threading.RLock()  # a signal handler may ring
-        self._trouble = ""
+        self._trouble = self._missing = ""
         self.last_beat = -math.inf  # in `time.monotonic`
-        try:
-            self._outside.append(open_wakeup(queue_path))
-        except OSError as error:
-            log.warning("%s: commits wake nobody, only polling: %s", self._path, error)
+        self._open()
         self.beat()
+
+    def _open(self) -> None:
+        """Open the queue's pipe, in place of one that it has lost; see `_leads`."""
+        try:
+            pipe = open_wakeup(os.path.dirname(self._path))
+        except OSError as error:
+            if self._missing != str(error):
+                self._missing = str(error)
+                told = "%s: commits wake nobody, only polling: %s"
+                log.warning(told, self._path, error)
+            return
+        self._found = os.fstat(pipe.descriptor)
+        with self._lock:
+            lost, self._outside = self._outside, [pipe]
+            if self._inside[1].descriptor == -1:
+                lost = [pipe]  # the bell was closed meanwhile
+            for old in lost:
+                with suppress(OSError):
+                    old.close()
+        self._missing = ""
+
+    def _leads(self) -> bool:
+        """Return whether commits find our pipe.
+
+        They do not if somebody has replaced the folder, for example by a copy.
+        """
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return False
+        return bool(self._outside) and os.path.samestat(found, self._found)
 
     def close(self) -> None:
         """Close the pipe. Ringing has no effect any more."""
@@ -175,6 +203,11 @@ class Bell:
         now = time.monotonic()
         if now - self.last_beat >= _LEAST_SECONDS:
             self.last_beat = now
+            if not self._leads() and self._inside[1].descriptor != -1:
+                self._open()
+                if self._leads():
+                    log.warning("%s: is opened, it was replaced", self._path)
+                    self.ring()  # there may be work
             for pipe in self._outside:
                 try:
                     os.utime(pipe.descriptor)
@@ -187,18 +220,18 @@ class Bell:
     def wait(self, timeout: float) -> None:
         """Sleep until somebody rings, `timeout` seconds at most."""
         deadline = time.monotonic() + max(0.0, timeout)
-        poll = select.poll()
-        for reader in (self._inside[0], *self._outside):
-            poll.register(reader.descriptor, select.POLLIN)
         while True:
             left = max(0.0, deadline - time.monotonic())
+            poll = select.poll()
+            for reader in (self._inside[0], *self._outside):
+                poll.register(reader.descriptor, select.POLLIN)
             rung = poll.poll(min(left, _MOST_SECONDS) * 1000)
-            self.beat()
+            for descriptor, _ in rung:
+                with suppress(BlockingIOError):  # another processor may have read it
+                    os.read(descriptor, 65536)
+            self.beat()  # this may open the pipe again
             if rung or not left:
-                break
-        for descriptor, _ in rung:
-            with suppress(BlockingIOError):  # another processor may have read it
-                os.read(descriptor, 65536)
+                return
 
 
 # The pause
