@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -131,6 +132,45 @@ def test_the_note_of_a_dead_processor_is_swept_away(
     assert pause_of(store.path) is None
     consumer.sweep()
     assert not paused.exists()
+
+
+def claim_by_link(store: Store, name: str, *, age: float) -> None:
+    os.link(f"{store.path}/new/{name}", f"{store.path}/new/.sending-{name}")
+    then = time.time() - age
+    os.utime(f"{store.path}/new/{name}", (then, then))
+
+
+def test_entries_left_to_an_older_library_are_in_the_log_once(
+    store: Store,
+    consumer: Consumer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [wait(store) for _ in range(3)]
+    hour = 3600.0
+    for name, age in zip(names, (60.0, hour, 4 * hour), strict=True):
+        claim_by_link(store, name, age=age)
+    for _ in range(3):
+        consumer.release(consumer.take(8))
+        consumer.seconds_to_wait()
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    last = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time() - 60 + 3 * hour))
+    told = re.fullmatch(
+        f"{store.path}: .*another library .*\\(2, by .sending- files\\).* until"
+        r" (.*):\d\d UTC",
+        record.getMessage(),
+    )
+    assert told is not None
+    assert told[1] == last
+    # An hour later, it is still there.
+    monkeypatch.setattr("postcommit._maildir.consumer._LOG_SECONDS", 0.0)
+    consumer._next_log = 0.0
+    consumer.close()
+    assert len(caplog.records) == 2
+    store.held = dict.fromkeys(names, 1.0)
+    consumer.seconds_to_wait()
+    assert len(caplog.records) == 2, "their time is over"
 
 
 def test_a_pause_ends_with_the_drain(store: Store, consumer: Consumer) -> None:

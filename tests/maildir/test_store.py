@@ -293,9 +293,27 @@ def test_a_claim_of_an_older_library_is_respected_for_three_hours(store: Store) 
     for age in (0, 3 * 3600 - 60):
         os.utime(sending, (time.time() - age,) * 2)
         assert store.claim(claim.path) is None
+    assert list(store.held) == [claim.key]
+    assert abs(store.held[claim.key] - time.time() - 60) < 10
     os.utime(sending, (time.time() - 3 * 3600 - 60,) * 2)
     again = store.claim(claim.path)
     assert again is not None
+    assert not os.path.exists(sending), "it would stay for ever"
+    again.release()
+
+
+def test_a_file_with_the_name_of_an_old_claim_that_is_another_one_stays(
+    store: Store,
+) -> None:
+    claim = accept(store)
+    claim.release()
+    os.link(claim.path, f"{store.path}/backup")
+    other = Path(store.path, "new", f".sending-{claim.key}")
+    other.write_bytes(b"another")
+    os.utime(other, (1.0, 1.0))
+    again = store.claim(claim.path)
+    assert again is not None
+    assert other.read_bytes() == b"another"
     again.release()
 
 

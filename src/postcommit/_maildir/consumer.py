@@ -67,6 +67,9 @@ _NEW_EVERY = 0.2
 # is due, and to look at it takes about 2 us: at most a tenth of the time goes into it.
 _REST_FOR_EACH = 2e-5
 
+# Number of seconds between two lines in the log about claims of another library.
+_LOG_SECONDS = 3600.0
+
 # Maximum number of seconds for which `take` looks for more, once it has something.
 _SECONDS_FOR_MORE = 0.01
 
@@ -88,6 +91,7 @@ class Consumer:
         self._locks: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
         self._lock = threading.Lock()  # around the slot
         self._slot = time.monotonic()
+        self._next_log = -math.inf
         self.wait = self._bell.wait
         self.beat = self._bell.beat
         self.ring = self._bell.ring
@@ -214,7 +218,23 @@ class Consumer:
 
     def seconds_to_wait(self) -> float:
         """Return for how many seconds, as far as is known, nothing becomes due."""
+        self._log_held()
         return self._scan.seconds_to_wait()
+
+    def _log_held(self) -> None:
+        """Log, once an hour, how many entries are left to another library."""
+        now = time.time()
+        held = [until for until in self._store.held.values() if until > now]
+        if held and time.monotonic() >= self._next_log:
+            self._next_log = time.monotonic() + _LOG_SECONDS
+            log.warning(
+                "%s: a processor of another library has claimed entries (%d, by"
+                " .sending- files); each is left to it for three hours, the last one"
+                " until %s",
+                self._store.path,
+                len(held),
+                time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(max(held))),
+            )
 
     def reserve(self, rate: float) -> float:
         """Take the next slot of `rate` per second; return the seconds until it."""
@@ -237,6 +257,7 @@ class Consumer:
 
     def close(self) -> None:
         """Release all claims, and leave no note."""
+        self._log_held()
         self._scan.is_stopped = True
         for lock in list(self._locks.values()):
             lock.release()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from email.errors import HeaderParseError
 from email.header import decode_header
 from email.header import make_header
@@ -40,14 +41,24 @@ _ACTUALLY = re.compile(
 _BLANK_LINE = re.compile(rb"^\r?$", re.MULTILINE)
 
 
-def is_claimed(path: str) -> bool:
-    """Return whether a processor of theirs has claimed the entry at `path`."""
+def claimed_until(path: str) -> float | None:
+    """Return until when a processor of theirs has claimed the entry at `path`.
+
+    In seconds since the epoch; None if no processor has. The link of a claim that is
+    too old is removed, as their processors do it. Otherwise it would stay for ever.
+    """
     folder, name = os.path.split(path)
+    link = f"{folder}/{SENDING}{name}"
     try:
-        since = os.stat(f"{folder}/{SENDING}{name}").st_mtime
+        found = os.lstat(link)
     except FileNotFoundError:
-        return False
-    return time.time() - since < CLAIM_AGE
+        return None
+    if time.time() - found.st_mtime < CLAIM_AGE:
+        return found.st_mtime + CLAIM_AGE
+    with suppress(OSError):  # `check` reports one that stays
+        if os.path.samestat(found, os.lstat(path)):
+            os.unlink(link)
+    return None
 
 
 def header_of(data: bytes) -> bytes | None:

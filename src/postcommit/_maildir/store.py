@@ -93,6 +93,8 @@ class Store:
         self.path = self.name = self.maildir.path
         # Time when the queue's folder was created, if the file system says it.
         self._created: float | None = None
+        #: Entries that an older library's processor has claimed, and until when.
+        self.held: dict[str, float] = {}
         if not (to_look or self.maildir.is_new):
             is_link = os.path.islink(f"{self.path}/{FAILED}")
             if is_link or not os.path.lexists(f"{self.path}/{WAKEUP}"):
@@ -143,9 +145,12 @@ class Store:
         """
         claim = Claim.take(path, locks)
         # An older library claims by a second name of the file.
-        if claim is not None and claim.links > 1 and older.is_claimed(path):
-            claim.release()
-            return None
+        if claim is not None and claim.links > 1:
+            until = older.claimed_until(path)
+            if until is not None:
+                claim.release()
+                self.held[claim.key] = until
+                return None
         if claim is not None:
             claim.store = self
         return claim
