@@ -32,8 +32,8 @@ from postcommit._maildir.item import EntryState
 from postcommit._maildir.looking import items
 from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mending import MaildirChanges
-from postcommit._maildir.staging import Staging
 from postcommit._maildir.store import Claim
+from postcommit._maildir.store import Staging
 from postcommit._maildir.store import Store
 from tests.support.draining import Bench
 from tests.support.mailers import ScriptedMailer

@@ -23,13 +23,13 @@ from postcommit import QueuedMailDelivery
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.maildir import Staged
 from postcommit._maildir.presence import Bell
-from postcommit._maildir.staging import Staging
-from postcommit._maildir.staging import _do_all
 from postcommit._maildir.staging import _is_complete
 from postcommit._maildir.staging import is_in_doubt
 from postcommit._maildir.staging import is_prepared
 from postcommit._maildir.staging import original_name
+from postcommit._maildir.store import Staging
 from postcommit._maildir.store import Store
+from postcommit._maildir.store import _do_all
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch

@@ -1,4 +1,4 @@
-"""The entries of one transaction, on their way into the queue.
+"""The files in ``tmp``: staged, prepared or in doubt, as their names show it.
 
 =============================  =================================================
 in ``tmp/``                    what it is
@@ -30,179 +30,30 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import zlib
-from collections.abc import Callable
 from collections.abc import Sequence
-from functools import partial
 
-from zope.interface import implementer
-
-from postcommit._log import Log
 from postcommit._maildir.files import FileLock
-from postcommit._maildir.files import explained
-from postcommit._maildir.files import sync
-from postcommit._maildir.files import unable
-from postcommit._maildir.maildir import Maildir
-from postcommit._maildir.maildir import Staged
-from postcommit._maildir.presence import ring
-from postcommit.errors import PublishError
-from postcommit.errors import QueueError
-from postcommit.interfaces import IBatch
 
 
-log = Log("postcommit.maildir.staging")
-
+PREPARED = ":prepared="
 _CHECKSUM = ",C="
-_PREPARED = ":prepared="
-
-# Maximum number of file syncs that run side by side; the kernel merges them.
-_SYNC_THREADS = 16
 
 _BLOCK = 1 << 16
 
 
-@implementer(IBatch)
-class Staging:
-    """The entries of one transaction, in ``tmp``; see `IBatch`."""
+def prepared_names(names: Sequence[tuple[str, int]]) -> list[str]:
+    """Return the names of the prepared files of one transaction.
 
-    def __init__(self, maildir: Maildir) -> None:
-        self._maildir = maildir
-        self._path = maildir.path
-        # An interrupt may come at any moment. With this object its leader's lock is
-        # dropped, so what is in doubt since then does not look alive.
-        self._leader: FileLock | None = None
-        # After ordinary storages, so that their locks are gone when we
-        # publish; before «~sqlalchemy:», which commits in its vote.
-        self.sort_key = f"~mail:queued:{maildir.path}"
-
-    def prepare(
-        self, items: Sequence[Staged], *, alone: bool = False
-    ) -> None:
-        if not items:
-            return
-        with explained(self._path, "make the entries durable"):
-            if alone and len(items) == 1:
-                items[0].sync()
-            else:
-                self._prepare(items)
-
-    def _prepare(self, items: Sequence[Staged]) -> None:
-        leader = self._mark(items)
-        syncs = [item.sync for item in items[1:]]
-        _do_all([partial(os.fsync, leader.descriptor), *syncs])
-        sync(self._maildir.folder("tmp"))
-        _check_writable(self._maildir.folder("new"))
-
-    def _mark(self, items: Sequence[Staged]) -> FileLock:
-        """Give the items their prepared names; return the lock of the leader."""
-        items[0].reveal()
-        self._leader = leader = FileLock(items[0].path)
-        if not leader.acquire():
-            raise QueueError(items[0].path, "is locked by another process")
-        mark = f"{_PREPARED}{_with_checksum(items[0].name, items[0])}"
-        for item in items:
-            item.move(f"{_with_checksum(item.path, item)}{mark}")
-        return leader
-
-    def publish(self, items: Sequence[Staged]) -> None:
-        if not items:
-            return
-        left: list[str] = []
-        causes: list[OSError] = []
-        try:
-            # The leader comes last: as long as any is prepared, so is the leader.
-            for item in reversed(items):
-                try:
-                    item.move(item.target)
-                except OSError as error:
-                    if self._leader is None:
-                        # The only entry of a transaction, which is aborted by this.
-                        self.discard([item])
-                        raise unable(self._path, "accept the entry", error) from error
-                    left.append(os.path.basename(item.path))
-                    causes.append(error)
-            try:
-                sync(f"{self._path}/new")
-            except OSError as error:
-                causes.append(error)
-        finally:
-            # Also if this is interrupted: then what is left is in doubt.
-            if self._leader is not None:
-                self._release()
-            ring(self._path)
-        if causes:
-            failure = PublishError(self._path, tuple(left), causes[0])
-            log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
-            raise failure from causes[0]
-
-    def discard(self, items: Sequence[Staged]) -> None:
-        for item in reversed(items):
-            try:
-                item.abort()
-            except OSError as error:
-                log.error("Left behind: %s", error)
-        self._release()
-
-    def abandon(self, items: Sequence[Staged]) -> None:
-        """Leave what is prepared in doubt; discard what is not; see `IBatch`."""
-        left = [os.path.basename(i.path) for i in items if is_prepared(i.path)]
-        if not left:
-            self.discard(items)
-            return
-        self._release()
-        log.critical(
-            "%s: the commit was interrupted; in doubt, for 'postcommit recover': %s",
-            self._path,
-            ", ".join(left),
-        )
-
-    def _release(self) -> None:
-        if self._leader is not None:
-            self._leader.release()
-            self._leader = None
-
-
-def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
-    """Call each of `syncs`, side by side; raise what one of them raises."""
-    left = iter(list(syncs))  # each thread takes the next one
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            for one in left:
-                one()
-        except BaseException as error:  # otherwise it would pass for a sync
-            errors.append(error)
-
-    helpers = []
-    try:
-        for _ in range(min(_SYNC_THREADS, len(syncs)) - 1):
-            helper = threading.Thread(target=work)
-            helper.start()
-            helpers.append(helper)
-    except RuntimeError:
-        pass  # no more threads, as in an exit handler of the interpreter
-    work()
-    for helper in helpers:
-        helper.join()
-    if errors:
-        raise errors[0]
-
-
-def _check_writable(folder: str) -> None:
-    """Raise OSError if `folder` has vanished, or nothing can be moved there."""
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        os.stat(folder)
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-
-
-# Files in ``tmp``
+    `names` are their original names and their checksums; the first one is the leader.
+    """
+    marked = [f"{name}{_CHECKSUM}{checksum:08x}" for name, checksum in names]
+    return [f"{name}{PREPARED}{marked[0]}" for name in marked]
 
 
 def is_prepared(path: str) -> bool:
     """Return whether the file in ``tmp`` has the name of a prepared one."""
-    return _PREPARED in os.path.basename(path)
+    return PREPARED in os.path.basename(path)
 
 
 def is_in_doubt(path: str) -> bool:
@@ -250,8 +101,8 @@ def _is_complete(path: str) -> bool:
 def leader_of(path: str) -> str:
     """Return the path of the leader of the prepared file `path`."""
     folder, name = os.path.split(path)
-    leader = name.partition(_PREPARED)[2]
-    return f"{folder}/{leader}{_PREPARED}{leader}"
+    leader = name.partition(PREPARED)[2]
+    return f"{folder}/{leader}{PREPARED}{leader}"
 
 
 def original_name(path: str) -> str:
@@ -261,10 +112,6 @@ def original_name(path: str) -> str:
 
 def _original(path: str) -> tuple[str, str]:
     """Return the original name of the prepared file `path`, and its checksum."""
-    stem = os.path.basename(path).partition(_PREPARED)[0]
+    stem = os.path.basename(path).partition(PREPARED)[0]
     name, _, checksum = stem.partition(_CHECKSUM)
     return name, checksum
-
-
-def _with_checksum(name: str, item: Staged) -> str:
-    return f"{name}{_CHECKSUM}{item.checksum:08x}"

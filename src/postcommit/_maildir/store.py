@@ -15,17 +15,20 @@ rename. So a crash leaves the entry as it was, or as it will be.
 """
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import math
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import MutableMapping
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from zope.interface import implementer
 
@@ -66,14 +69,20 @@ from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
 from postcommit._maildir.presence import WAKEUP
+from postcommit._maildir.presence import ring
 from postcommit.errors import EntryError
+from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
 
 
 log = Log("postcommit.maildir.store")
+_staging_log = Log("postcommit.maildir.staging")  # a logger keeps its name
 
 _DAY = 86400.0
+
+# Maximum number of file syncs that run side by side; the kernel merges them.
+_SYNC_THREADS = 16
 
 # Number of seconds after which the writer of a file in ``tmp`` is dead, as the Maildir
 # format has it.
@@ -112,7 +121,7 @@ class Store:
 
     def batch(self) -> IBatch:
         """Return the batch by which one transaction's entries are accepted."""
-        return staging.Staging(self.maildir)
+        return Staging(self.maildir)
 
     def stage(
         self,
@@ -359,6 +368,147 @@ class Store:
                 if _age(path) > LEFTOVER_AGE and staging.is_incomplete(path):
                     log.warning("%s: removed, it was never complete", path)
                     remove(path)
+
+
+# The entries of one transaction
+
+
+@implementer(IBatch)
+class Staging:
+    """The entries of one transaction, in ``tmp``; see `IBatch` and `staging`."""
+
+    def __init__(self, maildir: Maildir) -> None:
+        self._maildir = maildir
+        self._path = maildir.path
+        # An interrupt may come at any moment. With this object its leader's lock is
+        # dropped, so what is in doubt since then does not look alive.
+        self._leader: FileLock | None = None
+        # After ordinary storages, so that their locks are gone when we
+        # publish; before «~sqlalchemy:», which commits in its vote.
+        self.sort_key = f"~mail:queued:{maildir.path}"
+
+    def prepare(
+        self, items: Sequence[Staged], *, alone: bool = False
+    ) -> None:
+        if not items:
+            return
+        with explained(self._path, "make the entries durable"):
+            if alone and len(items) == 1:
+                items[0].sync()
+            else:
+                self._prepare(items)
+
+    def _prepare(self, items: Sequence[Staged]) -> None:
+        leader = self._mark(items)
+        syncs = [item.sync for item in items[1:]]
+        _do_all([partial(os.fsync, leader.descriptor), *syncs])
+        sync(self._maildir.folder("tmp"))
+        _check_writable(self._maildir.folder("new"))
+
+    def _mark(self, items: Sequence[Staged]) -> FileLock:
+        """Give the items their prepared names; return the lock of the leader."""
+        items[0].reveal()
+        self._leader = leader = FileLock(items[0].path)
+        if not leader.acquire():
+            raise QueueError(items[0].path, "is locked by another process")
+        names = staging.prepared_names([(item.name, item.checksum) for item in items])
+        for item, name in zip(items, names, strict=True):
+            item.move(f"{self._maildir.folder('tmp')}/{name}")
+        return leader
+
+    def publish(self, items: Sequence[Staged]) -> None:
+        if not items:
+            return
+        left: list[str] = []
+        causes: list[OSError] = []
+        try:
+            # The leader comes last: as long as any is prepared, so is the leader.
+            for item in reversed(items):
+                try:
+                    item.move(item.target)
+                except OSError as error:
+                    if self._leader is None:
+                        # The only entry of a transaction, which is aborted by this.
+                        self.discard([item])
+                        raise unable(self._path, "accept the entry", error) from error
+                    left.append(os.path.basename(item.path))
+                    causes.append(error)
+            try:
+                sync(f"{self._path}/new")
+            except OSError as error:
+                causes.append(error)
+        finally:
+            # Also if this is interrupted: then what is left is in doubt.
+            if self._leader is not None:
+                self._release()
+            ring(self._path)
+        if causes:
+            failure = PublishError(self._path, tuple(left), causes[0])
+            _staging_log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
+            raise failure from causes[0]
+
+    def discard(self, items: Sequence[Staged]) -> None:
+        for item in reversed(items):
+            try:
+                item.abort()
+            except OSError as error:
+                _staging_log.error("Left behind: %s", error)
+        self._release()
+
+    def abandon(self, items: Sequence[Staged]) -> None:
+        """Leave what is prepared in doubt; discard what is not; see `IBatch`."""
+        left = [os.path.basename(i.path) for i in items if staging.is_prepared(i.path)]
+        if not left:
+            self.discard(items)
+            return
+        self._release()
+        _staging_log.critical(
+            "%s: the commit was interrupted; in doubt, for 'postcommit recover': %s",
+            self._path,
+            ", ".join(left),
+        )
+
+    def _release(self) -> None:
+        if self._leader is not None:
+            self._leader.release()
+            self._leader = None
+
+
+def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
+    """Call each of `syncs`, side by side; raise what one of them raises."""
+    left = iter(list(syncs))  # each thread takes the next one
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for one in left:
+                one()
+        except BaseException as error:  # otherwise it would pass for a sync
+            errors.append(error)
+
+    helpers = []
+    try:
+        for _ in range(min(_SYNC_THREADS, len(syncs)) - 1):
+            helper = threading.Thread(target=work)
+            helper.start()
+            helpers.append(helper)
+    except RuntimeError:
+        pass  # no more threads, as in an exit handler of the interpreter
+    work()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]
+
+
+def _check_writable(folder: str) -> None:
+    """Raise OSError if `folder` has vanished, or nothing can be moved there."""
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        os.stat(folder)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+
+# A claimed entry
 
 
 @implementer(IClaim)
