@@ -24,7 +24,6 @@ from postcommit._maildir.entry import preamble_of
 from postcommit._maildir.entry import stem
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.store import Claim
-from postcommit._maildir.store import _is_still
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 
@@ -257,16 +256,18 @@ def test_what_is_gone_cannot_be_claimed(path: str) -> None:
 def test_a_file_that_was_settled_while_we_opened_it_is_not_claimed(
     path: str, settled: str
 ) -> None:
-    lock = FileLock(path)
-    assert _is_still(os.fstat(lock.descriptor), path)
-    # Its holder settles the entry now, and lets go of the lock.
-    if settled != "replaced":
-        os.rename(path, f"{path}:2,")
-    else:
-        os.rename(shutil.copy(path, f"{path}.new"), path)
-    assert lock.acquire()
-    assert not _is_still(os.fstat(lock.descriptor), path)
-    lock.release()
+    class Locks(dict[str, FileLock]):
+        def __setitem__(self, key: str, lock: FileLock) -> None:
+            # Its holder settles the entry now, and lets go of the lock.
+            super().__setitem__(key, lock)
+            if settled != "replaced":
+                os.rename(path, f"{path}:2,")
+            else:
+                os.rename(shutil.copy(path, f"{path}.new"), path)
+
+    locks = Locks()
+    assert Claim.take(path, locks) is None
+    assert [lock.descriptor for lock in locks.values()] == [-1]
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])

@@ -25,6 +25,9 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
 from typing import TYPE_CHECKING
 from typing import cast
 from weakref import WeakValueDictionary
@@ -218,7 +221,8 @@ class Consumer:
 
     def seconds_to_wait(self) -> float:
         """Return for how many seconds, as far as is known, nothing becomes due."""
-        self._log_held()
+        if self._store.held:
+            self._log_held()
         return self._scan.seconds_to_wait()
 
     def _log_held(self) -> None:
@@ -257,7 +261,8 @@ class Consumer:
 
     def close(self) -> None:
         """Release all claims, and leave no note."""
-        self._log_held()
+        if self._store.held:
+            self._log_held()
         self._scan.is_stopped = True
         for lock in list(self._locks.values()):
             lock.release()
@@ -364,13 +369,13 @@ class Scan:
             with self._lock:
                 self._last_due = min(self._next_due, self._last_due)
                 self._next_due = math.inf
-            self._passes.append(_Pass(self._maildir, "cur"))
+            self._passes.append(_Pass(self._maildir.parts("cur"), is_deferred=True))
         self._look_for_new()
 
     def _look_for_new(self) -> None:
         self._looked_for_new = self._monotonic()
         if self._has_changed("new"):
-            self._passes.append(_Pass(self._maildir, "new"))
+            self._passes.append(_Pass(self._maildir.parts("new")))
 
     def _has_changed(self, folder: str) -> bool:
         """Return whether `folder` has changed since the last call."""
@@ -469,17 +474,18 @@ class Scan:
         return self._schedule.seconds_until(due, self._clock())
 
 
+@dataclass
 class _Pass:
     """One pass over a folder, part by part, each in the order of the names."""
 
-    def __init__(self, maildir: Maildir, folder: str) -> None:
-        self.is_deferred = folder == "cur"
-        self.count = 0
-        self._parts = maildir.parts(folder)
-        self._paths: list[str] = []
-        self._at = self._end = 0
-        self._skipped: list[tuple[int, int]] = []
-        self._is_crowded = False
+    _parts: Iterator[list[str]]
+    is_deferred: bool = False
+    count: int = 0
+    _paths: list[str] = field(default_factory=list)
+    _at: int = 0
+    _end: int = 0
+    _skipped: list[tuple[int, int]] = field(default_factory=list)
+    _is_crowded: bool = False
 
     def next(self) -> str | None:
         """Return the next path; None at the end."""

@@ -38,6 +38,11 @@ log = Log("postcommit.maildir.files")
 
 CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
+# Flags to lock a file. For writing, because network file systems want it for the lock;
+# without waiting, should it be a pipe; and never through a symbolic link, which could
+# lead anywhere.
+TO_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+
 # Maximum number of bytes that are written in one call.
 ONE_WRITE = 1 << 16
 
@@ -63,9 +68,10 @@ class OpenFile:
     """
 
     descriptor = -1
+    _is_locked = False
 
-    def __init__(self, path: str, flags: int, mode: int = 0o600) -> None:
-        """Open `path` as `os.open` does. Raises OSError."""
+    def __init__(self, path: str, flags: int = TO_LOCK, mode: int = 0o600) -> None:
+        """Open `path` as `os.open` does, by default to lock it. Raises OSError."""
         guard = _guard
         try:
             guard.busy[self] = threading.get_ident()
@@ -77,7 +83,7 @@ class OpenFile:
             guard.busy.pop(self, None)
 
     def close(self) -> None:
-        """Close the file, if it is open. Raises OSError."""
+        """Close the file, if it is open, and unlock it before. Raises OSError."""
         if self.descriptor == -1:
             return
         guard = _guard
@@ -86,7 +92,11 @@ class OpenFile:
             if guard.thread:
                 guard.wait(self)
             descriptor, self.descriptor = self.descriptor, -1
-            os.close(descriptor)
+            try:
+                if self._is_locked:
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                os.close(descriptor)
         finally:
             guard.busy.pop(self, None)
 
@@ -115,17 +125,8 @@ class FileLock(OpenFile):
 
     The kernel drops the lock when its holder dies, so there are no stale locks. A child
     that was forked in the meantime would share it. So the child closes its copies, and
-    `close` unlocks before it closes, as does an object that is dropped. Raises OSError
-    if the file cannot be opened.
+    `close` unlocks before it closes, as does an object that is dropped.
     """
-
-    _is_held = False
-
-    def __init__(self, path: str, access: int = os.O_RDWR) -> None:
-        # For writing, because network file systems want it for the lock;
-        # without waiting, should it be a pipe; and never through a symbolic
-        # link, which could lead anywhere.
-        super().__init__(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock, if it is free; return whether it was. Does not wait.
@@ -138,16 +139,8 @@ class FileLock(OpenFile):
             fcntl.flock(self.descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        self._is_held = True
+        self._is_locked = True
         return True
-
-    def close(self) -> None:
-        """Release the lock, if it is held, and close the file. Raises OSError."""
-        try:
-            if self._is_held and self.descriptor != -1:
-                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-        finally:
-            super().close()
 
     def release(self, *, removed: bool = False) -> None:
         """Close, but log what fails. May be called again.
@@ -156,7 +149,7 @@ class FileLock(OpenFile):
         copy of the descriptor, which saves a call.
         """
         try:
-            self._is_held &= not removed
+            self._is_locked &= not removed
             self.close()
         except OSError as error:
             # The work under the lock is done, and must not look as if it had
@@ -232,8 +225,9 @@ class _Guard:
         self._begin()
         # The objects, not only their descriptors: a child gets the same numbers again.
         for copy in list(self.open):
+            copy._is_locked = False  # the lock is the parent's
             with suppress(OSError):
-                OpenFile.close(copy)  # without unlocking
+                copy.close()
 
 
 _guard = _Guard()

@@ -65,9 +65,6 @@ PROBE = ".probe"
 
 _NEEDED = "which a queue needs; put the queue on another one, such as ext4"
 
-# Folders whose file systems have all that a queue needs, as this process has tried.
-_fit: set[tuple[str, int, int]] = set()
-
 
 def unique_name(seconds: float | None = None) -> str:
     """Return a name for a new message: ``<s>.M<µs>P<pid>Q<count>R<random>.<host>``.
@@ -88,11 +85,9 @@ def another_name(path: str) -> str:
 
 def check_path(path: str) -> None:
     """Raise a `QueueError` if there can be no Maildir at `path`. Creates nothing."""
-    with explained(path, "open the Maildir"):
-        exists = _exists(path)
-    if exists:
-        Maildir(path)
-    elif not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    with explained(path, "open the Maildir", MaildirError):
+        exists = _check_folders(path)
+    if not exists and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise QueueError(path, "there is no folder to create it in")
 
 
@@ -105,7 +100,7 @@ class Maildir:
         self.path = os.fsdecode(dirname)
         self._knows_nameless: bool | None = None  # not tried yet
         with explained(self.path, "open the Maildir", MaildirError):
-            exists = _exists(self.path)
+            exists = _check_folders(self.path)
             if not os.path.isabs(self.path):
                 # Should the process change its folder, this one is still meant.
                 self.path = os.path.join(os.getcwd(), self.path)
@@ -114,10 +109,14 @@ class Maildir:
             with explained(self.path, "create the Maildir", MaildirError):
                 create_maildir(self.path)
         with explained(self.path, "open the Maildir", MaildirError):
-            _check_folders(self.path)
+            if self.is_new:
+                _check_folders(self.path)  # another process may have been faster
             # Asked once, because a call for each message would take 3 % of a commit.
-            owner = os.stat(self.folder("tmp")).st_uid
-            self._is_foreign = os.geteuid() == 0 != owner
+            tmp = os.stat(self.folder("tmp"))
+            #: Whether root works for somebody else, to whom each new file is given.
+            self.is_foreign = os.geteuid() == 0 != tmp.st_uid
+            #: Another one if the folder was replaced.
+            self.identity = self.path, tmp.st_dev, tmp.st_ino
 
     def __iter__(self) -> Iterator[str]:
         yield from self.paths("new")
@@ -126,14 +125,6 @@ class Maildir:
     def folder(self, name: str) -> str:
         """Return the path of ``tmp``, ``new`` or ``cur``."""
         return f"{self.path}/{name}"
-
-    def give(self, descriptor: int) -> None:
-        """Give a new message to the owner of ``tmp``, if root works for somebody else.
-
-        Raises OSError.
-        """
-        if self._is_foreign:
-            give_to_owner(descriptor, self.folder("tmp"))
 
     def paths(self, name: str) -> Iterator[str]:
         """Iterate over the files of a folder, without those that begin with a dot.
@@ -167,10 +158,29 @@ class Maildir:
         if nameless and self._knows_nameless is None:
             self._knows_nameless = self._can_name_later()
         message = Staged(self, unique_name())
+        is_nameless = nameless and bool(self._knows_nameless)
+        tmp = self.folder("tmp")
         try:
-            message.fill(lines, nameless=nameless and bool(self._knows_nameless))
+            path, flags = (tmp, _NAMELESS) if is_nameless else (message.path, CREATE)
+            message._file = file = OpenFile(path, flags)
+            try:
+                if self.is_foreign:
+                    give_to_owner(file.descriptor, tmp)
+                message.checksum = write(file.descriptor, lines)
+                if not is_nameless:
+                    file.close()  # it may fail, too
+                    message._file = None
+            except BaseException:
+                message.abort()
+                raise
         except OSError as error:
             raise unable(message.path, "write", error) from error
+        # The disk begins while we go on, so there is less to wait for. Not with all of
+        # a large file: what has reached the disk by then is dropped from memory, and a
+        # processor wants it soon.
+        if is_nameless:
+            with suppress(OSError):  # it is but advice
+                os.posix_fadvise(file.descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED)
         return message
 
     def _can_name_later(self) -> bool:
@@ -194,7 +204,7 @@ class Staged:
     it belongs, `checksum` the CRC-32 of its content.
     """
 
-    # Open as long as the file has no name.
+    # Open while it is written, and as long as the file has no name.
     _file: OpenFile | None = None
     _aborted = False
     # Path where the file may be already: an interrupt comes after the call is done.
@@ -208,31 +218,6 @@ class Staged:
         self.path = f"{self._folder}/{name}"
         self.target = f"{maildir.path}/new/{name}"
         self.checksum = 0
-
-    def fill(
-        self, lines: Sequence[bytes | memoryview], *, nameless: bool = False
-    ) -> None:
-        """Write all of it, in few calls; if that fails, nothing is left."""
-        path, flags = (self._folder, _NAMELESS) if nameless else (self.path, CREATE)
-        file = OpenFile(path, flags)
-        try:
-            self._maildir.give(file.descriptor)
-            self.checksum = write(file.descriptor, lines)
-            if nameless:
-                self._file = file
-                # The disk begins while we go on, so there is less to wait for. Not with
-                # all of a large file: what has reached the disk by then is dropped from
-                # memory, and a processor wants it soon.
-                with suppress(OSError):  # it is but advice
-                    os.posix_fadvise(
-                        file.descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED
-                    )
-            else:
-                file.close()  # it may fail, too
-        except BaseException:
-            self._file = file
-            self.abort()
-            raise
 
     def sync(self) -> None:
         """Have its content on the disk."""
@@ -311,7 +296,8 @@ class MaildirMessageWriter(Staged):
         super().__init__(maildir, name)
         with explained(self.path, "create the file"):
             self._open = OpenFile(self.path, CREATE)
-            maildir.give(self._open.descriptor)
+            if maildir.is_foreign:
+                give_to_owner(self._open.descriptor, self._folder)
 
     def write(self, data: bytes | memoryview | str) -> None:
         self.writelines((data,))
@@ -337,7 +323,13 @@ class MaildirMessageWriter(Staged):
         super().abort()
 
 
-def _exists(path: str) -> bool:
+def _check_folders(path: str) -> bool:
+    """Return whether a Maildir is at `path`; False if nothing is.
+
+    Raises `NotAMaildirError` for anything else. The folder itself may be a symbolic
+    link. Those in it may not: the files behind such a link belong to somebody else, who
+    does not expect them to be removed.
+    """
     if "://" in path and is_url(path):
         raise NotAMaildirError(path, "is a URL; name a folder")
     try:
@@ -346,15 +338,6 @@ def _exists(path: str) -> bool:
         return False
     except ValueError as error:
         raise NotAMaildirError(path, f"can be no path: {error}") from error
-    return True
-
-
-def _check_folders(path: str) -> None:
-    """Raise `NotAMaildirError` unless the folder `path` has all that it needs.
-
-    The folder itself may be a symbolic link. Those in it may not: the files behind
-    such a link belong to somebody else, who does not expect them to be removed.
-    """
     if not stat.S_ISDIR(os.stat(path).st_mode):
         raise NotAMaildirError(path, "is no folder, so no Maildir; name another")
     # Their kinds are known with their names, without another system call.
@@ -370,27 +353,15 @@ def _check_folders(path: str) -> None:
     for name, entry in present.items():
         if not entry.is_dir(follow_symlinks=False):
             raise not_a_folder(path, name, is_link=entry.is_symlink())
-
-
-def refuse_unfit(path: str) -> None:
-    """Raise `MaildirError` if the Maildir at `path` is on an unfit file system.
-
-    Otherwise mail would be accepted, and the first deferral would stop the queue. It is
-    tried once for each folder and process. Raises OSError if the folder is missing.
-    """
-    folder = os.path.join(path, "tmp")
-    found = os.stat(folder)
-    if (path, found.st_dev, found.st_ino) not in _fit:
-        if reason := shortcoming(folder):
-            raise MaildirError(path, reason)
-        _fit.add((path, found.st_dev, found.st_ino))
+    return True
 
 
 def shortcoming(folder: str) -> str:
     """Return what the file system of `folder` lacks for a queue; '' for nothing.
 
-    Also '' if it cannot be tried: the disk is full, or this user may not write there.
-    The file for it is removed; if this process is killed, the next one removes it.
+    Otherwise mail would be accepted, and the first deferral would stop the queue. Also
+    '' if it cannot be tried: the disk is full, or this user may not write there. The
+    file for it is removed; if this process is killed, the next one removes it.
     """
     plain = f"{folder}/{PROBE}"
     path = f"{plain}:2,"  # as in `cur`

@@ -23,6 +23,7 @@ from contextlib import suppress
 
 from postcommit._maildir import older
 from postcommit._maildir.entry import BEGINNING
+from postcommit._maildir.entry import FROM
 from postcommit._maildir.entry import is_entry
 from postcommit._maildir.files import explained
 from postcommit._maildir.maildir import Maildir
@@ -118,7 +119,8 @@ def _head(path: str) -> bytes:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(path, flags), "rb", buffering=0) as file:
                 head = file.read(_HEAD)
-                if _MESSAGE.match(head) and older.header_of(head) is None:
+                is_other = _MESSAGE.match(head) and not head.startswith(FROM.rstrip())
+                if is_other and older.header_of(head) is None:
                     head += file.read(BEGINNING)
                 return head
     return b""

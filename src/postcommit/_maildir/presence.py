@@ -141,11 +141,12 @@ class Bell:
         self._lock = threading.RLock()  # a signal handler may ring
         self._trouble = self._missing = ""
         self.last_beat = -math.inf  # in `time.monotonic`
+        self._found: os.stat_result | None = None
         self._open()
         self.beat()
 
     def _open(self) -> None:
-        """Open the queue's pipe, in place of one that it has lost; see `_leads`."""
+        """Open the queue's pipe, in place of one that nobody finds."""
         try:
             pipe = open_wakeup(os.path.dirname(self._path))
         except OSError as error:
@@ -154,26 +155,19 @@ class Bell:
                 told = "%s: commits wake nobody, only polling: %s"
                 log.warning(told, self._path, error)
             return
-        self._found = os.fstat(pipe.descriptor)
         with self._lock:
-            lost, self._outside = self._outside, [pipe]
             if self._inside[1].descriptor == -1:
-                lost = [pipe]  # the bell was closed meanwhile
+                pipe.close()  # the bell was closed meanwhile
+                return
+            self._found = os.fstat(pipe.descriptor)
+            lost, self._outside = self._outside, [pipe]
             for old in lost:
                 with suppress(OSError):
                     old.close()
         self._missing = ""
-
-    def _leads(self) -> bool:
-        """Return whether commits find our pipe.
-
-        They do not if somebody has replaced the folder, for example by a copy.
-        """
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return False
-        return bool(self._outside) and os.path.samestat(found, self._found)
+        if self.last_beat > -math.inf:
+            log.warning("%s: is opened, it was replaced", self._path)
+            self.ring()  # there may be work
 
     def close(self) -> None:
         """Close the pipe. Ringing has no effect any more."""
@@ -203,11 +197,15 @@ class Bell:
         now = time.monotonic()
         if now - self.last_beat >= _LEAST_SECONDS:
             self.last_beat = now
-            if not self._leads() and self._inside[1].descriptor != -1:
+            # Commits do not find our pipe if somebody has replaced the folder, for
+            # example by a copy.
+            ours = self._found
+            try:
+                is_found = ours and os.path.samestat(os.stat(self._path), ours)
+            except OSError:
+                is_found = False
+            if not is_found and self._inside[1].descriptor != -1:
                 self._open()
-                if self._leads():
-                    log.warning("%s: is opened, it was replaced", self._path)
-                    self.ring()  # there may be work
             for pipe in self._outside:
                 try:
                     os.utime(pipe.descriptor)

@@ -64,13 +64,13 @@ from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.maildir import Staged
 from postcommit._maildir.maildir import another_name
 from postcommit._maildir.maildir import create_maildir
-from postcommit._maildir.maildir import refuse_unfit
+from postcommit._maildir.maildir import shortcoming
 from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
-from postcommit._maildir.presence import WAKEUP
 from postcommit._maildir.presence import ring
 from postcommit.errors import EntryError
+from postcommit.errors import MaildirError
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
@@ -80,6 +80,9 @@ log = Log("postcommit.maildir.store")
 _staging_log = Log("postcommit.maildir.staging")  # a logger keeps its name
 
 _DAY = 86400.0
+
+# Queues that this process has opened. They are not examined again.
+_known: set[tuple[str, int, int]] = set()
 
 # Maximum number of file syncs that run side by side; the kernel merges them.
 _SYNC_THREADS = 16
@@ -104,12 +107,14 @@ class Store:
         self._created: float | None = None
         #: Entries that an older library's processor has claimed, and until when.
         self.held: dict[str, float] = {}
-        if not (to_look or self.maildir.is_new):
-            is_link = os.path.islink(f"{self.path}/{FAILED}")
-            if is_link or not os.path.lexists(f"{self.path}/{WAKEUP}"):
-                refuse_mailbox(self.maildir)
-            with explained(self.path, "open the queue"):
-                refuse_unfit(self.path)
+        if to_look:
+            return
+        is_known = self.maildir.identity in _known or self.maildir.is_new
+        if not is_known or os.path.islink(f"{self.path}/{FAILED}"):
+            refuse_mailbox(self.maildir)
+        if not is_known and (reason := shortcoming(self.maildir.folder("tmp"))):
+            raise MaildirError(self.path, reason)
+        _known.add(self.maildir.identity)
 
     def consumer(
         self, schedule: Schedule, clock: Callable[[], float] | None = None
@@ -535,7 +540,11 @@ class Claim:
         self.links = status.st_nlink
         self.changed = status.st_mtime
         self._size = status.st_size
+        #: Whether the file has more than `BEGINNING` bytes.
+        self.is_large = status.st_size > BEGINNING
         self._lock = lock
+        #: Let others claim what is left of the entry; see `FileLock.release`.
+        self.release = lock.release
 
     @classmethod
     def take(
@@ -556,9 +565,15 @@ class Claim:
             if locks is not None:
                 locks[stem(path)] = lock
             if lock.acquire():
-                status = os.fstat(lock.descriptor)
-                if _is_still(status, path):
-                    claim = cls(path, lock, status)
+                locked = os.fstat(lock.descriptor)
+                if not stat.S_ISREG(locked.st_mode):
+                    reason = "is no regular file; remove it from the queue"
+                    raise QueueError(path, reason)
+                # Between our opening and locking it, its holder may have settled the
+                # entry: then ours was removed, or replaced by another file.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(path), locked):
+                        claim = cls(path, lock, locked)
         finally:
             if claim is None:
                 lock.release()
@@ -573,11 +588,6 @@ class Claim:
     def accepted(self) -> float:
         """When the entry was accepted; see `Store.accepted`."""
         return self.store.accepted(self, self.clock())
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the file has more than `BEGINNING` bytes."""
-        return self._size > BEGINNING
 
     def find(self, folders: Sequence[str]) -> bool:
         """Return whether the file is still there, and follow it to where it is now.
@@ -628,28 +638,6 @@ class Claim:
             piece = os.pread(self._lock.descriptor, self._size + 1, len(data))
             data += piece
         return data
-
-    def release(self, *, removed: bool = False) -> None:
-        """Let others claim what is left of the entry. May be called again.
-
-        With `removed` nothing is left.
-        """
-        self._lock.release(removed=removed)
-
-
-def _is_still(locked: os.stat_result, path: str) -> bool:
-    """Return whether the file that we have `locked` is the one at `path`.
-
-    Between our opening and locking it, its holder may have settled the entry:
-    then ours was removed, or replaced by another file.
-    """
-    if not stat.S_ISREG(locked.st_mode):
-        raise QueueError(path, "is no regular file; remove it from the queue")
-    try:
-        return os.path.samestat(os.stat(path), locked)
-    except FileNotFoundError:
-        return False
-
 
 def _message_in(path: str) -> bytes:
     """Return the message of a dead letter, or the whole file if it is not an entry.
