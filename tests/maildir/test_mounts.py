@@ -17,7 +17,7 @@ from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit._maildir import mounts as module
 from postcommit._maildir.checking import check
-from postcommit._maildir.maildir import shortcoming
+from postcommit._maildir.maildir import try_out
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.mounts import mount_of
 from postcommit._maildir.mounts import remoteness
@@ -163,7 +163,7 @@ def test_a_reader_without_permission_to_write_is_not_in_the_way(tmp_path: Path) 
         (path / folder).chmod(0o555)
 
     def read() -> None:
-        assert shortcoming(str(path / "tmp")) == ""
+        assert try_out(str(path / "tmp")) == ("", False)
         assert not lacks_pipes(str(path / "tmp"))
         Store(str(path))
 
@@ -184,7 +184,7 @@ def test_a_trial_that_was_left_by_another_user_is_no_reason(tmp_path: Path) -> N
     left.chmod(0)
 
     def look() -> None:
-        assert shortcoming(str(path)) == ""
+        assert try_out(str(path))[0] == ""
 
     without_privileges(look)
     assert everything(path) == []
@@ -193,12 +193,12 @@ def test_a_trial_that_was_left_by_another_user_is_no_reason(tmp_path: Path) -> N
 def test_a_trial_that_another_process_makes_now_is_no_reason(tmp_path: Path) -> None:
     with open(tmp_path / ".probe:2,", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert shortcoming(str(tmp_path)) == ""
+        assert try_out(str(tmp_path))[0] == ""
 
 
 def test_many_may_try_at_once(tmp_path: Path) -> None:
-    code = "import sys; from postcommit._maildir.maildir import shortcoming"
-    code += "\nfor n in range(300): assert not shortcoming(sys.argv[1])"
+    code = "import sys; from postcommit._maildir.maildir import try_out"
+    code += "\nfor n in range(300): assert not try_out(sys.argv[1])[0]"
     several = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)
     ]

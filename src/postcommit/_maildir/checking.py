@@ -18,7 +18,7 @@ from postcommit._maildir.looking import items
 from postcommit._maildir.looking import mailbox
 from postcommit._maildir.looking import shortages
 from postcommit._maildir.maildir import FOLDERS
-from postcommit._maildir.maildir import shortcoming
+from postcommit._maildir.maildir import try_out
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mounts import REMOTE_ADVICE
 from postcommit._maildir.mounts import is_read_only
@@ -176,8 +176,9 @@ def _file_system(store: Store) -> Iterator[Finding]:
         yield Finding(store.path, problem, REMOTE_ADVICE)
     if not mailbox(store):  # in which nothing may be created, not even for a moment
         tmp = store.maildir.folder("tmp")
-        if reason := shortcoming(tmp):
-            yield Finding(store.path, *reason.split("; "))
+        lacks, _ = try_out(tmp)
+        if lacks:
+            yield Finding(store.path, *lacks.split("; "))
         if lacks_pipes(tmp):
             problem = "is on a file system without named pipes"
             advice = "none: commits cannot wake the processor, it only polls"

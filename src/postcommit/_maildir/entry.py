@@ -93,51 +93,34 @@ def parse_entry(data: bytes) -> Entry:
         reason = data[len(UNREADABLE) :].partition(b"\n")[0]
         said = reason.decode("utf-8", "replace").strip()
         raise EntryError(f"it was set aside before: {said}")
+    attempts = uncertain = reply = b""
     if not data.startswith(FROM.rstrip()):
-        return _entry(*older.parse(data))
-    found = _PREAMBLE.match(data)
-    if found is None:
-        title = TO if b"\n" in data else FROM
-        raise EntryError(f"there is no whole line {title.decode().strip()}")
-    message = data[found.end() :]
-    if not message:
-        raise EntryError("there is no message after the envelope")
-    *envelope, attempts, uncertain, last_reply = found.groups()
-    texts = []
-    for title, value in zip((FROM, TO), envelope, strict=True):
+        sender, recipients, message = older.parse(data)
+    else:
+        found = _PREAMBLE.match(data)
+        if found is None:
+            title = TO if b"\n" in data else FROM
+            raise EntryError(f"there is no whole line {title.decode().strip()}")
+        message = data[found.end() :]
+        if not message:
+            raise EntryError("there is no message after the envelope")
+        *envelope, attempts, uncertain, reply = found.groups(b"")
         try:
-            texts.append(value.decode().strip())
+            sender, recipients = (value.decode().strip() for value in envelope)
         except UnicodeDecodeError as error:
+            title = FROM if error.object == envelope[0] else TO
             said = f"{title.decode().strip()} is no UTF-8: {error}"
             raise EntryError(said) from error
-    sender, recipients = texts
-    return _entry(
-        sender,
-        recipients,
-        message,
-        int(attempts or 0),
-        (last_reply or b"").decode("utf-8", "replace").strip(),
-        int(uncertain or 0),
-    )
-
-
-def _entry(
-    sender: str,
-    recipients: str,
-    message: bytes,
-    attempts: int = 0,
-    reply: str = "",
-    uncertain: int = 0,
-) -> Entry:
-    listed = split_addresses(recipients) if "," in recipients else recipients
     try:
         return Entry(
             _parse_sender(sender),
-            parse_recipients(listed),
+            parse_recipients(
+                split_addresses(recipients) if "," in recipients else recipients
+            ),
             message,
-            attempts,
-            reply,
-            uncertain,
+            int(attempts or 0),
+            reply.decode("utf-8", "replace").strip(),
+            int(uncertain or 0),
         )
     except AddressError as error:
         raise EntryError(f"the envelope is damaged: {error}") from error

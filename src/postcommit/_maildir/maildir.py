@@ -63,6 +63,9 @@ _HOST = socket.gethostname().replace("/", "\\057").replace(":", "\\072")[:40]
 # A file that is there for a moment, to learn what a file system can do.
 PROBE = ".probe"
 
+# Folders in which a file can get its name later, as far as this process has tried.
+_names_later: dict[tuple[str, int, int], bool] = {}
+
 _NEEDED = "which a queue needs; put the queue on another one, such as ext4"
 
 
@@ -98,7 +101,6 @@ class Maildir:
 
     def __init__(self, dirname: str, create: bool = False) -> None:
         self.path = os.fsdecode(dirname)
-        self._knows_nameless: bool | None = None  # not tried yet
         with explained(self.path, "open the Maildir", MaildirError):
             exists = _check_folders(self.path)
             if not os.path.isabs(self.path):
@@ -155,11 +157,11 @@ class Maildir:
         to do, and nothing is left if the process dies.
         Raises `QueueError` if it cannot be written; then nothing is left.
         """
-        if nameless and self._knows_nameless is None:
-            self._knows_nameless = self._can_name_later()
-        message = Staged(self, unique_name())
-        is_nameless = nameless and bool(self._knows_nameless)
         tmp = self.folder("tmp")
+        if nameless and self.identity not in _names_later:
+            _names_later[self.identity] = try_out(tmp)[1]
+        is_nameless = nameless and _names_later[self.identity]
+        message = Staged(self, unique_name())
         try:
             path, flags = (tmp, _NAMELESS) if is_nameless else (message.path, CREATE)
             message._file = file = OpenFile(path, flags)
@@ -182,19 +184,6 @@ class Maildir:
             with suppress(OSError):  # it is but advice
                 os.posix_fadvise(file.descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED)
         return message
-
-    def _can_name_later(self) -> bool:
-        """Try whether a file can get its name later on this file system."""
-        folder = os.path.join(self.path, "tmp")
-        path = f"{folder}/{unique_name()}"
-        try:
-            with OpenFile(folder, _NAMELESS) as file:
-                named = f"/proc/self/fd/{file.descriptor}"
-                os.link(named, path, src_dir_fd=file.descriptor)
-                os.unlink(path)
-        except OSError:
-            return False
-        return True
 
 
 class Staged:
@@ -356,44 +345,58 @@ def _check_folders(path: str) -> bool:
     return True
 
 
-def shortcoming(folder: str) -> str:
-    """Return what the file system of `folder` lacks for a queue; '' for nothing.
+def try_out(folder: str) -> tuple[str, bool]:
+    """Return what the file system of `folder` lacks, and if files get names later.
 
-    Otherwise mail would be accepted, and the first deferral would stop the queue. Also
-    '' if it cannot be tried: the disk is full, or this user may not write there. The
-    file for it is removed; if this process is killed, the next one removes it.
+    Without a colon in names, or locks, mail would be accepted, and the first deferral
+    or claim would stop the queue. '' for nothing, or if it cannot be tried: the disk is
+    full, or this user may not write there. The file for it is removed; if this process
+    is killed, the next one removes it.
     """
     plain = f"{folder}/{PROBE}"
     path = f"{plain}:2,"  # as in `cur`
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     without_colons = f"is on a file system without ':' in file names, {_NEEDED}"
+    names_later = False
     try:
         remove(plain)
+        with suppress(OSError), OpenFile(folder, _NAMELESS) as file:
+            named = f"/proc/self/fd/{file.descriptor}"
+            os.link(named, path, src_dir_fd=file.descriptor)
+            names_later = True
         with OpenFile(path, flags) as file:
             # Over SMB, this may be a stream of the file before the colon.
             if os.path.lexists(plain):
-                return without_colons
+                return without_colons, False
             try:
                 fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 pass  # another process tries it at this moment
             except OSError as error:
                 lacks = f"without file locks (flock: {error.strerror})"
-                return f"is on a file system {lacks}, {_NEEDED}"
+                return f"is on a file system {lacks}, {_NEEDED}", False
     except OSError:
         # The colon is the reason if it fails only with one.
-        if not os.path.lexists(path):
-            with suppress(OSError):
-                OpenFile(plain, flags).close()
-                try:
-                    os.rename(plain, path)
-                except OSError:
-                    return without_colons
+        if not os.path.lexists(path) and _is_refused(plain, path, flags):
+            return without_colons, False
     finally:
         for name in (path, plain):
             with suppress(OSError):
                 os.unlink(name)
-    return ""
+    return "", names_later
+
+
+def _is_refused(plain: str, path: str, flags: int) -> bool:
+    """Return whether a file can be created as `plain`, but not be renamed to `path`."""
+    try:
+        OpenFile(plain, flags).close()
+    except OSError:
+        return False
+    try:
+        os.rename(plain, path)
+    except OSError:
+        return True
+    return False
 
 
 def not_a_folder(path: str, name: str, *, is_link: bool) -> NotAMaildirError:
@@ -414,8 +417,9 @@ def create_maildir(path: str, *, owner_of: str = "") -> None:
     try:
         for name in FOLDERS:
             os.mkdir(f"{building}/{name}", 0o700)
-        if reason := shortcoming(os.path.join(building, "tmp")):
-            raise MaildirError(path, reason)
+        lacks, _ = try_out(os.path.join(building, "tmp"))
+        if lacks:
+            raise MaildirError(path, lacks)
         if owner_of:
             _give_to_owner(building, owner_of)
         sync(building)

@@ -64,7 +64,7 @@ from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.maildir import Staged
 from postcommit._maildir.maildir import another_name
 from postcommit._maildir.maildir import create_maildir
-from postcommit._maildir.maildir import shortcoming
+from postcommit._maildir.maildir import try_out
 from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
@@ -112,8 +112,10 @@ class Store:
         is_known = self.maildir.identity in _known or self.maildir.is_new
         if not is_known or os.path.islink(f"{self.path}/{FAILED}"):
             refuse_mailbox(self.maildir)
-        if not is_known and (reason := shortcoming(self.maildir.folder("tmp"))):
-            raise MaildirError(self.path, reason)
+        if not is_known:
+            lacks, _ = try_out(self.maildir.folder("tmp"))
+            if lacks:
+                raise MaildirError(self.path, lacks)
         _known.add(self.maildir.identity)
 
     def consumer(
