@@ -175,7 +175,7 @@ def _file_system(store: Store) -> Iterator[Finding]:
     if problem := remoteness(store.path):
         yield Finding(store.path, problem, REMOTE_ADVICE)
     if not mailbox(store):  # in which nothing may be created, not even for a moment
-        tmp = store.maildir.folder("tmp")
+        tmp = store.maildir.tmp
         lacks, _ = try_out(tmp)
         if lacks:
             yield Finding(store.path, *lacks.split("; "))
@@ -260,7 +260,7 @@ def _twice(store: Store, names: dict[EntryState, set[int]]) -> Iterator[Finding]
     both = names.get(EntryState.WAITING, set()) & names.get(EntryState.DEFERRED, set())
     if both:
         for item in items(store, [EntryState.DEFERRED]):
-            twin = f"{store.maildir.folder('new')}/{item.name}"
+            twin = f"{store.maildir.new}/{item.name}"
             if hash(item.name) in both and os.path.exists(twin):
                 problem = f"is also there as {twin}: it would be sent twice"
                 yield Finding(item.place, problem, "delete one of them")

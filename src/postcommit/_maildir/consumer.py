@@ -416,7 +416,7 @@ class Scan:
         return None
 
     def _is_due(self, path: str) -> bool:
-        if os.path.dirname(path) == self._maildir.folder("new"):
+        if os.path.dirname(path) == self._maildir.new:
             return True
         try:
             due = os.stat(path).st_mtime

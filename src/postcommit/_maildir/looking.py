@@ -374,7 +374,7 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
     until = time.monotonic() + most_seconds
     with explained(store.path, "look through the queue"):
         hidden: Counter[str] = Counter()
-        due = _new(store.maildir.folder("new"), hidden)
+        due = _new(store.maildir.new, hidden)
         waiting = due.count
         until = max(until, time.monotonic() + most_seconds / 4)
         deferred, looked_at = _deferred(store, hidden, now, due, until)
@@ -457,7 +457,7 @@ def _deferred(
     store: Store, hidden: Counter[str], now: float, due: _Due, until: float
 ) -> tuple[int, int]:
     """Note what is due; return how many are deferred, and how many were read."""
-    path = store.maildir.folder("cur")
+    path = store.maildir.cur
     count = looked_at = 0
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -485,7 +485,7 @@ def _changed(name: str, folder: int) -> float:
 
 def _reasons(store: Store) -> dict[EntryState, Reason]:
     """Return the most common reply of each state that has one."""
-    folder = store.maildir.folder("cur")
+    folder = store.maildir.cur
     # In no order: a better sample than the oldest ones, and at once.
     names = _names(folder, Counter())
     samples = {

@@ -114,7 +114,8 @@ class Maildir:
             if self.is_new:
                 _check_folders(self.path)  # another process may have been faster
             # Asked once, because a call for each message would take 3 % of a commit.
-            tmp = os.stat(self.folder("tmp"))
+            self.tmp, self.new, self.cur = (f"{self.path}/{name}" for name in FOLDERS)
+            tmp = os.stat(self.tmp)
             #: Whether root works for somebody else, to whom each new file is given.
             self.is_foreign = os.geteuid() == 0 != tmp.st_uid
             #: Another one if the folder was replaced.
@@ -157,17 +158,17 @@ class Maildir:
         to do, and nothing is left if the process dies.
         Raises `QueueError` if it cannot be written; then nothing is left.
         """
-        tmp = self.folder("tmp")
         if nameless and self.identity not in _names_later:
-            _names_later[self.identity] = try_out(tmp)[1]
+            _names_later[self.identity] = try_out(self.tmp)[1]
         is_nameless = nameless and _names_later[self.identity]
         message = Staged(self, unique_name())
         try:
-            path, flags = (tmp, _NAMELESS) if is_nameless else (message.path, CREATE)
-            message._file = file = OpenFile(path, flags)
+            named = message.path, CREATE
+            file = OpenFile(*((self.tmp, _NAMELESS) if is_nameless else named))
+            message._file = file
             try:
                 if self.is_foreign:
-                    give_to_owner(file.descriptor, tmp)
+                    give_to_owner(file.descriptor, self.tmp)
                 message.checksum = write(file.descriptor, lines)
                 if not is_nameless:
                     file.close()  # it may fail, too
@@ -203,9 +204,8 @@ class Staged:
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
         self._maildir = maildir
-        self._folder = maildir.folder("tmp")
-        self.path = f"{self._folder}/{name}"
-        self.target = f"{maildir.path}/new/{name}"
+        self.path = f"{maildir.tmp}/{name}"
+        self.target = f"{maildir.new}/{name}"
         self.checksum = 0
 
     def sync(self) -> None:
@@ -286,7 +286,7 @@ class MaildirMessageWriter(Staged):
         with explained(self.path, "create the file"):
             self._open = OpenFile(self.path, CREATE)
             if maildir.is_foreign:
-                give_to_owner(self._open.descriptor, self._folder)
+                give_to_owner(self._open.descriptor, maildir.tmp)
 
     def write(self, data: bytes | memoryview | str) -> None:
         self.writelines((data,))
@@ -362,7 +362,8 @@ def try_out(folder: str) -> tuple[str, bool]:
         remove(plain)
         with suppress(OSError), OpenFile(folder, _NAMELESS) as file:
             named = f"/proc/self/fd/{file.descriptor}"
-            os.link(named, path, src_dir_fd=file.descriptor)
+            with suppress(FileExistsError):  # another process tries it at this moment
+                os.link(named, path, src_dir_fd=file.descriptor)
             names_later = True
         with OpenFile(path, flags) as file:
             # Over SMB, this may be a stream of the file before the colon.
@@ -371,7 +372,7 @@ def try_out(folder: str) -> tuple[str, bool]:
             try:
                 fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pass  # another process tries it at this moment
+                pass
             except OSError as error:
                 lacks = f"without file locks (flock: {error.strerror})"
                 return f"is on a file system {lacks}, {_NEEDED}", False

@@ -109,7 +109,7 @@ class MaildirOperators:
                     sync(maildir.folder(folder))
                 # Making a deferred entry due does not change its folder. Without a
                 # new time of the folder, a processor would not read it again.
-                os.utime(maildir.folder("cur"))
+                os.utime(maildir.cur)
             ring(self.name)
 
 
@@ -146,9 +146,9 @@ class MaildirChanges:
             problem = "it is gone" if read is None else read.problem
             raise EntryError(f"{dead.id} cannot be sent: {problem}")
         maildir = self._store.maildir
-        target = f"{maildir.folder('new')}/{dead.name}"
+        target = f"{maildir.new}/{dead.name}"
         there = f"{dead.id} is in the queue already, under this name"
-        if os.path.lexists(f"{maildir.folder('cur')}/{dead.name}:2,"):
+        if os.path.lexists(f"{maildir.cur}/{dead.name}:2,"):
             raise EntryError(there)
         try:
             rename(dead.place, target)
@@ -193,7 +193,7 @@ class MaildirChanges:
                     yield item
 
     def _send(self, doubt: Item) -> None:
-        target = f"{self._store.maildir.folder('new')}/{doubt.name}"
+        target = f"{self._store.maildir.new}/{doubt.name}"
         with explained(doubt.place, "accept the entry"):
             try:
                 rename(doubt.place, target)

@@ -113,7 +113,7 @@ class Store:
         if not is_known or os.path.islink(f"{self.path}/{FAILED}"):
             refuse_mailbox(self.maildir)
         if not is_known:
-            lacks, _ = try_out(self.maildir.folder("tmp"))
+            lacks, _ = try_out(self.maildir.tmp)
             if lacks:
                 raise MaildirError(self.path, lacks)
         _known.add(self.maildir.identity)
@@ -204,7 +204,7 @@ class Store:
     def still_has(self, claim: Claim) -> bool:
         """Return whether the entry was not removed; if it was moved, follow it."""
         with explained(claim.path, "look for the entry"):
-            return claim.find([self.maildir.folder("new"), self.maildir.folder("cur")])
+            return claim.find([self.maildir.new, self.maildir.cur])
 
     def defer(
         self, claim: Claim, entry: Entry, due: float, accepted: float | None = None
@@ -250,9 +250,9 @@ class Store:
             # is one that a name can have: otherwise each deferral would add a prefix.
             accepted = min(max(accepted, 0.0), time.time())
             name = f"{int(accepted):010d}.{name}"
-        elif os.path.dirname(claim.path) == self.maildir.folder("cur"):
+        elif os.path.dirname(claim.path) == self.maildir.cur:
             return
-        target = f"{self.maildir.folder('cur')}/{name}:2,"
+        target = f"{self.maildir.cur}/{name}:2,"
         try:
             rename(claim.path, target)
         except FileExistsError:
@@ -304,7 +304,7 @@ class Store:
         said = " ".join(reason.split()).encode()
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             if claim.is_large:
-                failed = self._failed().folder("new")
+                failed = self._failed().new
                 target = f"{failed}/{claim.key}"
                 try:
                     rename(claim.path, target)
@@ -316,7 +316,7 @@ class Store:
         self.finish(claim)
 
     def _bury(self, name: str, lines: Sequence[bytes]) -> None:
-        folder = self._failed().folder("new")
+        folder = self._failed().new
         written, target = self._write(FAILED, lines, time.time()), f"{folder}/{name}"
         try:
             rename(written, target)
@@ -409,8 +409,8 @@ class Staging:
         leader = self._mark(items)
         syncs = [item.sync for item in items[1:]]
         _do_all([partial(os.fsync, leader.descriptor), *syncs])
-        sync(self._maildir.folder("tmp"))
-        _check_writable(self._maildir.folder("new"))
+        sync(self._maildir.tmp)
+        _check_writable(self._maildir.new)
 
     def _mark(self, items: Sequence[Staged]) -> FileLock:
         """Give the items their prepared names; return the lock of the leader."""
@@ -420,7 +420,7 @@ class Staging:
             raise QueueError(items[0].path, "is locked by another process")
         names = staging.prepared_names([(item.name, item.checksum) for item in items])
         for item, name in zip(items, names, strict=True):
-            item.move(f"{self._maildir.folder('tmp')}/{name}")
+            item.move(f"{self._maildir.tmp}/{name}")
         return leader
 
     def publish(self, items: Sequence[Staged]) -> None:
