@@ -208,16 +208,18 @@ def test_many_may_try_at_once(tmp_path: Path) -> None:
 
 @needs_strace
 @pytest.mark.parametrize(
-    ("fault", "reason"),
-    [("EMFILE:when=1", ""), ("EINVAL", ""), ("ENOSPC", "")],
+    ("fault", "also"),
+    [("EMFILE:when=1", ""), ("EINVAL", ""), ("ENOSPC", ""), ("ENOSPC", "plain")],
 )
 def test_a_fault_that_is_not_of_the_name_is_not_taken_for_one(
-    tmp_path: Path, fault: str, reason: str
+    tmp_path: Path, fault: str, also: str
 ) -> None:
     queue = tmp_path / "queue"
     Store(str(queue))
     strace = ["strace", "-f", "-o", str(tmp_path / "trace")]
     strace += ["-P", f"{queue}/tmp/.probe:2,", "-e", f"inject=openat:error={fault}"]
+    strace += ["-P", f"{queue}/tmp/.probe"] * bool(also)
+    strace += ["-e", "inject=linkat:error=EXDEV"]  # the file is not there already
     assert children.call(_open, str(queue), under=strace) == "opened\n"
     assert everything(queue) == ["cur", "new", "tmp"]
 

@@ -250,11 +250,13 @@ def test_what_has_taken_the_name_of_a_dead_letter_and_cannot_be_read(
     claim = named(store, NAME, MESSAGE)
     store.bury(claim, TRIED, is_last=True)
     taken = Path(store.path, ".Failed", "new", NAME)
-    taken.unlink()
-    os.mkfifo(taken)
-    store.bury(claim, TRIED, is_last=True)
-    [other] = set(taken.parent.iterdir()) - {taken}
-    assert read(str(other)) == TRIED
+    for make in (os.mkfifo, lambda path: os.symlink("nowhere", path)):
+        taken.unlink()
+        make(taken)
+        store.bury(claim, TRIED, is_last=True)
+        [other] = set(taken.parent.iterdir()) - {taken}
+        assert read(str(other)) == TRIED
+        assert not taken.is_file()
     claim.release()
 
 

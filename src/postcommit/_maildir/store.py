@@ -256,6 +256,8 @@ class Store:
         try:
             rename(claim.path, target)
         except FileExistsError:
+            if os.path.isdir(target):
+                raise  # somebody has to look at the queue
             # Another entry of this name was deferred.
             target = f"{another_name(target.removesuffix(':2,'))}:2,"
             rename(claim.path, target)
@@ -640,6 +642,7 @@ class Claim:
             piece = os.pread(self._lock.descriptor, self._size + 1, len(data))
             data += piece
         return data
+
 
 def _message_in(path: str) -> bytes:
     """Return the message of a dead letter, or the whole file if it is not an entry.
