@@ -38,11 +38,6 @@ log = Log("postcommit.maildir.files")
 
 CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
-# Flags to lock a file. For writing, because network file systems want it for the lock;
-# without waiting, should it be a pipe; and never through a symbolic link, which could
-# lead anywhere.
-TO_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
-
 # Maximum number of bytes that are written in one call.
 ONE_WRITE = 1 << 16
 
@@ -70,8 +65,8 @@ class OpenFile:
     descriptor = -1
     _is_locked = False
 
-    def __init__(self, path: str, flags: int = TO_LOCK, mode: int = 0o600) -> None:
-        """Open `path` as `os.open` does, by default to lock it. Raises OSError."""
+    def __init__(self, path: str, flags: int, mode: int = 0o600) -> None:
+        """Open `path` as `os.open` does. Raises OSError."""
         guard = _guard
         try:
             guard.busy[self] = threading.get_ident()
@@ -125,8 +120,15 @@ class FileLock(OpenFile):
 
     The kernel drops the lock when its holder dies, so there are no stale locks. A child
     that was forked in the meantime would share it. So the child closes its copies, and
-    `close` unlocks before it closes, as does an object that is dropped.
+    `close` unlocks before it closes, as does an object that is dropped. Raises OSError
+    if the file cannot be opened.
     """
+
+    def __init__(self, path: str, access: int = os.O_RDWR) -> None:
+        # For writing, because network file systems want it for the lock;
+        # without waiting, should it be a pipe; and never through a symbolic
+        # link, which could lead anywhere.
+        super().__init__(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock, if it is free; return whether it was. Does not wait.

@@ -33,7 +33,6 @@ import os
 import zlib
 from collections.abc import Sequence
 
-from postcommit._maildir.files import TO_LOCK
 from postcommit._maildir.files import FileLock
 
 
@@ -77,7 +76,7 @@ def _is_dead(path: str) -> bool:
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
-            lock = FileLock(leader_of(path), TO_LOCK & ~os.O_RDWR)
+            lock = FileLock(leader_of(path), os.O_RDONLY)
     except FileNotFoundError:
         # The leader goes last, so nothing of a living transaction is left.
         return os.path.exists(path)
