@@ -149,10 +149,10 @@ class Service:
         )
         logs.set_up(found.log_level(_LEVEL), found.log_format)
         threading.excepthook = _log_death
-        processor.start()
-        log.info("drains %s through %s", processor.queuePath, mailer)
         if problem := remoteness(processor.queuePath):
             log.warning("%s: %s; %s", processor.queuePath, problem, REMOTE_ADVICE)
+        processor.start()
+        log.info("drains %s through %s", processor.queuePath, mailer)
         return Drainer(processor, mailer)
 
     def _status(self) -> str:
