@@ -30,6 +30,7 @@ from postcommit.errors import PostcommitError
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.errors import shown
 from postcommit.interfaces import Status
 
@@ -96,6 +97,7 @@ EXAMPLES = [
     MissingExtraError("cli", "click"),
     ConfigError("shop.ini", "port", 0, "is too small"),
     RelayError("away", Reply(421)),
+    TooManyConnections("421 4.7.0 Too many connections", Reply(421)),
     DeliveryError(REPORT, "a@x.org: rejected"),
 ]
 

@@ -299,6 +299,10 @@ class RelayError(PostcommitError, ConnectionError):
         super().__init__(reason)
 
 
+class TooManyConnections(RelayError):
+    """The relay refuses one more connection while others of the mailer are in use."""
+
+
 class DeliveryError(PostcommitError, OSError):
     """Not every recipient was sent; see `IDeliveryReport.raise_for_failure`.
 

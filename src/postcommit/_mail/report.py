@@ -60,8 +60,10 @@ class Outcome:
 class DeliveryReport:
     """See `IDeliveryReport`.
 
-    `announced` is True if `IMailer.send` has already logged the report and published
-    its events, so that its caller does not do so again.
+    `too_many_connections` is True if the relay refused one more connection while others
+    of this mailer were in use; only with `relay_failure`. `announced` is True if
+    `IMailer.send` has already logged the report and published its events, so that its
+    caller does not do so again.
     """
 
     message_id: str
@@ -69,6 +71,7 @@ class DeliveryReport:
     outcomes: tuple[Outcome, ...] = ()
     relay_failure: Reply | RelayError | None = None
     failed_mid_message: bool = False
+    too_many_connections: bool = False
     announced: bool = field(default=False, compare=False, repr=False)
 
     @classmethod
