@@ -116,8 +116,6 @@ def test_mailers_publish_as_told() -> None:
         ({"hots": "x"}, "mail.hots='***': there is no such option; do you mean"),
         ({"hots": "x"}, "do you mean mail.host?"),
         ({"queuepath": "x"}, "mail.queuepath='***': there is no such option"),
-        ({"keyfile": "key.pem"}, "mail.keyfile='key.pem': certificates of clients"),
-        ({"certfile": "x.pem"}, "mail.certfile='x.pem': certificates of clients"),
         ({"debug": "1"}, "mail.debug='1': set the level of the logger"),
         ({"sendmail_template": "a b"}, "mail.sendmail_template='a b': the program"),
         ({"host": "a", "hostname": "a"}, "mail.hostname='a': mail.host is the same"),

@@ -346,7 +346,10 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
 
     hostname = TextLine(
         title=_("Host name"),
-        description=_("Name or address of the relay."),
+        description=_(
+            "Name or address of the relay, or the path of a unix socket, such as"
+            " /run/dovecot/lmtp."
+        ),
         default="localhost",
         min_length=1,
     )
@@ -377,6 +380,22 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
         values=tuple(mode.value for mode in TLSMode),
         default=TLSMode.AUTO.value,
     )
+    auth = Choice(
+        title=_("Login mechanism"),
+        description=_(
+            "Mechanism of AUTH (RFC 4954) to log in with; none: the best one that the"
+            " relay offers."
+        ),
+        values=(
+            "plain",
+            "login",
+            "cram-md5",
+            "scram-sha-256",
+            "oauthbearer",
+            "xoauth2",
+        ),
+        required=False,
+    )
     cafile = TextLine(
         title=_("CA file"),
         description=_(
@@ -394,20 +413,101 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
         ),
         default=True,
     )
+    certfile = TextLine(
+        title=_("Client certificate"),
+        description=_(
+            "File with the certificate that the mailer shows to the relay, and those"
+            " of its authorities (PEM); none: without."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    keyfile = TextLine(
+        title=_("Client key"),
+        description=_(
+            "File with the private key of the client certificate, without a"
+            " passphrase (PEM); none: it is in the file of the certificate."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    server_name = TextLine(
+        title=_("Server name"),
+        description=_(
+            "Name that the relay's certificate must have, and that is sent as SNI;"
+            " none: the host name."
+        ),
+        required=False,
+        min_length=1,
+    )
+    helo_name = TextLine(
+        title=_("HELO name"),
+        description=_(
+            "Name of this host in EHLO, HELO or LHLO; none: its full name, or its"
+            " address such as [192.0.2.1]."
+        ),
+        required=False,
+        min_length=1,
+    )
+    source_address = TextLine(
+        title=_("Source address"),
+        description=_(
+            "IP address of this host from which to connect; none: the system chooses."
+        ),
+        required=False,
+        min_length=1,
+    )
+    protocol = Choice(
+        title=_("Protocol"),
+        description=_(
+            "smtp, or lmtp (RFC 2033) for a mail store such as Dovecot or Cyrus."
+        ),
+        values=("smtp", "lmtp"),
+        default="smtp",
+    )
     connect_timeout = Float(
         title=_("Time-out to connect"),
-        description=_("Seconds until the connection stands."),
+        description=_(
+            "Seconds until the connection stands, for each address of the relay. The"
+            " lookup of its name is not limited by it."
+        ),
         default=30.0,
         min=0.001,
     )
     timeout = Float(
         title=_("Time-out"),
         description=_(
-            "Seconds to wait for each reply; none: as RFC 5321, 4.5.3.2 has it"
-            " for each phase, two to ten minutes."
+            "Seconds to wait for each reply but the last one of a message; none: as"
+            " RFC 5321, 4.5.3.2 has it for each phase, two to five minutes."
         ),
         required=False,
         min=0.001,
+    )
+    final_timeout = Float(
+        title=_("Time-out for the final reply"),
+        description=_(
+            "Seconds to wait for the reply to the end of a message. If it comes later,"
+            " the message may be sent twice."
+        ),
+        default=600.0,
+        min=0.001,
+    )
+    recipients_per_transaction = Int(
+        title=_("Recipients for each transaction"),
+        description=_(
+            "Maximum number. A message with more recipients is transmitted several"
+            " times over one connection, each time to others."
+        ),
+        default=50,
+        min=1,
+    )
+    dsn = Bool(
+        title=_("Delivery status notifications"),
+        description=_(
+            "Whether to ask for notifications with the header only, and with the"
+            " message id as ENVID, where the relay offers DSN (RFC 3461)."
+        ),
+        default=False,
     )
     messages_per_connection = Int(
         title=_("Messages for each connection"),
@@ -429,6 +529,10 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
     token = Attribute(
         "A function that returns an OAuth access token, a fresh one each time, or"
         " raises OSError; None: the password is used."
+    )
+    ssl_context = Attribute(
+        "The `ssl.SSLContext` to use, in place of `cafile`, `verify`, `certfile` and"
+        " `keyfile`; None: one is made from these."
     )
     notify = Attribute(
         "The function that events are published with: `zope.event.notify`."
@@ -457,6 +561,14 @@ class ISendmailMailer(IMailer):
         description=_("Seconds until the program is killed."),
         default=600.0,
         min=0.001,
+    )
+    recipients_per_transaction = Int(
+        title=_("Recipients for each call"),
+        description=_(
+            "Maximum number. With more recipients, the program is run several times."
+        ),
+        default=50,
+        min=1,
     )
     notify = Attribute(
         "The function that events are published with: `zope.event.notify`."

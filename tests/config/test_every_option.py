@@ -80,7 +80,12 @@ CONTRACTS = {
 }
 
 # Options without which another one cannot be given.
-TOGETHER = {"username": ("password",), "password": ("username",)}
+TOGETHER = {
+    "username": ("password",),
+    "password": ("username",),
+    "auth": ("username", "password"),
+    "keyfile": ("certfile",),
+}
 
 
 class Case(NamedTuple):
@@ -109,7 +114,7 @@ def example(name: str, field: Any, folder: Path) -> tuple[str, Any]:
     if isinstance(field, Float):
         return "61.5", 61.5
     text = str(folder / "queue") if is_path(field) else f"{name}@x.org"
-    text = "mx.example.org" if name == "hostname" else text
+    text = {"hostname": "mx.example.org", "source_address": "127.0.0.2"}.get(name, text)
     return text, text
 
 

@@ -146,20 +146,34 @@ def test_options_are_the_fields_that_a_text_can_give() -> None:
         "port",
         "username",
         "password",
+        "auth",
         "tls",
         "cafile",
         "verify",
+        "certfile",
+        "keyfile",
+        "server_name",
+        "helo_name",
+        "source_address",
+        "protocol",
         "connect_timeout",
         "timeout",
+        "final_timeout",
+        "recipients_per_transaction",
         "messages_per_connection",
         "idle_timeout",
         "pipelining",
+        "dsn",
     }
     processor = fields_of(IMailQueueProcessor)
     assert "mailer" not in processor
     assert processor["polling_interval"] is IMailQueueProcessor["pollingInterval"]
     # Another mailer has a timeout, too.
-    assert set(fields_of(ISendmailMailer)) == {"sendmail_command", "sendmail_timeout"}
+    assert set(fields_of(ISendmailMailer)) == {
+        "sendmail_command",
+        "sendmail_timeout",
+        "sendmail_recipients_per_transaction",
+    }
 
 
 def test_names_in_settings() -> None:

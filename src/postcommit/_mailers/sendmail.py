@@ -52,10 +52,16 @@ class SendmailMailer(BaseMailer):
         command: str = ISendmailMailer["command"].default,
         *,
         timeout: float = ISendmailMailer["timeout"].default,
+        recipients_per_transaction: int = ISendmailMailer[
+            "recipients_per_transaction"
+        ].default,
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         self.command: str = _check("command", command)
         self.timeout: float = _check("timeout", timeout)
+        self.recipients_per_transaction: int = _check(
+            "recipients_per_transaction", recipients_per_transaction
+        )
         self.notify = notify
 
     def __repr__(self) -> str:

@@ -93,6 +93,9 @@ class Relay:
     timeouts: Timeouts
     tls: TLS
     credentials: Credentials | None = None
+    helo_name: str | None = None
+    source_address: str | None = None
+    protocol: str = "smtp"
 
     def __str__(self) -> str:
         return f"{self.hostname}:{self.port}"

@@ -44,6 +44,7 @@ class Credentials:
     username: str
     password: str | None = field(default=None, repr=False)
     token: Callable[[], str] | None = field(default=None, repr=False)
+    mechanism: str | None = None
     _kept: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ from postcommit._mail.report import Stage
 from postcommit._smtp.sevenbit import to_seven_bits
 from postcommit.errors import AddressError
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
 
@@ -307,6 +308,7 @@ class Account:
             tuple(decided[index] for index in sorted(decided)),
             relay_failure=said if isinstance(said, Reply) else failure,
             failed_mid_message=self.failed_mid_message,
+            too_many_connections=isinstance(failure, TooManyConnections),
         )
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import functools
 import re
+import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import zope.event
@@ -36,7 +38,8 @@ class SMTPMailer(BaseMailer):
 
     `token` is for OAuth, in place of a password: a function without arguments that
     returns an access token, and a fresh token when it is called again. It raises
-    OSError if it cannot. `relay` has the options in the form that connections use.
+    OSError if it cannot. `ssl_context` is used as it is, in place of the options that
+    say how to make one. `relay` has the options in the form that connections use.
 
     Threads may share a mailer. Raises `OptionError` for options that can never work.
     Nothing is connected or read before the first message.
@@ -50,14 +53,27 @@ class SMTPMailer(BaseMailer):
         password: str | None = ISMTPMailer["password"].default,
         *,
         token: Callable[[], str] | None = None,
+        auth: str | None = ISMTPMailer["auth"].default,
         tls: str = ISMTPMailer["tls"].default,
         cafile: str | None = ISMTPMailer["cafile"].default,
         verify: bool = ISMTPMailer["verify"].default,
+        certfile: str | None = ISMTPMailer["certfile"].default,
+        keyfile: str | None = ISMTPMailer["keyfile"].default,
+        server_name: str | None = ISMTPMailer["server_name"].default,
+        ssl_context: ssl.SSLContext | None = None,
+        helo_name: str | None = ISMTPMailer["helo_name"].default,
+        source_address: str | None = ISMTPMailer["source_address"].default,
+        protocol: str = ISMTPMailer["protocol"].default,
         connect_timeout: float = ISMTPMailer["connect_timeout"].default,
         timeout: float | None = ISMTPMailer["timeout"].default,
+        final_timeout: float = ISMTPMailer["final_timeout"].default,
+        recipients_per_transaction: int = ISMTPMailer[
+            "recipients_per_transaction"
+        ].default,
         messages_per_connection: int = ISMTPMailer["messages_per_connection"].default,
         idle_timeout: float = ISMTPMailer["idle_timeout"].default,
         pipelining: bool = ISMTPMailer["pipelining"].default,
+        dsn: bool = ISMTPMailer["dsn"].default,
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         self.hostname: str = _check("hostname", hostname)
@@ -68,16 +84,29 @@ class SMTPMailer(BaseMailer):
         self.username: str | None = _check("username", username)
         self.password: str | None = _check("password", password)
         self.token = token
+        self.auth: str | None = _check("auth", auth)
         self.tls: str = _check("tls", tls)
         self.cafile: str | None = _check("cafile", cafile)
         self.verify: bool = _check("verify", verify)
+        self.certfile: str | None = _check("certfile", certfile)
+        self.keyfile: str | None = _check("keyfile", keyfile)
+        self.server_name: str | None = _check("server_name", server_name)
+        self.ssl_context = ssl_context
+        self.helo_name: str | None = _check("helo_name", helo_name)
+        self.source_address: str | None = _check("source_address", source_address)
+        self.protocol: str = _check("protocol", protocol)
         self.connect_timeout: float = _check("connect_timeout", connect_timeout)
         self.timeout: float | None = _check("timeout", timeout)
+        self.final_timeout: float = _check("final_timeout", final_timeout)
+        self.recipients_per_transaction: int = _check(
+            "recipients_per_transaction", recipients_per_transaction
+        )
         self.messages_per_connection: int = _check(
             "messages_per_connection", messages_per_connection
         )
         self.idle_timeout: float = _check("idle_timeout", idle_timeout)
         self.pipelining: bool = _check("pipelining", pipelining)
+        self.dsn: bool = _check("dsn", dsn)
         self.notify = notify
         self.relay = self._relay()
         self._pool = Pool(
@@ -91,12 +120,31 @@ class SMTPMailer(BaseMailer):
         """Return the options in the form that connections use."""
         credentials = None
         if self.username or self.token is not None:
-            credentials = Credentials(self.username or "", self.password, self.token)
+            credentials = Credentials(
+                self.username or "", self.password, self.token, self.auth
+            )
         timeouts = Timeouts(self.connect_timeout)
         if self.timeout is not None:
             timeouts = Timeouts.alike(self.connect_timeout, self.timeout)
-        tls = TLS(TLSMode(self.tls), self.cafile, self.verify)
-        return Relay(self.hostname, self.port, timeouts, tls, credentials)
+        tls = TLS(
+            TLSMode(self.tls),
+            self.cafile,
+            self.verify,
+            certfile=self.certfile,
+            keyfile=self.keyfile,
+            server_name=self.server_name,
+            given=self.ssl_context,
+        )
+        return Relay(
+            self.hostname,
+            self.port,
+            replace(timeouts, end=self.final_timeout),
+            tls,
+            credentials,
+            helo_name=self.helo_name,
+            source_address=self.source_address,
+            protocol=self.protocol,
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.hostname}:{self.port}>"
@@ -106,7 +154,9 @@ class SMTPMailer(BaseMailer):
 
         It is up to two messages ahead of the reports. See `IPipelineMailer`.
         """
-        return SMTPPipeline(self._pool)
+        return SMTPPipeline(
+            self._pool, recipients=self.recipients_per_transaction, dsn=self.dsn
+        )
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
         with self.pipeline() as pipeline:

@@ -39,10 +39,13 @@ class SMTPPipeline(Pipeline):
     """Transmits messages over connections of a pool. See `IPipeline`.
 
     `recipients` is the maximum number for one transmission. A message with more of
-    them is transmitted several times, each time to others.
+    them is transmitted several times, each time to others. With `dsn`, the relay is
+    asked for notifications with the header only, and with the message id (RFC 3461).
     """
 
-    def __init__(self, pool: Connections, *, recipients: int = sys.maxsize) -> None:
+    def __init__(
+        self, pool: Connections, *, recipients: int = sys.maxsize, dsn: bool = False
+    ) -> None:
         self._pool = pool
         self._connection: Connection | None = None
         self._dialogue = Dialogue(messages=pool.messages, recipients=recipients)

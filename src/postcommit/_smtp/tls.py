@@ -19,6 +19,10 @@ class TLS:
     mode: TLSMode
     cafile: str | None = None
     verify: bool = True
+    certfile: str | None = None
+    keyfile: str | None = None
+    server_name: str | None = None
+    given: ssl.SSLContext | None = field(default=None, repr=False)
     _contexts: dict[bool, ssl.SSLContext] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
