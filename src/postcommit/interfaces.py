@@ -20,6 +20,7 @@ transaction of its own.
 from __future__ import annotations
 
 import enum
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -72,6 +73,23 @@ def can_be_path(value: str) -> bool:
 def is_path(field: Field) -> bool:
     """Return whether the values of `field` are paths of the file system."""
     return vars(field).get("constraint") is can_be_path
+
+
+def can_be_host(value: str) -> bool:
+    """Return whether `value` can be a host's name or address, without a port or user.
+
+    For example, a URL is not one.
+    """
+    return value.isprintable() and not set(value) & set(" /@")
+
+
+def is_ip_address(value: str) -> bool:
+    """Return whether `value` is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
 
 
 class Status(enum.Enum):
@@ -439,6 +457,7 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
         ),
         required=False,
         min_length=1,
+        constraint=can_be_host,
     )
     helo_name = TextLine(
         title=_("HELO name"),
@@ -448,6 +467,7 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
         ),
         required=False,
         min_length=1,
+        constraint=can_be_host,
     )
     source_address = TextLine(
         title=_("Source address"),
@@ -456,6 +476,7 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
         ),
         required=False,
         min_length=1,
+        constraint=is_ip_address,
     )
     protocol = Choice(
         title=_("Protocol"),

@@ -88,6 +88,10 @@ TOGETHER = {
 }
 
 
+# Options that are names of hosts.
+HOSTS = dict.fromkeys(("hostname", "server_name", "helo_name"), "mx.example.org")
+
+
 class Case(NamedTuple):
     """An option of an object, and the others that it needs, as texts and values."""
 
@@ -114,7 +118,7 @@ def example(name: str, field: Any, folder: Path) -> tuple[str, Any]:
     if isinstance(field, Float):
         return "61.5", 61.5
     text = str(folder / "queue") if is_path(field) else f"{name}@x.org"
-    text = {"hostname": "mx.example.org", "source_address": "127.0.0.2"}.get(name, text)
+    text = {**HOSTS, "source_address": "127.0.0.2"}.get(name, text)
     return text, text
 
 

@@ -39,6 +39,8 @@ from postcommit.errors import OptionError
 from postcommit.errors import is_url
 from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IMailer
+from postcommit.interfaces import can_be_host
+from postcommit.interfaces import is_ip_address
 from postcommit.interfaces import is_path
 
 
@@ -46,6 +48,9 @@ _TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})
 _FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
 
 _TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
+
+# What the constraint of a field takes.
+_CONSTRAINTS = {can_be_host: "a host name or address", is_ip_address: "an IP address"}
 
 
 # Names
@@ -168,6 +173,8 @@ def _expectation(field: IField) -> str:
         words = "one of " + ", ".join(repr(term.value) for term in field.vocabulary)
     elif isinstance(field, Object):
         words = f"an object that provides {field.schema.__name__}"
+    elif vars(field).get("constraint") in _CONSTRAINTS:
+        words = _CONSTRAINTS[vars(field)["constraint"]]
     else:
         words = next(
             (words for kind, words in _TYPES if isinstance(field, kind)),
