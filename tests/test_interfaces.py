@@ -50,9 +50,9 @@ from postcommit._transaction.event import MailErrorEvent
 from postcommit._transaction.event import MailRejectedEvent
 from postcommit._transaction.event import MailSentEvent
 from postcommit._transaction.event import MailUncertainEvent
+from postcommit._zcml import Option
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
-from postcommit.zcml import Option
 from tests.support.mailers import ScriptedMailer
 from tests.support.mailers import ScriptedPipelineMailer
 

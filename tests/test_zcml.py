@@ -33,7 +33,7 @@ from zope.security.simplepolicies import ParanoidSecurityPolicy
 from zope.sendmail.interfaces import IMailDelivery as IOlderMailDelivery
 from zope.sendmail.interfaces import IMailer as IOlderMailer
 
-from postcommit import zcml
+from postcommit import _zcml as zcml
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery
 from postcommit.interfaces import IMailDelivery

@@ -15,7 +15,6 @@ from typing import TypeVar
 from typing import cast
 
 import transaction
-from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
 from postcommit._config.options import checked_mailer
@@ -38,14 +37,16 @@ from postcommit._transaction.event import log_report
 from postcommit.errors import OptionError
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
+from postcommit.interfaces import Batch
 from postcommit.interfaces import IBatch
 from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IDirectMailDelivery
-from postcommit.interfaces import IMailer
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Sendable
 from postcommit.interfaces import Status
+from postcommit.interfaces import SupportsSend
+from postcommit.interfaces import TransactionManager
 
 
 log = Log("postcommit.delivery")
@@ -58,10 +59,13 @@ _numbers = itertools.count(1)
 class _MailDelivery(ABC):
     """Composes a message and adds it to the transaction; both deliveries do."""
 
+    transaction_manager: TransactionManager
+    default_sender: str | None
+
     def __init__(
         self,
         default_sender: str | None,
-        transaction_manager: ITransactionManager | None,
+        transaction_manager: TransactionManager | None,
     ) -> None:
         if transaction_manager is None:
             transaction_manager = transaction.manager
@@ -70,7 +74,7 @@ class _MailDelivery(ABC):
         # Shared with the copies that `bind` makes: one data manager for all of them.
         self._owner = object()
 
-    def bind(self: _Self, transaction_manager: ITransactionManager) -> _Self:
+    def bind(self: _Self, transaction_manager: TransactionManager) -> _Self:
         """Return a copy that joins the transactions of another manager.
 
         Raises `OptionError` if `transaction_manager` is not a transaction manager.
@@ -85,10 +89,16 @@ class _MailDelivery(ABC):
         toaddrs: Addresses | None,
         message: Sendable,
     ) -> str:
-        """Send `message` when the transaction commits, see `IMailDelivery`.
+        """Send `message` when the transaction commits, and return its message id.
 
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises `AddressError`, `MessageError` or `QueueError` for what cannot be sent.
         Raises the exception of `transaction` if the transaction takes no more work, or
-        if an explicit manager has not begun one.
+        if an explicit manager has not begun one. See `IMailDelivery`.
         """
         composed = compose(fromaddr, toaddrs, message, self.default_sender)
         message_id: str = composed.message_id
@@ -104,7 +114,7 @@ class _MailDelivery(ABC):
         """Return a message as an item of the batch; leave no file if that fails."""
 
     @abstractmethod
-    def _batch(self) -> IBatch:
+    def _batch(self) -> Batch:
         """Return a batch for one transaction."""
 
 
@@ -122,7 +132,7 @@ class QueuedMailDelivery(_MailDelivery):
         queuePath: str,
         *,
         default_sender: str | None = IDefaultSender["default_sender"].default,
-        transaction_manager: ITransactionManager | None = None,
+        transaction_manager: TransactionManager | None = None,
     ) -> None:
         super().__init__(default_sender, transaction_manager)
         self.queuePath: str = checked_queue_path(IQueuedMailDelivery, queuePath)
@@ -138,7 +148,7 @@ class QueuedMailDelivery(_MailDelivery):
             composed.sender, composed.recipients, pieces, is_first=is_first
         )
 
-    def _batch(self) -> IBatch:
+    def _batch(self) -> Batch:
         return self._store().batch()
 
 
@@ -156,14 +166,14 @@ class DirectMailDelivery(_MailDelivery):
 
     def __init__(
         self,
-        mailer: IMailer,
+        mailer: SupportsSend,
         *,
         check_relay: bool = False,
         default_sender: str | None = IDefaultSender["default_sender"].default,
-        transaction_manager: ITransactionManager | None = None,
+        transaction_manager: TransactionManager | None = None,
     ) -> None:
         super().__init__(default_sender, transaction_manager)
-        self.mailer = checked_mailer(mailer)
+        self.mailer: SupportsSend = checked_mailer(mailer)
         if not isinstance(check_relay, bool):
             raise OptionError("check_relay", check_relay, "must be True or False")
         self._check = _RelayCheck(self.mailer) if check_relay else None
@@ -176,7 +186,7 @@ class DirectMailDelivery(_MailDelivery):
         _ = composed.message  # copied now: when the commit is decided, nothing may fail
         return composed
 
-    def _batch(self) -> IBatch:
+    def _batch(self) -> Batch:
         return _Transmitting(
             self.mailer,
             self._check,
@@ -195,7 +205,7 @@ class _RelayCheck:
     as the mailers of zope.sendmail.
     """
 
-    def __init__(self, mailer: IMailer) -> None:
+    def __init__(self, mailer: SupportsSend) -> None:
         self._mailer: Any = mailer
         # To mypy an adapter that may be missing is always there.
         self._check = cast(Any, IRelayCheck)(mailer, None)
@@ -226,9 +236,9 @@ class _Transmitting:
 
     def __init__(
         self,
-        mailer: IMailer,
+        mailer: SupportsSend,
         check: _RelayCheck | None,
-        transaction_manager: ITransactionManager,
+        transaction_manager: TransactionManager,
         sort_key: str,
     ) -> None:
         self._mailer = mailer

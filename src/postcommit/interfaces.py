@@ -16,10 +16,14 @@ How mail leaves an application:
 
 Deliveries publish the events of a commit when every resource has finished, each in a
 transaction of its own.
+
+An interface is an object, by which utilities are registered and found. The type for
+annotations has its name without the "I", for example ``delivery: MailDelivery``. Such
+a `typing.Protocol` is in this module, too. Where there is only one class of that name,
+such as `SMTPMailer` or `MailSentEvent`, it is in `postcommit`.
 """
 from __future__ import annotations
 
-import enum
 import ipaddress
 import os
 import re
@@ -27,11 +31,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
-from email.message import Message
 from typing import Any
-from typing import NamedTuple
-from typing import Protocol
-from typing import TypeAlias
 
 from zope.i18nmessageid import MessageFactory
 from zope.interface import Attribute
@@ -48,13 +48,36 @@ from zope.schema import Text
 from zope.schema import TextLine
 from zope.schema import Tuple
 
+from postcommit._types import Address as Address
+from postcommit._types import Addresses as Addresses
+from postcommit._types import AuthName as AuthName
+from postcommit._types import Batch as Batch
+from postcommit._types import DeliveryReport as DeliveryReport
+from postcommit._types import MailDelivery as MailDelivery
+from postcommit._types import Maildir as Maildir
+from postcommit._types import MaildirFactory as MaildirFactory
+from postcommit._types import MaildirMessageWriter as MaildirMessageWriter
+from postcommit._types import Mailer as Mailer
+from postcommit._types import MailErrorEvent as MailErrorEvent
+from postcommit._types import MailEvent as MailEvent
+from postcommit._types import MailQueueProcessor as MailQueueProcessor
+from postcommit._types import Outcome as Outcome
+from postcommit._types import Outgoing as Outgoing
+from postcommit._types import Pipeline as Pipeline
+from postcommit._types import PipelineMailer as PipelineMailer
+from postcommit._types import ProtocolName as ProtocolName
+from postcommit._types import RelayCheck as RelayCheck
+from postcommit._types import Reply as Reply
+from postcommit._types import Sendable as Sendable
+from postcommit._types import Status as Status
+from postcommit._types import SupportsSend as SupportsSend
+from postcommit._types import Tally as Tally
+from postcommit._types import TLSMode as TLSMode
+from postcommit._types import TLSName as TLSName
+from postcommit._types import TransactionManager as TransactionManager
+
 
 _ = MessageFactory("postcommit")
-
-
-Address: TypeAlias = str | bytes
-Addresses: TypeAlias = Address | Iterable[Address]
-Sendable: TypeAlias = bytes | str | Message
 
 
 # The second slash may be missing: pathlib, for example, drops it.
@@ -90,37 +113,6 @@ def is_ip_address(value: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-class Status(enum.Enum):
-    """The outcome of one recipient in one attempt."""
-
-    SENT = "sent"
-    DEFERRED = "deferred"
-    REJECTED = "rejected"
-    UNCERTAIN = "uncertain"
-
-
-class TLSMode(enum.StrEnum):
-    """How a mailer uses TLS towards its relay."""
-
-    AUTO = "auto"
-    STARTTLS = "starttls"
-    IMPLICIT = "implicit"
-    NONE = "none"
-
-
-class Tally(NamedTuple):
-    """How many recipients were sent, are tried again, were rejected, or given up.
-
-    `deferred` includes those that are uncertain and tried again, `uncertain` counts
-    those that may have the message and are not tried again.
-    """
-
-    sent: int = 0
-    deferred: int = 0
-    rejected: int = 0
-    uncertain: int = 0
 
 
 # Outcomes of a message
@@ -272,22 +264,6 @@ class IMailer(Interface):
         over, or the entry is settled. So a mailer that is written for them, and has
         no `IPipelineMailer.pipeline`, should not announce anything itself.
         """
-
-
-class Outgoing(Protocol):
-    """A message and its envelope, ready to be transmitted."""
-
-    @property
-    def sender(self) -> str:
-        """Bare, checked address; ``''`` is the null sender."""
-
-    @property
-    def recipients(self) -> tuple[str, ...]:
-        """Bare, checked addresses, at least one."""
-
-    @property
-    def message(self) -> bytes:
-        """Header, which is complete, and body."""
 
 
 class IPipeline(Interface):

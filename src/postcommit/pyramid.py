@@ -56,9 +56,10 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import SupportsSend
 
 
-log = logging.getLogger("postcommit.pyramid")
+log: logging.Logger = logging.getLogger("postcommit.pyramid")
 
 # Keys of the registry: the `MailSettings`, and the `_Starter`.
 _SETTINGS = "postcommit.settings"
@@ -138,7 +139,7 @@ class MailSettings:
     ) -> None:
         self._prefix = prefix
         self._given = from_settings(settings, prefix, _KNOWN)
-        self.mailers = self._mailers(notify)
+        self.mailers: dict[str, SupportsSend] = self._mailers(notify)
         queue_path = self._given.get("queue_path")
         processor = self._given.get("processor")
         runs = None if processor is None else truth(processor.value)
@@ -146,8 +147,8 @@ class MailSettings:
             raise processor.refused("must be true or false")
         if processor and runs and not queue_path:
             raise processor.refused(f"needs {prefix}queue_path")
-        self.runs_processor = runs is True
-        self.forbids_processors = runs is False
+        self.runs_processor: bool = runs is True
+        self.forbids_processors: bool = runs is False
         # Options that cannot work are refused now, and not with the first mail.
         direct = self.direct(self.mailers[""])
         self.default_sender: str | None = direct.default_sender
@@ -157,7 +158,7 @@ class MailSettings:
             self.processor(self.mailers[""])
             self._check_queue(queue_path)
 
-    def direct(self, mailer: IMailer) -> Any:
+    def direct(self, mailer: SupportsSend) -> Any:
         """Return a `DirectMailDelivery` through `mailer`."""
         return build(IDirectMailDelivery, self._given, mailer=mailer)
 
@@ -165,11 +166,11 @@ class MailSettings:
         """Return a `QueuedMailDelivery` into the queue."""
         return build(IQueuedMailDelivery, self._given)
 
-    def processor(self, mailer: IMailer) -> Any:
+    def processor(self, mailer: SupportsSend) -> Any:
         """Return a `QueueProcessor` of the queue."""
         return build(IMailQueueProcessor, self._given, mailer=mailer)
 
-    def _mailers(self, notify: Callable[[Any], Any]) -> dict[str, IMailer]:
+    def _mailers(self, notify: Callable[[Any], Any]) -> dict[str, SupportsSend]:
         name = f"{self._prefix}mailer"
         chosen = self._given.get("mailer", Given("", name, "smtp"))
         if chosen.value not in tuple(MAILERS):

@@ -28,9 +28,9 @@ from postcommit._processor import QueueProcessor
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
-from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import SupportsSend
 
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -129,7 +129,7 @@ class Configuration:
                 mailer.read_certificates()
         return mailer
 
-    def processor(self, mailer: IMailer) -> QueueProcessor:
+    def processor(self, mailer: SupportsSend) -> QueueProcessor:
         """Return a processor of the queue. Raises `OptionError`, as `mailer`."""
         path = self.queue_path
         made: QueueProcessor = build(

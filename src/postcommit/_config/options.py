@@ -20,7 +20,6 @@ from typing import Any
 from typing import cast
 
 from transaction.interfaces import ITransactionManager
-from zope.interface import Interface
 from zope.schema import Bool
 from zope.schema import Choice
 from zope.schema import Float
@@ -38,7 +37,7 @@ from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
 from postcommit.errors import is_url
 from postcommit.interfaces import IDefaultSender
-from postcommit.interfaces import IMailer
+from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import can_be_host
 from postcommit.interfaces import is_ip_address
 from postcommit.interfaces import is_path
@@ -136,14 +135,14 @@ def truth(value: Any) -> bool | None:
 # Values
 
 
-def checked(schema: type[Interface], name: str, value: Any) -> Any:
+def checked(schema: Any, name: str, value: Any) -> Any:
     """Return `value` as the field `name` of `schema` has it.
 
     A path becomes a str, and an int becomes a float if the field is one. Raises
     `OptionError` for a value that the field refuses. The error has no cause, because
     a cause would show the value, which may be a password.
     """
-    field = cast(Any, schema)[name]
+    field = schema[name]
     with suppress(ValidationError, TypeError, OverflowError):
         value = _converted(field, value)
         field.validate(value)
@@ -194,7 +193,7 @@ def _bounds(field: IField) -> str:
     return " that is not empty" if getattr(field, "min_length", None) else ""
 
 
-def checked_queue_path(schema: type[Interface], value: Any) -> str:
+def checked_queue_path(schema: Any, value: Any) -> str:
     """Return `value` as the absolute path of a queue.
 
     A relative path is made absolute now, because the working directory may change
@@ -211,7 +210,7 @@ def checked_queue_path(schema: type[Interface], value: Any) -> str:
     raise OptionError("queuePath", path, reason)
 
 
-def checked_mailer(mailer: Any) -> IMailer:
+def checked_mailer(mailer: Any) -> SupportsSend:
     """Return `mailer`. Raises `OptionError` if it has no method ``send()``.
 
     It need not provide `IMailer`. For example, its ``send()`` may raise, as that of

@@ -63,7 +63,7 @@ from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
 from postcommit._maildir.presence import WAKEUP
 from postcommit.errors import QueueError
-from postcommit.interfaces import IBatch
+from postcommit.interfaces import Batch
 
 
 log = Log("postcommit.maildir.store")
@@ -101,7 +101,7 @@ class Store:
 
     # Accept
 
-    def batch(self) -> IBatch:
+    def batch(self) -> Batch:
         """Return the batch by which one transaction's entries are accepted."""
         return staging.Staging(self.maildir)
 

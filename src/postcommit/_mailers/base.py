@@ -88,7 +88,13 @@ class BaseMailer(ABC):
         toaddrs: Addresses | None,
         message: Sendable,
     ) -> DeliveryReport:
-        """Transmit `message`, and announce the report, see `IMailer`.
+        """Transmit `message` now, announce the report, and return it.
+
+        `fromaddr` is the envelope's sender, and ``""`` is the null sender. `toaddrs` is
+        one address or an iterable of them. None means the addresses of the header.
+        `message` is an `EmailMessage`, bytes, or a str with header and body. Raises
+        nothing for a delivery problem, and ValueError or TypeError for arguments that
+        can never work. See `IMailer`.
 
         The events are published in the transaction of the caller, if there is one. An
         interrupt in a subscriber, such as KeyboardInterrupt, is raised when all events

@@ -19,6 +19,7 @@ from typing import cast
 
 import zope.event
 
+from postcommit import interfaces
 from postcommit._log import Log
 from postcommit._mail.address import on_the_wire
 from postcommit._mail.message import message_id_of
@@ -34,12 +35,11 @@ from postcommit.errors import DeliveryError
 from postcommit.errors import RelayError
 from postcommit.errors import text_of
 from postcommit.interfaces import IDeliveryReport
-from postcommit.interfaces import IMailer
-from postcommit.interfaces import IPipeline
-from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Outgoing
+from postcommit.interfaces import PipelineMailer
 from postcommit.interfaces import Status
+from postcommit.interfaces import SupportsSend
 
 
 log = Log("postcommit.mailers.foreign")
@@ -48,7 +48,7 @@ log = Log("postcommit.mailers.foreign")
 _NO_LOGIN = ("No suitable authentication method", "Server AUTH mechanism infinite loop")
 
 
-def pipeline_of(mailer: IMailer) -> Pipeline:
+def pipeline_of(mailer: SupportsSend) -> Pipeline:
     """Return a pipeline of `mailer`: its own one, or one around its ``send()``.
 
     Raises what ``mailer.pipeline()`` raises.
@@ -57,11 +57,11 @@ def pipeline_of(mailer: IMailer) -> Pipeline:
     # would bypass its own ``send()``. So the type is asked.
     if not hasattr(type(mailer), "pipeline"):
         return _Sending(lambda mail: _send(mailer, mail))
-    pipeline = cast(IPipelineMailer, mailer).pipeline()
+    pipeline = cast(PipelineMailer, mailer).pipeline()
     return pipeline if isinstance(pipeline, Pipeline) else _Checked(mailer, pipeline)
 
 
-def notify_of(mailer: IMailer) -> Notify:
+def notify_of(mailer: SupportsSend) -> Notify:
     """Return the function that the events of `mailer` are published with.
 
     Call it for each report: a mailer may get another one while a processor runs.
@@ -87,7 +87,7 @@ class _Sending(OneByOne):
 class _Checked(Pipeline):
     """A pipeline written elsewhere, with reports that keep their contract."""
 
-    def __init__(self, mailer: IMailer, pipeline: IPipeline) -> None:
+    def __init__(self, mailer: SupportsSend, pipeline: interfaces.Pipeline) -> None:
         self._mailer = mailer
         self._pipeline = pipeline
         self._offered: deque[tuple[Outgoing, Any]] = deque()
@@ -119,7 +119,7 @@ class _Checked(Pipeline):
         raise RuntimeError(f"{self._mailer!r} gave a report too many, or out of order")
 
 
-def _send(mailer: IMailer, mail: Outgoing) -> DeliveryReport:
+def _send(mailer: SupportsSend, mail: Outgoing) -> DeliveryReport:
     try:
         result = mailer.send(mail.sender, mail.recipients, mail.message)
     except Exception as error:  # whatever a mailer raises is an outcome

@@ -146,11 +146,11 @@ class Connection:
     def __init__(self, connected: socket.socket, relay: Relay) -> None:
         self.relay = relay
         self.extensions: dict[str, str] = {}
-        self.pipelining = False
+        self.pipelining: bool = False
         self.messages = 0
         self.is_dirty = False
-        self.most_recipients = sys.maxsize
-        self.sent = 0
+        self.most_recipients: int = sys.maxsize
+        self.sent: int = 0
         self._socket = connected
         self._timeout: float | None = None
         self._most = _BLOCK

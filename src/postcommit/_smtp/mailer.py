@@ -21,9 +21,12 @@ from postcommit._smtp.pipeline import SMTPPipeline
 from postcommit._smtp.pool import Pool
 from postcommit._smtp.tls import TLS
 from postcommit.errors import OptionError
+from postcommit.interfaces import AuthName
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Outgoing
+from postcommit.interfaces import ProtocolName
 from postcommit.interfaces import TLSMode
+from postcommit.interfaces import TLSName
 
 
 _check = functools.partial(checked, ISMTPMailer)
@@ -53,8 +56,8 @@ class SMTPMailer(BaseMailer):
         password: str | None = ISMTPMailer["password"].default,
         *,
         token: Callable[[], str] | None = None,
-        auth: str | None = ISMTPMailer["auth"].default,
-        tls: str = ISMTPMailer["tls"].default,
+        auth: AuthName | None = ISMTPMailer["auth"].default,
+        tls: TLSMode | TLSName = ISMTPMailer["tls"].default,
         cafile: str | None = ISMTPMailer["cafile"].default,
         verify: bool = ISMTPMailer["verify"].default,
         certfile: str | None = ISMTPMailer["certfile"].default,
@@ -63,7 +66,7 @@ class SMTPMailer(BaseMailer):
         ssl_context: ssl.SSLContext | None = None,
         helo_name: str | None = ISMTPMailer["helo_name"].default,
         source_address: str | None = ISMTPMailer["source_address"].default,
-        protocol: str = ISMTPMailer["protocol"].default,
+        protocol: ProtocolName = ISMTPMailer["protocol"].default,
         connect_timeout: float = ISMTPMailer["connect_timeout"].default,
         timeout: float | None = ISMTPMailer["timeout"].default,
         final_timeout: float = ISMTPMailer["final_timeout"].default,
@@ -108,7 +111,7 @@ class SMTPMailer(BaseMailer):
         self.pipelining: bool = _check("pipelining", pipelining)
         self.dsn: bool = _check("dsn", dsn)
         self.notify = notify
-        self.relay = self._relay()
+        self.relay: Relay = self._relay()
         self._pool = Pool(
             self.relay,
             messages=self.messages_per_connection,

@@ -24,11 +24,10 @@ from postcommit._mail.report import Reply
 from postcommit._transaction.repeats import repeat
 from postcommit.interfaces import IMailDeferredEvent
 from postcommit.interfaces import IMailErrorEvent
-from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
 from postcommit.interfaces import IMailUncertainEvent
-from postcommit.interfaces import IReply
+from postcommit.interfaces import MailEvent
 from postcommit.interfaces import Status
 
 
@@ -39,7 +38,7 @@ Notify = Callable[[Any], Any]
 
 @implementer(IMailSentEvent)
 class MailSentEvent:
-    """See `IMailSentEvent`."""
+    """The relay has taken the message for `recipients`, see `IMailSentEvent`."""
 
     def __init__(self, messageId: str, *, recipients: tuple[str, ...] = ()) -> None:
         self.messageId = messageId
@@ -52,7 +51,7 @@ class MailSentEvent:
 
 @implementer(IMailErrorEvent)
 class MailErrorEvent:
-    """See `IMailErrorEvent`."""
+    """An attempt failed for `recipients`, see `IMailErrorEvent`."""
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class MailErrorEvent:
         errorMessage: str,
         *,
         recipients: tuple[str, ...] = (),
-        reply: IReply | None = None,
+        reply: Reply | None = None,
     ) -> None:
         self.messageId = messageId
         self.errorMessage = errorMessage
@@ -74,20 +73,20 @@ class MailErrorEvent:
 
 @implementer(IMailDeferredEvent)
 class MailDeferredEvent(MailErrorEvent):
-    """See `IMailDeferredEvent`."""
+    """The attempt failed for now, see `IMailDeferredEvent`."""
 
 
 @implementer(IMailRejectedEvent)
 class MailRejectedEvent(MailErrorEvent):
-    """See `IMailRejectedEvent`."""
+    """The attempt failed for good, see `IMailRejectedEvent`."""
 
 
 @implementer(IMailUncertainEvent)
 class MailUncertainEvent(MailErrorEvent):
-    """See `IMailUncertainEvent`."""
+    """Given up, and may have arrived, see `IMailUncertainEvent`."""
 
 
-def events_of(report: DeliveryReport) -> list[IMailEvent]:
+def events_of(report: DeliveryReport) -> list[MailEvent]:
     """Return the events of `report`, none if `IMailer.send` has published them.
 
     There is one for each status and reply, with the recipients that share them. A relay
@@ -110,7 +109,7 @@ def events_of(report: DeliveryReport) -> list[IMailEvent]:
     return events
 
 
-def _event(message_id: str, alike: list[Outcome]) -> IMailEvent:
+def _event(message_id: str, alike: list[Outcome]) -> MailEvent:
     """Return the event for outcomes that are `alike`."""
     recipients = tuple(outcome.recipient for outcome in alike)
     status, reply = alike[0].status, alike[0].reply
@@ -176,7 +175,7 @@ def log_report(report: DeliveryReport) -> None:
 
 
 def dispatch_events(
-    events: Iterable[IMailEvent], notify: Notify, manager: ITransactionManager | None
+    events: Iterable[MailEvent], notify: Notify, manager: ITransactionManager | None
 ) -> BaseException | None:
     """Publish `events`, each in a transaction of its own; never raise.
 
@@ -210,7 +209,7 @@ def dispatch_events(
 
 
 def _attempt(
-    event: IMailEvent,
+    event: MailEvent,
     notify: Notify,
     manager: ITransactionManager,
     may_be_repeated: bool,

@@ -41,6 +41,8 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import MailQueueProcessor
+from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import _
 from postcommit.interfaces import is_path
 
@@ -229,7 +231,7 @@ def fileMailer(_context: Any, name: str, **options: Any) -> None:
     _register_mailer(_context, name, build(IFileMailer, given))
 
 
-def _register_mailer(_context: Any, name: str, mailer: IMailer) -> None:
+def _register_mailer(_context: Any, name: str, mailer: SupportsSend) -> None:
     for contract in _with_older(IMailer):
         _register(_context, contract, name, lambda: mailer, info=_Place(_context.info))
 
@@ -281,7 +283,7 @@ def queuedDelivery(
     options |= {"queuePath": queuePath, "default_sender": default_sender}
     given = _given(f"mail:queuedDelivery {name}", IMailQueueProcessor, options)
     delivery = build(IQueuedMailDelivery, given)
-    processors: list[IMailQueueProcessor] = []
+    processors: list[MailQueueProcessor] = []
 
     def make() -> Any:
         check_queue_path(queuePath)
@@ -320,7 +322,7 @@ def _register_delivery(
         _register(_context, contract, name, protected)
 
 
-def _find_mailer(name: str) -> IMailer:
+def _find_mailer(name: str) -> SupportsSend:
     for contract in _with_older(IMailer):
         found = queryUtility(contract, name)
         if found is not None:
