@@ -32,14 +32,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import zope.event
-from pyramid.config import Configurator
-from pyramid.events import NewRequest
-from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import PHASE1_CONFIG
-from pyramid.interfaces import PHASE2_CONFIG
-from pyramid.registry import Registry
-from pyramid.request import Request
-from pyramid.threadlocal import manager as threadlocals
+
+from postcommit.errors import MissingExtraError
+
+
+try:
+    from pyramid.config import Configurator
+    from pyramid.events import NewRequest
+    from pyramid.exceptions import ConfigurationError
+    from pyramid.interfaces import PHASE1_CONFIG
+    from pyramid.interfaces import PHASE2_CONFIG
+    from pyramid.registry import Registry
+    from pyramid.request import Request
+    from pyramid.threadlocal import manager as threadlocals
+except ModuleNotFoundError as _missing:
+    raise MissingExtraError("pyramid", "pyramid") from _missing
 
 from postcommit._build import MAILERS
 from postcommit._build import build
