@@ -28,6 +28,8 @@ from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.tls import TLS
+from postcommit._smtp.tls import about_client
+from postcommit._smtp.tls import remedy
 from postcommit.errors import RelayError
 from postcommit.interfaces import TLSMode
 
@@ -303,7 +305,8 @@ class Connection:
         except RelayError:
             raise
         except OSError as error:
-            raise RelayError(f"{relay} hung up or fell silent: {error}") from error
+            text = f"{relay} hung up or fell silent: {error}"
+            raise RelayError(f"{text}{self._about_client(error)}") from error
 
     def _ehlo(self) -> None:
         """Say EHLO with a name that DNS is not asked for, because it may take long."""
@@ -333,25 +336,44 @@ class Connection:
         self._ehlo()
 
     def _start_tls(self) -> None:
-        relay = self.relay
-        context = relay.tls.context(loopback=self.is_loopback)
+        """Speak TLS from here on, with a context that fits. Raises `RelayError`."""
+        relay, tls = self.relay, self.relay.tls
+        loopback = self.is_loopback
+        context = tls.context(loopback=loopback, login=relay.credentials is not None)
+        name = tls.server_name or relay.hostname
+        if name.startswith("/"):  # a unix socket
+            name = "localhost"
         try:
-            self.encrypt(context, relay.hostname.rstrip("."), relay.timeouts.connect)
+            self.encrypt(context, name.rstrip("."), relay.timeouts.connect)
         except ssl.SSLCertVerificationError as error:
-            start = "" if relay.tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
+            tls.read_again()
+            start = "" if tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
+            start += f" -servername {tls.server_name}" if tls.server_name else ""
             host = f"[{relay.hostname}]" if ":" in relay.hostname else relay.hostname
             raise RelayError(
                 f"the certificate of {relay} cannot be trusted:"
-                f" {error.verify_message}; set cafile to the certificate of its"
-                " authority, and hostname to the name in it; to see it: openssl"
+                f" {error.verify_message.rstrip('.')}; {remedy(error)}; to see it: openssl"
                 f" s_client{start} -connect {host}:{relay.port} </dev/null |"
                 " openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
+            hint = f"; is it the port for tls={tls.mode.value!r}?"
+            if isinstance(error, OSError):
+                tls.read_again()
+                hint = about_client(error, shown=tls.shows_certificate) or hint
             raise RelayError(
-                f"{relay} does not speak TLS as expected: {error}; is it the port"
-                f" for tls={relay.tls.mode.value!r}?"
+                f"{relay} does not speak TLS as expected: {error}{hint}"
             ) from error
+        if not loopback:
+            tls.log_unverified(str(relay), context)
+
+    def _about_client(self, error: OSError) -> str:
+        """Return a hint if the connection is lost before the first reply under TLS."""
+        if not self.is_encrypted or self.extensions:
+            return ""
+        tls = self.relay.tls
+        tls.read_again()
+        return about_client(error, shown=tls.shows_certificate)
 
     def _log_in(self, credentials: Credentials) -> None:
         relay = self.relay
@@ -379,10 +401,11 @@ class Connection:
     def encrypt(self, context: ssl.SSLContext, hostname: str, timeout: float) -> None:
         """Speak TLS from here on, with a relay that is called `hostname`.
 
-        Data received in clear is forgotten, because an attacker on the way could have
-        put it there (RFC 3207, 4.2).
+        All that was received in clear is forgotten, because an attacker on the way could
+        have put it there (RFC 3207, 4.2).
         """
         self._data, self._position = b"", 0
+        self.extensions = {}
         self._bound(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
         self._most = _RECORD
