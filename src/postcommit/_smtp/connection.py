@@ -57,6 +57,7 @@ _INSTEAD = "\N{REPLACEMENT CHARACTER}"
 
 _CODE = re.compile(rb"([2-5][0-9][0-9])(?![0-9])[ \t-]?")
 _LAST = re.compile(rb"[2-5][0-9][0-9](?![0-9-])")
+_OLD_AUTH = re.compile("AUTH=", re.IGNORECASE)
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z)")
 
 _DOTTED_NAME = re.compile(
@@ -378,21 +379,25 @@ class Connection:
     def _log_in(self, credentials: Credentials) -> None:
         relay = self.relay
         if not (self.is_encrypted or self.is_loopback):
+            is_off = relay.tls.mode is TLSMode.NONE
+            reason = "tls='none' allows no TLS" if is_off else "it offers no STARTTLS"
             raise RelayError(
-                f"{relay} offers no TLS here, and credentials are not sent in"
-                " clear; set tls to 'starttls' or 'implicit', or omit the username"
+                f"{relay}: {reason}, and credentials are not sent in clear; set tls to"
+                " 'starttls', or 'implicit' (port 465), or omit the username"
             )
-        known = credentials.mechanisms
+        known = credentials.mechanisms(encrypted=self.is_encrypted)
         offered = self.extensions.get("AUTH", "").upper().split()
         usable = [name for name in known if name in offered]
         if not usable:
+            choice = credentials.mechanism
             raise RelayError(
                 f"{relay} offers AUTH {' '.join(offered) or 'not at all'};"
                 f" {' or '.join(known)} is needed to log in"
+                + (f", because of auth={choice!r}" if choice else "")
             )
         try:
             reply = credentials.log_in(self.command, usable)
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             # Frames of a traceback have local variables, and those had secrets.
             raise error.with_traceback(None)  # noqa: B904
         if reply.code != 235:
@@ -501,7 +506,7 @@ def extensions_of(reply: Reply) -> dict[str, str]:
     offered: dict[str, str] = {}
     for line in reply.text.split("\n")[1:]:
         # Some old servers have AUTH=LOGIN instead of AUTH LOGIN.
-        word, _, parameters = line.replace("AUTH=", "AUTH ").partition(" ")
+        word, _, parameters = _OLD_AUTH.sub("AUTH ", line).partition(" ")
         keyword = word.upper()
         offered[keyword] = f"{offered.get(keyword, '')} {parameters}".strip()
     return offered

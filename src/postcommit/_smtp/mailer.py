@@ -118,11 +118,9 @@ class SMTPMailer(BaseMailer):
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use."""
-        credentials = None
-        if self.username or self.token is not None:
-            credentials = Credentials(
-                self.username or "", self.password, self.token, self.auth
-            )
+        credentials = Credentials.given(
+            self.username, self.password, self.token, self.auth
+        )
         timeouts = Timeouts(self.connect_timeout)
         if self.timeout is not None:
             timeouts = Timeouts.alike(self.connect_timeout, self.timeout)
