@@ -367,7 +367,9 @@ def test_many_recipients(start, connect, without, number):
     relay = start(without=without)
     recipients = [f"r{i}@example.org" for i in range(number)]
     relay.reply("RCPT", "550 5.1.1 Unknown", address=recipients[-1])
-    report = connect(relay).send(SENDER, recipients, MESSAGE)
+    report = connect(relay, recipients_per_transaction=1000).send(
+        SENDER, recipients, MESSAGE
+    )
     assert told(report) == ["sent"] * (number - 1) + ["rejected"]
     assert relay.messages[0].recipients == tuple(recipients[:-1])
 
@@ -376,7 +378,9 @@ def test_many_recipients_and_a_refused_sender(start, connect, without):
     relay = start(without=without)
     relay.reply("MAIL", "550 5.7.1 No")
     recipients = [f"r{i}@example.org" for i in range(250)]
-    report = connect(relay).send(SENDER, recipients, MESSAGE)
+    report = connect(relay, recipients_per_transaction=1000).send(
+        SENDER, recipients, MESSAGE
+    )
     assert told(report) == ["rejected"] * 250
     assert len(relay.commands) < 110
 
