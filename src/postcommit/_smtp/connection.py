@@ -480,11 +480,11 @@ class Connection:
             start = "" if tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
             start += f" -servername {tls.server_name}" if tls.server_name else ""
             host = f"[{relay.hostname}]" if ":" in relay.hostname else relay.hostname
+            reason = error.verify_message.rstrip(".")
             raise RelayError(
-                f"the certificate of {relay} cannot be trusted:"
-                f" {error.verify_message.rstrip('.')}; {remedy(error)}; to see it: openssl"
-                f" s_client{start} -connect {host}:{relay.port} </dev/null |"
-                " openssl x509 -noout -text"
+                f"the certificate of {relay} cannot be trusted: {reason};"
+                f" {remedy(error)}; to see it: openssl s_client{start} -connect"
+                f" {host}:{relay.port} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
             hint = f"; is it the port for tls={tls.mode.value!r}?"
@@ -499,7 +499,8 @@ class Connection:
 
     def _about_client(self, error: OSError) -> str:
         """Return a hint if the connection is lost before the first reply under TLS."""
-        if isinstance(error, TimeoutError) or self.extensions or not self.is_encrypted:
+        is_first = self.is_encrypted and not self.extensions
+        if isinstance(error, TimeoutError) or not is_first:
             return ""
         tls = self.relay.tls
         tls.read_again()
@@ -541,8 +542,8 @@ class Connection:
     def encrypt(self, context: ssl.SSLContext, hostname: str, timeout: float) -> None:
         """Speak TLS from here on, with a relay that is called `hostname`.
 
-        All that was received in clear is forgotten, because an attacker on the way could
-        have put it there (RFC 3207, 4.2).
+        Data received in clear is forgotten, and so are the extensions, because an
+        attacker on the way could have put them there (RFC 3207, 4.2).
         """
         self._data, self._position = b"", 0
         self.extensions = {}

@@ -22,7 +22,8 @@ from postcommit.interfaces import TLSMode
 
 log = Log("postcommit.smtp")
 
-# What changes when a file is replaced: time, size, device, inode. None if it is missing.
+# Time, size, device and inode of a file: one of them changes when it is replaced. None
+# if it is missing.
 _Stamp: TypeAlias = tuple[int, int, int, int] | None
 
 # OpenSSL's codes for certificates that only VERIFY_X509_STRICT refuses, which is the
@@ -32,10 +33,8 @@ _STRICT = range(80, 94)
 _WRONG_NAME = (62, 64)  # of a host, of an address
 _WRONG_TIME = (9, 10)  # not yet valid, expired
 
-# Parts of OpenSSL's names for alerts (RFC 8446, 6.2) about the client's certificate, and
-# of those that may be about it.
+# OpenSSL's names for alerts about the client's certificate (RFC 8446, 6.2).
 _ABOUT_CLIENT = re.compile("ALERT_.*(?:CERTIFICATE|UNKNOWN_CA)")
-_MAYBE_ABOUT_CLIENT = re.compile("ALERT_HANDSHAKE_FAILURE|EOF")
 
 # The relays of which the log says that their certificate is not verified.
 _logged: set[str] = set()
@@ -280,7 +279,7 @@ def about_client(error: OSError, *, shown: bool) -> str:
         if shown:
             return "; it does not accept the client certificate (certfile)"
         return "; it wants a client certificate: set certfile"
-    is_closed = isinstance(error, ConnectionError) or _MAYBE_ABOUT_CLIENT.search(reason)
-    if is_closed and not shown:
+    is_closed = isinstance(error, ConnectionError | ssl.SSLEOFError)
+    if not shown and (is_closed or "ALERT_HANDSHAKE_FAILURE" in reason):
         return "; if it wants a client certificate, set certfile"
     return ""
