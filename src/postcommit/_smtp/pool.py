@@ -222,10 +222,14 @@ class Pool:
                     break
                 since, connection = self._idle.pop()
                 self._busy[connection] = True
-            is_overdue = time.monotonic() - since >= self._idle_timeout
-            if is_overdue or not connection.is_quiet:
-                self.discard(connection)
-                connection = None
+            is_good = False
+            try:
+                is_overdue = time.monotonic() - since >= self._idle_timeout
+                is_good = not is_overdue and connection.is_quiet
+            finally:
+                if not is_good:
+                    self.discard(connection)
+                    connection = None
         if connection is None:
             connection = self._open()
         # It may have been switched off since the connection was opened.
