@@ -46,6 +46,13 @@ SEEDS = 4_000
 
 
 @dataclass
+class Peer:
+    """A relay that speaks one of the two protocols."""
+
+    protocol: str = "smtp"
+
+
+@dataclass
 class Link:
     """A connection that somebody else moves the bytes of."""
 
@@ -54,6 +61,7 @@ class Link:
     is_dirty: bool = False
     most_recipients: int = 1000
     extensions: dict[str, str] = field(default_factory=dict)
+    relay: Peer = field(default_factory=Peer)
 
 
 def account(number=0, recipients=(B, C)):
@@ -100,7 +108,14 @@ def replies_of(stage, kind):
     elif kind is Kind.NEVER:
         codes = [500, 550, 554, 599] + ([552] if stage is not Stage.RCPT else [])
     elif kind is Kind.TOO_MANY:
-        return [Reply(452), Reply(552), Reply(452, "4.5.3"), Reply(550, "5.5.3")]
+        if stage is Stage.RCPT:
+            return [Reply(452), Reply(552), Reply(452, "4.5.3"), Reply(550, "5.5.3")]
+        return [
+            Reply(452, "4.5.3"),
+            Reply(550, "5.5.3"),
+            Reply(554, "", "Transaction failed: Recipient count exceeds 50"),
+            Reply(554, "", "Too many recipients"),
+        ]
     elif kind is Kind.RELAY:
         codes = [421, 530, 534, 535, 538]
         codes += [400, 450, 500, 550] if stage is Stage.SESSION else []
@@ -155,6 +170,11 @@ def test_a_reply(stage, kind, reply, pipelining):
     elif step is Step.LEAVE:
         assert outcomes == {}
         assert (first.accepted, first.left) == ([0], [1])
+    elif step is Step.SPLIT:
+        assert outcomes == {}
+        halves = [waiting.indices for waiting in talk.upcoming][:2]
+        assert halves == [[0], [1]]
+        assert talk.link.most_recipients == 1
     elif step is Step.CONTENT:
         assert first.is_welcome
     elif step is Step.DEFER_ONE:

@@ -5,7 +5,6 @@ import functools
 import re
 import ssl
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import zope.event
@@ -18,7 +17,7 @@ from postcommit._smtp.connection import Relay
 from postcommit._smtp.connection import Timeouts
 from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.pipeline import SMTPPipeline
-from postcommit._smtp.pool import Pool
+from postcommit._smtp.pool import shared
 from postcommit._smtp.tls import TLS
 from postcommit.errors import OptionError
 from postcommit.interfaces import AuthName
@@ -27,12 +26,32 @@ from postcommit.interfaces import Outgoing
 from postcommit.interfaces import ProtocolName
 from postcommit.interfaces import TLSMode
 from postcommit.interfaces import TLSName
+from postcommit.interfaces import is_ip_address
 
 
 _check = functools.partial(checked, ISMTPMailer)
 
-# A name or an IPv4 address, or an IPv6 address.
-_HOST = re.compile(r"[^\s/:@]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[^\s/@]*")
+# A name or an IPv4 address, an IPv6 address, or the path of a unix socket.
+_HOST = re.compile(r"[^\s/:@]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[^\s/@]*|/[^\0]+")
+
+# A domain, and an address in its place (RFC 5321, 4.1.2 and 4.1.3).
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_LITERAL = re.compile(r"\[([0-9.]+|IPv6:([0-9A-Fa-f.]*:[0-9A-Fa-f.:]*))\]")
+
+
+def _check_helo_name(name: str) -> None:
+    """Raise OptionError unless `name` is a domain or an address literal."""
+    if _DOMAIN.fullmatch(name) and not is_ip_address(name):
+        return
+    literal = _LITERAL.fullmatch(name)
+    if literal is not None and is_ip_address(literal[2] or literal[1]):
+        return
+    reason = (
+        "must be a name such as 'shop.example.org', in ASCII, or an address such as"
+        " '[192.0.2.1]' or '[IPv6:2001:db8::1]'"
+    )
+    raise OptionError("helo_name", name, reason)
 
 
 @implementer(ISMTPMailer)
@@ -81,7 +100,10 @@ class SMTPMailer(BaseMailer):
     ) -> None:
         self.hostname: str = _check("hostname", hostname)
         if not _HOST.fullmatch(self.hostname):
-            reason = "must be a name or an address; the port is an option of its own"
+            reason = (
+                "must be a name, an address, or the path of a unix socket; the port is"
+                " an option of its own"
+            )
             raise OptionError("hostname", hostname, reason)
         self.port: int = _check("port", port)
         self.username: str | None = _check("username", username)
@@ -96,7 +118,12 @@ class SMTPMailer(BaseMailer):
         self.server_name: str | None = _check("server_name", server_name)
         self.ssl_context = ssl_context
         self.helo_name: str | None = _check("helo_name", helo_name)
+        if self.helo_name is not None:
+            _check_helo_name(self.helo_name)
         self.source_address: str | None = _check("source_address", source_address)
+        if self.source_address is not None and self.hostname.startswith("/"):
+            reason = "must be omitted, because hostname is a unix socket"
+            raise OptionError("source_address", source_address, reason)
         self.protocol: str = _check("protocol", protocol)
         self.connect_timeout: float = _check("connect_timeout", connect_timeout)
         self.timeout: float | None = _check("timeout", timeout)
@@ -111,24 +138,24 @@ class SMTPMailer(BaseMailer):
         self.pipelining: bool = _check("pipelining", pipelining)
         self.dsn: bool = _check("dsn", dsn)
         self.notify = notify
-        self.relay: Relay = self._relay()
-        self._pool = Pool(
-            self.relay,
+        self._pool = shared(
+            self._relay(),
             messages=self.messages_per_connection,
             idle_timeout=self.idle_timeout,
             pipelining=self.pipelining,
         )
+        self.relay: Relay = self._pool.relay
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use."""
-        credentials = None
-        if self.username or self.token is not None:
-            credentials = Credentials(
-                self.username or "", self.password, self.token, self.auth
-            )
-        timeouts = Timeouts(self.connect_timeout)
+        credentials = Credentials.given(
+            self.username, self.password, self.token, self.auth
+        )
+        timeouts = Timeouts(self.connect_timeout, end=self.final_timeout)
         if self.timeout is not None:
-            timeouts = Timeouts.alike(self.connect_timeout, self.timeout)
+            timeouts = Timeouts.alike(
+                self.connect_timeout, self.timeout, self.final_timeout
+            )
         tls = TLS(
             TLSMode(self.tls),
             self.cafile,
@@ -141,7 +168,7 @@ class SMTPMailer(BaseMailer):
         return Relay(
             self.hostname,
             self.port,
-            replace(timeouts, end=self.final_timeout),
+            timeouts,
             tls,
             credentials,
             helo_name=self.helo_name,
@@ -150,7 +177,7 @@ class SMTPMailer(BaseMailer):
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.hostname}:{self.port}>"
+        return f"<{type(self).__name__} {self.relay}>"
 
     def pipeline(self) -> SMTPPipeline:
         """Return a pipeline over the connections of this mailer.
