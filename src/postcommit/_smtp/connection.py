@@ -236,11 +236,11 @@ class Connection:
         self.phase = Phase.GREETING
         self.is_proven = False
         self.extensions: dict[str, str] = {}
-        self.pipelining: bool = False
+        self.pipelining = False
         self.messages = 0
         self.is_dirty = False
-        self.most_recipients: int = sys.maxsize
-        self.sent: int = 0
+        self.most_recipients = sys.maxsize
+        self.sent = 0
         self._socket = connected
         self._timeout: float | None = None
         self._most = _BLOCK

@@ -13,6 +13,7 @@ from zope.interface import implementer
 from postcommit._config.options import checked
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.base import BaseMailer
+from postcommit._mailers.base import Pipeline
 from postcommit._smtp.connection import Relay
 from postcommit._smtp.connection import Timeouts
 from postcommit._smtp.credentials import Credentials
@@ -179,7 +180,7 @@ class SMTPMailer(BaseMailer):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.relay}>"
 
-    def pipeline(self) -> SMTPPipeline:
+    def pipeline(self) -> Pipeline:
         """Return a pipeline over the connections of this mailer.
 
         It is up to two messages ahead of the reports. See `IPipelineMailer`.
