@@ -82,6 +82,16 @@ def test_an_expired_certificate(
     assert "issued by" not in out
 
 
+def test_a_certificate_that_is_not_verified(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(expired=True))
+    status, out = told(capsys, relay)
+    assert status == 0
+    assert "encryption  TLSv1." in out
+    assert "certificate not verified\n" in out
+
+
 def test_a_certificate_that_expires_soon(
     start: Start, authority: Authority, capsys: Any
 ) -> None:

@@ -78,6 +78,8 @@ def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
         _line("encryption", finding.tls or "none")
     if finding.certificate is not None:
         _print_certificate(finding.certificate)
+    elif finding.tls is not None:
+        _line("certificate", "not verified")
     for name, parameters in sorted(finding.extensions.items()):
         _line("offers", f"{name} {parameters}".strip())
     if finding.logged_in:

@@ -444,11 +444,12 @@ class Connection:
         try:
             reply = taken[0] if taken else self._wait(_AT_ONCE)
         except TimeoutError:
-            return  # a session ticket of TLS, which is not text, or half a reply
+            if self._position == len(self._data):
+                return  # TLS has said something to itself, such as a session ticket
+            raise
         if reply.code >= 400:
             raise self._refusal("connection", reply)
-        text = f"the relay is out of step: a reply too many: {reply}"
-        raise RelayError(text)
+        raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
     def _refusal(self, what: str, reply: Reply) -> RelayError:
         return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
@@ -546,9 +547,9 @@ class Connection:
         attacker on the way could have put them there (RFC 3207, 4.2).
         """
         self._data, self._position = b"", 0
-        self.extensions = {}
         self._bound(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
+        self.extensions = {}
         self._most = _RECORD
 
     @property
