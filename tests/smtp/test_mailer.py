@@ -204,8 +204,15 @@ def test_what_it_calls_itself(relay, connect, monkeypatch, name, said):
 
 @pytest.mark.parametrize(
     "name",
-    ["shop.example.org", "localhost", "a-1.xn--bcher-kva.example", "[192.0.2.1]"]
-    + ["[IPv6:2001:db8::1]", "[IPv6:::ffff:192.0.2.1]", "1und1.example"],
+    [
+        "shop.example.org",
+        "localhost",
+        "a-1.xn--bcher-kva.example",
+        "1und1.example",
+        "[192.0.2.1]",
+        "[IPv6:2001:db8::1]",
+        "[IPv6:::ffff:192.0.2.1]",
+    ],
 )
 def test_it_calls_itself_as_it_was_told(start, connect, name):
     relay = start()
@@ -214,7 +221,7 @@ def test_it_calls_itself_as_it_was_told(start, connect, name):
 
 
 def test_a_name_that_is_refused_shows_the_remedy():
-    with pytest.raises(OptionError, match=r"helo_name='192.*such as '\[192\.0\.2\.1\]'"):
+    with pytest.raises(OptionError, match=r"helo_name='192.*such as '\[192\.0\.2"):
         SMTPMailer(helo_name="192.0.2.1")
 
 
