@@ -90,7 +90,8 @@ def start():
 
 @pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
 def test_a_relay_that_falls_silent_does_not_hang_the_mailer(start, authority, tls):
-    options = {"tls": tls, "timeout": 0.5, "username": "u", "password": "p"}
+    options = {"tls": tls, "username": "u", "password": "p"}
+    options |= {"timeout": 0.5, "final_timeout": 0.5}
     if tls != "none":
         options["cafile"] = authority.cafile
     cases = []
