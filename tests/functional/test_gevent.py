@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.certificates import Authority
+from tests.support.hosts import Hosts
 from tests.support.script import Hangup
 from tests.support.smtpd import ScriptedRelay
 
@@ -165,3 +166,24 @@ def test_a_sendmail_command_that_hangs_is_killed(tmp_path, size):
     command.chmod(0o755)
     case = {"command": str(command), "size": size}
     assert patched("hand_over", case) == ["uncertain"]
+
+
+def test_the_next_address_is_tried(start, tmp_path):
+    """The first one swallows everything, the second one is busy."""
+    with ExitStack() as stack:
+        try:
+            hosts = stack.enter_context(Hosts(tmp_path))
+        except PermissionError:  # pragma: no cover
+            pytest.skip("only root may have an /etc/hosts of its own")
+        hosts.name("mx.example.org", "127.0.0.1", "127.0.0.2", "127.0.0.3")
+        well = start(host="127.0.0.3")
+        busy = start(host="127.0.0.2", port=well.port)
+        busy.reply("CONNECT", "421 4.3.2 Busy")
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", well.port))
+        listener.listen(0)
+        stack.enter_context(socket.create_connection(("127.0.0.1", well.port)))
+        case = {"hostname": "mx.example.org", "port": well.port, "connect_timeout": 0.5}
+        assert hosts.run(patched, "send", [case]) == [SENT]
+    assert len(well.messages) == 2
+    assert busy.connections == 1
