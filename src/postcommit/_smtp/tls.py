@@ -44,7 +44,8 @@ class _Kept(NamedTuple):
     """A context, and the state of its files when they were read."""
 
     context: ssl.SSLContext
-    stamps: tuple[_Stamp, ...] | None
+    stamps: tuple[_Stamp, ...]
+    is_doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class TLS:
         system's certificates have no time here.
         """
         for verify, kept in list(self._kept.items()):
-            self._kept[verify] = kept._replace(stamps=None)
+            self._kept[verify] = kept._replace(is_doubtful=True)
 
     def log_unverified(self, relay: str, context: ssl.SSLContext) -> None:
         """Log once for each relay that its certificate is not verified with `context`.
@@ -146,15 +147,18 @@ class TLS:
         """Return the context of the files as they are now."""
         kept = self._kept.get(verify)
         stamps = tuple(map(_stamp, self._files(verify)))
-        if kept is not None and kept.stamps == stamps:
+        is_same = kept is not None and kept.stamps == stamps
+        if kept is not None and is_same and not kept.is_doubtful:
             return kept.context
         try:
             made = _Kept(self._make(verify), stamps)
         except RelayError as error:
             if kept is None:
                 raise
-            log.warning("%s; the certificates that were read before are used", error)
-            made = kept._replace(stamps=stamps)
+            if not is_same:  # otherwise it was logged before
+                told = "%s; the certificates that were read before are used"
+                log.warning(told, error)
+            made = kept._replace(stamps=stamps, is_doubtful=False)
         # No lock: a child that is forked at this moment would never get it.
         if self._kept.get(verify) is kept:
             self._kept[verify] = made
