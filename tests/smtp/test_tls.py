@@ -514,6 +514,15 @@ def test_the_name_of_the_server(start, connect, authority, tls):
     assert "not valid for 'mx.example.net'" in str(report.relay_failure)
     assert "-servername mx.example.net -connect 127" in str(report.relay_failure)
     assert names == ["mx.example.org", "mx.example.net"]
+    SMTPMailer(server_name="b\u00fccher.example.")
+
+
+@pytest.mark.parametrize(
+    "name", [".", ".example.org", "a..b", "x" * 64 + ".example.org"]
+)
+def test_a_name_that_cannot_be_asked_for(name):
+    with pytest.raises(OptionError, match=r"server_name=.*cannot be the name"):
+        SMTPMailer(server_name=name)
 
 
 @pytest.mark.parametrize("tls", ["auto", "starttls", "implicit"])

@@ -488,10 +488,9 @@ class Connection:
                 f" {host}:{relay.port} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
-            hint = f"; is it the port for tls={tls.mode.value!r}?"
-            if isinstance(error, OSError):
-                tls.read_again()
-                hint = about_client(error, shown=tls.shows_certificate) or hint
+            tls.read_again()
+            hint = about_client(error, shown=tls.shows_certificate)
+            hint = hint or f"; is it the port for tls={tls.mode.value!r}?"
             raise RelayError(
                 f"{relay} does not speak TLS as expected: {error}{hint}"
             ) from error

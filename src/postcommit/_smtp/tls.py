@@ -69,6 +69,7 @@ class TLS:
 
     def __post_init__(self) -> None:
         _check_context(self.given)
+        _check_name(self.server_name)
         files = {
             "cafile": self.cafile,
             "certfile": self.certfile,
@@ -195,6 +196,15 @@ def _check_context(context: object) -> None:
         raise OptionError("ssl_context", context, "is one for servers")
 
 
+def _check_name(name: str | None) -> None:
+    try:
+        is_good = name is None or bool(name.rstrip(".").encode("idna"))
+    except UnicodeError:
+        is_good = False
+    if not is_good:
+        raise OptionError("server_name", name, "cannot be the name of a host")
+
+
 def _refuse(options: Mapping[str, object], reason: str) -> None:
     for name, value in options.items():
         if value is not None:
@@ -272,7 +282,7 @@ def remedy(error: ssl.SSLCertVerificationError) -> str:
     return "set cafile to the certificate of its authority"
 
 
-def about_client(error: OSError, *, shown: bool) -> str:
+def about_client(error: Exception, *, shown: bool) -> str:
     """Return what to do about the client's certificate, empty if that is not the cause.
 
     `shown` tells whether there is one. Under TLS 1.3 a relay that misses it says so, or
