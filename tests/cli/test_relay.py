@@ -12,6 +12,7 @@ import pytest
 from postcommit._cli.main import main
 from tests.support.certificates import Authority
 from tests.support.hosts import Hosts
+from tests.support.hosts import free_port
 from tests.support.service import command
 from tests.support.service import to
 from tests.support.smtpd import ScriptedRelay
@@ -120,7 +121,8 @@ def test_each_address_that_was_tried(
 ) -> None:
     try:
         with Hosts(tmp_path) as hosts:
-            relay = start(host="127.0.0.3")
+            port = free_port("127.0.0.1", "127.0.0.2", "127.0.0.3")
+            relay = start(host="127.0.0.3", port=port)
             busy = start(host="127.0.0.1", port=relay.port)
             busy.reply("CONNECT", "421 4.3.2 Busy")
             hosts.name("mx.example", "127.0.0.1", "127.0.0.2", "127.0.0.3")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.support.certificates import Authority
 from tests.support.hosts import Hosts
+from tests.support.hosts import free_port
 from tests.support.script import Hangup
 from tests.support.smtpd import ScriptedRelay
 
@@ -176,10 +177,12 @@ def test_the_next_address_is_tried(start, tmp_path):
         except PermissionError:  # pragma: no cover
             pytest.skip("only root may have an /etc/hosts of its own")
         hosts.name("mx.example.org", "127.0.0.1", "127.0.0.2", "127.0.0.3")
-        well = start(host="127.0.0.3")
+        port = free_port("127.0.0.1", "127.0.0.2", "127.0.0.3")
+        well = start(host="127.0.0.3", port=port)
         busy = start(host="127.0.0.2", port=well.port)
         busy.reply("CONNECT", "421 4.3.2 Busy")
         listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", well.port))
         listener.listen(0)
         stack.enter_context(socket.create_connection(("127.0.0.1", well.port)))

@@ -24,6 +24,7 @@ from tests.smtp.messages import B
 from tests.smtp.messages import message
 from tests.smtp.messages import told
 from tests.support.hosts import Hosts
+from tests.support.hosts import free_port
 from tests.support.smtpd import ScriptedRelay
 
 
@@ -52,17 +53,17 @@ class Site:
         self._stack = stack
         self._start = start
         self.relays: dict[str, ScriptedRelay] = {}
-        self.port = 0
+        self.port = free_port(*THREE)
 
     def well(self, host: str, **options) -> ScriptedRelay:
         relay = self._start(host=host, port=self.port, **options)
-        self.port = relay.port
         self.relays[host] = relay
         return relay
 
     def black_hole(self, host: str) -> None:
         """Listen, with a queue that is full: the kernel drops what comes."""
         listener = self._stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, self.port))
         listener.listen(0)
         first = self._stack.enter_context(socket.socket())
