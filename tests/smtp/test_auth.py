@@ -15,6 +15,8 @@ from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP
 from aiosmtpd.smtp import AuthResult
 
+from postcommit._mail.report import Reply
+from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.credentials import _scram_sha_256
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
@@ -310,6 +312,23 @@ def test_a_token_that_was_good_and_gets_no_answer(start, connect, mechanism, ans
     assert send(mailer) == "relay"
     assert send(mailer) == ["sent"]
     assert mailer.token.calls == 2
+
+
+def test_connections_at_the_same_time_share_a_token():
+    """A relay that refuses a token does not take a newer one from the others."""
+    credentials = Credentials("me", token=Tokens("1", "2", "3"))
+    def accept(line):
+        return Reply(235)
+
+    def refuse(line):
+        # Meanwhile, another thread has logged in with a fresh token.
+        credentials._kept[:] = ["newer"]
+        return Reply(421)
+
+    assert credentials.log_in(accept, ["XOAUTH2"]).code == 235
+    assert credentials.log_in(refuse, ["XOAUTH2"]).code == 421
+    assert credentials.log_in(accept, ["XOAUTH2"]).code == 235
+    assert credentials.token.calls == 1
 
 
 def test_no_token_to_be_had(start, connect):

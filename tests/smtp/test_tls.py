@@ -75,7 +75,7 @@ def test_a_batch(start, connect, authority, tls):
     [
         ("stranger", "set cafile"),
         ("name", "'127.0.0.1'; set hostname, or server_name, to a name in"),
-        ("expired", "expired; the relay needs a new one"),
+        ("expired", "expired; the relay needs a new certificate"),
         ("no cafile", "set cafile"),
     ],
 )
@@ -576,7 +576,7 @@ CONTEXT = ssl.create_default_context()
         ({"ssl_context": "/etc/ca.pem"}, "must be an ssl.SSLContext"),
         (
             {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
-            "is one for servers",
+            "must be a context for clients",
         ),
     ],
 )
