@@ -122,7 +122,12 @@ def _check_login_is_sent(username: Given, given: Mapping[str, Given]) -> None:
 
 
 def _may_be_loopback(host: str) -> bool:
-    """Tell whether `host` may be this machine, without asking the DNS."""
+    """Tell whether `host` may be this machine, without asking the DNS.
+
+    The path of a unix socket is on this machine.
+    """
+    if host.startswith("/"):
+        return True
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
         mapped = getattr(address, "ipv4_mapped", None)

@@ -367,9 +367,9 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
     tls = Choice(
         title=_("TLS"),
         description=_(
-            "auto: STARTTLS where offered, and an unverifiable certificate is"
-            " accepted from a loopback address only. starttls: required."
-            " implicit: from the first byte, usually on port 465. none: never."
+            "auto: STARTTLS where offered; the certificate is verified if there is a"
+            " login to another host. starttls: required. implicit: from the first"
+            " byte, usually on port 465. none: never."
         ),
         values=tuple(mode.value for mode in TLSMode),
         default=TLSMode.AUTO.value,

@@ -5,12 +5,14 @@ import itertools
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 
 from postcommit._smtp import pool as pools
 from postcommit._smtp.connection import Address
+from postcommit._smtp.connection import Connection
 from postcommit._smtp.connection import addresses_of
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit._smtp.probe import probe
@@ -22,6 +24,7 @@ from tests.smtp.messages import B
 from tests.smtp.messages import message
 from tests.smtp.messages import told
 from tests.support.hosts import Hosts
+from tests.support.hosts import free_port
 from tests.support.smtpd import ScriptedRelay
 
 
@@ -50,17 +53,17 @@ class Site:
         self._stack = stack
         self._start = start
         self.relays: dict[str, ScriptedRelay] = {}
-        self.port = 0
+        self.port = free_port(*THREE)
 
     def well(self, host: str, **options) -> ScriptedRelay:
         relay = self._start(host=host, port=self.port, **options)
-        self.port = relay.port
         self.relays[host] = relay
         return relay
 
     def black_hole(self, host: str) -> None:
         """Listen, with a queue that is full: the kernel drops what comes."""
         listener = self._stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, self.port))
         listener.listen(0)
         first = self._stack.enter_context(socket.socket())
@@ -126,6 +129,10 @@ def says_too_much(site, host):
     site.well(host).reply("EHLO", ["250 mx", "250 mx"])
 
 
+def says_half_a_reply(site, host):
+    site.well(host).reply("EHLO", b"250 mx\r\n42")
+
+
 SICK = [
     refused,
     black_hole,
@@ -140,6 +147,7 @@ SICK = [
     is_silent_at_ehlo,
     goes_after_ehlo,
     says_too_much,
+    says_half_a_reply,
 ]
 
 
@@ -367,6 +375,34 @@ def test_a_probe_of_a_relay_that_is_sick_everywhere(site, hosts, connect):
     assert "127.0.0.2, 127.0.0.3: [Errno 111]" in str(found.failure)
 
 
+def test_a_probe_of_a_name_without_an_address(hosts):
+    hosts.name("other.example.org", "127.0.0.1")
+    found = hosts.run(probe, SMTPMailer(NAME))
+    assert not found.is_connected
+    assert found.tried == []
+    assert f"no connection to {NAME}:25: " in str(found.failure)
+
+
+def test_a_session_ticket_is_not_a_reply(authority):
+    """TLS 1.3: it comes when the server likes, and the socket looks as if text came."""
+    ours, theirs = socket.socketpair()
+    relay = SMTPMailer("localhost", tls="starttls", cafile=authority.cafile).relay
+    connection = Connection(ours, relay)
+    context = relay.tls.context(loopback=True, login=False)
+    with ThreadPoolExecutor(1) as thread:
+        server = authority.server()
+        wrapped = thread.submit(server.wrap_socket, theirs, server_side=True)
+        connection.encrypt(context, "localhost", 5)
+        with wrapped.result(5) as server_side:
+            assert connection.tls_socket.version() == "TLSv1.3"
+            assert not connection.is_quiet
+            connection._expect_silence()
+            server_side.sendall(b"421 4.3.2 Bye\r\n")
+            with pytest.raises(RelayError, match="connection refused: 421"):
+                connection._expect_silence()
+    connection.close()
+
+
 # The address of this host
 
 
@@ -441,6 +477,14 @@ def test_no_tls_over_a_unix_socket_unless_asked_for(
     mailer = connect(relay, hostname=relay.host)
     assert told(mailer.send(SENDER, B, MESSAGE)) == ["sent"]
     assert not relay.messages[0].tls
+
+
+def test_tls_over_a_unix_socket(tmp_path, start, connect, authority):
+    relay = start(host=str(tmp_path / "smtp"), tls=authority.server("localhost"))
+    options = {"tls": "starttls", "cafile": authority.cafile}
+    mailer = connect(relay, hostname=relay.host, **options)
+    assert told(mailer.send(SENDER, B, MESSAGE)) == ["sent"]
+    assert relay.messages[0].tls
 
 
 def test_there_is_no_such_socket(tmp_path, connect):

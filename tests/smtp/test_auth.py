@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
+import signal
 import socket
 import threading
 import traceback
@@ -13,6 +15,8 @@ from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP
 from aiosmtpd.smtp import AuthResult
 
+from postcommit._mail.report import Reply
+from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.credentials import _scram_sha_256
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
@@ -310,6 +314,23 @@ def test_a_token_that_was_good_and_gets_no_answer(start, connect, mechanism, ans
     assert mailer.token.calls == 2
 
 
+def test_connections_at_the_same_time_share_a_token():
+    """A relay that refuses a token does not take a newer one from the others."""
+    credentials = Credentials("me", token=Tokens("1", "2", "3"))
+    def accept(line):
+        return Reply(235)
+
+    def refuse(line):
+        # Meanwhile, another thread has logged in with a fresh token.
+        credentials._kept[:] = ["newer"]
+        return Reply(421)
+
+    assert credentials.log_in(accept, ["XOAUTH2"]).code == 235
+    assert credentials.log_in(refuse, ["XOAUTH2"]).code == 421
+    assert credentials.log_in(accept, ["XOAUTH2"]).code == 235
+    assert credentials.token.calls == 1
+
+
 def test_no_token_to_be_had(start, connect):
     relay = start(tokens=["good"], mechanisms=["XOAUTH2"])
     tokens = Tokens(ConnectionError("no network"), "good")
@@ -526,6 +547,71 @@ def test_told_to_nobody(start, connect, caplog, outside, trouble):
     assert "relay failed" in text
     assert "Pa55word" not in text
     assert base64.b64encode(b"\0me\0Pa55word").decode() not in text
+
+
+def all_that_shows(error):
+    """Return `error` as a program shows it that shows local variables, too."""
+    chain = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return "".join(chain.format())
+
+
+SECRET = "Pa55word-and-more"
+
+
+def secret_for(mechanism):
+    """Return the option with the secret. No local variable of a test has it."""
+    is_token = mechanism in ("OAUTHBEARER", "XOAUTH2")
+    return {"token": lambda: SECRET} if is_token else {"password": SECRET}
+
+
+def assert_kept(told):
+    """Assert that nothing in `told` leads to the secret."""
+    encoded = base64.b64encode(SECRET.encode()).decode().rstrip("=")[:-1]
+    salted = hashlib.pbkdf2_hmac("sha256", SECRET.encode(), b"salt", 4096)
+    for form in (SECRET, encoded, repr(salted)[2:-1], salted.hex()):
+        assert form not in told
+    assert base64.b64encode(f"\0me\0{SECRET}".encode()).decode() not in told
+
+
+@pytest.mark.parametrize("mechanism", [*ALL, "OAUTHBEARER", "XOAUTH2"])
+def test_no_local_variable_has_it_after_a_loss(start, connect, caplog, mechanism):
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    relay.drop("AUTH")
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    with caplog.at_level(logging.DEBUG):
+        error = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert "hung up" in all_that_shows(error)
+    assert_kept(all_that_shows(error) + caplog.text + repr(mailer.relay))
+
+
+@pytest.mark.parametrize("mechanism", [*ALL, "OAUTHBEARER", "XOAUTH2"])
+def test_no_local_variable_has_it_after_an_interrupt(start, connect, mechanism):
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    hold = relay.hold("AUTH")
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    main = threading.main_thread()
+
+    def interrupt():
+        assert hold.reached.wait(10)
+        signal.pthread_kill(main.ident, signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mailer.send(SENDER, B, MESSAGE)
+    hold.release()
+    interrupter.join()
+    ours = caught.value.__traceback__.tb_next  # without the frame of this test
+    assert_kept(all_that_shows(caught.value.with_traceback(ours)))
+
+
+def test_no_local_variable_has_it_after_a_lie(start, connect):
+    relay = start(users=USERS, mechanisms=["SCRAM-SHA-256"], provoked=True)
+    scripted(relay, b"r=%(half)bx,s=c2FsdA==,i=4096", b"v=AAAA")
+    mailer = connect(relay, username="me", **secret_for("SCRAM-SHA-256"))
+    error = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert "does not prove" in all_that_shows(error)
+    assert_kept(all_that_shows(error))
 
 
 # aiosmtpd

@@ -270,7 +270,7 @@ def test_mailers_that_are_used_once_and_dropped(relay):
 def test_a_pool_that_is_gone_and_was_never_swept(relay):
     """No thread was to be had, and the relay has closed its end."""
     mailer = make(relay)
-    mailer._pool._start_sweeper = lambda: None
+    mailer._pool._sweeper = threading.main_thread()
     send(mailer)
     relay.hang_up()
     del mailer

@@ -75,7 +75,7 @@ def test_a_batch(start, connect, authority, tls):
     [
         ("stranger", "set cafile"),
         ("name", "'127.0.0.1'; set hostname, or server_name, to a name in"),
-        ("expired", "expired; the relay needs a new one"),
+        ("expired", "expired; the relay needs a new certificate"),
         ("no cafile", "set cafile"),
     ],
 )
@@ -327,6 +327,8 @@ def test_a_cafile_that_cannot_be_read_for_a_while(
         cafile.write_bytes(b"" if damage == "empty" else good[: len(good) // 2])
     for _ in range(3):
         assert send(mailer) == ["sent"]
+    mailer.relay.tls.read_again()  # as after a handshake that failed
+    assert send(mailer) == ["sent"]
     [warning] = warnings_of(caplog)
     assert "the certificates that were read before are used" in warning
     assert repr(str(cafile)) in warning
@@ -512,6 +514,15 @@ def test_the_name_of_the_server(start, connect, authority, tls):
     assert "not valid for 'mx.example.net'" in str(report.relay_failure)
     assert "-servername mx.example.net -connect 127" in str(report.relay_failure)
     assert names == ["mx.example.org", "mx.example.net"]
+    SMTPMailer(server_name="b\u00fccher.example.")
+
+
+@pytest.mark.parametrize(
+    "name", [".", ".example.org", "a..b", "x" * 64 + ".example.org"]
+)
+def test_a_name_that_cannot_be_asked_for(name):
+    with pytest.raises(OptionError, match=r"server_name=.*cannot be the name"):
+        SMTPMailer(server_name=name)
 
 
 @pytest.mark.parametrize("tls", ["auto", "starttls", "implicit"])
@@ -565,7 +576,7 @@ CONTEXT = ssl.create_default_context()
         ({"ssl_context": "/etc/ca.pem"}, "must be an ssl.SSLContext"),
         (
             {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
-            "is one for servers",
+            "must be a context for clients",
         ),
     ],
 )

@@ -205,8 +205,8 @@ def test_a_loss_after_the_whole_message_had_too_many(start, connect, without):
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        ("RCPTMAX=20", [20, 20, 10, 20, 20, 10, 20]),
-        ("MAILMAX=5 rcptmax=20", [20, 20, 10, 20, 20, 10, 20]),
+        ("RCPTMAX=20", [20] * 6),
+        ("MAILMAX=5 rcptmax=20", [20] * 6),
         ("RCPTMAX=0", [50, 50, 20]),
         ("RCPTMAX=", [50, 50, 20]),
         ("RCPTMAX=12345678", [50, 50, 20]),

@@ -170,7 +170,7 @@ def connect(relay: Relay, address: Address) -> Connection:
             if relay.source_address is not None:
                 _bind(opened, relay.source_address)
             opened.connect(address.name)
-            if not relay.is_unix:
+            if address.family != socket.AF_UNIX:
                 opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException:
             opened.close()
@@ -405,9 +405,17 @@ class Connection:
             raise RelayError(f"{text}{self._about_client(error)}") from error
 
     def _hello(self) -> None:
-        """Say EHLO, or LHLO. Say HELO if EHLO is unknown (RFC 5321, 3.2)."""
+        """Say EHLO, or LHLO. Say HELO if EHLO is unknown (RFC 5321, 3.2).
+
+        DNS is not asked for the name of this host, because it may take long.
+        """
         relay = self.relay
-        name = relay.helo_name or self._own_name()
+        name = relay.helo_name or socket.gethostname()
+        if relay.helo_name is None and not _DOTTED_NAME.fullmatch(name):
+            name = "localhost"
+            if not relay.is_unix:
+                address: str = self._socket.getsockname()[0].partition("%")[0]
+                name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
         verb = "LHLO" if relay.protocol == "lmtp" else "EHLO"
         reply = self.command(f"{verb} {name}")
         self.extensions = extensions_of(reply) if reply.code == 250 else {}
@@ -422,16 +430,6 @@ class Connection:
             raise self._refusal(verb, reply)
         self.pipelining = "PIPELINING" in self.extensions
 
-    def _own_name(self) -> str:
-        """Return a name for EHLO. DNS is not asked for it, because it may take long."""
-        name = socket.gethostname()
-        if _DOTTED_NAME.fullmatch(name):
-            return name
-        if self.relay.is_unix:
-            return "localhost"
-        address: str = self._socket.getsockname()[0].partition("%")[0]
-        return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-
     def _expect_silence(self) -> None:
         """Raise RelayError if the relay has already said more than it was asked for.
 
@@ -444,11 +442,12 @@ class Connection:
         try:
             reply = taken[0] if taken else self._wait(_AT_ONCE)
         except TimeoutError:
-            return  # a session ticket of TLS, which is not text, or half a reply
+            if self._position == len(self._data):
+                return  # TLS has said something to itself, such as a session ticket
+            raise
         if reply.code >= 400:
             raise self._refusal("connection", reply)
-        text = f"the relay is out of step: a reply too many: {reply}"
-        raise RelayError(text)
+        raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
     def _refusal(self, what: str, reply: Reply) -> RelayError:
         return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
@@ -487,10 +486,9 @@ class Connection:
                 f" {host}:{relay.port} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
-            hint = f"; is it the port for tls={tls.mode.value!r}?"
-            if isinstance(error, OSError):
-                tls.read_again()
-                hint = about_client(error, shown=tls.shows_certificate) or hint
+            tls.read_again()
+            hint = about_client(error, shown=tls.shows_certificate)
+            hint = hint or f"; is it the port for tls={tls.mode.value!r}?"
             raise RelayError(
                 f"{relay} does not speak TLS as expected: {error}{hint}"
             ) from error
@@ -546,9 +544,9 @@ class Connection:
         attacker on the way could have put them there (RFC 3207, 4.2).
         """
         self._data, self._position = b"", 0
-        self.extensions = {}
         self._bound(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
+        self.extensions = {}
         self._most = _RECORD
 
     @property

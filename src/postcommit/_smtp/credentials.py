@@ -51,8 +51,8 @@ class Credentials:
     """A user name, with a password or with tokens.
 
     `token` is called for a fresh OAuth token. A token is kept when a relay has accepted
-    it. `mechanism` is the only one to use, in lower case. Raises `OptionError` if one
-    part is missing, or does not fit to the others.
+    it. `mechanism`, in lower case, is the only mechanism to use. Raises `OptionError`
+    if a part is missing, or does not fit the others.
     """
 
     username: str
@@ -100,10 +100,10 @@ class Credentials:
             raise OptionError("auth", self.mechanism, reason)
 
     def mechanisms(self, *, encrypted: bool) -> Sequence[str]:
-        """The names of the mechanisms that can be used, the best one first.
+        """Return the names of the mechanisms that can be used, the best one first.
 
-        Under TLS the password itself is sent before its digest is: PLAIN works with
-        each form in which a relay may have stored it, CRAM-MD5 only with clear text.
+        Under TLS, PLAIN comes before CRAM-MD5. PLAIN works whatever form of the
+        password the relay has stored, and CRAM-MD5 works only with the clear text.
         """
         if self.mechanism is not None:
             return [self.mechanism.upper()]
@@ -127,10 +127,9 @@ class Credentials:
                 reply = self._exchange(command, name)  # the token may have expired
             if reply.code == 235:
                 return reply
-            if reply.code == 421 or (
-                reply.code == 535 and name not in _NEEDS_STORED_FORM
-            ):
-                break  # the others say the same in other words
+            is_wrong = reply.code == 535 and name not in _NEEDS_STORED_FORM
+            if reply.code == 421 or is_wrong:
+                break  # the other mechanisms would be refused, too
         return reply
 
     @property
@@ -140,10 +139,24 @@ class Credentials:
     def _exchange(self, command: _Command, name: str) -> Reply:
         """Go through one exchange, and return the last reply.
 
-        The token is forgotten until the relay accepts it. A relay may also answer to
-        one that has expired by closing the connection, or not at all.
+        A token is kept only if the relay has accepted it. A relay may answer to an
+        expired token by closing the connection, or not at all.
         """
-        secret = self._take_secret()
+        secret = self._secret()
+        if self.token is None:
+            return self._converse(command, name, secret)
+        reply = Reply()
+        try:
+            reply = self._converse(command, name, secret)
+        finally:
+            if reply.code == 235:
+                self._kept[:] = [secret]
+            else:
+                with suppress(ValueError):  # another thread may have a newer token
+                    self._kept.remove(secret)
+        return reply
+
+    def _converse(self, command: _Command, name: str, secret: str) -> Reply:
         exchange = self._table[name](self.username, secret)
         line = f"AUTH {name}"
         initial = waiting = next(exchange)
@@ -161,17 +174,14 @@ class Credentials:
         if reply.code == 235:
             with suppress(StopIteration):
                 exchange.send(None)
-            if self.token is not None:
-                self._kept[:] = [secret]
         return reply
 
-    def _take_secret(self) -> str:
-        """Return the password, or a token, which is then forgotten."""
+    def _secret(self) -> str:
+        """Return the password, or a token."""
         if self.token is None:
             return self.password or ""
-        with suppress(IndexError):
-            return self._kept.pop()
-        return self.token()
+        kept = self._kept[-1:]
+        return kept[0] if kept else self.token()
 
 
 def _encode(response: bytes) -> str:
@@ -224,10 +234,10 @@ def _md5(data: bytes = b"") -> Any:
 
 
 def _scram_sha_256(username: str, password: str, nonce: str = "") -> _Exchange:
-    """Prove to know the password, and have the relay prove it (RFC 5802, RFC 7677).
+    """Prove that we know the password, and have the relay prove it, too.
 
-    Raises `RelayError` if the relay cannot. Its certificate may be good, but it is not
-    the one that the password is for.
+    See RFC 5802 and RFC 7677. `nonce` is for tests. Raises `RelayError` if the relay
+    cannot prove it: the password is then for another relay.
     """
     nonce = nonce or secrets.token_urlsafe(24)
     name = _prepared(username).replace("=", "=3D").replace(",", "=2C")
@@ -286,9 +296,9 @@ def _unproven(what: str) -> RelayError:
 
 
 def _prepared(text: str) -> str:
-    """Return `text` by SASLprep (RFC 4013), without its list of what is prohibited.
+    """Return `text` by SASLprep (RFC 4013), but keep prohibited characters.
 
-    A relay that has accepted such a password has not asked for the list either.
+    A relay that has stored a password with such characters has kept them, too.
     """
     kept = (" " if in_table_c12(c) else c for c in text if not in_table_b1(c))
     return ucd_3_2_0.normalize("NFKC", "".join(kept))

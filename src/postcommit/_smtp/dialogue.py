@@ -577,9 +577,8 @@ class Dialogue:
         """Transmit the message of `account` after all that was offered before."""
         self._accounts.append(account)
         indices = [i for i in account.everybody if i not in account.outcomes]
-        for start in range(0, len(indices), self._recipients):
-            part = indices[start : start + self._recipients]
-            self.upcoming.append(Transmission(account, part))
+        if indices:
+            self.upcoming.append(Transmission(account, indices))
 
     def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
         """Yield (key, report) of each message that is done, once, in order.
@@ -742,10 +741,11 @@ class Dialogue:
         """Return the next transmission that `link` can take, ready to be written."""
         while self.upcoming and link.messages < self._most_messages:
             transmission = self.upcoming.popleft()
-            if len(transmission.indices) > link.most_recipients:
-                rest = transmission.indices[link.most_recipients :]
+            most = min(self._recipients, link.most_recipients)
+            if len(transmission.indices) > most:
+                rest = transmission.indices[most:]
                 self.upcoming.appendleft(Transmission(transmission.account, rest))
-                transmission.indices = transmission.indices[: link.most_recipients]
+                transmission.indices = transmission.indices[:most]
             if transmission.prepare(link):
                 is_bound = transmission.has_moved or not link.messages
                 transmission.state = State.BOUND if is_bound else State.OFFERED

@@ -9,6 +9,7 @@ from typing import Any
 
 import zope.event
 from zope.interface import implementer
+from zope.schema import getFieldNames
 
 from postcommit._config.options import checked
 from postcommit._mail.report import DeliveryReport
@@ -41,18 +42,16 @@ _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LITERAL = re.compile(r"\[([0-9.]+|IPv6:([0-9A-Fa-f.]*:[0-9A-Fa-f.:]*))\]")
 
 
-def _check_helo_name(name: str) -> None:
-    """Raise OptionError unless `name` is a domain or an address literal."""
-    if _DOMAIN.fullmatch(name) and not is_ip_address(name):
-        return
+# Options that are of no effect after the constructor.
+_READ_ONLY = frozenset((*getFieldNames(ISMTPMailer), "token", "ssl_context"))
+
+
+def _is_helo_name(name: str) -> bool:
+    """Return whether `name` is a domain or an address literal."""
     literal = _LITERAL.fullmatch(name)
-    if literal is not None and is_ip_address(literal[2] or literal[1]):
-        return
-    reason = (
-        "must be a name such as 'shop.example.org', in ASCII, or an address such as"
-        " '[192.0.2.1]' or '[IPv6:2001:db8::1]'"
-    )
-    raise OptionError("helo_name", name, reason)
+    if literal is not None:
+        return is_ip_address(literal[2] or literal[1])
+    return _DOMAIN.fullmatch(name) is not None and not is_ip_address(name)
 
 
 @implementer(ISMTPMailer)
@@ -64,9 +63,33 @@ class SMTPMailer(BaseMailer):
     OSError if it cannot. `ssl_context` is used as it is, in place of the options that
     say how to make one. `relay` has the options in the form that connections use.
 
-    Threads may share a mailer. Raises `OptionError` for options that can never work.
-    Nothing is connected or read before the first message.
+    Threads may share a mailer. Mailers with equal options share their connections.
+    Raises `OptionError` for options that can never work. Nothing is connected or read
+    before the first message. An option cannot be changed afterwards.
     """
+
+    hostname: str
+    port: int
+    username: str | None
+    password: str | None
+    auth: str | None
+    tls: str
+    cafile: str | None
+    verify: bool
+    certfile: str | None
+    keyfile: str | None
+    server_name: str | None
+    helo_name: str | None
+    source_address: str | None
+    protocol: str
+    connect_timeout: float
+    timeout: float | None
+    final_timeout: float
+    recipients_per_transaction: int
+    messages_per_connection: int
+    idle_timeout: float
+    pipelining: bool
+    dsn: bool
 
     def __init__(
         self,
@@ -99,46 +122,12 @@ class SMTPMailer(BaseMailer):
         dsn: bool = ISMTPMailer["dsn"].default,
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
-        self.hostname: str = _check("hostname", hostname)
-        if not _HOST.fullmatch(self.hostname):
-            reason = (
-                "must be a name, an address, or the path of a unix socket; the port is"
-                " an option of its own"
-            )
-            raise OptionError("hostname", hostname, reason)
-        self.port: int = _check("port", port)
-        self.username: str | None = _check("username", username)
-        self.password: str | None = _check("password", password)
-        self.token = token
-        self.auth: str | None = _check("auth", auth)
-        self.tls: str = _check("tls", tls)
-        self.cafile: str | None = _check("cafile", cafile)
-        self.verify: bool = _check("verify", verify)
-        self.certfile: str | None = _check("certfile", certfile)
-        self.keyfile: str | None = _check("keyfile", keyfile)
-        self.server_name: str | None = _check("server_name", server_name)
-        self.ssl_context = ssl_context
-        self.helo_name: str | None = _check("helo_name", helo_name)
-        if self.helo_name is not None:
-            _check_helo_name(self.helo_name)
-        self.source_address: str | None = _check("source_address", source_address)
-        if self.source_address is not None and self.hostname.startswith("/"):
-            reason = "must be omitted, because hostname is a unix socket"
-            raise OptionError("source_address", source_address, reason)
-        self.protocol: str = _check("protocol", protocol)
-        self.connect_timeout: float = _check("connect_timeout", connect_timeout)
-        self.timeout: float | None = _check("timeout", timeout)
-        self.final_timeout: float = _check("final_timeout", final_timeout)
-        self.recipients_per_transaction: int = _check(
-            "recipients_per_transaction", recipients_per_transaction
-        )
-        self.messages_per_connection: int = _check(
-            "messages_per_connection", messages_per_connection
-        )
-        self.idle_timeout: float = _check("idle_timeout", idle_timeout)
-        self.pipelining: bool = _check("pipelining", pipelining)
-        self.dsn: bool = _check("dsn", dsn)
+        given = locals()
+        for name in getFieldNames(ISMTPMailer):
+            setattr(self, name, _check(name, given[name]))
+        self.token, self.ssl_context = token, ssl_context
         self.notify = notify
+        self._check_hosts()
         self._pool = shared(
             self._relay(),
             messages=self.messages_per_connection,
@@ -146,6 +135,29 @@ class SMTPMailer(BaseMailer):
             pipelining=self.pipelining,
         )
         self.relay: Relay = self._pool.relay
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _READ_ONLY and "relay" in vars(self):
+            raise AttributeError(f"{name} cannot be changed; make another mailer")
+        super().__setattr__(name, value)
+
+    def _check_hosts(self) -> None:
+        """Raise `OptionError` for a name or an address that can never work."""
+        if not _HOST.fullmatch(self.hostname):
+            reason = (
+                "must be a name, an address, or the path of a unix socket; the port is"
+                " an option of its own"
+            )
+            raise OptionError("hostname", self.hostname, reason)
+        if self.helo_name is not None and not _is_helo_name(self.helo_name):
+            reason = (
+                "must be a name such as 'shop.example.org', in ASCII, or an address"
+                " such as '[192.0.2.1]' or '[IPv6:2001:db8::1]'"
+            )
+            raise OptionError("helo_name", self.helo_name, reason)
+        if self.source_address is not None and self.hostname.startswith("/"):
+            reason = "must be omitted, because hostname is a unix socket"
+            raise OptionError("source_address", self.source_address, reason)
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use."""

@@ -276,7 +276,20 @@ class Pool:
                 connection.is_proven = True
                 self._idle.append((time.monotonic(), connection))
                 if self._sweeper is None:
-                    self._start_sweeper()
+                    sweeper = threading.Thread(
+                        target=_sweep,
+                        name="postcommit-smtp-idle",
+                        args=(weakref.ref(self), self._changed, self._idle),
+                        daemon=True,
+                    )
+                    try:
+                        sweeper.start()
+                    except RuntimeError:
+                        # No thread to be had, as when the interpreter exits. The
+                        # message was sent, and `checkout` looks at the age as well.
+                        pass
+                    else:
+                        self._sweeper = sweeper
         if not keep:
             connection.quit()
 
@@ -302,22 +315,6 @@ class Pool:
             self._changed.notify_all()
         for connection in idle:
             connection.quit()
-
-    def _start_sweeper(self) -> None:
-        sweeper = threading.Thread(
-            target=_sweep,
-            name="postcommit-smtp-idle",
-            args=(weakref.ref(self), self._changed, self._idle),
-            daemon=True,
-        )
-        try:
-            sweeper.start()
-        except RuntimeError:
-            # No thread to be had, as when the interpreter exits. The message was sent,
-            # and `checkout` looks at the age as well.
-            pass
-        else:
-            self._sweeper = sweeper
 
     def _forget(self) -> None:
         """Forget all connections, in a child process.

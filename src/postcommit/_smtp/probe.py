@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from postcommit._smtp.connection import Connection
+from postcommit._smtp.connection import Phase
 from postcommit._smtp.connection import Timeouts
 from postcommit._smtp.connection import addresses_of
 from postcommit._smtp.connection import connect
@@ -62,14 +63,16 @@ def _name(parts: tuple[tuple[tuple[str, str], ...], ...]) -> str:
 class Diagnosis:
     """What was found out about a relay.
 
-    `is_connected` is True if the relay took the connection. `tls` is the version that
-    was spoken, None in clear. `certificate` is None unless it was verified. `failure`
-    is why the relay cannot be used, or None. `tried` has the addresses that were tried,
-    each with its failure, or None for the last one if it can be used. The others are
-    about the last address that took the connection.
+    `is_connected` is True if the relay took the connection, and `is_greeted` if it said
+    220, under TLS if that comes first. `tls` is the version that was spoken, None in
+    clear. `certificate` is None unless it was verified. `failure` is why the relay
+    cannot be used, or None. All these are about the last address that took the
+    connection. `tried` has the addresses that were tried, each with its failure, or
+    None for the last one if it can be used.
     """
 
     is_connected: bool = False
+    is_greeted: bool = False
     tls: str | None = None
     certificate: Certificate | None = None
     extensions: dict[str, str] = field(default_factory=dict)
@@ -115,6 +118,7 @@ def probe(mailer: SMTPMailer) -> Diagnosis:
 
 def _note(found: Diagnosis, connection: Connection) -> None:
     found.is_connected = True
+    found.is_greeted = connection.phase is not Phase.GREETING
     found.extensions = connection.extensions
     found.tls = found.certificate = None
     encrypted = connection.tls_socket

@@ -36,7 +36,7 @@ _WRONG_TIME = (9, 10)  # not yet valid, expired
 # OpenSSL's names for alerts about the client's certificate (RFC 8446, 6.2).
 _ABOUT_CLIENT = re.compile("ALERT_.*(?:CERTIFICATE|UNKNOWN_CA)")
 
-# The relays of which the log says that their certificate is not verified.
+# Relays for which the log already says that their certificate is not verified.
 _logged: set[str] = set()
 
 
@@ -44,7 +44,8 @@ class _Kept(NamedTuple):
     """A context, and the state of its files when they were read."""
 
     context: ssl.SSLContext
-    stamps: tuple[_Stamp, ...] | None
+    stamps: tuple[_Stamp, ...]
+    is_doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class TLS:
 
     def __post_init__(self) -> None:
         _check_context(self.given)
+        _check_name(self.server_name)
         files = {
             "cafile": self.cafile,
             "certfile": self.certfile,
@@ -92,9 +94,10 @@ class TLS:
     def verifies(self, *, loopback: bool, login: bool) -> bool:
         """Return whether a relay must prove who it is.
 
-        With ``auto`` that is for a `login` that is not to `loopback`. Without a login
+        With ``auto``, this is for a `login` that is not to `loopback`. Without a login
         nothing secret is sent, and the mail would go out in clear if the relay did not
-        offer STARTTLS. Whoever names an authority or a name wants it in any case.
+        offer STARTTLS. If `cafile` or `server_name` is given, the relay must prove it
+        in any case.
         """
         if self.mode is not TLSMode.AUTO or self.cafile or self.server_name:
             return self.verify
@@ -123,11 +126,11 @@ class TLS:
     def read_again(self) -> None:
         """Read all files again for the next connection, because a handshake failed.
 
-        They may have been replaced, although their times and sizes do not say so. The
-        system's certificates have no time here.
+        The files may have been replaced by others of the same time and size. The
+        system's certificates are read again, too.
         """
         for verify, kept in list(self._kept.items()):
-            self._kept[verify] = kept._replace(stamps=None)
+            self._kept[verify] = kept._replace(is_doubtful=True)
 
     def log_unverified(self, relay: str, context: ssl.SSLContext) -> None:
         """Log once for each relay that its certificate is not verified with `context`.
@@ -146,15 +149,18 @@ class TLS:
         """Return the context of the files as they are now."""
         kept = self._kept.get(verify)
         stamps = tuple(map(_stamp, self._files(verify)))
-        if kept is not None and kept.stamps == stamps:
+        is_same = kept is not None and kept.stamps == stamps
+        if kept is not None and is_same and not kept.is_doubtful:
             return kept.context
         try:
             made = _Kept(self._make(verify), stamps)
         except RelayError as error:
             if kept is None:
                 raise
-            log.warning("%s; the certificates that were read before are used", error)
-            made = kept._replace(stamps=stamps)
+            if not is_same:  # otherwise it was logged before
+                told = "%s; the certificates that were read before are used"
+                log.warning(told, error)
+            made = kept._replace(stamps=stamps, is_doubtful=False)
         # No lock: a child that is forked at this moment would never get it.
         if self._kept.get(verify) is kept:
             self._kept[verify] = made
@@ -188,7 +194,16 @@ def _check_context(context: object) -> None:
     if not isinstance(context, ssl.SSLContext):
         raise OptionError("ssl_context", context, "must be an ssl.SSLContext")
     if context.protocol is ssl.PROTOCOL_TLS_SERVER:
-        raise OptionError("ssl_context", context, "is one for servers")
+        raise OptionError("ssl_context", context, "must be a context for clients")
+
+
+def _check_name(name: str | None) -> None:
+    try:
+        is_good = name is None or bool(name.rstrip(".").encode("idna"))
+    except UnicodeError:
+        is_good = False
+    if not is_good:
+        raise OptionError("server_name", name, "cannot be the name of a host")
 
 
 def _refuse(options: Mapping[str, object], reason: str) -> None:
@@ -247,7 +262,7 @@ class _PassphraseNeeded(Exception):
 
 
 def _no_passphrase() -> str:
-    """Refuse. Without this function, OpenSSL would ask on the terminal, and wait."""
+    """Raise an error. Without this function, OpenSSL would ask on the terminal."""
     raise _PassphraseNeeded
 
 
@@ -259,27 +274,28 @@ def remedy(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code in _WRONG_NAME:
         return "set hostname, or server_name, to a name in the certificate"
     if error.verify_code in _WRONG_TIME:
-        return "the relay needs a new one, or the clock of this host is wrong"
+        return "the relay needs a new certificate, or the clock of this host is wrong"
     if error.verify_code in _STRICT:
         return (
-            "it or that of its authority is not as RFC 5280 has it, and needs to be"
+            "the certificate or its authority's is not as RFC 5280 has it, and must be"
             " issued again; or give an ssl_context without ssl.VERIFY_X509_STRICT"
         )
     return "set cafile to the certificate of its authority"
 
 
-def about_client(error: OSError, *, shown: bool) -> str:
+def about_client(error: Exception, *, shown: bool) -> str:
     """Return what to do about the client's certificate, empty if that is not the cause.
 
-    `shown` tells whether there is one. Under TLS 1.3 a relay that misses it says so, or
-    hangs up, when the client takes the handshake for finished (RFC 8446, 4.4.2.4).
+    `shown` is whether the client has a certificate. Under TLS 1.3 the client regards
+    the handshake as finished before the relay says that it misses one (RFC 8446,
+    4.4.2.4).
     """
     reason = getattr(error, "reason", None) or ""
     if _ABOUT_CLIENT.search(reason):
         if shown:
-            return "; it does not accept the client certificate (certfile)"
-        return "; it wants a client certificate: set certfile"
+            return "; the relay does not accept the client certificate (certfile)"
+        return "; the relay wants a client certificate: set certfile"
     is_closed = isinstance(error, ConnectionError | ssl.SSLEOFError)
     if not shown and (is_closed or "ALERT_HANDSHAKE_FAILURE" in reason):
-        return "; if it wants a client certificate, set certfile"
+        return "; if the relay wants a client certificate, set certfile"
     return ""
