@@ -37,7 +37,7 @@ _GIVEN = {
         "request: Any = None\ndata: Any = None"
     ),
     "docs/pyramid": "from postcommit.interfaces import IMailQueueProcessor",
-    "docs/smtp": "CLIENT_ID = TENANT_ID = CLIENT_SECRET = ''",
+    "docs/smtp": "import ssl\nCLIENT_ID = TENANT_ID = CLIENT_SECRET = ''",
     "docs/testing": (
         "import pytest\nimport transaction\nimport webtest\n"
         "main: Any = None\nsettings: dict[str, str] = {}"

@@ -90,6 +90,8 @@ class SMTPMailer(BaseMailer):
     idle_timeout: float
     pipelining: bool
     dsn: bool
+    token: Callable[[], str] | None
+    ssl_context: ssl.SSLContext | None
 
     def __init__(
         self,
