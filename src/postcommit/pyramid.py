@@ -63,6 +63,7 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import MailDelivery
 from postcommit.interfaces import SupportsSend
 
 
@@ -102,19 +103,20 @@ class Publisher:
             threadlocals.pop()
 
 
-def get_mail_delivery(request: Request, name: str = "") -> Any:
+def get_mail_delivery(request: Request, name: str = "") -> MailDelivery:
     """Return the delivery that has `name`, bound to ``request.tm`` if there is one.
 
     Raises `ComponentLookupError` if there is no such delivery.
     """
-    delivery = request.registry.getUtility(IMailDelivery, name)
+    delivery: MailDelivery = request.registry.getUtility(IMailDelivery, name)
     if not hasattr(delivery, "bind"):
         return delivery
     manager = getattr(request, "tm", None)
     if manager is None:
         _warn_that_tm_is_missing()
         return delivery
-    return delivery.bind(manager)
+    bound: MailDelivery = delivery.bind(manager)
+    return bound
 
 
 @functools.cache

@@ -1,8 +1,12 @@
-"""A typical application, with its tests: a mailer of its own, subscribers, Pyramid."""
+"""A typical application, with its tests: a mailer of its own, subscribers, Pyramid.
+
+mypy and pyright check it, and pytest runs it.
+"""
 from __future__ import annotations
 
 import smtplib
 from email.message import EmailMessage
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +51,7 @@ def order(request: Request) -> dict[str, str]:
 def remember(event: MailRejectedEvent) -> None:
     for recipient in event.recipients:
         code = event.reply.code if event.reply is not None else 0
-        print(recipient.upper(), code + 1, event.errorMessage.strip())
+        print(recipient.lower(), code + 0, event.errorMessage.strip())
 
 
 def watch(event: object) -> None:
@@ -80,19 +84,31 @@ def run(queue: str) -> None:
 
 
 @pytest.fixture
-def mail_registry() -> Any:
-    return main({}).registry
+def app() -> Any:
+    return main({}, **{"tm.manager_hook": "pyramid_tm.explicit_manager"})
 
 
-def test_an_order_is_confirmed(mail_registry: Any, mail_outbox: Outbox) -> None:
-    mail_outbox.mailer.refuse("eve@example.org", "550 5.1.1 Unknown")
-    TestApp(mail_registry).get("/order", {"to": "ann@example.org"})
+@pytest.fixture
+def mail_registry(app: Any) -> Any:
+    return app.registry
+
+
+def test_an_order_is_confirmed(app: Any, mail_outbox: Outbox) -> None:
+    TestApp(app).get("/order", {"to": "ann@example.org"})
     [mail] = mail_outbox.to("ann@example.org")
     assert mail.subject == "Your teapot"
     assert mail.message["From"].addresses[0].username == "shop"
 
 
-def test_each_delivery_will_do(tmp_path: Any) -> None:
-    bound = QueuedMailDelivery(str(tmp_path)).bind(transaction.manager)
+def test_a_rejected_order_is_remembered(
+    app: Any, mail_outbox: Outbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mail_outbox.mailer.refuse("eve@example.org", "550 5.1.1 Unknown")
+    TestApp(app).get("/order", {"to": "eve@example.org"})
+    assert "eve@example.org 550 550 5.1.1 Unknown" in capsys.readouterr().out
+
+
+def test_another_transaction_manager(tmp_path: Path) -> None:
+    bound = QueuedMailDelivery(str(tmp_path / "queue")).bind(transaction.manager)
     with transaction.manager:
         assert "@" in confirm(bound, "kettle", "ann@example.org")
