@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from postcommit._delivery import DirectMailDelivery
     from postcommit._delivery import QueuedMailDelivery
     from postcommit._maildir.maildir import Maildir
+    from postcommit._mailers.failover import FailoverMailer
     from postcommit._mailers.file import FileMailer
     from postcommit._mailers.sendmail import SendmailMailer
     from postcommit._processor import QueueProcessor
@@ -36,6 +37,7 @@ _HOMES = {
     "Maildir": "postcommit._maildir.maildir",
     "QueueProcessor": "postcommit._processor",
     "SendmailMailer": "postcommit._mailers.sendmail",
+    "FailoverMailer": "postcommit._mailers.failover",
     "FileMailer": "postcommit._mailers.file",
     "SMTPMailer": "postcommit._smtp.mailer",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "QueuedMailDelivery",
     "QueueProcessor",
     "SMTPMailer",
+    "FailoverMailer",
     "FileMailer",
     "SendmailMailer",
     "Maildir",
