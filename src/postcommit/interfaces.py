@@ -663,6 +663,10 @@ class IDirectMailDelivery(IMailDelivery, IDefaultSender):
         description=_("Transmits the messages."),
         schema=IMailer,
     )
+    check_relay = Attribute(
+        "True if the vote asks the mailer whether its relay answers. The transaction"
+        " aborts if it does not."
+    )
 
 
 class IQueuedMailDelivery(IMailDelivery, IDefaultSender):

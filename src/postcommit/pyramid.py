@@ -218,7 +218,8 @@ def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> No
         log.warning(told, type(delivery).__name__)
     elif sender is not None and delivery.default_sender is None:
         delivery = copy.copy(delivery)
-        delivery.default_sender = sender
+        # The option of a delivery of ours cannot be assigned, but it is ours to set.
+        object.__setattr__(delivery, "default_sender", sender)
     _add(config, IMailDelivery, name, lambda: delivery)
 
 
