@@ -491,6 +491,30 @@ def test_a_relay_whose_check_failed_is_not_tried_again_by_the_commit() -> None:
     assert (len(first.outbox), len(second.outbox)) == (0, 1)
 
 
+def test_a_check_does_not_take_the_place_of_the_trial() -> None:
+    clock = FakeClock()
+    first, second = RecordingMailer(), RecordingMailer()
+    mailer = FailoverMailer([first, second], monotonic=clock)
+    delivery = DirectMailDelivery(mailer, check_relay=True)
+    first.fail("421 4.3.2 Closing", times=1)
+    for _ in range(3):
+        with transaction.manager:
+            delivery.send("a@x.org", "b@x.org", b"Subject: x\r\n\r\n")
+        clock.advance(30)
+    assert (len(first.outbox), len(second.outbox)) == (1, 2)
+
+
+def test_a_relay_whose_check_is_good_gets_the_message() -> None:
+    first, second = RecordingMailer(), RecordingMailer()
+    first.fail("421 4.3.2 Closing")
+    second.fail("421 4.3.2 Closing", times=1)
+    mailer = FailoverMailer([first, second], monotonic=FakeClock())
+    assert transmit(mailer, mail(1))[0].relay_failure is not None
+    mailer.check()
+    transmit(mailer, mail(2))[0].raise_for_failure()
+    assert len(second.outbox) == 1
+
+
 def test_each_mailer_is_closed_and_reads_its_certificates() -> None:
     called: list[str] = []
 

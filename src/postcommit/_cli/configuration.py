@@ -145,7 +145,7 @@ class Configuration:
             mailer = build(IFailoverMailer, self._given, mailers=relays)
         else:
             for name in fields_of(IFailoverMailer).keys() & self._given.keys():
-                reason = "has no effect without a second relay; give it by failover"
+                reason = "has no effect without a second relay; name it by --failover"
                 raise self._given[name].refused(reason)
         if is_root():
             # The owner of the queue, as whom we run later, may not be allowed to.

@@ -37,7 +37,9 @@ class ReadOnlyOptions:
     first assignment sets an option, and another one raises AttributeError.
     """
 
-    if not TYPE_CHECKING:  # otherwise, any attribute could be assigned
+    if TYPE_CHECKING:
+        ...  # with a __setattr__, a type checker would take any name
+    else:
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in self.__dict__ and name in _options_of(type(self)):

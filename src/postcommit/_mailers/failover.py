@@ -125,15 +125,20 @@ class FailoverMailer(BaseMailer):
         A mailer that cannot check its relay counts as one whose relay answers.
         """
         failures: dict[_Member, RelayError] = {}
-        while member := self.choose(failures):
+        # Those that work come first. A check is not the one message of a trial.
+        for member in sorted(self._members, key=lambda one: one.retry_at is not None):
             checker: Any = cast(Any, IRelayCheck)(member.mailer, None)
             try:
                 if checker is not None:
                     checker.check()
-                return
             except OSError as error:
                 failures[member] = _failure_of(error)
                 self.note(member, failures[member])
+            else:
+                with self._lock:
+                    if member.retry_at is not None:
+                        member.retry_at = self._monotonic()  # the next message tries it
+                return
         raise _all_failed(failures)
 
     def read_certificates(self) -> None:
@@ -186,6 +191,7 @@ class FailoverMailer(BaseMailer):
             if failure is not None:
                 member.retry_at = self._monotonic() + self.retry_after
             good = [m for m in self._members if m.retry_at is None]
+        good = good if self.round_robin else good[:1]
         if failure is None and not has_worked:
             log.info("%s works again", member.name)
         elif failure is not None and has_worked and good:
@@ -308,8 +314,7 @@ class FailoverPipeline(Pipeline):
             if self._open is None or member is not self._member or is_alone:
                 self._finish()
                 self._member = member
-                self._open = pipeline_of(member.mailer)
-                self._open.__enter__()
+                self._open = pipeline_of(member.mailer).__enter__()
             flight.is_waiting = False
             self._open.offer(flight.rest, key=flight)
             if is_alone:
