@@ -66,10 +66,8 @@ def test_an_option_cannot_be_assigned(thing: Any, name: str) -> None:
     with pytest.raises(AttributeError) as caught:
         setattr(thing, name, "s3cret")
     assert getattr(thing, name) is before
-    kind = type(thing).__name__
-    assert str(caught.value) == (
-        f"{kind}.{name} cannot be changed; make a new {kind} with another {name}"
-    )
+    assert f"{name} cannot be changed; make" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_the_test_knows_every_class_with_options() -> None:
@@ -97,7 +95,7 @@ def test_a_subclass_may_have_more_attributes_and_set_them() -> None:
     mailer = Counting()
     mailer.count = 7
     assert mailer.count == 7
-    with pytest.raises(AttributeError, match=r"^Counting.port cannot be changed"):
+    with pytest.raises(AttributeError, match="port cannot be changed"):
         mailer.port = 2525
 
 
