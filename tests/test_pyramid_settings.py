@@ -151,6 +151,7 @@ def test_mailers_publish_as_told() -> None:
         ({"failover_mailers": "smtp smpt"}, "no mailer 'smpt'; do you mean 'smtp'?"),
         ({"failover_mailers": "smtp ses"}, "no mailer 'ses' (smtp, sendmail, file)"),
         ({"failover_mailers": "smtp smtp"}, "'smtp' is there twice"),
+        ({"failover_mailers": "a:pw@mx"}, "there is no mailer '***@mx' (smtp"),
         ({"failover_mailers": "failover"}, "there is no mailer 'failover'"),
         ({"failover_mailers": ["smtp", None]}, "there is no mailer None (smtp"),
         ({"failover_mailers": 3}, "mail.failover_mailers=3: must be names of mailers"),

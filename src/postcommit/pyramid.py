@@ -233,7 +233,8 @@ class MailSettings:
                 near = difflib.get_close_matches(str(part), names, 1)
                 hint = f"; do you mean {near[0]!r}?" if near else ""
                 known = ", ".join(names)
-                raise given.refused(f"there is no mailer {part!r}{hint} ({known})")
+                shown = masked("failover_mailers", part)
+                raise given.refused(f"there is no mailer {shown!r}{hint} ({known})")
             if part in parts[:number]:
                 raise given.refused(f"{part!r} is there twice")
         return list(parts)

@@ -34,6 +34,7 @@ from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
 from postcommit._maildir.mark import check_queue_path
 from postcommit.errors import OptionError
+from postcommit.errors import masked
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
@@ -369,7 +370,8 @@ def _find_mailer(name: str, hint: str = "") -> IMailer:
         found = queryUtility(contract, name)
         if found is not None:
             return found  # type: ignore[no-any-return]
-    raise ConfigurationError(f"the mailer {name!r} is not defined{hint}")
+    shown = masked("mailer", name)
+    raise ConfigurationError(f"the mailer {shown!r} is not defined{hint}")
 
 
 # Registration

@@ -399,9 +399,15 @@ def test_sections_for_further_relays(tmp_path: Path) -> None:
     ("argv", "text", "words"),
     [
         (["--failover-retry-after", "5"], "", ["--failover-retry-after=5.0: has no"]),
-        (["--failover", "mx2:0"], "", ["command line: --failover='0': must be"]),
-        (["--failover", "mx2:smtp"], "", ["--failover='smtp': must be a whole"]),
+        (["--failover", "mx2:0"], "", ["command line: --failover='mx2:0': must be"]),
+        (["--failover", "mx2:smtp"], "", ["--failover='mx2:smtp': must be a whole"]),
         (["--failover", "me:pw@mx2"], "", ["--failover='***@mx2'", "must be a"]),
+        (["--failover", "smtp://me:p,pw@mx2"], "", ["--failover='smtp://***@mx2'"]),
+        (
+            ["--failover", "mx2"],
+            "username = u\npassword = x\ntls = none\n",
+            ["username='u': a login is never sent in clear to 'mx2'"],
+        ),
         (["--failover", "smtp://mx2"], "", ["--failover", "must be"]),
         (["--failover", "localhost"], "", ["the relay localhost:25 is there twice"]),
         (["--failover", "a a"], "", ["the relay a:25 is there twice"]),

@@ -163,7 +163,7 @@ class Configuration:
         seen = {(relays[0].hostname, relays[0].port)}
         if failover := self._given.get("failover"):
             for text in str(failover.value).replace(",", " ").split():
-                relay = build(ISMTPMailer, {**self._given, **_host(failover, text)})
+                relay = self._relay_at(failover, text)
                 if (relay.hostname, relay.port) in seen:
                     place = f"{relay.hostname}:{relay.port}"
                     raise failover.refused(f"the relay {place} is there twice")
@@ -175,6 +175,20 @@ class Configuration:
                 raise options["username"].refused(reason)
             relays.append(build(ISMTPMailer, options))
         return relays
+
+    def _relay_at(self, failover: Given, text: str) -> SMTPMailer:
+        """Return a mailer with the options of the first one, for another host."""
+        try:
+            options = {**self._given, **_host(failover, text)}
+            relay: SMTPMailer = build(ISMTPMailer, options)
+        except OptionError as error:
+            if error.name != failover.name:
+                raise
+            # The whole value is shown, because a part may be a password.
+            reason = error.reason
+        else:
+            return relay
+        raise failover.refused(reason)
 
     def processor(self, mailer: IMailer) -> QueueProcessor:
         """Return a processor of the queue. Raises `OptionError`, as `mailer`."""
