@@ -325,7 +325,9 @@ class IPipelineMailer(IMailer):
     """A mailer that transmits several messages with less waiting.
 
     Deliveries and processors use `pipeline` if a mailer has it, and otherwise `send`.
-    A mailer that wraps another one should wrap its `pipeline`, too.
+    They also use `send` if it is defined closer to the mailer than `pipeline`, such as
+    in a subclass of `SMTPMailer`, so that it is not bypassed. A mailer that wraps
+    another one should wrap its `pipeline`, too, because `send` waits for each message.
     """
 
     notify = Attribute("The function that the caller of `pipeline` announces with.")

@@ -1,4 +1,4 @@
-"""A relay dies at any point of the dialogue, and nobody gets a message twice.
+"""A relay dies at any point of the dialogue, and no recipient gets a message twice.
 
 Each run has two relays on sockets. A seed decides how each of them fails: it is cut off
 after a number of bytes, says something else or nothing at a stage, or goes away. The

@@ -73,9 +73,10 @@ class _Member:
 class FailoverMailer(BaseMailer):
     """Transmits through the first of several mailers whose relay works.
 
-    See `IFailoverMailer`. Each of `mailers` is used as a delivery would use it. Their
-    own `notify` is not used, but that of this mailer. `monotonic` returns the seconds
-    by which `retry_after` is measured.
+    See `IFailoverMailer`. Each of `mailers` is used as a delivery would use it. Events
+    are published with `notify` of this mailer, unless a part has a ``send()`` that
+    publishes them itself. `monotonic` returns the seconds by which `retry_after` is
+    measured.
 
     Threads may share a mailer. Raises `OptionError` for options that can never work.
     """
