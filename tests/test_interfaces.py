@@ -38,6 +38,7 @@ from postcommit._maildir.mending import MaildirChanges
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._mailers.sendmail import SendmailMailer
@@ -117,6 +118,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IMailer, SendmailMailer()),
         (interfaces.ISendmailMailer, SendmailMailer()),
         (interfaces.IFileMailer, FileMailer(str(tmp_path / "mail"))),
+        (interfaces.IFailoverMailer, FailoverMailer([mailer])),
+        (interfaces.IPipeline, FailoverMailer([mailer]).pipeline()),
         (interfaces.IPipelineMailer, RecordingMailer()),
         (interfaces.IPipelineMailer, WatchedMailer(mailer, print)),
         (interfaces.IPipeline, mailer.pipeline()),

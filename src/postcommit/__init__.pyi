@@ -6,6 +6,7 @@ from postcommit._mail.report import DeliveryReport as DeliveryReport
 from postcommit._mail.report import Outcome as Outcome
 from postcommit._mail.report import Reply as Reply
 from postcommit._maildir.maildir import Maildir as Maildir
+from postcommit._mailers.failover import FailoverMailer as FailoverMailer
 from postcommit._mailers.file import FileMailer as FileMailer
 from postcommit._mailers.sendmail import SendmailMailer as SendmailMailer
 from postcommit._processor import QueueProcessor as QueueProcessor

@@ -18,6 +18,7 @@ from postcommit._config.options import parsed
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery
 from postcommit._log import Log
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.sendmail import SendmailMailer
 from postcommit._processor import QueueProcessor
@@ -26,6 +27,7 @@ from postcommit.errors import OptionError
 from postcommit.errors import masked
 from postcommit.errors import shown
 from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
@@ -43,6 +45,7 @@ _CLASSES: dict[Any, Callable[..., Any]] = {
     ISMTPMailer: SMTPMailer,
     ISendmailMailer: SendmailMailer,
     IFileMailer: FileMailer,
+    IFailoverMailer: FailoverMailer,
     IDirectMailDelivery: DirectMailDelivery,
     IQueuedMailDelivery: QueuedMailDelivery,
     IMailQueueProcessor: QueueProcessor,

@@ -21,6 +21,7 @@ from postcommit._config.options import checked_mailer
 from postcommit._config.options import checked_manager
 from postcommit._config.options import checked_queue_path
 from postcommit._config.options import checked_sender
+from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._log import Log
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
@@ -56,7 +57,7 @@ _Self = TypeVar("_Self", bound="_MailDelivery")
 _numbers = itertools.count(1)
 
 
-class _MailDelivery(ABC):
+class _MailDelivery(ReadOnlyOptions, ABC):
     """Composes a message and adds it to the transaction; both deliveries do."""
 
     transaction_manager: TransactionManager
@@ -176,6 +177,7 @@ class DirectMailDelivery(_MailDelivery):
         self.mailer: SupportsSend = checked_mailer(mailer)
         if not isinstance(check_relay, bool):
             raise OptionError("check_relay", check_relay, "must be True or False")
+        self.check_relay = check_relay
         self._check = _RelayCheck(self.mailer) if check_relay else None
         self._number = next(_numbers)
 

@@ -13,6 +13,7 @@ from zope.interface import implementer
 from postcommit._config.options import checked
 from postcommit._config.options import checked_mailer
 from postcommit._config.options import checked_queue_path
+from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._drain.runner import Drain
 from postcommit._drain.runner import Pace
 from postcommit._drain.schedule import Schedule
@@ -31,7 +32,7 @@ _checked = functools.partial(checked, IMailQueueProcessor)
 
 
 @implementer(IMailQueueProcessor)
-class QueueProcessor:
+class QueueProcessor(ReadOnlyOptions):
     """Drains a queue through a mailer.
 
     The arguments, with units and defaults, are those of `IMailQueueProcessor`.

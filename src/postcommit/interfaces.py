@@ -319,7 +319,9 @@ class IPipelineMailer(IMailer):
     """A mailer that transmits several messages with less waiting.
 
     Deliveries and processors use `pipeline` if a mailer has it, and otherwise `send`.
-    A mailer that wraps another one should wrap its `pipeline`, too.
+    They also use `send` if it is defined closer to the mailer than `pipeline`, such as
+    in a subclass of `SMTPMailer`, so that it is not bypassed. A mailer that wraps
+    another one should wrap its `pipeline`, too, because `send` waits for each message.
     """
 
     notify = Attribute("The function that the caller of `pipeline` announces with.")
@@ -586,6 +588,54 @@ class IFileMailer(IMailer):
     )
 
 
+class IFailoverMailer(IPipelineMailer, IRelayCheck):
+    """Transmits through the first of several mailers whose relay works.
+
+    A message goes to the next mailer if the relay of the one before failed before the
+    message had its turn: it cannot be reached, for example, or refuses a login.
+    Recipients that were sent, deferred or rejected keep that outcome, and so do
+    uncertain ones. A relay that refuses one more connection while others are in use
+    has not failed, and the next mailer takes the message.
+    """
+
+    # In settings, an option of this mailer is ``failover_retry_after``, for example.
+    taggedValue("settings_prefix", "failover_")
+
+    retry_after = Float(
+        title=_("Retry after"),
+        description=_(
+            "Seconds until a mailer whose relay failed is tried again, with one"
+            " message. If all have failed, they are tried at once."
+        ),
+        default=60.0,
+        min=0.0,
+    )
+    round_robin = Bool(
+        title=_("Round robin"),
+        description=_(
+            "Whether the messages take turns among the mailers that work. If not, the"
+            " first one that works gets them all."
+        ),
+        default=False,
+    )
+    mailers = Attribute(
+        "A tuple of the mailers, in the order in which they are tried. They may be of"
+        " any kind: a mailer without `IPipelineMailer.pipeline` is sent to one by one."
+    )
+    notify = Attribute(
+        "The function that events are published with: `zope.event.notify`."
+    )
+
+    def check() -> None:
+        """Return if the relay of at least one mailer answers, or raise `RelayError`.
+
+        A mailer that cannot check its relay counts as one whose relay answers.
+        """
+
+    def close() -> None:
+        """Close the connections of all mailers. The next message opens another."""
+
+
 class IDefaultSender(Interface):
     """A delivery that has a sender for messages without one."""
 
@@ -611,6 +661,10 @@ class IDirectMailDelivery(IMailDelivery, IDefaultSender):
         title=_("Mailer"),
         description=_("Transmits the messages."),
         schema=IMailer,
+    )
+    check_relay = Attribute(
+        "True if the vote asks the mailer whether its relay answers. The transaction"
+        " aborts if it does not."
     )
 
 

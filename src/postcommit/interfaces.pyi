@@ -14,6 +14,7 @@ from typing_extensions import TypeIs
 
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.sendmail import SendmailMailer
 from postcommit._smtp.mailer import SMTPMailer
@@ -77,6 +78,7 @@ IRelayCheck: _Interface[RelayCheck]
 ISMTPMailer: _Interface[SMTPMailer]
 ISendmailMailer: _Interface[SendmailMailer]
 IFileMailer: _Interface[FileMailer]
+IFailoverMailer: _Interface[FailoverMailer]
 IDefaultSender: _Interface[DirectMailDelivery | QueuedMailDelivery]
 IDirectMailDelivery: _Interface[DirectMailDelivery]
 IQueuedMailDelivery: _Interface[QueuedMailDelivery]

@@ -10,7 +10,10 @@ interface              name              object
 `IMailer`              none              the one that ``mail.mailer`` names
 `IMailer`              ``smtp``          always
 `IMailer`              ``sendmail``,     if there are settings for them
-                       ``file``
+                       ``file``,
+                       ``failover``
+`IMailer`              ``backup``, for   for settings such as ``mail.backup.hostname``
+                       example
 `IMailDelivery`        none              queued if there is a queue, or direct
 `IMailDelivery`        ``direct``        through the mailer without a name
 `IMailDelivery`        ``queued``        if there is a ``mail.queue_path``
@@ -24,9 +27,11 @@ interface              name              object
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -59,10 +64,12 @@ from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import masked
 from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import MailDelivery
 from postcommit.interfaces import SupportsSend
 
@@ -73,9 +80,15 @@ log: logging.Logger = logging.getLogger("postcommit.pyramid")
 _SETTINGS = "postcommit.settings"
 _STARTER = "postcommit.starter"
 
+# Name of the failover mailer; names of further mailers in settings.
+_FAILOVER = "failover"
+_NAME = re.compile(r"\w[\w-]*")
+
 # Names of the settings, without their prefix.
 _KNOWN = (
     *(name for contract in MAILERS.values() for name in fields_of(contract)),
+    *fields_of(IFailoverMailer),
+    "failover_mailers",
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
     *("mailer", "processor"),
@@ -135,9 +148,12 @@ class MailSettings:
     """The settings that begin with `prefix`, as objects.
 
     `mailers` has the mailers by name, and the one that is used has the name ``""``.
-    They publish with `notify`. `queue_path` is None if there is no queue.
-    `runs_processor` tells whether the application drains it, and `forbids_processors`
-    whether it must not start any processor.
+    Settings such as ``mail.backup.hostname`` make a further SMTP mailer, here
+    ``backup``. It has these options only. All of them publish with `notify`.
+
+    `queue_path` is None if there is no queue. `runs_processor` tells whether the
+    application drains it, and `forbids_processors` whether it must not start any
+    processor.
 
     Raises `OptionError`, which names the setting, for one that is unknown or can never
     work.
@@ -147,8 +163,9 @@ class MailSettings:
         self, settings: Mapping[str, Any], prefix: str, notify: Callable[[Any], Any]
     ) -> None:
         self._prefix = prefix
-        self._given = from_settings(settings, prefix, _KNOWN)
-        self.mailers: dict[str, SupportsSend] = self._mailers(notify)
+        further, own = _apart(settings, prefix)
+        self._given = from_settings(own, prefix, _KNOWN)
+        self.mailers: dict[str, SupportsSend] = self._mailers(further, notify)
         queue_path = self._given.get("queue_path")
         processor = self._given.get("processor")
         runs = None if processor is None else truth(processor.value)
@@ -179,27 +196,87 @@ class MailSettings:
         """Return a `QueueProcessor` of the queue."""
         return build(IMailQueueProcessor, self._given, mailer=mailer)
 
-    def _mailers(self, notify: Callable[[Any], Any]) -> dict[str, SupportsSend]:
+    def _mailers(
+        self, further: Mapping[str, dict[str, Given]], notify: Callable[[Any], Any]
+    ) -> dict[str, SupportsSend]:
         name = f"{self._prefix}mailer"
         chosen = self._given.get("mailer", Given("", name, "smtp"))
-        if chosen.value not in tuple(MAILERS):
-            raise chosen.refused(f"must be one of {', '.join(MAILERS)}")
-        if chosen.value == "file" and "folder" not in self._given:
+        names = [*MAILERS, *further]
+        parts = self._failover_mailers(names)
+        if chosen.value not in (*names, _FAILOVER):
+            raise chosen.refused(f"must be one of {', '.join((*names, _FAILOVER))}")
+        if chosen.value == _FAILOVER and not parts:
+            name = f"{self._prefix}failover_mailers"
+            raise OptionError(name, None, "is needed by mailer=failover")
+        needed = {"smtp", chosen.value, *parts}
+        if "file" in needed and "folder" not in self._given:
             name = f"{self._prefix}folder"
-            raise OptionError(name, None, "is needed by mailer=file")
-        needed = {"smtp", chosen.value}
+            raise OptionError(name, None, "is needed by the mailer 'file'")
         mailers = {
             name: build(contract, self._given, notify=notify)
             for name, contract in MAILERS.items()
             if name in needed or fields_of(contract).keys() & self._given.keys()
         }
+        for name, options in further.items():
+            mailers[name] = build(ISMTPMailer, options, notify=notify)
+        if parts:
+            found = [mailers[part] for part in parts]
+            mailers[_FAILOVER] = build(
+                IFailoverMailer, self._given, mailers=found, notify=notify
+            )
         return {"": mailers[chosen.value], **mailers}
+
+    def _failover_mailers(self, names: list[str]) -> list[str]:
+        """Return the names of the parts of the failover mailer, none without one."""
+        given = self._given.get("failover_mailers")
+        if given is None:
+            for name in fields_of(IFailoverMailer).keys() & self._given.keys():
+                reason = f"has no effect without {self._prefix}failover_mailers"
+                raise self._given[name].refused(reason)
+            return []
+        value = given.value
+        parts = value.replace(",", " ").split() if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            raise given.refused("must be names of mailers, such as 'smtp sendmail'")
+        for number, part in enumerate(parts):
+            if part not in names:
+                near = difflib.get_close_matches(str(part), names, 1)
+                hint = f"; do you mean {near[0]!r}?" if near else ""
+                known = ", ".join(names)
+                shown = masked("failover_mailers", part)
+                raise given.refused(f"there is no mailer {shown!r}{hint} ({known})")
+            if part in parts[:number]:
+                raise given.refused(f"{part!r} is there twice")
+        return list(parts)
 
     def _check_queue(self, queue_path: Given) -> None:
         try:
             check_queue_path(queue_path.value)
         except QueueError as error:
             raise queue_path.refused(error.reason) from error
+
+
+def _apart(
+    settings: Mapping[str, Any], prefix: str
+) -> tuple[dict[str, dict[str, Given]], dict[str, Any]]:
+    """Return the options of the further mailers by their names, and the settings left.
+
+    ``mail.backup.port`` is an option of the mailer ``backup``. The mailers that are
+    always known have no such settings. These are left, and their error says so.
+    """
+    names: dict[str, None] = {}
+    left = dict(settings)
+    for whole in settings:
+        name, dot, option = whole.removeprefix(prefix).partition(".")
+        is_known = name in (*MAILERS, _FAILOVER) or f"{name}_{option}" in _KNOWN
+        if whole.startswith(prefix) and dot and _NAME.fullmatch(name) and not is_known:
+            names[name] = None
+            del left[whole]
+    known = fields_of(ISMTPMailer)
+    further = {
+        name: from_settings(settings, f"{prefix}{name}.", known) for name in names
+    }
+    return {name: options for name, options in further.items() if options}, left
 
 
 # Directives
@@ -228,7 +305,8 @@ def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> No
         log.warning(told, type(delivery).__name__)
     elif sender is not None and delivery.default_sender is None:
         delivery = copy.copy(delivery)
-        delivery.default_sender = sender
+        # The option of a delivery of ours cannot be assigned, but it is ours to set.
+        object.__setattr__(delivery, "default_sender", sender)
     _add(config, IMailDelivery, name, lambda: delivery)
 
 

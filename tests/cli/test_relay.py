@@ -213,3 +213,17 @@ def test_an_address_that_is_none_is_refused_before_anything_is_said(
     assert main(["test-relay", *to(relay), "--from", "a@x.org"]) == 2
     assert "--from='a@x.org': is of no use" in capsys.readouterr().err
     assert relay.connections == 0
+
+
+def test_each_relay_is_tested(start: Start, capsys: Any) -> None:
+    relays = start(), start()
+    argv = ["--failover", f"127.0.0.1:{relays[1].port}", "a@x.org"]
+    status, out = told(capsys, relays[0], *argv)
+    assert status == 0
+    assert out.count("the relay is well\n") == 2
+    assert [len(relay.messages) for relay in relays] == [1, 1]
+    relays[0].refuse()
+    status, out = told(capsys, relays[0], *argv)
+    assert status == 1
+    assert "failed: " in out
+    assert out.endswith("the relay is well\n")

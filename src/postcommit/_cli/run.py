@@ -29,6 +29,7 @@ from postcommit._cli.service import TAKEN
 from postcommit._cli.service import Signals
 from postcommit._cli.service import Supervisor
 from postcommit._cli.service import check_queue
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._processor import QueueProcessor
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import text_of
@@ -64,7 +65,7 @@ class Drainer(NamedTuple):
     """A processor and its mailer, as one configuration has them."""
 
     processor: QueueProcessor
-    mailer: SMTPMailer
+    mailer: SMTPMailer | FailoverMailer
 
     def is_alive(self, now: float) -> bool:
         """Tell whether it has given a sign of life; `now` is a monotonic time."""

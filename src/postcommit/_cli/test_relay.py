@@ -48,11 +48,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print how the relay answers; 1 if something failed."""
+    """Print how each relay answers; 1 if something failed."""
     found = Configuration(options)
-    mailer = found.mailer()
+    found.mailer()  # refuses options that have no effect
     mail = _mail(options)
     logs.set_up(found.log_level(_LEVEL), found.log_format)
+    return max([_test(mailer, mail) for mailer in found.relays()])
+
+
+def _test(mailer: SMTPMailer, mail: Composed | None) -> int:
+    """Print how the relay of `mailer` answers; return 1 if something failed."""
     finding = probe(mailer)
     _print(mailer, finding)
     if finding.failure is not None:

@@ -221,6 +221,27 @@ def checked_mailer(mailer: Any) -> SupportsSend:
     return mailer  # type: ignore[no-any-return]
 
 
+def checked_mailers(mailers: Any) -> tuple[SupportsSend, ...]:
+    """Return `mailers` as a tuple: at least one, each as `checked_mailer` has it.
+
+    Raises `OptionError` also if one of them is there twice.
+    """
+    try:
+        found = (mailers,) if isinstance(mailers, str) else tuple(mailers)
+    except TypeError:
+        reason = "must be several mailers, such as [first, second]"
+        raise OptionError("mailers", mailers, reason) from None
+    if not found:
+        raise OptionError("mailers", mailers, "must have at least one mailer")
+    for number, mailer in enumerate(found):
+        if not callable(getattr(mailer, "send", None)):
+            reason = f"number {number + 1} must have a method send()"
+            raise OptionError("mailers", mailer, reason)
+        if any(mailer is other for other in found[:number]):
+            raise OptionError("mailers", mailer, "is there twice")
+    return found
+
+
 def checked_manager(manager: Any) -> ITransactionManager:
     """Return `manager`. Raises `OptionError` if it is not a transaction manager."""
     if not callable(getattr(manager, "get", None)):

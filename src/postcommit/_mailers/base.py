@@ -11,6 +11,7 @@ from typing import Any
 import transaction
 from zope.interface import implementer
 
+from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.message import message_id_of
@@ -77,7 +78,7 @@ class OneByOne(Pipeline):
         return self.completed()
 
 
-class BaseMailer(ABC):
+class BaseMailer(ReadOnlyOptions, ABC):
     """Has `IMailer.send` and `IPipelineMailer.pipeline`, around `_transmit`."""
 
     notify: Notify

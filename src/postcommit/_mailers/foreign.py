@@ -8,6 +8,7 @@ that break their contract.
 """
 from __future__ import annotations
 
+import math
 import smtplib
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._mail.report import judge
+from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import OneByOne
 from postcommit._mailers.base import Pipeline
 from postcommit._transaction.event import Notify
@@ -51,14 +53,41 @@ _NO_LOGIN = ("No suitable authentication method", "Server AUTH mechanism infinit
 def pipeline_of(mailer: SupportsSend) -> Pipeline:
     """Return a pipeline of `mailer`: its own one, or one around its ``send()``.
 
+    A subclass or an instance may have a ``send()`` of its own, and inherit the pipeline
+    of a mailer of ours. That pipeline would bypass it. So whichever of the two is
+    defined closer to the instance is used. The same holds for ``_transmit()``.
+
     Raises what ``mailer.pipeline()`` raises.
     """
-    # A wrapper with ``__getattr__`` has the pipeline of the mailer that it wraps, which
-    # would bypass its own ``send()``. So the type is asked.
-    if not hasattr(type(mailer), "pipeline"):
+    own, send = _distance(mailer, "pipeline"), _distance(mailer, "send")
+    if own == math.inf or send < own:
         return _Sending(lambda mail: _send(mailer, mail))
+    if issubclass(type(mailer), BaseMailer) and _distance(mailer, "_transmit") < own:
+        return BaseMailer.pipeline(cast(BaseMailer, mailer))
     pipeline = cast(PipelineMailer, mailer).pipeline()
-    return pipeline if isinstance(pipeline, Pipeline) else _Checked(mailer, pipeline)
+    if isinstance(pipeline, Pipeline):
+        return pipeline
+    if _distance(pipeline, "offer") == math.inf:  # that of a mock object, for example
+        return _Sending(lambda mail: _send(mailer, mail))
+    return _Checked(mailer, pipeline)
+
+
+def _distance(mailer: object, name: str) -> float:
+    """Return how far from `mailer` its attribute `name` is defined.
+
+    -1 is the instance, 0 is its class, and then come the bases. It is infinite if none
+    of them has it, or has None. A wrapper with ``__getattr__`` does not count as having
+    the attributes of the mailer that it wraps.
+    """
+    try:
+        places = [object.__getattribute__(mailer, "__dict__")]
+    except AttributeError:  # it has slots
+        places = [{}]
+    places += map(vars, type(mailer).__mro__)
+    for distance, place in enumerate(places, -1):
+        if name in place:
+            return math.inf if place[name] is None else distance
+    return math.inf
 
 
 def notify_of(mailer: SupportsSend) -> Notify:
@@ -154,6 +183,7 @@ def accounting_for(report: object, mail: Outgoing) -> DeliveryReport:
         tuple(known[recipient] for recipient in recipients if recipient in known),
         None if failure is None else _sound_failure(failure),
         failed_mid_message=_attribute(report, "failed_mid_message", False) is True,
+        too_many_connections=_attribute(report, "too_many_connections", False) is True,
         announced=_attribute(report, "announced", False) is True,
     )
 
