@@ -17,7 +17,7 @@ EXTRAS = (
     "postcommit._cli.demo",
     "postcommit.pyramid",
     "postcommit.testing.plugin",
-    "postcommit.zcml",
+    "postcommit._zcml",
 )
 
 

@@ -51,9 +51,18 @@ def test_arguments_that_no_text_can_give() -> None:
         ({"timeout": "-1"}, "timeout='-1': must be a number of at least 0.001"),
         ({"timeout": "nan"}, "timeout='nan': must be a number"),
         ({"hostname": "a\nb"}, "hostname='a\\nb': must be a str of one line"),
-        ({"hostname": "a/b"}, "hostname='a/b': must be a name or an address"),
+        ({"hostname": "a/b"}, "hostname='a/b': must be a name, an address, or"),
         ({"username": "me"}, "password=None: is needed with a username"),
         ({"password": "x"}, "password='***': has no effect without a username"),
+        ({"auth": "plain"}, "auth='plain': has no effect without a username"),
+        (
+            {"auth": "xoauth2", "username": "me", "password": "x"},
+            "auth='xoauth2': needs a token, which is an argument of SMTPMailer in Py",
+        ),
+        ({"keyfile": "/k"}, "keyfile='/k': has no effect without certfile"),
+        ({"cafile": "/c", "tls": "none"}, "cafile='/c': has no effect with tls='none'"),
+        ({"certfile": "c", "tls": "none"}, "certfile='c': has no effect with tls='no"),
+        ({"server_name": "x", "tls": "none"}, "server_name='x': has no effect with t"),
     ],
 )
 @pytest.mark.parametrize("source", ["", "shop.ini"])
@@ -62,7 +71,8 @@ def test_a_wrong_option_is_refused_where_it_is(
 ) -> None:
     with pytest.raises(OptionError) as caught:
         build(ISMTPMailer, given(source, **values))
-    place = f"{source}: " if source and "username" not in values else ""
+    is_missing = source and "password=None" in told
+    place = "" if is_missing or not source else f"{source}: "
     assert str(caught.value).startswith(f"{place}{told}")
 
 
@@ -121,6 +131,7 @@ def test_a_login_that_is_never_sent_is_refused(host: str, mode: str) -> None:
         *({"hostname": host} for host in ("LOCALHOST", "ip6-localhost", "a.localhost")),
         {"hostname": socket.gethostname()},
         {"hostname": f"{socket.gethostname().partition('.')[0].upper()}.example.org"},
+        {"hostname": "/run/dovecot/lmtp"},
         {"hostname": "mx.example.org", "tls": "auto"},
         {"hostname": "mx.example.org", "tls": "starttls"},
     ],

@@ -97,8 +97,9 @@ def test_numbers_stay_numbers(caplog: pytest.LogCaptureFixture) -> None:
 def loggers() -> Iterator[tuple[str, str]]:
     for path in SOURCE.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "log":
-                yield str(path.relative_to(SOURCE)), ast.unparse(node.value)
+            name, _, value = ast.unparse(node).partition(" = ")
+            if name in ("log", "log: logging.Logger"):
+                yield str(path.relative_to(SOURCE)), value
 
 
 def test_every_logger_that_gets_text_from_outside_is_ours() -> None:

@@ -1,23 +1,67 @@
 """The package: its public names, and what importing it costs."""
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import postcommit
+from postcommit import errors
+from postcommit import testing
 
 
 def test_each_public_name_is_handed_out() -> None:
-    for name in postcommit.__all__:
-        assert getattr(postcommit, name).__name__ == name
-        assert name in dir(postcommit)
+    for name in dir(postcommit):
+        value = getattr(postcommit, name)
+        assert name == "__version__" or value.__name__ == name
+        assert vars(postcommit)[name] is value
+
+
+def test_the_names_are_those_of_a_star_import() -> None:
+    names: dict[str, object] = {}
+    exec("from postcommit import *", names)
+    assert names.keys() - {"__builtins__"} == set(dir(postcommit))
+
+
+def test_the_public_names_are_flat() -> None:
+    there = set(dir(postcommit))
+    assert {"Status", "TLSMode", "Tally", "DeliveryReport", "Outcome", "Reply"} <= there
+    assert there >= {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.PostcommitError)
+    }
+    assert postcommit.__version__ == version("postcommit")
+
+
+@pytest.mark.parametrize("package", [postcommit, testing])
+def test_each_public_name_is_written_once(package: ModuleType) -> None:
+    stub = Path(package.__path__[0], "__init__.pyi").read_text()
+    names = re.findall(r"^from [\w.]+ import \w+ as (\w+)$", stub, re.MULTILINE)
+    assert sorted(names) == dir(package)
+    source = Path(package.__path__[0], "__init__.py").read_text()
+    code = source.rpartition('"""')[2]
+    assert not [name for name in names if name in code]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'SMPTMailer'"):
-        _ = postcommit.SMPTMailer
+        _ = postcommit.SMPTMailer  # type: ignore[attr-defined]
+
+
+def test_an_extra_that_is_missing_is_named() -> None:
+    code = "import sys; sys.modules['pyramid'] = None; import postcommit.pyramid"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.endswith(
+        "postcommit.errors.MissingExtraError: pyramid is missing; install it:"
+        " pip install 'postcommit[pyramid]'\n"
+    )
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -38,6 +38,7 @@ from postcommit._maildir.mending import MaildirChanges
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._mailers.sendmail import SendmailMailer
@@ -50,9 +51,9 @@ from postcommit._transaction.event import MailErrorEvent
 from postcommit._transaction.event import MailRejectedEvent
 from postcommit._transaction.event import MailSentEvent
 from postcommit._transaction.event import MailUncertainEvent
+from postcommit._zcml import Option
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
-from postcommit.zcml import Option
 from tests.support.mailers import ScriptedMailer
 from tests.support.mailers import ScriptedPipelineMailer
 
@@ -117,6 +118,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IMailer, SendmailMailer()),
         (interfaces.ISendmailMailer, SendmailMailer()),
         (interfaces.IFileMailer, FileMailer(str(tmp_path / "mail"))),
+        (interfaces.IFailoverMailer, FailoverMailer([mailer])),
+        (interfaces.IPipeline, FailoverMailer([mailer]).pipeline()),
         (interfaces.IPipelineMailer, RecordingMailer()),
         (interfaces.IPipelineMailer, WatchedMailer(mailer, print)),
         (interfaces.IPipeline, mailer.pipeline()),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from zope.schema import getFieldsInOrder
 
+from postcommit import FailoverMailer
 from postcommit import SMTPMailer
 from postcommit._config.legacy import PYRAMID_MAILER
 from postcommit._mailers.file import FileMailer
@@ -116,8 +117,6 @@ def test_mailers_publish_as_told() -> None:
         ({"hots": "x"}, "mail.hots='***': there is no such option; do you mean"),
         ({"hots": "x"}, "do you mean mail.host?"),
         ({"queuepath": "x"}, "mail.queuepath='***': there is no such option"),
-        ({"keyfile": "key.pem"}, "mail.keyfile='key.pem': certificates of clients"),
-        ({"certfile": "x.pem"}, "mail.certfile='x.pem': certificates of clients"),
         ({"debug": "1"}, "mail.debug='1': set the level of the logger"),
         ({"sendmail_template": "a b"}, "mail.sendmail_template='a b': the program"),
         ({"host": "a", "hostname": "a"}, "mail.hostname='a': mail.host is the same"),
@@ -134,7 +133,7 @@ def test_mailers_publish_as_told() -> None:
         ({"username": "me", "password": 7}, "mail.password='***': must be a str"),
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
         ({"mailer": ["smtp"]}, "mail.mailer=['smtp']: must be one of smtp, sendmail"),
-        ({"mailer": "file"}, "mail.folder=None: is needed by mailer=file"),
+        ({"mailer": "file"}, "mail.folder=None: is needed by the mailer 'file'"),
         ({"folder": "a", "top_level_directory": "a"}, "is the same"),
         ({"sendmail_timeout": "0"}, "mail.sendmail_timeout='0': must be a number"),
         ({"processor": "true"}, "mail.processor='true': needs mail.queue_path"),
@@ -146,6 +145,36 @@ def test_mailers_publish_as_told() -> None:
         (
             {"queue_path": "q", "min_backoff": "9999"},
             "mail.min_backoff='9999': max_backoff=4000.0 must not be less than min",
+        ),
+        ({"mailer": "failover"}, "mail.failover_mailers=None: is needed by mailer=fa"),
+        ({"failover_retry_after": "5"}, "has no effect without mail.failover_mailers"),
+        ({"failover_mailers": "smtp smpt"}, "no mailer 'smpt'; do you mean 'smtp'?"),
+        ({"failover_mailers": "smtp ses"}, "no mailer 'ses' (smtp, sendmail, file)"),
+        ({"failover_mailers": "smtp smtp"}, "'smtp' is there twice"),
+        ({"failover_mailers": "a:pw@mx"}, "there is no mailer '***@mx' (smtp"),
+        ({"failover_mailers": "failover"}, "there is no mailer 'failover'"),
+        ({"failover_mailers": ["smtp", None]}, "there is no mailer None (smtp"),
+        ({"failover_mailers": 3}, "mail.failover_mailers=3: must be names of mailers"),
+        ({"failover_mailers": "file"}, "mail.folder=None: is needed by the mailer"),
+        ({"failover.mailers": "smtp"}, "do you mean mail.failover_mailers?"),
+        ({"smtp.hostname": "mx"}, "there is no such option; do you mean mail.hostname"),
+        ({"queue.path": "q"}, "there is no such option; do you mean mail.queue_path?"),
+        ({"backup.hots": "mx"}, "mail.backup.hots='***': there is no such option; do"),
+        ({"backup.hots": "mx"}, "do you mean mail.backup.host?"),
+        ({"backup.queue_path": "q"}, "mail.backup.queue_path='***': there is no such"),
+        ({"backup.port": "0"}, "mail.backup.port='0': must be a whole number"),
+        ({"backup.password": "x"}, "mail.backup.password='***': has no effect without"),
+        ({"mailer": "backup"}, "mail.mailer='backup': must be one of smtp, sendmail"),
+        (
+            {"failover_mailers": "smtp backupp", "backup.host": "mx"},
+            "there is no mailer 'backupp'; do you mean 'backup'?",
+        ),
+        (
+            {
+                "failover_mailers": "smtp",
+                "failover_retry_after": "-1",
+            },
+            "mail.failover_retry_after='-1': must be a number of at least 0",
         ),
         ({"password": "x"}, "mail.password='***': has no effect without a username"),
         ({"default_sender": "me"}, "mail.default_sender='me': it needs something"),
@@ -160,7 +189,7 @@ def test_what_can_never_work(given: dict[str, Any], reason: str) -> None:
 def test_the_page_has_every_setting() -> None:
     page = (Path(__file__).parent.parent / "docs" / "pyramid.rst").read_text()
     older = {*PYRAMID_MAILER.names, *PYRAMID_MAILER.switches}
-    assert set(re.findall(r"``mail\.(\w+)", page)) == {*_KNOWN, *older}
+    assert set(re.findall(r"``mail\.(\w+)(?![.\w])", page)) == {*_KNOWN, *older}
 
 
 @pytest.mark.parametrize(
@@ -173,3 +202,63 @@ def test_a_username_alone_is_no_login_as_with_pyramid_mailer(
     assert (mailer.username, mailer.password) == (None, None)
     [record] = caplog.records
     assert "no login" in record.getMessage()
+
+
+# Several mailers
+
+
+@pytest.mark.parametrize(
+    "parts",
+    ["smtp backup sendmail", "smtp,backup, sendmail", ["smtp", "backup", "sendmail"]],
+)
+def test_a_failover_mailer_of_other_mailers(parts: Any) -> None:
+    events: list[Any] = []
+    given = {
+        "mail.mailer": "failover",
+        "mail.failover_mailers": parts,
+        "mail.failover_retry_after": "30",
+        "mail.failover_round_robin": "true",
+        "mail.host": "mx1.example.org",
+        "mail.username": "shop",
+        "mail.password": "secret",
+        "mail.tls": "starttls",
+        "mail.backup.host": "mx2.example.org",
+        "mail.backup.port": "587",
+        "mail.backup.ssl": "true",
+        "mail.unused.port": "",
+    }
+    made = MailSettings(given, "mail.", events.append)
+    mailer: Any = made.mailers[""]
+    assert type(mailer) is FailoverMailer
+    assert mailer is made.mailers["failover"]
+    assert (mailer.retry_after, mailer.round_robin) == (30.0, True)
+    assert mailer.notify == events.append
+    names = ["smtp", "backup", "sendmail"]
+    assert mailer.mailers == tuple(made.mailers[name] for name in names)
+    assert set(made.mailers) == {"", "failover", *names}
+    backup: Any = made.mailers["backup"]
+    assert (backup.hostname, backup.port, backup.tls) == (
+        "mx2.example.org",
+        587,
+        "implicit",
+    )
+    # The login is for the other host.
+    assert (backup.username, backup.password) == (None, None)
+
+
+def test_a_further_mailer_may_be_the_only_one() -> None:
+    made = settings(**{"mailer": "backup", "backup.port": 2525})
+    assert made.mailers[""] is made.mailers["backup"]
+    assert "failover" not in made.mailers
+
+
+def test_a_failover_mailer_beside_the_one_that_is_used() -> None:
+    made = settings(**{"failover_mailers": "smtp bulk", "bulk.host": "mx2"})
+    assert type(made.mailers[""]) is SMTPMailer
+    assert type(made.mailers["failover"]) is FailoverMailer
+
+
+def test_names_begin_with_the_prefix() -> None:
+    given = {"shop.mail.backup.host": "mx", "mail.other.thing": "x"}
+    made = MailSettings(given, "shop.mail.", [].append)
+    assert set(made.mailers) == {"", "smtp", "backup"}

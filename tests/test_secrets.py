@@ -56,7 +56,8 @@ SECRET = "hunter2"
 
 # Any other text may be a path, and a path may have an @.
 URLS = [text for text in MISPLACED if "://" in text]
-PATHS = ("cafile", "queuePath", "queue_path", "command", "folder")
+FILES = ("cafile", "certfile", "keyfile")
+PATHS = (*FILES, "queuePath", "queue_path", "command", "folder")
 
 MISSPELT = ["pasword", "passwd", "PASSWORD", "Pass", "smtp_pwd", "hunter", "pass word"]
 
@@ -171,7 +172,7 @@ PYRAMID = [
     *SMTP,
     *PROCESSOR,
     *("mailer", "ssl", "processor", "sendmail_app", "sendmail_command", "folder"),
-    *("sendmail_timeout", "debug", "certfile", "keyfile", "host"),
+    *("sendmail_timeout", "debug", "host"),
 ]
 
 
@@ -274,8 +275,8 @@ def test_the_command_line(debug: list[str], capsys: Any, tmp_path: Path) -> None
     calls += [["run", "queue", f"{call[2]}=hunter2"] for call in calls]
     calls += [["run", "queue", f"--{name}=hunter2"] for name in ("passwor", "p")]
     names = [name.replace("_", "-") for name in (*SMTP, *PROCESSOR)]
-    names.remove("cafile")
-    calls += [["test-relay", "--cafile", value] for value in URLS]
+    names = [name for name in names if name not in FILES]
+    calls += [["test-relay", f"--{file}", value] for file in FILES for value in URLS]
     for value in MISPLACED:
         calls += [["run", "queue", f"--{name}", value] for name in names]
         calls += [["test-relay", f"--{name}={value}"] for name in names]

@@ -33,7 +33,7 @@ from zope.security.simplepolicies import ParanoidSecurityPolicy
 from zope.sendmail.interfaces import IMailDelivery as IOlderMailDelivery
 from zope.sendmail.interfaces import IMailer as IOlderMailer
 
-from postcommit import zcml
+from postcommit import _zcml as zcml
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery
 from postcommit.interfaces import IMailDelivery
@@ -100,6 +100,7 @@ def test_without_attributes_the_defaults_of_the_schema(
         zcml.ISMTPMailerDirective,
         zcml.ISendmailMailerDirective,
         zcml.IFileMailerDirective,
+        zcml.IFailoverMailerDirective,
         zcml.IQueuedDeliveryDirective,
         zcml.IDirectDeliveryDirective,
     ],
@@ -261,6 +262,43 @@ def test_an_unknown_permission(configure: Any) -> None:
         configure('<mail:directDelivery mailer="smtp" permission="x.Unknown" />')
 
 
+# Several relays
+
+
+SEVERAL = """
+<mail:smtpMailer name="dead" hostname="127.0.0.1" port="{dead}" />
+<mail:smtpMailer name="backup" hostname="127.0.0.1" port="{port}" />
+<mail:failoverMailer name="relays" mailers="dead backup" retry_after="30" />
+<mail:failoverMailer name="all" mailers="relays
+    smtp" round_robin="yes" />
+<mail:directDelivery mailer="relays" />
+"""
+
+
+def test_the_next_mailer_sends_if_the_relay_of_the_first_fails(
+    configure: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "postcommit")
+    with ScriptedRelay() as dead, ScriptedRelay() as relay:
+        dead.refuse()
+        configure(SEVERAL.format(dead=dead.port, port=relay.port))
+        mailer: Any = getUtility(IMailer, "relays")
+        assert (mailer.retry_after, mailer.round_robin) == (30.0, False)
+        assert mailer.mailers == tuple(
+            getUtility(IMailer, name) for name in ("dead", "backup")
+        )
+        outer: Any = getUtility(IMailer, "all")
+        assert outer.mailers == (mailer, getUtility(IMailer, "smtp"))
+        assert getUtility(IOlderMailer, "relays") is mailer
+        with transaction.manager:
+            getUtility(IMailDelivery, "Mail").send("a@x.org", "b@x.org", MESSAGE)
+        [taken] = relay.messages
+        assert taken.recipients == ("b@x.org",)
+        mailer.close()
+    [change] = [m for m in caplog.messages if "mail goes through" in m]
+    assert change.startswith(f"<SMTPMailer 127.0.0.1:{dead.port}> failed, mail goes")
+
+
 # Errors, with file and line
 
 
@@ -288,6 +326,30 @@ def test_an_unknown_permission(configure: Any) -> None:
         (
             '<mail:queuedDelivery queuePath="q" mailer="smtp" max_backoff="1" />',
             "must not be less than min_backoff",
+        ),
+        (
+            '<mail:failoverMailer name="m" mailers="smtp backup" />',
+            "the mailer 'backup' is not defined, or only after this one, which it is a"
+            " part of",
+        ),
+        (
+            '<mail:failoverMailer name="a" mailers="b" />'
+            '<mail:failoverMailer name="b" mailers="a" />',
+            "the mailer 'b' is not defined, or only after this one",
+        ),
+        (
+            '<mail:failoverMailer name="m" mailers="smtp m" />',
+            "mailers: 'm' cannot be a part of itself",
+        ),
+        (
+            '<mail:failoverMailer name="m" mailers="smtp smtp" />',
+            "mailers: 'smtp' is there twice",
+        ),
+        ('<mail:failoverMailer name="m" mailers="" />', "mailers"),
+        ('<mail:failoverMailer name="m" />', "mailers"),
+        (
+            '<mail:failoverMailer name="m" mailers="smtp" retry_after="soon" />',
+            "retry_after='soon': must be a number",
         ),
         ('<mail:smtpMailer name="m" port="70000" />', "port"),
         ('<mail:smtpMailer name="m" port="smtp" />', "port"),
@@ -455,7 +517,7 @@ def test_a_site_that_includes_the_older_library_as_well(configure: Any) -> None:
 def test_the_page_has_every_attribute() -> None:
     page = (Path(__file__).parent.parent / "docs" / "zope.rst").read_text()
     rows = re.findall(r"   \* - ``mail:(\w+)``\n     - ((?:.*\n)+?)(?=   \*|\n)", page)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for directive, text in rows:
         schema = getattr(zcml, f"I{directive[0].upper()}{directive[1:]}Directive", None)
         schema = schema or zcml.ISMTPMailerDirective

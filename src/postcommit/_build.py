@@ -18,6 +18,7 @@ from postcommit._config.options import parsed
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery
 from postcommit._log import Log
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.sendmail import SendmailMailer
 from postcommit._processor import QueueProcessor
@@ -26,6 +27,7 @@ from postcommit.errors import OptionError
 from postcommit.errors import masked
 from postcommit.errors import shown
 from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
@@ -43,6 +45,7 @@ _CLASSES: dict[Any, Callable[..., Any]] = {
     ISMTPMailer: SMTPMailer,
     ISendmailMailer: SendmailMailer,
     IFileMailer: FileMailer,
+    IFailoverMailer: FailoverMailer,
     IDirectMailDelivery: DirectMailDelivery,
     IQueuedMailDelivery: QueuedMailDelivery,
     IMailQueueProcessor: QueueProcessor,
@@ -122,7 +125,12 @@ def _check_login_is_sent(username: Given, given: Mapping[str, Given]) -> None:
 
 
 def _may_be_loopback(host: str) -> bool:
-    """Tell whether `host` may be this machine, without asking the DNS."""
+    """Tell whether `host` may be this machine, without asking the DNS.
+
+    The path of a unix socket is on this machine.
+    """
+    if host.startswith("/"):
+        return True
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
         mapped = getattr(address, "ipv4_mapped", None)

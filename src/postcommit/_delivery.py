@@ -15,13 +15,13 @@ from typing import TypeVar
 from typing import cast
 
 import transaction
-from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
 from postcommit._config.options import checked_mailer
 from postcommit._config.options import checked_manager
 from postcommit._config.options import checked_queue_path
 from postcommit._config.options import checked_sender
+from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._log import Log
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
@@ -39,14 +39,16 @@ from postcommit._transaction.event import log_report
 from postcommit.errors import OptionError
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
+from postcommit.interfaces import Batch
 from postcommit.interfaces import IBatch
 from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IDirectMailDelivery
-from postcommit.interfaces import IMailer
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Sendable
 from postcommit.interfaces import Status
+from postcommit.interfaces import SupportsSend
+from postcommit.interfaces import TransactionManager
 
 
 log = Log("postcommit.delivery")
@@ -56,13 +58,16 @@ _Self = TypeVar("_Self", bound="_MailDelivery")
 _numbers = itertools.count(1)
 
 
-class _MailDelivery(ABC):
+class _MailDelivery(ReadOnlyOptions, ABC):
     """Composes a message and adds it to the transaction; both deliveries do."""
+
+    transaction_manager: TransactionManager
+    default_sender: str | None
 
     def __init__(
         self,
         default_sender: str | None,
-        transaction_manager: ITransactionManager | None,
+        transaction_manager: TransactionManager | None,
     ) -> None:
         if transaction_manager is None:
             transaction_manager = transaction.manager
@@ -71,7 +76,7 @@ class _MailDelivery(ABC):
         # Shared with the copies that `bind` makes: one data manager for all of them.
         self._owner = object()
 
-    def bind(self: _Self, transaction_manager: ITransactionManager) -> _Self:
+    def bind(self: _Self, transaction_manager: TransactionManager) -> _Self:
         """Return a copy that joins the transactions of another manager.
 
         Raises `OptionError` if `transaction_manager` is not a transaction manager.
@@ -86,10 +91,16 @@ class _MailDelivery(ABC):
         toaddrs: Addresses | None,
         message: Sendable,
     ) -> str:
-        """Send `message` when the transaction commits, see `IMailDelivery`.
+        """Send `message` when the transaction commits, and return its message id.
 
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises `AddressError`, `MessageError` or `QueueError` for what cannot be sent.
         Raises the exception of `transaction` if the transaction takes no more work, or
-        if an explicit manager has not begun one.
+        if an explicit manager has not begun one. See `IMailDelivery`.
         """
         composed = compose(fromaddr, toaddrs, message, self.default_sender)
         message_id: str = composed.message_id
@@ -105,7 +116,7 @@ class _MailDelivery(ABC):
         """Return a message as an item of the batch; leave no file if that fails."""
 
     @abstractmethod
-    def _batch(self) -> IBatch:
+    def _batch(self) -> Batch:
         """Return a batch for one transaction."""
 
 
@@ -123,7 +134,7 @@ class QueuedMailDelivery(_MailDelivery):
         queuePath: str,
         *,
         default_sender: str | None = IDefaultSender["default_sender"].default,
-        transaction_manager: ITransactionManager | None = None,
+        transaction_manager: TransactionManager | None = None,
     ) -> None:
         super().__init__(default_sender, transaction_manager)
         self.queuePath: str = checked_queue_path(IQueuedMailDelivery, queuePath)
@@ -139,7 +150,7 @@ class QueuedMailDelivery(_MailDelivery):
             composed.sender, composed.recipients, pieces, is_first=is_first
         )
 
-    def _batch(self) -> IBatch:
+    def _batch(self) -> Batch:
         return self._store().batch()
 
 
@@ -157,16 +168,17 @@ class DirectMailDelivery(_MailDelivery):
 
     def __init__(
         self,
-        mailer: IMailer,
+        mailer: SupportsSend,
         *,
         check_relay: bool = False,
         default_sender: str | None = IDefaultSender["default_sender"].default,
-        transaction_manager: ITransactionManager | None = None,
+        transaction_manager: TransactionManager | None = None,
     ) -> None:
         super().__init__(default_sender, transaction_manager)
-        self.mailer = checked_mailer(mailer)
+        self.mailer: SupportsSend = checked_mailer(mailer)
         if not isinstance(check_relay, bool):
             raise OptionError("check_relay", check_relay, "must be True or False")
+        self.check_relay = check_relay
         self._check = _RelayCheck(self.mailer) if check_relay else None
         self._number = next(_numbers)
 
@@ -177,7 +189,7 @@ class DirectMailDelivery(_MailDelivery):
         _ = composed.message  # copied now: when the commit is decided, nothing may fail
         return composed
 
-    def _batch(self) -> IBatch:
+    def _batch(self) -> Batch:
         return _Transmitting(
             self.mailer,
             self._check,
@@ -196,7 +208,7 @@ class _RelayCheck:
     as the mailers of zope.sendmail.
     """
 
-    def __init__(self, mailer: IMailer) -> None:
+    def __init__(self, mailer: SupportsSend) -> None:
         self._mailer: Any = mailer
         # To mypy an adapter that may be missing is always there.
         self._check = cast(Any, IRelayCheck)(mailer, None)
@@ -227,9 +239,9 @@ class _Transmitting:
 
     def __init__(
         self,
-        mailer: IMailer,
+        mailer: SupportsSend,
         check: _RelayCheck | None,
-        transaction_manager: ITransactionManager,
+        transaction_manager: TransactionManager,
         sort_key: str,
     ) -> None:
         self._mailer = mailer

@@ -13,13 +13,14 @@ from zope.interface import implementer
 from postcommit._config.options import checked
 from postcommit._config.options import checked_mailer
 from postcommit._config.options import checked_queue_path
+from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._drain.runner import Drain
 from postcommit._drain.runner import Pace
 from postcommit._drain.schedule import Schedule
 from postcommit._maildir.store import Store
 from postcommit.errors import OptionError
-from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import Tally
 
 
@@ -31,9 +32,10 @@ _checked = functools.partial(checked, IMailQueueProcessor)
 
 
 @implementer(IMailQueueProcessor)
-class QueueProcessor:
-    """See `IMailQueueProcessor`, also for the arguments, units and defaults.
+class QueueProcessor(ReadOnlyOptions):
+    """Drains a queue through a mailer.
 
+    The arguments, with units and defaults, are those of `IMailQueueProcessor`.
     `clock` returns the seconds since the epoch by which entries are due, by default the
     queue's own time. `monotonic` returns those by which the queue pauses, which only
     ever grow. Raises `OptionError` for an option that can never work. The folder is
@@ -44,7 +46,7 @@ class QueueProcessor:
     def __init__(
         self,
         queuePath: str,
-        mailer: IMailer,
+        mailer: SupportsSend,
         pollingInterval: int = IMailQueueProcessor["pollingInterval"].default,
         *,
         workers: int = IMailQueueProcessor["workers"].default,
@@ -57,7 +59,7 @@ class QueueProcessor:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queuePath: str = checked_queue_path(IMailQueueProcessor, queuePath)
-        self.mailer = checked_mailer(mailer)
+        self.mailer: SupportsSend = checked_mailer(mailer)
         self.pollingInterval: int = _checked("pollingInterval", pollingInterval)
         self.workers: int = _checked("workers", workers)
         self.rate_limit: float | None = _checked("rate_limit", rate_limit)
@@ -75,6 +77,7 @@ class QueueProcessor:
         self._background: tuple[threading.Thread, Drain] | None = None
 
     def run(self) -> None:
+        """Drain the queue in this thread, until `stop`."""
         with self._lock:
             started = self._background if self._is_started() else None
         if started is None:
@@ -83,6 +86,7 @@ class QueueProcessor:
             started[1].wait(None)
 
     def start(self) -> None:
+        """Drain the queue in a daemon thread, until `stop` or exit."""
         with self._lock:
             if self._is_started():
                 return
@@ -111,8 +115,9 @@ class QueueProcessor:
         return thread.is_alive() and drain.is_going_on
 
     def stop(self, timeout: float | None = None) -> bool:
-        """See `IMailQueueProcessor`.
+        """Let the attempts in flight finish; return whether all has come to rest.
 
+        `timeout` is the maximum number of seconds to wait; None is without limit.
         Returns False without waiting if the wait could never end: in a subscriber to
         an event, or in a signal handler that interrupts `run`.
         """
@@ -130,6 +135,7 @@ class QueueProcessor:
         return True
 
     def flush(self) -> Tally:
+        """Try once all that is due; return the counts of the recipients."""
         drain = self._new_drain()
         try:
             return drain.once()

@@ -14,8 +14,8 @@ from typing import cast
 
 
 if TYPE_CHECKING:
-    from postcommit.interfaces import IDeliveryReport
-    from postcommit.interfaces import IReply
+    from postcommit.interfaces import DeliveryReport
+    from postcommit.interfaces import Reply
 
 
 # Maximum number of characters of a value in the text of an error. A caller that mixes
@@ -132,7 +132,7 @@ class OptionError(PostcommitError, ValueError):
 
     def __init__(self, name: str, value: object, reason: str) -> None:
         self.name = name
-        self.value = masked(name, value)
+        self.value: object = masked(name, value)
         self.reason = reason
         super().__init__(f"{name}={shown(self.value)}: {reason}")
 
@@ -146,7 +146,7 @@ class ConfigError(OptionError):
     def __init__(self, source: str, name: str, value: object, reason: str) -> None:
         super().__init__(name, value, reason)
         self.source = source
-        self.args = (f"{source}: {self}",)
+        self.args: tuple[Any, ...] = (f"{source}: {self}",)
 
 
 class AddressError(PostcommitError, ValueError):
@@ -292,7 +292,7 @@ class RelayError(PostcommitError, ConnectionError):
     `reply` is the relay's reply, or None if it did not answer.
     """
 
-    def __init__(self, reason: str, reply: IReply | None = None) -> None:
+    def __init__(self, reason: str, reply: Reply | None = None) -> None:
         self.reason = reason
         self.reply = reply
         super().__init__(reason)
@@ -308,6 +308,6 @@ class DeliveryError(PostcommitError, OSError):
     `report` is the whole report.
     """
 
-    def __init__(self, report: IDeliveryReport, reason: str) -> None:
+    def __init__(self, report: DeliveryReport, reason: str) -> None:
         self.report = report
         super().__init__(reason)

@@ -16,21 +16,22 @@ How mail leaves an application:
 
 Deliveries publish the events of a commit when every resource has finished, each in a
 transaction of its own.
+
+An interface is an object, by which utilities are registered and found. The type for
+annotations has its name without the "I", for example ``delivery: MailDelivery``. Such
+a `typing.Protocol` is in this module, too. Where there is only one class of that name,
+such as `SMTPMailer` or `MailSentEvent`, it is in `postcommit`.
 """
 from __future__ import annotations
 
-import enum
+import ipaddress
 import os
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
-from email.message import Message
 from typing import Any
-from typing import NamedTuple
-from typing import Protocol
-from typing import TypeAlias
 
 from zope.i18nmessageid import MessageFactory
 from zope.interface import Attribute
@@ -47,13 +48,36 @@ from zope.schema import Text
 from zope.schema import TextLine
 from zope.schema import Tuple
 
+from postcommit._types import Address as Address
+from postcommit._types import Addresses as Addresses
+from postcommit._types import AuthName as AuthName
+from postcommit._types import Batch as Batch
+from postcommit._types import DeliveryReport as DeliveryReport
+from postcommit._types import MailDelivery as MailDelivery
+from postcommit._types import Maildir as Maildir
+from postcommit._types import MaildirFactory as MaildirFactory
+from postcommit._types import MaildirMessageWriter as MaildirMessageWriter
+from postcommit._types import Mailer as Mailer
+from postcommit._types import MailErrorEvent as MailErrorEvent
+from postcommit._types import MailEvent as MailEvent
+from postcommit._types import MailQueueProcessor as MailQueueProcessor
+from postcommit._types import Outcome as Outcome
+from postcommit._types import Outgoing as Outgoing
+from postcommit._types import Pipeline as Pipeline
+from postcommit._types import PipelineMailer as PipelineMailer
+from postcommit._types import ProtocolName as ProtocolName
+from postcommit._types import RelayCheck as RelayCheck
+from postcommit._types import Reply as Reply
+from postcommit._types import Sendable as Sendable
+from postcommit._types import Status as Status
+from postcommit._types import SupportsSend as SupportsSend
+from postcommit._types import Tally as Tally
+from postcommit._types import TLSMode as TLSMode
+from postcommit._types import TLSName as TLSName
+from postcommit._types import TransactionManager as TransactionManager
+
 
 _ = MessageFactory("postcommit")
-
-
-Address: TypeAlias = str | bytes
-Addresses: TypeAlias = Address | Iterable[Address]
-Sendable: TypeAlias = bytes | str | Message
 
 
 # The second slash may be missing: pathlib, for example, drops it.
@@ -74,35 +98,21 @@ def is_path(field: Field) -> bool:
     return vars(field).get("constraint") is can_be_path
 
 
-class Status(enum.Enum):
-    """The outcome of one recipient in one attempt."""
+def can_be_host(value: str) -> bool:
+    """Return whether `value` can be a host's name or address, without a port or user.
 
-    SENT = "sent"
-    DEFERRED = "deferred"
-    REJECTED = "rejected"
-    UNCERTAIN = "uncertain"
-
-
-class TLSMode(enum.StrEnum):
-    """How a mailer uses TLS towards its relay."""
-
-    AUTO = "auto"
-    STARTTLS = "starttls"
-    IMPLICIT = "implicit"
-    NONE = "none"
-
-
-class Tally(NamedTuple):
-    """How many recipients were sent, are tried again, were rejected, or given up.
-
-    `deferred` includes those that are uncertain and tried again, `uncertain` counts
-    those that may have the message and are not tried again.
+    For example, a URL is not one.
     """
+    return value.isprintable() and not set(value) & set(" /@")
 
-    sent: int = 0
-    deferred: int = 0
-    rejected: int = 0
-    uncertain: int = 0
+
+def is_ip_address(value: str) -> bool:
+    """Return whether `value` is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
 
 
 # Outcomes of a message
@@ -256,22 +266,6 @@ class IMailer(Interface):
         """
 
 
-class Outgoing(Protocol):
-    """A message and its envelope, ready to be transmitted."""
-
-    @property
-    def sender(self) -> str:
-        """Bare, checked address; ``''`` is the null sender."""
-
-    @property
-    def recipients(self) -> tuple[str, ...]:
-        """Bare, checked addresses, at least one."""
-
-    @property
-    def message(self) -> bytes:
-        """Header, which is complete, and body."""
-
-
 class IPipeline(Interface):
     """Transmits messages one behind the other. For one thread, and one use.
 
@@ -325,7 +319,9 @@ class IPipelineMailer(IMailer):
     """A mailer that transmits several messages with less waiting.
 
     Deliveries and processors use `pipeline` if a mailer has it, and otherwise `send`.
-    A mailer that wraps another one should wrap its `pipeline`, too.
+    They also use `send` if it is defined closer to the mailer than `pipeline`, such as
+    in a subclass of `SMTPMailer`, so that it is not bypassed. A mailer that wraps
+    another one should wrap its `pipeline`, too, because `send` waits for each message.
     """
 
     notify = Attribute("The function that the caller of `pipeline` announces with.")
@@ -346,7 +342,10 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
 
     hostname = TextLine(
         title=_("Host name"),
-        description=_("Name or address of the relay."),
+        description=_(
+            "Name or address of the relay, or the path of a unix socket, such as"
+            " /run/dovecot/lmtp."
+        ),
         default="localhost",
         min_length=1,
     )
@@ -370,12 +369,28 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
     tls = Choice(
         title=_("TLS"),
         description=_(
-            "auto: STARTTLS where offered, and an unverifiable certificate is"
-            " accepted from a loopback address only. starttls: required."
-            " implicit: from the first byte, usually on port 465. none: never."
+            "auto: STARTTLS where offered; the certificate is verified if there is a"
+            " login to another host. starttls: required. implicit: from the first"
+            " byte, usually on port 465. none: never."
         ),
         values=tuple(mode.value for mode in TLSMode),
         default=TLSMode.AUTO.value,
+    )
+    auth = Choice(
+        title=_("Login mechanism"),
+        description=_(
+            "Mechanism of AUTH (RFC 4954) to log in with; none: the best one that the"
+            " relay offers."
+        ),
+        values=(
+            "plain",
+            "login",
+            "cram-md5",
+            "scram-sha-256",
+            "oauthbearer",
+            "xoauth2",
+        ),
+        required=False,
     )
     cafile = TextLine(
         title=_("CA file"),
@@ -394,20 +409,104 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
         ),
         default=True,
     )
+    certfile = TextLine(
+        title=_("Client certificate"),
+        description=_(
+            "File with the certificate that the mailer shows to the relay, and those"
+            " of its authorities (PEM); none: without."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    keyfile = TextLine(
+        title=_("Client key"),
+        description=_(
+            "File with the private key of the client certificate, without a"
+            " passphrase (PEM); none: it is in the file of the certificate."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    server_name = TextLine(
+        title=_("Server name"),
+        description=_(
+            "Name that the relay's certificate must have, and that is sent as SNI;"
+            " none: the host name."
+        ),
+        required=False,
+        min_length=1,
+        constraint=can_be_host,
+    )
+    helo_name = TextLine(
+        title=_("HELO name"),
+        description=_(
+            "Name of this host in EHLO, HELO or LHLO; none: its full name, or its"
+            " address such as [192.0.2.1]."
+        ),
+        required=False,
+        min_length=1,
+        constraint=can_be_host,
+    )
+    source_address = TextLine(
+        title=_("Source address"),
+        description=_(
+            "IP address of this host from which to connect; none: the system chooses."
+        ),
+        required=False,
+        min_length=1,
+        constraint=is_ip_address,
+    )
+    protocol = Choice(
+        title=_("Protocol"),
+        description=_(
+            "smtp, or lmtp (RFC 2033) for a mail store such as Dovecot or Cyrus."
+        ),
+        values=("smtp", "lmtp"),
+        default="smtp",
+    )
     connect_timeout = Float(
         title=_("Time-out to connect"),
-        description=_("Seconds until the connection stands."),
+        description=_(
+            "Seconds until the connection stands, for each address of the relay. The"
+            " lookup of its name is not limited by it."
+        ),
         default=30.0,
         min=0.001,
     )
     timeout = Float(
         title=_("Time-out"),
         description=_(
-            "Seconds to wait for each reply; none: as RFC 5321, 4.5.3.2 has it"
-            " for each phase, two to ten minutes."
+            "Seconds to wait for each reply but the last one of a message; none: as"
+            " RFC 5321, 4.5.3.2 has it for each phase, two to five minutes."
         ),
         required=False,
         min=0.001,
+    )
+    final_timeout = Float(
+        title=_("Time-out for the final reply"),
+        description=_(
+            "Seconds to wait for the reply to the end of a message. If it comes later,"
+            " the message may be sent twice."
+        ),
+        default=600.0,
+        min=0.001,
+    )
+    recipients_per_transaction = Int(
+        title=_("Recipients for each transaction"),
+        description=_(
+            "Maximum number. A message with more recipients is transmitted several"
+            " times over one connection, each time to others."
+        ),
+        default=50,
+        min=1,
+    )
+    dsn = Bool(
+        title=_("Delivery status notifications"),
+        description=_(
+            "Whether to ask for notifications with the header only, and with the"
+            " message id as ENVID, where the relay offers DSN (RFC 3461)."
+        ),
+        default=False,
     )
     messages_per_connection = Int(
         title=_("Messages for each connection"),
@@ -429,6 +528,10 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
     token = Attribute(
         "A function that returns an OAuth access token, a fresh one each time, or"
         " raises OSError; None: the password is used."
+    )
+    ssl_context = Attribute(
+        "The `ssl.SSLContext` to use, in place of `cafile`, `verify`, `certfile` and"
+        " `keyfile`; None: one is made from these."
     )
     notify = Attribute(
         "The function that events are published with: `zope.event.notify`."
@@ -458,6 +561,14 @@ class ISendmailMailer(IMailer):
         default=600.0,
         min=0.001,
     )
+    recipients_per_transaction = Int(
+        title=_("Recipients for each call"),
+        description=_(
+            "Maximum number. With more recipients, the program is run several times."
+        ),
+        default=50,
+        min=1,
+    )
     notify = Attribute(
         "The function that events are published with: `zope.event.notify`."
     )
@@ -475,6 +586,54 @@ class IFileMailer(IMailer):
     notify = Attribute(
         "The function that events are published with: `zope.event.notify`."
     )
+
+
+class IFailoverMailer(IPipelineMailer, IRelayCheck):
+    """Transmits through the first of several mailers whose relay works.
+
+    A message goes to the next mailer if the relay of the one before failed before the
+    message had its turn: it cannot be reached, for example, or refuses a login.
+    Recipients that were sent, deferred or rejected keep that outcome, and so do
+    uncertain ones. A relay that refuses one more connection while others are in use
+    has not failed, and the next mailer takes the message.
+    """
+
+    # In settings, an option of this mailer is ``failover_retry_after``, for example.
+    taggedValue("settings_prefix", "failover_")
+
+    retry_after = Float(
+        title=_("Retry after"),
+        description=_(
+            "Seconds until a mailer whose relay failed is tried again, with one"
+            " message. If all have failed, they are tried at once."
+        ),
+        default=60.0,
+        min=0.0,
+    )
+    round_robin = Bool(
+        title=_("Round robin"),
+        description=_(
+            "Whether the messages take turns among the mailers that work. If not, the"
+            " first one that works gets them all."
+        ),
+        default=False,
+    )
+    mailers = Attribute(
+        "A tuple of the mailers, in the order in which they are tried. They may be of"
+        " any kind: a mailer without `IPipelineMailer.pipeline` is sent to one by one."
+    )
+    notify = Attribute(
+        "The function that events are published with: `zope.event.notify`."
+    )
+
+    def check() -> None:
+        """Return if the relay of at least one mailer answers, or raise `RelayError`.
+
+        A mailer that cannot check its relay counts as one whose relay answers.
+        """
+
+    def close() -> None:
+        """Close the connections of all mailers. The next message opens another."""
 
 
 class IDefaultSender(Interface):
@@ -502,6 +661,10 @@ class IDirectMailDelivery(IMailDelivery, IDefaultSender):
         title=_("Mailer"),
         description=_("Transmits the messages."),
         schema=IMailer,
+    )
+    check_relay = Attribute(
+        "True if the vote asks the mailer whether its relay answers. The transaction"
+        " aborts if it does not."
     )
 
 

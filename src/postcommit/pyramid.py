@@ -10,7 +10,10 @@ interface              name              object
 `IMailer`              none              the mailer that ``mail.mailer`` names
 `IMailer`              ``smtp``          always
 `IMailer`              ``sendmail``,     if there are settings for them
-                       ``file``
+                       ``file``,
+                       ``failover``
+`IMailer`              ``backup``, for   for settings such as ``mail.backup.hostname``
+                       example
 `IMailDelivery`        none              queued if there is a queue, or direct
 `IMailDelivery`        ``direct``        through the mailer without a name
 `IMailDelivery`        ``queued``        if there is a ``mail.queue_path``
@@ -24,22 +27,31 @@ interface              name              object
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
 import zope.event
-from pyramid.config import Configurator
-from pyramid.events import NewRequest
-from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import PHASE1_CONFIG
-from pyramid.interfaces import PHASE2_CONFIG
-from pyramid.registry import Registry
-from pyramid.request import Request
-from pyramid.threadlocal import manager as threadlocals
+
+from postcommit.errors import MissingExtraError
+
+
+try:
+    from pyramid.config import Configurator
+    from pyramid.events import NewRequest
+    from pyramid.exceptions import ConfigurationError
+    from pyramid.interfaces import PHASE1_CONFIG
+    from pyramid.interfaces import PHASE2_CONFIG
+    from pyramid.registry import Registry
+    from pyramid.request import Request
+    from pyramid.threadlocal import manager as threadlocals
+except ModuleNotFoundError as _missing:
+    raise MissingExtraError("pyramid", "pyramid") from _missing
 
 from postcommit._build import MAILERS
 from postcommit._build import build
@@ -52,21 +64,31 @@ from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import masked
 from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import MailDelivery
+from postcommit.interfaces import SupportsSend
 
 
-log = logging.getLogger("postcommit.pyramid")
+log: logging.Logger = logging.getLogger("postcommit.pyramid")
 
 # Keys of the registry: the `MailSettings`, and the `_Starter`.
 _SETTINGS = "postcommit.settings"
 _STARTER = "postcommit.starter"
 
+# Name of the failover mailer; names of further mailers in settings.
+_FAILOVER = "failover"
+_NAME = re.compile(r"\w[\w-]*")
+
 # Names of the settings, without their prefix.
 _KNOWN = (
     *(name for contract in MAILERS.values() for name in fields_of(contract)),
+    *fields_of(IFailoverMailer),
+    "failover_mailers",
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
     *("mailer", "processor"),
@@ -94,19 +116,20 @@ class Publisher:
             threadlocals.pop()
 
 
-def get_mail_delivery(request: Request, name: str = "") -> Any:
+def get_mail_delivery(request: Request, name: str = "") -> MailDelivery:
     """Return the delivery that has `name`, bound to ``request.tm`` if that exists.
 
     Raises `ComponentLookupError` if this delivery is not registered.
     """
-    delivery = request.registry.getUtility(IMailDelivery, name)
+    delivery: MailDelivery = request.registry.getUtility(IMailDelivery, name)
     if not hasattr(delivery, "bind"):
         return delivery
     manager = getattr(request, "tm", None)
     if manager is None:
         _warn_that_tm_is_missing()
         return delivery
-    return delivery.bind(manager)
+    bound: MailDelivery = delivery.bind(manager)
+    return bound
 
 
 @functools.cache
@@ -124,10 +147,12 @@ def _warn_that_tm_is_missing() -> None:
 class MailSettings:
     """The settings that begin with `prefix`, as objects.
 
-    `mailers` has the mailers by name. The default mailer has the name ``""``. They
-    publish with `notify`. `queue_path` is None without a queue. `runs_processor` is
-    true if the application drains the queue, and `forbids_processors` if it must not
-    start any processor.
+    `mailers` has the mailers by name. The default mailer has the name ``""``. Settings
+    such as ``mail.backup.hostname`` make a further SMTP mailer, here ``backup``. It has
+    these options only. All mailers publish with `notify`.
+
+    `queue_path` is None without a queue. `runs_processor` is true if the application
+    drains the queue, and `forbids_processors` if it must not start any processor.
 
     Raises `OptionError` with the name of a setting that is unknown or can never work.
     """
@@ -136,8 +161,9 @@ class MailSettings:
         self, settings: Mapping[str, Any], prefix: str, notify: Callable[[Any], Any]
     ) -> None:
         self._prefix = prefix
-        self._given = from_settings(settings, prefix, _KNOWN)
-        self.mailers = self._mailers(notify)
+        further, own = _apart(settings, prefix)
+        self._given = from_settings(own, prefix, _KNOWN)
+        self.mailers: dict[str, SupportsSend] = self._mailers(further, notify)
         queue_path = self._given.get("queue_path")
         processor = self._given.get("processor")
         runs = None if processor is None else truth(processor.value)
@@ -145,8 +171,8 @@ class MailSettings:
             raise processor.refused("must be true or false")
         if processor and runs and not queue_path:
             raise processor.refused(f"needs {prefix}queue_path")
-        self.runs_processor = runs is True
-        self.forbids_processors = runs is False
+        self.runs_processor: bool = runs is True
+        self.forbids_processors: bool = runs is False
         # Options that cannot work are refused now, and not with the first mail.
         direct = self.direct(self.mailers[""])
         self.default_sender: str | None = direct.default_sender
@@ -156,7 +182,7 @@ class MailSettings:
             self.processor(self.mailers[""])
             self._check_queue(queue_path)
 
-    def direct(self, mailer: IMailer) -> Any:
+    def direct(self, mailer: SupportsSend) -> Any:
         """Return a `DirectMailDelivery` through `mailer`."""
         return build(IDirectMailDelivery, self._given, mailer=mailer)
 
@@ -164,31 +190,91 @@ class MailSettings:
         """Return a `QueuedMailDelivery` into the queue."""
         return build(IQueuedMailDelivery, self._given)
 
-    def processor(self, mailer: IMailer) -> Any:
+    def processor(self, mailer: SupportsSend) -> Any:
         """Return a `QueueProcessor` of the queue."""
         return build(IMailQueueProcessor, self._given, mailer=mailer)
 
-    def _mailers(self, notify: Callable[[Any], Any]) -> dict[str, IMailer]:
+    def _mailers(
+        self, further: Mapping[str, dict[str, Given]], notify: Callable[[Any], Any]
+    ) -> dict[str, SupportsSend]:
         name = f"{self._prefix}mailer"
         chosen = self._given.get("mailer", Given("", name, "smtp"))
-        if chosen.value not in tuple(MAILERS):
-            raise chosen.refused(f"must be one of {', '.join(MAILERS)}")
-        if chosen.value == "file" and "folder" not in self._given:
+        names = [*MAILERS, *further]
+        parts = self._failover_mailers(names)
+        if chosen.value not in (*names, _FAILOVER):
+            raise chosen.refused(f"must be one of {', '.join((*names, _FAILOVER))}")
+        if chosen.value == _FAILOVER and not parts:
+            name = f"{self._prefix}failover_mailers"
+            raise OptionError(name, None, "is needed by mailer=failover")
+        needed = {"smtp", chosen.value, *parts}
+        if "file" in needed and "folder" not in self._given:
             name = f"{self._prefix}folder"
-            raise OptionError(name, None, "is needed by mailer=file")
-        needed = {"smtp", chosen.value}
+            raise OptionError(name, None, "is needed by the mailer 'file'")
         mailers = {
             name: build(contract, self._given, notify=notify)
             for name, contract in MAILERS.items()
             if name in needed or fields_of(contract).keys() & self._given.keys()
         }
+        for name, options in further.items():
+            mailers[name] = build(ISMTPMailer, options, notify=notify)
+        if parts:
+            found = [mailers[part] for part in parts]
+            mailers[_FAILOVER] = build(
+                IFailoverMailer, self._given, mailers=found, notify=notify
+            )
         return {"": mailers[chosen.value], **mailers}
+
+    def _failover_mailers(self, names: list[str]) -> list[str]:
+        """Return the names of the parts of the failover mailer, none without one."""
+        given = self._given.get("failover_mailers")
+        if given is None:
+            for name in fields_of(IFailoverMailer).keys() & self._given.keys():
+                reason = f"has no effect without {self._prefix}failover_mailers"
+                raise self._given[name].refused(reason)
+            return []
+        value = given.value
+        parts = value.replace(",", " ").split() if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            raise given.refused("must be names of mailers, such as 'smtp sendmail'")
+        for number, part in enumerate(parts):
+            if part not in names:
+                near = difflib.get_close_matches(str(part), names, 1)
+                hint = f"; do you mean {near[0]!r}?" if near else ""
+                known = ", ".join(names)
+                shown = masked("failover_mailers", part)
+                raise given.refused(f"there is no mailer {shown!r}{hint} ({known})")
+            if part in parts[:number]:
+                raise given.refused(f"{part!r} is there twice")
+        return list(parts)
 
     def _check_queue(self, queue_path: Given) -> None:
         try:
             check_queue_path(queue_path.value)
         except QueueError as error:
             raise queue_path.refused(error.reason) from error
+
+
+def _apart(
+    settings: Mapping[str, Any], prefix: str
+) -> tuple[dict[str, dict[str, Given]], dict[str, Any]]:
+    """Return the options of the further mailers by their names, and the settings left.
+
+    ``mail.backup.port`` is an option of the mailer ``backup``. The mailers that are
+    always known have no such settings. These are left, and their error says so.
+    """
+    names: dict[str, None] = {}
+    left = dict(settings)
+    for whole in settings:
+        name, dot, option = whole.removeprefix(prefix).partition(".")
+        is_known = name in (*MAILERS, _FAILOVER) or f"{name}_{option}" in _KNOWN
+        if whole.startswith(prefix) and dot and _NAME.fullmatch(name) and not is_known:
+            names[name] = None
+            del left[whole]
+    known = fields_of(ISMTPMailer)
+    further = {
+        name: from_settings(settings, f"{prefix}{name}.", known) for name in names
+    }
+    return {name: options for name, options in further.items() if options}, left
 
 
 # Directives
@@ -217,7 +303,8 @@ def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> No
         log.warning(told, type(delivery).__name__)
     elif sender is not None and delivery.default_sender is None:
         delivery = copy.copy(delivery)
-        delivery.default_sender = sender
+        # The option of a delivery of ours cannot be assigned, but it is ours to set.
+        object.__setattr__(delivery, "default_sender", sender)
     _add(config, IMailDelivery, name, lambda: delivery)
 
 

@@ -52,7 +52,8 @@ def test_bash_completes(tmp_path: Path, capsys: Any) -> None:
     assert "--json" not in completed(script, "postcommit", "run", "--")
     assert completed(script, "postcommit", "run", "") == ["queue"]
     assert completed(script, "postcommit", "run", "--tls", "im") == ["implicit"]
-    assert completed(script, "postcommit", "run", "--config", "sh") == ["shop.ini"]
+    for option in ("--config", "--cafile", "--certfile", "--keyfile"):
+        assert completed(script, "postcommit", "run", option, "sh") == ["shop.ini"]
     assert completed(script, "postcommit", "run", "--port", "") == []
     assert completed(script, "postcommit", "completion", "z") == ["zsh"]
     assert "--password" not in completed(script, "postcommit", "run", "--pass")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from postcommit import SMTPMailer
 from postcommit._cli import main as cli
 from postcommit._cli.configuration import Configuration
 from postcommit.errors import ConfigError
@@ -306,3 +307,126 @@ def test_how_to_log(tmp_path: Path) -> None:
     found = told("q", "--config", path, "--log-level", "error")
     assert found.log_level("info") == "error"
     assert (told("q").log_level("info"), told("q").log_format) == ("info", "text")
+
+
+# Several relays
+
+
+def relays(found: Configuration) -> list[tuple[str, int]]:
+    mailer: Any = found.mailer()
+    return [(relay.hostname, relay.port) for relay in mailer.mailers]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mx2", ("mx2", 587)),
+        ("mx2:25", ("mx2", 25)),
+        ("192.0.2.1:25", ("192.0.2.1", 25)),
+        ("2001:db8::1", ("2001:db8::1", 587)),
+        ("[2001:db8::1]", ("2001:db8::1", 587)),
+        ("[2001:db8::1]:25", ("2001:db8::1", 25)),
+    ],
+)
+def test_further_hosts_with_the_same_options(
+    text: str, expected: tuple[str, int]
+) -> None:
+    argv = ("q", "--hostname", "mx1", "--port", "587", "--tls", "starttls")
+    login = {"POSTCOMMIT_USERNAME": "me", "POSTCOMMIT_PASSWORD": "secret"}
+    found = told(*argv, "--failover", text, environ=login)
+    assert relays(found) == [("mx1", 587), expected]
+    for relay in found.relays():
+        assert (relay.tls, relay.username, relay.password) == (
+            "starttls",
+            "me",
+            "secret",
+        )
+
+
+def test_several_further_hosts(tmp_path: Path) -> None:
+    expected = [("localhost", 25), ("mx2", 25), ("mx3", 587)]
+    path = file(tmp_path, "[postcommit]\nfailover = mx2, mx3:587\n")
+    environ = {"POSTCOMMIT_FAILOVER": "mx2 mx3:587"}
+    assert relays(told("q", "--config", path)) == expected
+    assert relays(told("q", environ=environ)) == expected
+    argv = ("q", "--failover", "mx2", "--failover", "mx3:587")
+    assert relays(told(*argv, environ={"POSTCOMMIT_FAILOVER": "mx9"})) == expected
+    mailer = told("q", "--failover", "", environ=environ).mailer()
+    assert type(mailer) is SMTPMailer
+
+
+RELAYS = """
+[postcommit]
+hostname = mx1
+username = me
+password = secret
+failover = mx2
+failover_retry_after = 30
+
+[other]
+hostname = mx9
+
+[postcommit:provider]
+hostname = smtp.example.org
+port = 465
+tls = implicit
+username = shop
+password_file = {password}
+
+[postcommit:local]
+port = 2525
+"""
+
+
+def test_sections_for_further_relays(tmp_path: Path) -> None:
+    path = file(tmp_path, RELAYS.format(password=secret(tmp_path)))
+    found = told("q", "--config", path)
+    mailer: Any = found.mailer()
+    assert mailer.retry_after == 30.0
+    assert relays(found) == [
+        ("mx1", 25),
+        ("mx2", 25),
+        ("smtp.example.org", 465),
+        ("localhost", 2525),
+    ]
+    provider, local = mailer.mailers[2:]
+    assert (provider.tls, provider.username) == ("implicit", "shop")
+    assert provider.password == "s%cret "
+    assert (local.tls, local.username, local.password) == ("auto", None, None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text", "words"),
+    [
+        (["--failover-retry-after", "5"], "", ["--failover-retry-after=5.0: has no"]),
+        (["--failover", "mx2:0"], "", ["command line: --failover='mx2:0': must be"]),
+        (["--failover", "mx2:smtp"], "", ["--failover='mx2:smtp': must be a whole"]),
+        (["--failover", "me:pw@mx2"], "", ["--failover='***@mx2'", "must be a"]),
+        (["--failover", "smtp://me:p,pw@mx2"], "", ["--failover='smtp://***@mx2'"]),
+        (
+            ["--failover", "mx2"],
+            "username = u\npassword = x\ntls = none\n",
+            ["username='u': a login is never sent in clear to 'mx2'"],
+        ),
+        (["--failover", "smtp://mx2"], "", ["--failover", "must be"]),
+        (["--failover", "localhost"], "", ["the relay localhost:25 is there twice"]),
+        (["--failover", "a a"], "", ["the relay a:25 is there twice"]),
+        ([], "[postcommit:b]\n", ["[postcommit:b]: hostname=None: name the relay"]),
+        ([], "[postcommit:b]\nprot = 1", ["[postcommit:b]: prot=", "do you mean port"]),
+        ([], "[postcommit:b]\nport = 0", ["[postcommit:b]: port='0': must be"]),
+        ([], "[postcommit:b]\nworkers = 3", ["workers='***': there is no such"]),
+        ([], "[postcommit:b]\nusername = u", ["username='u': needs a password"]),
+        ([], "[postcommit:b]\npassword = u", ["password='***': has no effect"]),
+        ([], "[postcommit.b]\nport = 1", ["do you mean [postcommit:b]?"]),
+        ([], "[postcommit b]\nport = 1", ["do you mean [postcommit:b]?"]),
+    ],
+)
+def test_relays_that_can_never_work(
+    argv: list[str], text: str, words: list[str], tmp_path: Path
+) -> None:
+    path = file(tmp_path, f"[postcommit]\nworkers = 2\n{text}")
+    with pytest.raises(OptionError) as caught:
+        told("q", *argv, "--config", path).mailer()
+    for word in words:
+        assert word in str(caught.value)
+    assert "pw" not in str(caught.value)

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from postcommit._cli.main import main
 from tests.support.certificates import Authority
+from tests.support.hosts import Hosts
+from tests.support.hosts import free_port
 from tests.support.service import command
 from tests.support.service import to
 from tests.support.smtpd import ScriptedRelay
@@ -79,6 +83,16 @@ def test_an_expired_certificate(
     assert "issued by" not in out
 
 
+def test_a_certificate_that_is_not_verified(
+    start: Start, authority: Authority, capsys: Any
+) -> None:
+    relay = start(tls=authority.server(expired=True))
+    status, out = told(capsys, relay)
+    assert status == 0
+    assert "encryption  TLSv1." in out
+    assert "certificate not verified\n" in out
+
+
 def test_a_certificate_that_expires_soon(
     start: Start, authority: Authority, capsys: Any
 ) -> None:
@@ -100,6 +114,42 @@ def test_nobody_is_there(relay: ScriptedRelay, capsys: Any) -> None:
     assert "connection  no\n" in out
     assert "encryption" not in out
     assert "Connection refused; set hostname and port: 25, or 587" in out
+
+
+def test_each_address_that_was_tried(
+    start: Start, tmp_path: Path, capsys: Any
+) -> None:
+    try:
+        with Hosts(tmp_path) as hosts:
+            port = free_port("127.0.0.1", "127.0.0.2", "127.0.0.3")
+            relay = start(host="127.0.0.3", port=port)
+            busy = start(host="127.0.0.1", port=relay.port)
+            busy.reply("CONNECT", "421 4.3.2 Busy")
+            hosts.name("mx.example", "127.0.0.1", "127.0.0.2", "127.0.0.3")
+            argv = ["test-relay", "--hostname", "mx.example", "--port"]
+            status = hosts.run(main, [*argv, str(relay.port)])
+    except PermissionError:  # pragma: no cover
+        pytest.skip("only root may have an /etc/hosts of its own")
+    out = capsys.readouterr().out
+    assert status == 0
+    lines = [line for line in out.splitlines() if line.startswith("address")]
+    at = f"mx.example:{relay.port}"
+    assert lines == [
+        f"address     127.0.0.1: {at}: greeting refused: 421 4.3.2 Busy",
+        f"address     127.0.0.2: no connection to {at}: [Errno 111] Connection refused",
+        "address     127.0.0.3: yes",
+    ]
+    assert "connection  yes\n" in out
+
+
+def test_a_unix_socket(start: Start, tmp_path: Path, capsys: Any) -> None:
+    relay = start(host=str(tmp_path / "lmtp"))
+    argv = ["test-relay", "--hostname", relay.host, "--protocol", "lmtp"]
+    assert main(argv) == 0
+    assert f"relay       {relay.host}, tls=auto\n" in capsys.readouterr().out
+    relay.down()
+    assert main(argv) == 1
+    assert capsys.readouterr().out.endswith("Connection refused\n")
 
 
 def test_a_port_that_speaks_another_protocol(
@@ -163,3 +213,17 @@ def test_an_address_that_is_none_is_refused_before_anything_is_said(
     assert main(["test-relay", *to(relay), "--from", "a@x.org"]) == 2
     assert "--from='a@x.org': is of no use" in capsys.readouterr().err
     assert relay.connections == 0
+
+
+def test_each_relay_is_tested(start: Start, capsys: Any) -> None:
+    relays = start(), start()
+    argv = ["--failover", f"127.0.0.1:{relays[1].port}", "a@x.org"]
+    status, out = told(capsys, relays[0], *argv)
+    assert status == 0
+    assert out.count("the relay is well\n") == 2
+    assert [len(relay.messages) for relay in relays] == [1, 1]
+    relays[0].refuse()
+    status, out = told(capsys, relays[0], *argv)
+    assert status == 1
+    assert "failed: " in out
+    assert out.endswith("the relay is well\n")

@@ -32,6 +32,7 @@ from postcommit._cli import main as cli
 from postcommit._cli.configuration import Configuration
 from postcommit._config.options import fields_of
 from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
@@ -44,12 +45,17 @@ from postcommit.testing import RecordingMailer
 
 
 class Kind(NamedTuple):
-    """How an object with options is made by ZCML, and found in a registry."""
+    """How an object with options is made by ZCML, and found in a registry.
+
+    `needs` are options without which there is no such object. `others` is what it needs
+    besides: settings of Pyramid, and arguments of a command.
+    """
 
     directive: str
     zcml: tuple[Any, str]
     pyramid: tuple[Any, str]
     needs: tuple[str, ...] = ()
+    others: tuple[dict[str, str], tuple[str, ...]] = ({}, ())
 
 
 CONTRACTS = {
@@ -59,6 +65,12 @@ CONTRACTS = {
     ),
     IFileMailer: Kind(
         'fileMailer name="m"', (IMailer, "m"), (IMailer, "file"), ("folder",)
+    ),
+    IFailoverMailer: Kind(
+        'failoverMailer name="m" mailers="smtp"',
+        (IMailer, "m"),
+        (IMailer, "failover"),
+        others=({"failover_mailers": "smtp"}, ("--failover", "127.0.0.2")),
     ),
     IDirectMailDelivery: Kind(
         'directDelivery mailer="smtp"',
@@ -80,7 +92,16 @@ CONTRACTS = {
 }
 
 # Options without which another one cannot be given.
-TOGETHER = {"username": ("password",), "password": ("username",)}
+TOGETHER = {
+    "username": ("password",),
+    "password": ("username",),
+    "auth": ("username", "password"),
+    "keyfile": ("certfile",),
+}
+
+
+# Options that are names of hosts.
+HOSTS = dict.fromkeys(("hostname", "server_name", "helo_name"), "mx.example.org")
 
 
 class Case(NamedTuple):
@@ -109,7 +130,7 @@ def example(name: str, field: Any, folder: Path) -> tuple[str, Any]:
     if isinstance(field, Float):
         return "61.5", 61.5
     text = str(folder / "queue") if is_path(field) else f"{name}@x.org"
-    text = "mx.example.org" if name == "hostname" else text
+    text = {**HOSTS, "source_address": "127.0.0.2"}.get(name, text)
     return text, text
 
 
@@ -117,7 +138,11 @@ def example(name: str, field: Any, folder: Path) -> tuple[str, Any]:
 
 
 def from_python(case: Case) -> Any:
-    others = {"mailer": RecordingMailer()} if "mailer" in case.contract else {}
+    others: dict[str, Any] = {}
+    if "mailer" in case.contract:
+        others = {"mailer": RecordingMailer()}
+    if "mailers" in case.contract:
+        others = {"mailers": [RecordingMailer()]}
     return build._CLASSES[case.contract](**case.attributes(case.values), **others)
 
 
@@ -136,6 +161,7 @@ def from_zcml(case: Case) -> Any:
 
 def from_pyramid(case: Case, given: dict[str, Any] | None = None) -> Any:
     given = case.texts if given is None else given
+    given = {**CONTRACTS[case.contract].others[0], **given}
     config = Configurator(settings={f"mail.{n}": v for n, v in given.items()})
     config.include("postcommit.pyramid")
     config.commit()
@@ -147,9 +173,10 @@ def from_values_in_pyramid(case: Case) -> Any:
 
 
 def made(case: Case, argv: list[str], environ: dict[str, str]) -> Any:
-    configuration = Configuration(cli._parser().parse_args(["run", *argv]), environ)
+    argv = ["run", *argv, *CONTRACTS[case.contract].others[1]]
+    configuration = Configuration(cli._parser().parse_args(argv), environ)
     mailer = configuration.mailer()
-    is_mailer = case.contract is ISMTPMailer
+    is_mailer = case.contract in (ISMTPMailer, IFailoverMailer)
     return mailer if is_mailer else configuration.processor(mailer)
 
 
@@ -179,8 +206,8 @@ def from_ini(case: Case) -> Any:
     return made(case, ["--config", str(case.folder / "shop.ini")], {})
 
 
-# The commands have an SMTP mailer and a processor.
-OF_COMMANDS = (ISMTPMailer, IMailQueueProcessor)
+# The commands have an SMTP mailer, or several, and a processor.
+OF_COMMANDS = (ISMTPMailer, IFailoverMailer, IMailQueueProcessor)
 
 SOURCES: dict[Callable[[Case], Any], Any] = {
     from_python: CONTRACTS,

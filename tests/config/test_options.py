@@ -69,6 +69,10 @@ def test_the_path_of_a_queue_is_absolute(path: str) -> None:
         (ISMTPMailer, "connect_timeout", "30", "must be a number"),
         (ISMTPMailer, "cafile", 3, "must be a str of one line, or None"),
         (ISMTPMailer, "cafile", "https://x.org/ca", "must be a path, not a URL"),
+        (ISMTPMailer, "server_name", "", "must be a host name or address, or None"),
+        (ISMTPMailer, "server_name", "smtp://mx", "must be a host name or address"),
+        (ISMTPMailer, "helo_name", "a b", "must be a host name or address, or None"),
+        (ISMTPMailer, "source_address", "mx", "must be an IP address, or None"),
         (IMailQueueProcessor, "queuePath", "", "must be a str of one line that is"),
         (IMailQueueProcessor, "queuePath", "a\0b", "must be a str of one line"),
         (IMailQueueProcessor, "queuePath", "a\ud800", "must be a str of one line"),
@@ -146,20 +150,34 @@ def test_options_are_the_fields_that_a_text_can_give() -> None:
         "port",
         "username",
         "password",
+        "auth",
         "tls",
         "cafile",
         "verify",
+        "certfile",
+        "keyfile",
+        "server_name",
+        "helo_name",
+        "source_address",
+        "protocol",
         "connect_timeout",
         "timeout",
+        "final_timeout",
+        "recipients_per_transaction",
         "messages_per_connection",
         "idle_timeout",
         "pipelining",
+        "dsn",
     }
     processor = fields_of(IMailQueueProcessor)
     assert "mailer" not in processor
     assert processor["polling_interval"] is IMailQueueProcessor["pollingInterval"]
     # Another mailer has a timeout, too.
-    assert set(fields_of(ISendmailMailer)) == {"sendmail_command", "sendmail_timeout"}
+    assert set(fields_of(ISendmailMailer)) == {
+        "sendmail_command",
+        "sendmail_timeout",
+        "sendmail_recipients_per_transaction",
+    }
 
 
 def test_names_in_settings() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.certificates import Authority
+from tests.support.hosts import Hosts
+from tests.support.hosts import free_port
 from tests.support.script import Hangup
 from tests.support.smtpd import ScriptedRelay
 
@@ -90,7 +92,8 @@ def start():
 
 @pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
 def test_a_relay_that_falls_silent_does_not_hang_the_mailer(start, authority, tls):
-    options = {"tls": tls, "timeout": 0.5, "username": "u", "password": "p"}
+    options = {"tls": tls, "username": "u", "password": "p"}
+    options |= {"timeout": 0.5, "final_timeout": 0.5}
     if tls != "none":
         options["cafile"] = authority.cafile
     cases = []
@@ -164,3 +167,26 @@ def test_a_sendmail_command_that_hangs_is_killed(tmp_path, size):
     command.chmod(0o755)
     case = {"command": str(command), "size": size}
     assert patched("hand_over", case) == ["uncertain"]
+
+
+def test_the_next_address_is_tried(start, tmp_path):
+    """The first one swallows everything, the second one is busy."""
+    with ExitStack() as stack:
+        try:
+            hosts = stack.enter_context(Hosts(tmp_path))
+        except PermissionError:  # pragma: no cover
+            pytest.skip("only root may have an /etc/hosts of its own")
+        hosts.name("mx.example.org", "127.0.0.1", "127.0.0.2", "127.0.0.3")
+        port = free_port("127.0.0.1", "127.0.0.2", "127.0.0.3")
+        well = start(host="127.0.0.3", port=port)
+        busy = start(host="127.0.0.2", port=well.port)
+        busy.reply("CONNECT", "421 4.3.2 Busy")
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", well.port))
+        listener.listen(0)
+        stack.enter_context(socket.create_connection(("127.0.0.1", well.port)))
+        case = {"hostname": "mx.example.org", "port": well.port, "connect_timeout": 0.5}
+        assert hosts.run(patched, "send", [case]) == [SENT]
+    assert len(well.messages) == 2
+    assert busy.connections == 1

@@ -77,7 +77,8 @@ class Oracle:
     ) -> Iterator[str]:
         if report.relay_failure is not None:
             statuses = dict.fromkeys(mail.recipients, "relay")
-            if report.outcomes:
+            statuses |= {o.recipient: o.status.value for o in report.outcomes}
+            if report.outcomes and len(mail.recipients) <= self._plan.recipients:
                 self.faults.append(f"{mail.sender}: a relay failure with outcomes")
         else:
             statuses = {o.recipient: o.status.value for o in report.outcomes}
@@ -124,7 +125,10 @@ def play(plan: Plan, relay: Relay, cafile: str) -> tuple[Oracle, Record]:
         tls=plan.tls,
         cafile=None if plan.tls == "none" else cafile,
         timeout=plan.timeout,
+        final_timeout=plan.timeout,
         messages_per_connection=plan.messages_per_connection,
+        recipients_per_transaction=plan.recipients,
+        protocol=plan.protocol,
     )
     mails = plan.mails
     for _ in range(_ATTEMPTS):

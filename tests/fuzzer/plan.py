@@ -77,6 +77,8 @@ class Plan:
         self.pipelining = chance.random() < 0.75
         self.welcomes_nobody = chance.random() < 0.2
         self.messages_per_connection = chance.choice([100, 100, 2, 1])
+        self.recipients = chance.choice([50, 50, 1000, 2])  # of a transaction
+        self.protocol = chance.choice(["smtp", "smtp", "smtp", "lmtp"])
         self.first_batch = chance.randint(1, 5)
         self.mails = [self._mail(number) for number in range(chance.randint(1, 5))]
         self.tricks: dict[int, str] = {}
@@ -111,6 +113,7 @@ class Plan:
     def __str__(self) -> str:
         shown = [(m.sender, len(m.recipients), len(m.message)) for m in self.mails]
         return (
-            f"seed {self.seed}: tls={self.tls} pipelining={self.pipelining}"
+            f"seed {self.seed}: {self.protocol} tls={self.tls}"
+            f" pipelining={self.pipelining} recipients={self.recipients}"
             f" tricks={self.tricks} cuts={self.cuts} mails={shown}"
         )

@@ -21,6 +21,7 @@ from dataclasses import field
 
 from tests.fuzzer.plan import CODES
 from tests.fuzzer.plan import DRESSES
+from tests.fuzzer.plan import STEPS
 from tests.fuzzer.plan import Plan
 
 
@@ -208,6 +209,8 @@ class _Connection:
         self._answer("EHLO", 250, b"".join(lines) + b"250 %s\r\n" % offers[-1])
         self._reset()
 
+    _do_LHLO = _do_EHLO
+
     def _do_STAR(self, line: bytes) -> None:
         if self._answer("STARTTLS", 220) == 220:
             self._flush()
@@ -247,7 +250,16 @@ class _Connection:
             content += b"\r\n"
         self._note(b"> ", b"(%d bytes)" % len(content))
         self._reset()
+        if self._plan.protocol == "smtp":
+            self._final(sender, recipients, content)
+        for recipient in recipients if self._plan.protocol == "lmtp" else ():
+            self._final(sender, [recipient], content)
+
+    def _final(self, sender: str, recipients: list[str], content: bytes) -> None:
+        """Reply to the final dot about `recipients`."""
         trick = self._relay.next_trick()
+        if self._plan.protocol == "lmtp" and trick in STEPS:
+            trick = ""  # nobody can tell which of two replies is about which recipient
         code = self._code(250 if recipients else 554, trick)
         # Decided before it is said: the reply may get lost, or have no code.
         told = 200 <= code <= 599 and code // 100 != 3

@@ -1,6 +1,7 @@
 """The door for mailers: whatever they return or raise becomes a report of ours."""
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import smtplib
@@ -12,6 +13,7 @@ from email import message_from_bytes
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import transaction
@@ -22,8 +24,10 @@ from transaction import TransactionManager
 from zope.interface import implementer
 
 from postcommit import DirectMailDelivery
+from postcommit import FailoverMailer
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
+from postcommit import SMTPMailer
 from postcommit._mail.message import message_id_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
@@ -933,3 +937,177 @@ def test_a_broken_report_does_not_stop_a_queue(queue: Queue) -> None:
     for _ in range(3):
         queue.send(ANN, BOB)
     assert queue.flush(Nonsense()) == Tally(0, 6, 0)
+
+
+# A send() of one's own
+
+
+class Prefixing(SMTPMailer):
+    """As an application may change each message before it is sent."""
+
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> Any:
+        return super().send(fromaddr, toaddrs, b"X-Seen: yes\r\n" + bytes(message))
+
+
+class Mixin:
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> Any:
+        message = b"X-Seen: yes\r\n" + bytes(message)
+        return super().send(fromaddr, toaddrs, message)  # type: ignore[misc]
+
+
+class Mixed(Mixin, SMTPMailer):
+    pass
+
+
+class Transmitting(SMTPMailer):
+    def _transmit(self, mail: Any) -> DeliveryReport:
+        mail = Taken(mail.sender, mail.recipients, b"X-Seen: yes\r\n" + mail.message)
+        return super()._transmit(mail)
+
+
+class Wrapper:
+    """As a wrapper that a library makes of any object."""
+
+    def __init__(self, mailer: Any) -> None:
+        self._mailer = mailer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mailer, name)
+
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> Any:
+        message = b"X-Seen: yes\r\n" + bytes(message)
+        return self._mailer.send(fromaddr, toaddrs, message)
+
+
+class WithoutPipeline(Wrapper):
+    pipeline = None
+
+
+def with_attribute(port: int) -> SMTPMailer:
+    mailer = SMTPMailer("127.0.0.1", port)
+    mailer.send = Wrapper(SMTPMailer("127.0.0.1", port)).send  # type: ignore[method-assign]
+    return mailer
+
+
+def with_partial(port: int) -> SMTPMailer:
+    mailer = SMTPMailer("127.0.0.1", port)
+    own = functools.partial(Prefixing.send, Prefixing("127.0.0.1", port))
+    mailer.send = own  # type: ignore[method-assign]
+    return mailer
+
+
+def with_class_attribute(port: int) -> SMTPMailer:
+    own = functools.partial(Prefixing.send, Prefixing("127.0.0.1", port))
+    return type("Special", (SMTPMailer,), {"send": own})("127.0.0.1", port)  # type: ignore[no-any-return]
+
+
+def with_spec(port: int) -> Any:
+    mailer = mock.Mock(spec=SMTPMailer)
+    mailer.send.side_effect = Prefixing("127.0.0.1", port).send
+    return mailer
+
+
+def with_autospec(port: int) -> Any:
+    mailer = mock.create_autospec(SMTPMailer, instance=True)
+    mailer.send.side_effect = Prefixing("127.0.0.1", port).send
+    return mailer
+
+
+def of_a_namespace(port: int) -> Any:
+    return SimpleNamespace(send=Prefixing("127.0.0.1", port).send)
+
+
+OWN = {
+    "subclass": lambda port: Prefixing("127.0.0.1", port),
+    "mixin": lambda port: Mixed("127.0.0.1", port),
+    "transmit": lambda port: Transmitting("127.0.0.1", port),
+    "no pipeline": lambda port: WithoutPipeline(SMTPMailer("127.0.0.1", port)),
+    "subclass of a subclass": lambda port: type("Sub", (Prefixing,), {})(
+        "127.0.0.1", port
+    ),
+    "wrapper": lambda port: Wrapper(SMTPMailer("127.0.0.1", port)),
+    "attribute": with_attribute,
+    "partial": with_partial,
+    "class attribute": with_class_attribute,
+    "spec": with_spec,
+    "autospec": with_autospec,
+    "namespace": of_a_namespace,
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("way", ["queued", "direct", "failover"])
+def test_a_send_of_ones_own_is_not_bypassed(
+    kind: str, way: str, tmp_path: Path
+) -> None:
+    events: list[object] = []
+    delivery: Any
+    with ScriptedRelay() as relay:
+        mailer = OWN[kind](relay.port)
+        if way == "queued":
+            delivery = QueuedMailDelivery(str(tmp_path / "queue"))
+        else:
+            parts = FailoverMailer([mailer], notify=events.append)
+            delivery = DirectMailDelivery(parts if way == "failover" else mailer)
+        with transaction.manager:
+            delivery.send(ANN, BOB, message(1))
+            delivery.send(ANN, CAROL, message(2))
+        if way == "queued":
+            processor = QueueProcessor(delivery.queuePath, mailer)
+            assert processor.flush() == Tally(sent=2)
+        assert [m.recipients for m in relay.messages] == [(BOB,), (CAROL,)]
+        assert all(b"X-Seen: yes" in m.data for m in relay.messages)
+
+
+class Piped(SMTPMailer):
+    """Has both, and so it decides by itself what a pipeline does."""
+
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> Any:
+        raise AssertionError
+
+    def pipeline(self) -> Any:
+        return super().pipeline()
+
+
+class PipedOnce(Mixed):
+    def pipeline(self) -> Any:
+        return super().pipeline()
+
+
+def with_a_pipeline(port: int) -> SMTPMailer:
+    mailer = Prefixing("127.0.0.1", port)
+    mailer.pipeline = SMTPMailer("127.0.0.1", port).pipeline  # type: ignore[method-assign]
+    return mailer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda port: SMTPMailer("127.0.0.1", port),
+        lambda port: Piped("127.0.0.1", port),
+        lambda port: PipedOnce("127.0.0.1", port),
+        lambda port: type("Sub", (SMTPMailer,), {"check": None})("127.0.0.1", port),
+        with_a_pipeline,
+    ],
+)
+def test_a_pipeline_that_is_as_close_as_send_is_used(make: Any) -> None:
+    with ScriptedRelay() as relay:
+        reports = transmit(make(relay.port), to([ANN]), to([BOB], 2))
+        assert all(report.sent for _, report in reports)
+        assert [command[:4] for command in relay.groups[-2]][:2] == [".", "MAIL"]
+        assert not any(b"X-Seen" in m.data for m in relay.messages)
+
+
+def test_a_mailer_with_slots_is_sent_to() -> None:
+    class Slots:
+        __slots__ = ("sent",)
+
+        def __init__(self) -> None:
+            self.sent: list[Any] = []
+
+        def send(self, fromaddr: str, toaddrs: Any, message: bytes) -> None:
+            self.sent.append(toaddrs)
+
+    mailer = Slots()
+    [(_, report)] = transmit(mailer, to([ANN]))
+    assert (mailer.sent, statuses(report)) == ([(ANN,)], {ANN: Status.SENT})

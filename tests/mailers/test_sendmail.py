@@ -137,11 +137,80 @@ def test_no_program(tmp_path):
     assert told(mailer.send(SENDER, B, MESSAGE)) == "relay"
 
 
-def test_too_many_recipients(sendmail):
+MANY = [f"{number}@example.org" for number in range(7)]
+
+# The body of a program that notes the recipients of each call, and fails at the second.
+NOTE = """
+with open('calls', 'a') as calls:
+    print(*sys.argv[5:], file=calls)
+if len(open('calls').readlines()) == 2:
+    {}
+"""
+
+
+def calls(tmp_path):
+    return [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+
+
+def test_one_call_for_some_recipients(sendmail, tmp_path):
+    mailer = sendmail(NOTE.format("pass"), recipients_per_transaction=3)
+    report = mailer.send(SENDER, MANY, MESSAGE)
+    assert told(report) == ["sent"] * 7
+    assert calls(tmp_path) == [MANY[:3], MANY[3:6], MANY[6:]]
+    [event] = mailer.events
+    assert event.recipients == tuple(MANY)
+
+
+def test_each_call_has_its_own_outcome(sendmail, tmp_path):
+    mailer = sendmail(NOTE.format("sys.exit(67)"), recipients_per_transaction=3)
+    report = mailer.send(SENDER, MANY, MESSAGE)
+    assert told(report) == ["sent"] * 3 + ["rejected"] * 3 + ["sent"]
+
+
+def test_killed_in_the_second_call(sendmail, tmp_path):
+    body = NOTE.format("os.kill(0, signal.SIGKILL)")
+    report = sendmail(body, recipients_per_transaction=3).send(SENDER, MANY, MESSAGE)
+    assert told(report) == ["sent"] * 3 + ["uncertain"] * 3 + ["sent"]
+
+
+def test_the_mail_system_breaks_at_the_second_call(sendmail, tmp_path):
+    """The outcomes of the first call stay. The others are undecided."""
+    body = NOTE.format("sys.exit(78)")
+    report = sendmail(body, recipients_per_transaction=3).send(SENDER, MANY, MESSAGE)
+    assert [outcome.recipient for outcome in report.sent] == MANY[:3]
+    assert len(report.outcomes) == 3
+    assert "exited with 78" in str(report.relay_failure)
+    assert report.undecided == tuple(MANY[3:])
+    assert calls(tmp_path) == [MANY[:3], MANY[3:6]]
+
+
+def test_after_a_call_that_took_too_long_the_others_are_deferred(sendmail, tmp_path):
+    body = NOTE.format("signal.pause()")
+    mailer = sendmail(body, recipients_per_transaction=3, timeout=2)
+    report = mailer.send(SENDER, MANY, MESSAGE)
+    assert told(report) == ["sent"] * 3 + ["uncertain"] * 3 + ["deferred"]
+    assert "Not tried, because" in report.deferred[0].reply.text
+    assert calls(tmp_path) == [MANY[:3], MANY[3:6]]
+
+
+def test_more_recipients_than_fit_into_a_command_line(sendmail, tmp_path):
     domain = ".".join(["x" * 60] * 3)
     recipients = [f"{'x' * 50}{i}@{domain}" for i in range(12_000)]
-    report = sendmail().send(SENDER, recipients, MESSAGE)
-    assert set(told(report)) == {"rejected"}
+    mailer = sendmail(NOTE.format("pass"), recipients_per_transaction=20_000)
+    report = mailer.send(SENDER, recipients, MESSAGE)
+    assert set(told(report)) == {"sent"}
+    made = calls(tmp_path)
+    assert 1 < len(made) < 10
+    assert [recipient for call in made for recipient in call] == recipients
+
+
+def test_an_environment_that_leaves_no_room(sendmail, monkeypatch):
+    """No number of recipients can help, and none of them is at fault."""
+    for number in range(30):
+        monkeypatch.setenv(f"LARGE{number}", "x" * 100_000)
+    report = sendmail().send(SENDER, MANY[:2], MESSAGE)
+    assert "Argument list too long" in str(report.relay_failure)
+    assert report.outcomes == ()
 
 
 def test_takes_too_long(sendmail, tmp_path):

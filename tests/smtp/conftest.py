@@ -1,6 +1,8 @@
 """A relay and mailers for it."""
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from postcommit._smtp.mailer import SMTPMailer
@@ -31,12 +33,17 @@ def relay(start):
 
 @pytest.fixture
 def connect():
-    """Make mailers, whose events go to their list `events`."""
+    """Make mailers, whose events go to their list `events`.
+
+    `timeout` is that of the final reply as well, if there is no `final_timeout`.
+    """
     mailers = []
 
     def connect(relay: ScriptedRelay, **options) -> Mailer:
         events = []
         options.setdefault("timeout", 5)
+        # By default 600 s, which no test can wait for.
+        options.setdefault("final_timeout", options["timeout"] or 600)
         options.setdefault("hostname", "127.0.0.1")
         options.setdefault("notify", events.append)
         mailer = Mailer(port=relay.port, **options)
@@ -52,3 +59,11 @@ def connect():
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def outside():
+    """An address of this host that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return probe.getsockname()[0]

@@ -34,6 +34,8 @@ STAGES = {
     b"DATA": Stage.DATA,
 }
 
+FORGOTTEN = b"503 5.5.1 Error: need RCPT command"
+
 # Maximum number of connections that any dialogue needs.
 _MOST_CONNECTIONS = 30
 
@@ -47,12 +49,21 @@ class Relay:
 
     def __init__(self, seed: int) -> None:
         chance = self.random = random.Random(seed)
+        self.protocol = chance.choice(["smtp", "smtp", "lmtp"])
         self.offers_pipelining = chance.random() < 0.7
         self.pipelining = True
         self.messages = chance.choice([100, 100, 2])
         self.recipients = chance.choice([1000, 1000, 2])  # of the client
         self.most = chance.choice([1000, 1000, 1, 2])  # of the relay
         self.too_many = chance.choice([b"452 4.5.3 Too many", b"452 Too many", b"552"])
+        self.counts_at = chance.choice([None, None, None, Stage.DATA, Stage.END])
+        self.most_at_all = chance.choice([1, 2])
+        self.exceeds = chance.choice(
+            [b"554 Transaction failed: Recipient count exceeds 2", b"452 4.5.3 Sorry"]
+        )
+        self.forgets = chance.random() < 0.2  # all, once one was too many
+        self.rcptmax = chance.choice([None, None, None, 1, 2])
+        self.mailmax = chance.choice([None, None, None, 1, 2])
         self.idle: list[Connection] = []
         self.taken: Counter[tuple[str, str]] = Counter()
         self.refused: set[tuple[str, str]] = set()
@@ -95,8 +106,7 @@ class Relay:
         return Connection(self)
 
     def checkin(self, connection: Connection) -> None:
-        is_clear = STRAY not in self.tricks.values()
-        assert not (is_clear and connection.is_open), "in the middle of a message"
+        connection.assert_between_messages()
         if connection.messages < self.messages and connection.end is None:
             self.idle.append(connection)
 
@@ -110,6 +120,10 @@ class Connection:
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
         self.extensions = {"PIPELINING": ""} if relay.offers_pipelining else {}
+        limits = {"RCPTMAX": relay.rcptmax, "MAILMAX": relay.mailmax}
+        words = [f"{name}={limit}" for name, limit in limits.items() if limit]
+        if words:
+            self.extensions["LIMITS"] = " ".join(words)
         self.pipelining = relay.offers_pipelining and relay.pipelining
         self.messages = 0
         self.is_dirty = False
@@ -121,6 +135,7 @@ class Connection:
         self._received = b""
         self._sender: str | None = None
         self._accepted: list[str] = []
+        self._is_over = False
         self._content: list[bytes] | None = None
 
     @property
@@ -159,6 +174,14 @@ class Connection:
         self._coming = self._coming[found[1] :]
         return found[0]
 
+    def assert_between_messages(self) -> None:
+        is_clear = STRAY not in self.relay.tricks.values()
+        assert not (is_clear and self.is_open), "in the middle of a message"
+
+    def quit(self) -> None:
+        self.assert_between_messages()
+        self.end = ConnectionResetError("bye")
+
     def read_hastily(self) -> Reply:
         return self.read(None)
 
@@ -189,14 +212,20 @@ class Connection:
         stage, address = STAGES[line[:4]], line.partition(b"<")[2].partition(b">")[0]
         usual = b"250 Ok"
         if stage in (Stage.SESSION, Stage.MAIL):
-            self._accepted = []
+            self._accepted, self._is_over = [], False
             self._sender = address.decode() or None
         elif self._sender is None:
             usual = b"503 5.5.1 MAIL first"
         elif stage is Stage.RCPT:
             usual = self._answer(address)
+        elif not self._accepted:
+            usual = b"503 5.5.1 No valid recipients"
+        elif self._exceeds(stage, len(self._accepted)):
+            usual = self.relay.exceeds
+        elif self._is_over and self.relay.forgets:
+            usual = FORGOTTEN
         else:
-            usual = b"354 Go on" if self._accepted else b"554 5.5.1 No valid recipients"
+            usual = b"354 Go on"
         code = self._say(stage, usual)
         if stage is Stage.MAIL and code >= 400:
             self._refuse(code, self._recipients())
@@ -204,10 +233,14 @@ class Connection:
         elif stage is Stage.RCPT:
             if code < 400:
                 self._accepted.append(address.decode())
+            said_so = usual == self.relay.too_many and usual.startswith(b"%d" % code)
+            self._is_over |= said_so and bool(self._accepted)
             self._refuse(code, [address.decode()])
         elif stage is Stage.DATA:
             self._content = [] if code == 354 else None
-            self._refuse(code, self._recipients())
+            is_number = usual in (self.relay.exceeds, FORGOTTEN)
+            if not (is_number and usual.startswith(b"%d" % code)):
+                self._refuse(code, self._recipients())
 
     def _answer(self, address: bytes) -> bytes:
         """Return the usual reply to RCPT."""
@@ -224,12 +257,33 @@ class Connection:
         has_content, self._content = bool(self._content), None
         is_taken = has_content and bool(self._accepted)
         usual = b"250 2.0.0 Taken" if is_taken else b"554 5.5.1 Nothing to take"
-        code = self._say(Stage.END, usual)
-        for recipient in self._accepted:
-            if is_taken and code < 400:
-                self.relay.taken[self._sender or "", recipient] += 1
-        self._refuse(code, self._accepted)
+        if self.relay.protocol == "lmtp":
+            assert is_taken
+            for recipient in self._accepted:
+                self._final(usual, recipient)
+        else:
+            self._final(usual, *self._accepted)
         self._sender, self._accepted = None, []
+
+    def _final(self, usual: bytes, *recipients: str) -> None:
+        """Reply to the final dot about `recipients`, if the connection still stands."""
+        is_number = self._exceeds(Stage.END, len(recipients))
+        if is_number:
+            usual = self.relay.exceeds
+        if self.end is None:
+            code = self._say(Stage.END, usual)
+        else:  # in LMTP, after the reply about another recipient
+            code = self.relay.random.choice([250, 450])
+        if is_number and usual.startswith(b"%d" % code) and self.end is None:
+            return
+        for recipient in recipients:
+            if usual.startswith(b"2") and code < 400:
+                self.relay.taken[self._sender or "", recipient] += 1
+        self._refuse(code, list(recipients))
+
+    def _exceeds(self, stage: Stage, count: int) -> bool:
+        """Whether `count` recipients are too many for the whole message."""
+        return stage is self.relay.counts_at and count > self.relay.most_at_all
 
     def _recipients(self) -> list[str]:
         """Return all recipients of the message."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from postcommit._mail.report import Stage
+from postcommit._smtp.dialogue import FINALS
 from postcommit._smtp.dialogue import LOSSES
 from postcommit._smtp.dialogue import MOVES
 from postcommit._smtp.dialogue import REPLIES
@@ -51,10 +52,11 @@ def _parts() -> Iterator[str]:
     yield _meanings(Kind)
     yield 'The meaning of a reply. "All" are the recipients of this transmission'
     yield "without an outcome:\n"
-    stages = {
+    stages: dict[str, dict[Kind, enum.Enum | None]] = {
         name: {kind: REPLIES.get((stage, kind)) for kind in Kind}
         for stage, name in STAGES.items()
     }
+    stages["final dot (LMTP)"] = {kind: FINALS.get(kind) for kind in Kind}
     yield _table("stage", Kind, stages)
     yield "A connection is lost in one of these ways:\n"
     yield _meanings(Loss)

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
+import signal
 import socket
 import threading
 import traceback
@@ -13,6 +15,9 @@ from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP
 from aiosmtpd.smtp import AuthResult
 
+from postcommit._mail.report import Reply
+from postcommit._smtp.credentials import Credentials
+from postcommit._smtp.credentials import _scram_sha_256
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
@@ -20,6 +25,7 @@ from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
+from tests.support import logins as server_side
 
 
 USERS = {"me": "s3cr3t"}
@@ -34,7 +40,7 @@ def logins(relay):
     return [command for command in relay.commands if command.startswith("AUTH")]
 
 
-@pytest.mark.parametrize("mechanism", ["CRAM-MD5", "PLAIN", "LOGIN"])
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "CRAM-MD5", "PLAIN", "LOGIN"])
 @pytest.mark.parametrize("password", ["s3cr3t", "\u00fc \u20ac"])
 def test_passwords(start, connect, mechanism, password):
     relay = start(users={"me": password}, mechanisms=[mechanism])
@@ -44,22 +50,83 @@ def test_passwords(start, connect, mechanism, password):
     assert len(logins(relay)) == 1
 
 
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "CRAM-MD5", "PLAIN", "LOGIN"])
+def test_a_user_name_with_signs_that_mean_something(start, connect, mechanism):
+    relay = start(users={"a=b,c =2C": "p,=w"}, mechanisms=[mechanism])
+    assert send(connect(relay, username="a=b,c =2C", password="p,=w")) == ["sent"]
+    assert relay.messages[0].user == "a=b,c =2C"
+
+
 def test_a_long_password_waits_for_its_turn(start, connect):
     relay = start(users={"me": "x" * 400}, mechanisms=["PLAIN"])
     assert send(connect(relay, username="me", password="x" * 400)) == ["sent"]
     assert logins(relay) == ["AUTH PLAIN"]
 
 
-def test_the_old_form_of_the_offer(start, connect):
+@pytest.mark.parametrize(
+    "offer",
+    ["AUTH=LOGIN", "auth=login", "Auth Login", "auth  xyz login", "AUTH=\tLOGIN"],
+)
+def test_the_old_form_of_the_offer_in_any_case(start, connect, offer):
     relay = start(users=USERS, mechanisms=["LOGIN"])
-    relay.reply("EHLO", ["250-relay.example", "250 AUTH=LOGIN"])
+    relay.reply("EHLO", ["250-relay.example", f"250 {offer}"])
     assert send(connect(relay, **ME)) == ["sent"]
+    assert logins(relay) == ["AUTH LOGIN"]
 
 
-def test_the_best_one_offered(start, connect):
-    relay = start(users=USERS)
-    assert send(connect(relay, **ME)) == ["sent"]
-    assert logins(relay) == ["AUTH CRAM-MD5"]
+ALL = ["LOGIN", "PLAIN", "CRAM-MD5", "SCRAM-SHA-256"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "in_clear", "under_tls"),
+    [
+        (ALL, "SCRAM-SHA-256", "SCRAM-SHA-256"),
+        (ALL[:3], "CRAM-MD5", "PLAIN"),
+        (ALL[:2], "PLAIN", "PLAIN"),
+        (["LOGIN", "CRAM-MD5"], "CRAM-MD5", "LOGIN"),
+    ],
+)
+def test_the_best_one_offered(start, connect, authority, offered, in_clear, under_tls):
+    for tls, best in ((None, in_clear), (authority.server(), under_tls)):
+        relay = start(users=USERS, mechanisms=offered, tls=tls)
+        assert send(connect(relay, **ME)) == ["sent"]
+        [login] = logins(relay)
+        assert login.split()[1] == best
+
+
+@pytest.mark.parametrize("mechanism", ALL)
+def test_the_one_that_is_chosen(start, connect, mechanism):
+    relay = start(users=USERS, mechanisms=ALL)
+    assert send(connect(relay, auth=mechanism.lower(), **ME)) == ["sent"]
+    [login] = logins(relay)
+    assert login.split()[1] == mechanism
+    relay = start(users=USERS, mechanisms=["X-OTHER", *set(ALL) - {mechanism}])
+    report = connect(relay, auth=mechanism.lower(), **ME).send(SENDER, B, MESSAGE)
+    told = f"; {mechanism} is needed to log in, because of auth='{mechanism.lower()}'"
+    assert told in str(report.relay_failure)
+    assert logins(relay) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"auth": "xoauth2", **ME}, "auth='xoauth2': needs a token"),
+        (
+            {"auth": "plain", "username": "me", "token": lambda: "t"},
+            "auth='plain': needs a password",
+        ),
+        ({"auth": "plain"}, "auth='plain': has no effect without a username"),
+        ({"auth": "PLAIN", **ME}, "auth='PLAIN': must be one of 'plain'"),
+        (
+            {"token": lambda: "t", **ME},
+            "password='***': has no effect with a token",
+        ),
+    ],
+)
+def test_a_choice_that_does_not_fit(options, told):
+    with pytest.raises(OptionError) as caught:
+        SMTPMailer(**options)
+    assert str(caught.value).startswith(told)
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
@@ -93,6 +160,13 @@ def test_a_mechanism_refused(start, connect):
     assert send(connect(relay, **ME)) == ["sent"]
 
 
+def test_scram_refused_where_plain_is_not(start, connect):
+    relay = start(users=USERS, mechanisms=ALL)
+    relay.reply("AUTH", "535 5.7.8 Hm", times=1)
+    assert send(connect(relay, auth=None, **ME)) == ["sent"]
+    assert [one.split()[1] for one in logins(relay)] == ["SCRAM-SHA-256", "CRAM-MD5"]
+
+
 @pytest.mark.parametrize("reply", ["421 4.3.2 Bye", "454 4.7.0 Later"])
 def test_refused_for_now(start, connect, reply):
     relay = start(users=USERS, mechanisms=["PLAIN"])
@@ -111,7 +185,7 @@ def test_hangs_up(start, connect):
 def test_no_mechanism_in_common(start, connect, offer):
     relay = start(users=USERS, mechanisms=offer)
     report = connect(relay, **ME).send(SENDER, B, MESSAGE)
-    assert f"AUTH {' '.join(offer)}; CRAM-MD5 or" in str(report.relay_failure)
+    assert f"AUTH {' '.join(offer)}; SCRAM-SHA-256 or" in str(report.relay_failure)
 
 
 def test_not_offered_at_all(relay, connect):
@@ -130,24 +204,20 @@ def test_asks_for_ever(start, connect):
 # Never in clear
 
 
-@pytest.fixture
-def outside():
-    """An address of this host that is not loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))
-        return probe.getsockname()[0]
-
-
-@pytest.mark.parametrize("tls", ["auto", "none"])
-def test_never_in_clear(start, connect, outside, tls):
+@pytest.mark.parametrize(
+    ("tls", "reason"),
+    [("auto", "it offers no STARTTLS"), ("none", "tls='none' allows no TLS")],
+)
+def test_never_in_clear(start, connect, outside, tls, reason):
     relay = start(users=USERS, host=outside)
     report = connect(relay, hostname=outside, tls=tls, **ME).send(SENDER, B, MESSAGE)
+    assert reason in str(report.relay_failure)
     assert "not sent in clear; set tls to" in str(report.relay_failure)
     assert logins(relay) == []
 
 
 def test_not_to_somebody_unknown(start, connect, authority, outside):
-    """`auto` trusts loopback only."""
+    """`auto` verifies the certificate where a login would be sent."""
     relay = start(tls=authority.server(), users=USERS, host=outside)
     report = connect(relay, hostname=outside, **ME).send(SENDER, B, MESSAGE)
     assert "cannot be trusted" in str(report.relay_failure)
@@ -225,6 +295,42 @@ def test_the_relay_hangs_up_on_the_old_token(start, connect, mechanism):
     assert send(mailer) == ["sent"]
 
 
+@BEARERS
+@pytest.mark.parametrize("answer", ["closed", "silence", "421 4.7.0 Bye", "garbage"])
+def test_a_token_that_was_good_and_gets_no_answer(start, connect, mechanism, answer):
+    relay = start(tokens=["old", "new"], mechanisms=[mechanism])
+    mailer = connect(relay, timeout=0.5, username="me", token=Tokens("old", "new"))
+    assert send(mailer) == ["sent"]
+    mailer.close()
+    relay.tokens = {"new"}
+    if answer == "closed":
+        relay.drop("AUTH", times=1)
+    elif answer == "silence":
+        relay.hold("AUTH")
+    else:
+        relay.reply("AUTH", answer, times=1)
+    assert send(mailer) == "relay"
+    assert send(mailer) == ["sent"]
+    assert mailer.token.calls == 2
+
+
+def test_connections_at_the_same_time_share_a_token():
+    """A relay that refuses a token does not take a newer one from the others."""
+    credentials = Credentials("me", token=Tokens("1", "2", "3"))
+    def accept(line):
+        return Reply(235)
+
+    def refuse(line):
+        # Meanwhile, another thread has logged in with a fresh token.
+        credentials._kept[:] = ["newer"]
+        return Reply(421)
+
+    assert credentials.log_in(accept, ["XOAUTH2"]).code == 235
+    assert credentials.log_in(refuse, ["XOAUTH2"]).code == 421
+    assert credentials.log_in(accept, ["XOAUTH2"]).code == 235
+    assert credentials.token.calls == 1
+
+
 def test_no_token_to_be_had(start, connect):
     relay = start(tokens=["good"], mechanisms=["XOAUTH2"])
     tokens = Tokens(ConnectionError("no network"), "good")
@@ -241,6 +347,160 @@ def test_an_error_in_the_token_function_is_the_callers(start, connect):
         mailer.send(SENDER, B, MESSAGE)
     relay.wait_until(lambda: not relay.open)
     assert send(mailer) == ["sent"]
+
+
+# An initial response that the relay does not take
+
+
+@pytest.mark.parametrize("empty", ["334 ", "334", "334 ?"])
+@pytest.mark.parametrize(
+    "mechanism", ["PLAIN", "SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2"]
+)
+def test_asked_again_for_the_initial_response(start, connect, mechanism, empty):
+    relay = start(users=USERS, tokens=["t"], mechanisms=[mechanism])
+
+    def ask(dialogue, initial):
+        dialogue.say(f"{empty}\r\n".encode())
+        assert dialogue.read_line(limit=12288) == initial
+        return server_side.usual(dialogue, mechanism, initial)
+
+    relay.exchange = ask
+    is_token = mechanism in ("OAUTHBEARER", "XOAUTH2")
+    secret = {"token": Tokens("t")} if is_token else {"password": "s3cr3t"}
+    assert send(connect(relay, username="me", **secret)) == ["sent"]
+    assert relay.messages[0].user == "me"
+
+
+def test_asked_twice_for_the_initial_response(start, connect):
+    """It is sent once more, and then the relay is out of step."""
+    relay = start(users=USERS, mechanisms=["PLAIN"])
+    said = []
+
+    def ask(dialogue, initial):
+        for _ in range(2):
+            dialogue.say(b"334 \r\n")
+            said.append(dialogue.read_line(limit=12288))
+
+    relay.exchange = ask
+    assert send(connect(relay, **ME)) == "relay"
+    assert [base64.b64decode(said[0]), said[1]] == [b"\0me\0s3cr3t", "*"]
+
+
+# SCRAM
+
+
+def test_the_example_of_rfc_7677():
+    exchange = _scram_sha_256("user", "pencil", "rOprNGfwEbeRWgbNEkqO")
+    assert next(exchange) == b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO"
+    nonce = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    first = nonce + b",s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
+    proof = b"dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+    assert exchange.send(first) == b"c=biws," + nonce + b",p=" + proof
+    last = b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    assert exchange.send(last) == b""
+    with pytest.raises(StopIteration):
+        exchange.send(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "prepared"),
+    [
+        ("I\u00adX", "IX"),  # the examples of RFC 4013
+        ("user", "user"),
+        ("USER", "USER"),
+        ("\u00aa", "a"),
+        ("\u2168", "IX"),
+        ("a\u00a0b", "a b"),
+    ],
+)
+def test_a_password_is_prepared(start, connect, text, prepared):
+    relay = start(users={prepared: prepared}, mechanisms=["SCRAM-SHA-256"])
+    assert send(connect(relay, username=text, password=text)) == ["sent"]
+    assert relay.messages[0].user == prepared
+
+
+def scripted(relay, *challenges, user="me"):
+    """Have `relay` answer to the first AUTH by `challenges`, then by 235 for a `user`.
+
+    Return the list of what the client says.
+    """
+    said = []
+
+    def act(dialogue, initial):
+        relay.exchange = None
+        for challenge in challenges:
+            text = base64.b64encode(challenge % own_half(relay))
+            dialogue.say(b"334 " + text + b"\r\n")
+            said.append(base64.b64decode(dialogue.read_line(limit=12288)))
+        return user
+
+    relay.exchange = act
+    return said
+
+
+def own_half(relay):
+    """Return the client's part of the nonce."""
+    [login] = logins(relay)
+    return {b"half": base64.b64decode(login.split()[2]).rpartition(b"r=")[2]}
+
+
+FIRST = b"r=%(half)bx,s=c2FsdA==,i=4096"
+
+
+@pytest.mark.parametrize("claim", [b"v=AAAA", b"", b"v=", b"w=AAAA"])
+def test_a_relay_that_does_not_know_the_password(start, connect, claim):
+    relay = start(users=USERS, mechanisms=ALL, provoked=True)
+    scripted(relay, FIRST, claim)
+    report = connect(relay, **ME).send(SENDER, B, MESSAGE)
+    assert "does not prove that it knows the password" in str(report.relay_failure)
+    # Nor is the password sent by another mechanism.
+    assert [one.split()[1] for one in logins(relay)] == ["SCRAM-SHA-256"]
+    assert relay.messages == []
+
+
+@pytest.mark.parametrize("challenges", [0, 1])
+def test_a_relay_that_accepts_before_it_has_proved_anything(start, connect, challenges):
+    relay = start(users=USERS, mechanisms=ALL, provoked=True)
+    scripted(relay, *[FIRST][:challenges])
+    report = connect(relay, **ME).send(SENDER, B, MESSAGE)
+    assert "SCRAM-SHA-256: the relay does not" in str(report.relay_failure)
+    assert relay.messages == []
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (b"r=%(half)b,s=c2FsdA==,i=4096", "RFC 5802"),  # nothing of its own
+        (b"r=other%(half)b,s=c2FsdA==,i=4096", "RFC 5802"),
+        (b"m=x,r=%(half)bx,s=c2FsdA==,i=4096", "RFC 5802"),
+        (b"r=%(half)bx,i=4096", "RFC 5802"),
+        (b"r=%(half)bx,s=?,i=4096", "RFC 5802"),
+        (b"r=%(half)bx,s=c2FsdA==,i=many", "RFC 5802"),
+        (b"r=%(half)bx,s=c2FsdA==,i=0", "wants 0 iterations"),
+        (b"r=%(half)bx,s=c2FsdA==,i=2000000000", "wants 2000000000 iterations"),
+        (b"\xff%(half)b", "RFC 5802"),
+    ],
+)
+def test_an_odd_answer_to_scram(start, connect, first, told):
+    relay = start(users=USERS, mechanisms=ALL, provoked=True)
+    scripted(relay, first)
+    report = connect(relay, **ME).send(SENDER, B, MESSAGE)
+    assert told in str(report.relay_failure)
+    assert "auth can choose another mechanism" in str(report.relay_failure)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("user", ["me", None])
+def test_an_error_within_scram(start, connect, steps, user):
+    relay = start(users=USERS, mechanisms=["SCRAM-SHA-256", "LOGIN"])
+    said = scripted(relay, *[FIRST, b"e=invalid-proof"][-steps:], user=user)
+    mailer = connect(relay, **ME)
+    if user is None:
+        assert send(mailer) == ["sent"]  # by LOGIN
+    else:
+        report = mailer.send(SENDER, B, MESSAGE)
+        assert "accepted a login that it had refused" in str(report.relay_failure)
+    assert said[-1] == b""
 
 
 # Keeping it secret
@@ -260,8 +520,11 @@ def test_incomplete_credentials(options):
         SMTPMailer(**options)
 
 
-def test_a_password_without_a_name_is_not_used(relay, connect):
-    assert send(connect(relay, username="", password="s3cr3t")) == ["sent"]
+@pytest.mark.parametrize("username", [None, ""])
+def test_a_password_without_a_name_is_refused(username):
+    with pytest.raises(OptionError, match=r"password='.*has no effect without a user"):
+        SMTPMailer(username=username, password="s3cr3t")
+    SMTPMailer(username=username, password="")
 
 
 @pytest.mark.parametrize("trouble", ["refused", "hangs up", "clear", "garbage"])
@@ -284,6 +547,71 @@ def test_told_to_nobody(start, connect, caplog, outside, trouble):
     assert "relay failed" in text
     assert "Pa55word" not in text
     assert base64.b64encode(b"\0me\0Pa55word").decode() not in text
+
+
+def all_that_shows(error):
+    """Return `error` as a program shows it that shows local variables, too."""
+    chain = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return "".join(chain.format())
+
+
+SECRET = "Pa55word-and-more"
+
+
+def secret_for(mechanism):
+    """Return the option with the secret. No local variable of a test has it."""
+    is_token = mechanism in ("OAUTHBEARER", "XOAUTH2")
+    return {"token": lambda: SECRET} if is_token else {"password": SECRET}
+
+
+def assert_kept(told):
+    """Assert that nothing in `told` leads to the secret."""
+    encoded = base64.b64encode(SECRET.encode()).decode().rstrip("=")[:-1]
+    salted = hashlib.pbkdf2_hmac("sha256", SECRET.encode(), b"salt", 4096)
+    for form in (SECRET, encoded, repr(salted)[2:-1], salted.hex()):
+        assert form not in told
+    assert base64.b64encode(f"\0me\0{SECRET}".encode()).decode() not in told
+
+
+@pytest.mark.parametrize("mechanism", [*ALL, "OAUTHBEARER", "XOAUTH2"])
+def test_no_local_variable_has_it_after_a_loss(start, connect, caplog, mechanism):
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    relay.drop("AUTH")
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    with caplog.at_level(logging.DEBUG):
+        error = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert "hung up" in all_that_shows(error)
+    assert_kept(all_that_shows(error) + caplog.text + repr(mailer.relay))
+
+
+@pytest.mark.parametrize("mechanism", [*ALL, "OAUTHBEARER", "XOAUTH2"])
+def test_no_local_variable_has_it_after_an_interrupt(start, connect, mechanism):
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    hold = relay.hold("AUTH")
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    main = threading.main_thread()
+
+    def interrupt():
+        assert hold.reached.wait(10)
+        signal.pthread_kill(main.ident, signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mailer.send(SENDER, B, MESSAGE)
+    hold.release()
+    interrupter.join()
+    ours = caught.value.__traceback__.tb_next  # without the frame of this test
+    assert_kept(all_that_shows(caught.value.with_traceback(ours)))
+
+
+def test_no_local_variable_has_it_after_a_lie(start, connect):
+    relay = start(users=USERS, mechanisms=["SCRAM-SHA-256"], provoked=True)
+    scripted(relay, b"r=%(half)bx,s=c2FsdA==,i=4096", b"v=AAAA")
+    mailer = connect(relay, username="me", **secret_for("SCRAM-SHA-256"))
+    error = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert "does not prove" in all_that_shows(error)
+    assert_kept(all_that_shows(error))
 
 
 # aiosmtpd

@@ -11,6 +11,7 @@ import pytest
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._smtp import dialogue
+from postcommit._smtp.dialogue import FINALS
 from postcommit._smtp.dialogue import LOSSES
 from postcommit._smtp.dialogue import MOVES
 from postcommit._smtp.dialogue import REPLIES
@@ -22,6 +23,7 @@ from postcommit._smtp.dialogue import Loss
 from postcommit._smtp.dialogue import State
 from postcommit._smtp.dialogue import Step
 from postcommit._smtp.dialogue import Transmission
+from postcommit._smtp.dialogue import is_about_number
 from postcommit.errors import RelayError
 from postcommit.interfaces import Status
 from tests.smtp import fakerelay
@@ -46,6 +48,13 @@ SEEDS = 4_000
 
 
 @dataclass
+class Peer:
+    """A relay that speaks one of the two protocols."""
+
+    protocol: str = "smtp"
+
+
+@dataclass
 class Link:
     """A connection that somebody else moves the bytes of."""
 
@@ -54,6 +63,7 @@ class Link:
     is_dirty: bool = False
     most_recipients: int = 1000
     extensions: dict[str, str] = field(default_factory=dict)
+    relay: Peer = field(default_factory=Peer)
 
 
 def account(number=0, recipients=(B, C)):
@@ -100,7 +110,14 @@ def replies_of(stage, kind):
     elif kind is Kind.NEVER:
         codes = [500, 550, 554, 599] + ([552] if stage is not Stage.RCPT else [])
     elif kind is Kind.TOO_MANY:
-        return [Reply(452), Reply(552), Reply(452, "4.5.3"), Reply(550, "5.5.3")]
+        if stage is Stage.RCPT:
+            return [Reply(452), Reply(552), Reply(452, "4.5.3"), Reply(550, "5.5.3")]
+        return [
+            Reply(452, "4.5.3"),
+            Reply(550, "5.5.3"),
+            Reply(554, "", "Transaction failed: Recipient count exceeds 50"),
+            Reply(554, "", "Too many recipients"),
+        ]
     elif kind is Kind.RELAY:
         codes = [421, 530, 534, 535, 538]
         codes += [400, 450, 500, 550] if stage is Stage.SESSION else []
@@ -155,6 +172,11 @@ def test_a_reply(stage, kind, reply, pipelining):
     elif step is Step.LEAVE:
         assert outcomes == {}
         assert (first.accepted, first.left) == ([0], [1])
+    elif step is Step.SPLIT:
+        assert outcomes == {}
+        halves = [waiting.indices for waiting in talk.upcoming][:2]
+        assert halves == [[0], [1]]
+        assert talk.link.most_recipients == 1
     elif step is Step.CONTENT:
         assert first.is_welcome
     elif step is Step.DEFER_ONE:
@@ -177,6 +199,52 @@ def test_a_reply(stage, kind, reply, pipelining):
 
 
 @pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "reply"),
+    [(kind, reply) for kind in FINALS for reply in replies_of(Stage.END, kind)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_final_reply_in_lmtp(kind, reply, pipelining):
+    """The first of two."""
+    talk = begin(Link(pipelining=pipelining, relay=Peer("lmtp")))
+    first = talk.upcoming[0]
+    while not first.is_welcome:
+        say(talk)
+    talk.data_to_send()
+    assert talk.awaited() == [Stage.END] * 2
+    talk.receive(reply)
+    step = FINALS[kind]
+    outcomes = first.account.outcomes
+    assert (talk.link is None) is isinstance(step, Loss)
+    if isinstance(step, Step):
+        status = {
+            Step.SEND_ONE: Status.SENT,
+            Step.DEFER_ONE: Status.DEFERRED,
+            Step.REJECT_ONE: Status.REJECTED,
+        }[step]
+        assert [outcomes[0].status, outcomes[0].reply] == [status, reply]
+        assert len(outcomes) == 1
+        assert first.state is State.ENDED
+        talk.receive(OK)
+        assert first.state is State.DONE
+        assert outcomes[1].status is Status.SENT
+    else:
+        is_refusal = step is Loss.REFUSED
+        expected = ["deferred" if is_refusal else "uncertain", "uncertain"]
+        assert statuses(reports(talk)[0]) == expected
+
+
+@pytest.mark.parametrize("code", range(200, 600))
+def test_each_final_reply_in_lmtp_has_a_cell(code):
+    talk = begin(Link(relay=Peer("lmtp")))
+    first = talk.upcoming[0]
+    say(talk)
+    talk.data_to_send()
+    talk.receive(Reply(code, f"{code // 100}.5.3", "Too many recipients"))
+    assert first.state in (State.ENDED, State.DONE)
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize("stage", Stage)
 def test_each_reply_has_a_cell(stage, pipelining):
     """Whatever the code: to the first command and to later ones."""
@@ -195,6 +263,72 @@ def test_503_to_the_first_mail_is_a_refusal():
     talk = begin()
     say(talk, MAIL=Reply(503, "5.5.1", "Not now"), RCPT=NO, DATA=NO)
     assert statuses(reports(talk)[0]) == ["rejected", "rejected"]
+
+
+NUMBERS = [
+    "Too many recipients",
+    "too many recipients (#4.5.3)",
+    "Error: too many recipients",
+    "Transaction failed: Recipient count exceeds 50",
+    "Too many RCPT commands",
+    "The number of recipients exceeds the limit",
+    "Your message has too many recipients",
+    "Maximum of 100 recipients reached",
+    "recipient limit exceeded",
+]
+OTHERS = [
+    "",
+    "No",
+    "Recipient unknown",
+    "Mailbox of the recipient exceeds its limit",
+    "Number of recipients in this hour exceeded",
+    "Too many recipients per day",
+    "Maximum message size exceeded for recipient",
+    "too many connections",
+    "Too many errors",
+    "Recipient address rejected",
+]
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_texts_about_the_number_of_recipients(text):
+    assert is_about_number(Reply(554, "", text))
+    assert is_about_number(Reply(554, "5.0.0", text))
+    assert not is_about_number(Reply(450, "4.7.1", text))
+    assert not is_about_number(Reply(452, "4.2.2", text))
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_texts_about_something_else(text):
+    assert not is_about_number(Reply(554, "", text))
+    assert is_about_number(Reply(554, "5.5.3", text))
+
+
+@pytest.mark.parametrize(
+    ("second", "limit"),
+    [
+        (Reply(452), 1),
+        (Reply(452, "", "Zu viele"), 1),
+        (Reply(452, "", "Mailbox full"), 1000),
+        (Reply(452, "4.3.1", "Insufficient system storage"), 1000),
+    ],
+)
+def test_a_limit_that_is_learned(second, limit):
+    talk = begin(recipients=(B, C))
+    talk.data_to_send()
+    for reply in (OK, OK, second, GO_ON):
+        talk.receive(reply)
+    talk.data_to_send()
+    assert talk.link.most_recipients == limit
+
+
+def test_a_limit_is_none_if_the_next_recipient_is_accepted():
+    talk = begin(recipients=(B, C, SENDER))
+    talk.data_to_send()
+    for reply in (OK, OK, Reply(452), OK, GO_ON):
+        talk.receive(reply)
+    talk.data_to_send()
+    assert talk.link.most_recipients == 1000
 
 
 def test_too_many_is_a_refusal_if_none_was_accepted():
@@ -521,6 +655,7 @@ class Recorder(dict):
 def reached():
     """The cells that dialogues with a relay reach that follows a seed."""
     replies, losses, moves = Recorder(REPLIES), Recorder(LOSSES), set()
+    finals = Recorder(FINALS)
 
     class Recorded(Transmission):
         def __setattr__(self, name, value):
@@ -539,16 +674,21 @@ def reached():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dialogue, "REPLIES", replies)
         patch.setattr(dialogue, "LOSSES", losses)
+        patch.setattr(dialogue, "FINALS", finals)
         patch.setattr(dialogue, "Transmission", Recorded)
         patch.setattr(fakerelay, "Connection", Connection)
         for seed in range(SEEDS):
             play(seed)
     logging.getLogger("postcommit").setLevel(logging.NOTSET)
-    return replies.seen, losses.seen, moves
+    return replies.seen, losses.seen, moves, finals.seen
 
 
 def test_every_cell_of_the_replies_is_reached(reached):
     assert reached[0] == set(REPLIES)
+
+
+def test_every_cell_of_the_final_replies_in_lmtp_is_reached(reached):
+    assert reached[3] == set(FINALS)
 
 
 def test_every_cell_of_the_losses_is_reached(reached):

@@ -1,6 +1,7 @@
 """SIZE, 8BITMIME, SMTPUTF8: used where offered, done without where not."""
 from __future__ import annotations
 
+import re
 from email import message_from_bytes
 from email.header import decode_header
 from email.header import make_header
@@ -11,6 +12,7 @@ import pytest
 
 from postcommit._maildir.store import Store
 from postcommit._processor import QueueProcessor
+from postcommit._smtp.dialogue import envid
 from postcommit.interfaces import Tally
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
@@ -57,7 +59,25 @@ def test_too_large_by_the_last_line_end(start, connect):
     assert f"has {len(message) + 2} bytes" in str(report.rejected[0].reply)
 
 
-@pytest.mark.parametrize("offer", ["SIZE", "SIZE 0", "SIZE what", "SIZE 70"])
+@pytest.mark.parametrize(
+    "offer",
+    [
+        "SIZE",
+        "SIZE 0",
+        "SIZE what",
+        "SIZE 70",
+        # RFC 1870, 4: at most 20 digits, and only those of ASCII. Python's int() raises
+        # ValueError for more than 4,300.
+        "SIZE " + "9" * 21,
+        "SIZE " + "9" * 5000,
+        "SIZE " + "0" * 5000 + "1",
+        "SIZE \N{ARABIC-INDIC DIGIT FIVE}",
+        "SIZE \N{SUPERSCRIPT TWO}",
+        "SIZE -1",
+        "SIZE 1 1",
+    ],
+    ids=lambda offer: offer[:12].encode("ascii", "replace").decode(),
+)
 def test_no_limit_or_enough(start, connect, offer):
     relay = start(extensions=[offer])
     assert told(connect(relay).send(SENDER, B, MESSAGE)) == ["sent"]
@@ -79,6 +99,57 @@ def test_too_large_among_others(start, connect):
     sizes = [["rejected"], ["sent"], ["rejected"], ["sent"], ["rejected"]]
     assert results == sizes
     assert len(mails(relay)) == 2
+
+
+# DSN
+
+
+def test_no_notifications_by_default(start, connect):
+    relay = start(extensions=["DSN", "SIZE"])
+    connect(relay).send(SENDER, B, MESSAGE)
+    assert set(relay.messages[0].parameters) == {"SIZE"}
+
+
+def test_notifications_are_not_offered(relay, connect):
+    connect(relay, dsn=True).send(SENDER, B, MESSAGE)
+    assert set(relay.messages[0].parameters) == {"SIZE"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1@example.org", "1@example.org"),
+        ("a+b=c@example.org", "a+2Bb+3Dc@example.org"),
+        ("x" * 120 + "@example.org", "x" * 100),
+        ("x" * 98 + "=" * 9, "x" * 98),
+        ("x" * 97 + "=" * 9, "x" * 97 + "+3D"),
+    ],
+)
+def test_notifications(start, connect, name, expected):
+    """RFC 3461, 4.3 and 4.4: ENVID is xtext, and has at most 100 characters."""
+    relay = start(extensions=["DSN"])
+    message = MESSAGE.replace(b"1@example.org", name.encode())
+    assert told(connect(relay, dsn=True).send(SENDER, B, message)) == ["sent"]
+    assert relay.messages[0].parameters == {"RET": "HDRS", "ENVID": expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", ""),
+        ("a b\tc", " ENVID=a+20b+09c"),
+        ("\u00fc\r\n\x7f@x", " ENVID=?+0D+0A+7F@x"),
+        ("".join(map(chr, range(33, 127))), None),
+    ],
+)
+def test_envid(name, expected):
+    made = envid(name)
+    if expected is not None:
+        assert made == expected
+    value = made.removeprefix(" ENVID=")
+    assert re.fullmatch(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*", value)
+    decoded = re.sub(r"\+(..)", lambda found: chr(int(found[1], 16)), value)
+    assert decoded == name.encode("ascii", "replace").decode()
 
 
 # 8BITMIME

@@ -310,6 +310,31 @@ def test_silence_after_refusals(start, connect, without):
     assert told(report) == ["rejected", "deferred"]
 
 
+def test_a_greeting_with_two_codes(start, connect, without):
+    """As Postfix's postscreen says it. The last code counts, all texts are shown."""
+    relay = start(without=without)
+    denied = "521 5.3.2 Service denied: blocked using dnsbl.example"
+    relay.reply("CONNECT", ["220-mx.example.org ESMTP", denied])
+    mailer = connect(relay)
+    report = mailer.send(SENDER, [B, C], MESSAGE)
+    assert report.relay_failure.code == 521
+    assert report.relay_failure.enhanced == "5.3.2"
+    for text in ("mx.example.org ESMTP", "Service denied: blocked using dnsbl.example"):
+        assert text in report.relay_failure.text
+        with pytest.raises(RelayError, match=text):
+            mailer.check()
+
+
+def test_a_recipient_refused_with_two_codes(start, connect, without):
+    relay = start(without=without)
+    reply = ["550-5.1.1 Unknown here", "554 5.7.1 And not relayed"]
+    relay.reply("RCPT", reply, address=B)
+    report = connect(relay).send(SENDER, [B, C], MESSAGE)
+    assert told(report) == ["rejected", "sent"]
+    expected = Reply(554, "5.7.1", "5.1.1 Unknown here\nAnd not relayed")
+    assert report.rejected[0].reply == expected
+
+
 @pytest.mark.parametrize("end", ["250 2.0.0 Taken", "554 5.5.1 No recipients", None])
 def test_all_refused_and_data_welcome_all_the_same(start, connect, without, end):
     relay = start(without=without)
@@ -367,7 +392,9 @@ def test_many_recipients(start, connect, without, number):
     relay = start(without=without)
     recipients = [f"r{i}@example.org" for i in range(number)]
     relay.reply("RCPT", "550 5.1.1 Unknown", address=recipients[-1])
-    report = connect(relay).send(SENDER, recipients, MESSAGE)
+    report = connect(relay, recipients_per_transaction=1000).send(
+        SENDER, recipients, MESSAGE
+    )
     assert told(report) == ["sent"] * (number - 1) + ["rejected"]
     assert relay.messages[0].recipients == tuple(recipients[:-1])
 
@@ -376,7 +403,9 @@ def test_many_recipients_and_a_refused_sender(start, connect, without):
     relay = start(without=without)
     relay.reply("MAIL", "550 5.7.1 No")
     recipients = [f"r{i}@example.org" for i in range(250)]
-    report = connect(relay).send(SENDER, recipients, MESSAGE)
+    report = connect(relay, recipients_per_transaction=1000).send(
+        SENDER, recipients, MESSAGE
+    )
     assert told(report) == ["rejected"] * 250
     assert len(relay.commands) < 110
 

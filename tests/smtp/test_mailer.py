@@ -9,6 +9,7 @@ import socket
 import pytest
 from zope.interface.verify import verifyClass
 from zope.interface.verify import verifyObject
+from zope.schema import getFieldNames
 from zope.schema import getFieldsInOrder
 
 from postcommit._smtp.mailer import SMTPMailer
@@ -16,6 +17,7 @@ from postcommit.errors import AddressError
 from postcommit.errors import DeliveryError
 from postcommit.errors import MessageTypeError
 from postcommit.errors import OptionError
+from postcommit.errors import RelayError
 from postcommit.interfaces import IDeliveryReport
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
@@ -57,6 +59,26 @@ def test_original_arguments_have_their_places():
         ("hostname", "smtp://relay"),
         ("hostname", "relay example"),
         ("hostname", "user@relay"),
+        ("hostname", "/"),
+        ("helo_name", ""),
+        ("helo_name", "a b"),
+        ("helo_name", "web\r\nMAIL FROM:<>"),
+        ("helo_name", "web\n"),
+        ("helo_name", "web_1.example.org"),
+        ("helo_name", "-web"),
+        ("helo_name", "web."),
+        ("helo_name", "b\u00fccher.example"),
+        ("helo_name", "x" * 64 + ".example"),
+        ("helo_name", "192.0.2.1"),
+        ("helo_name", "2001:db8::1"),
+        ("helo_name", "[192.0.2]"),
+        ("helo_name", "[192.0.2.1"),
+        ("helo_name", "[IPv6:192.0.2.1]"),
+        ("helo_name", "[2001:db8::1]"),
+        ("helo_name", "[IPv6:2001:db8::1::2]"),
+        ("helo_name", "[IPv6:]"),
+        ("helo_name", "[]"),
+        ("source_address", "web"),
         ("port", 70000),
         ("port", 0),
         ("port", True),
@@ -78,10 +100,24 @@ def test_options_that_can_never_work(name, value):
 
 
 @pytest.mark.parametrize(
-    "hostname", ["relay", "r\u00e9lais.example", "192.0.2.1", "::1", "fe80::1%eth0"]
+    "hostname",
+    ["relay", "r\u00e9lais.example", "192.0.2.1", "::1", "fe80::1%eth0", "/run/lmtp"],
 )
 def test_names_and_addresses_of_a_relay(hostname):
     assert SMTPMailer(hostname).hostname == hostname
+
+
+@pytest.mark.parametrize(
+    "name", [*getFieldNames(ISMTPMailer), "token", "ssl_context"]
+)
+def test_an_option_cannot_be_changed(name):
+    """It would show, and have no effect."""
+    mailer = SMTPMailer("127.0.0.1")
+    before = getattr(mailer, name)
+    with pytest.raises(AttributeError, match=f"{name} cannot be changed; make another"):
+        setattr(mailer, name, before)
+    assert getattr(mailer, name) == before
+    mailer.notify = str
 
 
 def test_returns_a_report(relay, connect):
@@ -180,5 +216,97 @@ def test_what_it_calls_itself(relay, connect, monkeypatch, name, said):
     assert relay.commands[0] == f"EHLO {said}"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shop.example.org",
+        "localhost",
+        "a-1.xn--bcher-kva.example",
+        "1und1.example",
+        "[192.0.2.1]",
+        "[IPv6:2001:db8::1]",
+        "[IPv6:::ffff:192.0.2.1]",
+    ],
+)
+def test_it_calls_itself_as_it_was_told(start, connect, name):
+    relay = start()
+    connect(relay, helo_name=name).check()
+    assert relay.commands[0] == f"EHLO {name}"
+
+
+def test_a_name_that_is_refused_shows_the_remedy():
+    with pytest.raises(OptionError, match=r"helo_name='192.*such as '\[192\.0\.2"):
+        SMTPMailer(helo_name="192.0.2.1")
+
+
+# Relays without EHLO
+
+
+def no_ehlo(relay, reply):
+    relay.extensions = []
+    relay.reply("EHLO", reply)
+
+
+@pytest.mark.parametrize("reply", ["500 Unknown", "502 5.5.1 Not implemented"])
+@pytest.mark.parametrize("tls", ["auto", "none"])
+def test_helo_where_ehlo_is_unknown(relay, connect, reply, tls):
+    no_ehlo(relay, reply)
+    mailer = connect(relay, tls=tls, helo_name="shop.example.org")
+    assert told(mailer.send(SENDER, [B, C], MESSAGE)) == ["sent", "sent"]
+    assert relay.commands[:2] == ["EHLO shop.example.org", "HELO shop.example.org"]
+    assert relay.commands[2] == f"MAIL FROM:<{SENDER}>"
+    assert told(mailer.send(SENDER, B, "Subject: \xe4\n\nx\n")) == ["sent"]
+    assert relay.connections == 1
+
+
+def test_helo_is_refused_too(relay, connect):
+    no_ehlo(relay, "502 5.5.1 No")
+    relay.reply("HELO", "550 5.7.1 Go away")
+    with pytest.raises(RelayError, match=r"HELO refused: 550 5\.7\.1 Go away"):
+        connect(relay).check()
+
+
+@pytest.mark.parametrize("reply", ["550 5.7.1 No", "504 5.5.1 Odd", "451 4.3.0 Later"])
+def test_no_helo_after_another_refusal(relay, connect, reply):
+    no_ehlo(relay, reply)
+    report = connect(relay).send(SENDER, B, MESSAGE)
+    assert str(report.relay_failure) == reply
+    assert not any(command.startswith("HELO") for command in relay.commands)
+
+
+@pytest.mark.parametrize(
+    ("options", "need"),
+    [
+        ({"tls": "starttls"}, "STARTTLS"),
+        ({"username": "me", "password": "secret"}, "a login"),
+    ],
+)
+def test_helo_is_not_enough(relay, connect, options, need):
+    no_ehlo(relay, "502 5.5.1 Not implemented")
+    text = f"EHLO refused: 502.*; HELO is not enough for {need}"
+    with pytest.raises(RelayError, match=text) as caught:
+        connect(relay, **options).check()
+    assert caught.value.reply.code == 502
+    assert not any(command.startswith("HELO") for command in relay.commands)
+
+
+def test_helo_under_tls(start, connect, authority):
+    relay = start(tls=authority.server(), implicit_tls=True)
+    no_ehlo(relay, "500 5.5.1 What?")
+    mailer = connect(relay, tls="implicit", cafile=authority.cafile)
+    assert told(mailer.send(SENDER, B, MESSAGE)) == ["sent"]
+    assert relay.messages[0].tls
+
+
+@pytest.mark.parametrize("code", [500, 502])
+def test_no_helo_in_lmtp(start, connect, code):
+    relay = start()
+    relay.reply("EHLO", f"{code} 5.5.1 What?")
+    with pytest.raises(RelayError, match=f"LHLO refused: {code}"):
+        connect(relay, protocol="lmtp").check()
+    assert [command.partition(" ")[0] for command in relay.commands] == ["LHLO"]
+
+
 def test_tells_where_it_goes():
     assert repr(SMTPMailer("mail.example", 587)) == "<SMTPMailer mail.example:587>"
+    assert repr(SMTPMailer("/run/dovecot/lmtp")) == "<SMTPMailer /run/dovecot/lmtp>"

@@ -306,7 +306,8 @@ def test_a_stray_reply_between_two_groups_of_commands(start, connect):
     relay = start(provoked=True)
     to = tuple(f"{n}@example.org" for n in range(120))
     relay.reply("RCPT", b"250 2.1.5 Ok\r\n550 5.1.1 No\r\n", address=to[5], times=1)
-    assert send(connect(relay), mails(2, to)) == [["sent"] * 120] * 2
+    mailer = connect(relay, recipients_per_transaction=200)
+    assert send(mailer, mails(2, to)) == [["sent"] * 120] * 2
     assert [len(m.recipients) for m in relay.messages] == [120, 120]
     assert relay.connections == 2
 

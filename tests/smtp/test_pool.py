@@ -1,7 +1,10 @@
 """Connections are reused, replaced, limited, and closed politely."""
 from __future__ import annotations
 
+import functools
+import gc
 import os
+import signal
 import socket
 import struct
 import threading
@@ -10,7 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from postcommit import _forks as forks
+from postcommit._smtp import pool as pools
+from postcommit._smtp.connection import Connection
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
@@ -210,6 +217,332 @@ def test_quit_into_a_closed_connection(relay, connect):
     mailer.close()
 
 
+# Mailers with equal settings
+
+
+def sweepers():
+    """The names of the threads that close idle connections."""
+    alive = threading.enumerate()
+    return [thread for thread in alive if thread.name == "postcommit-smtp-idle"]
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def make(relay, **options):
+    """A mailer that nobody but the caller refers to."""
+    return SMTPMailer("127.0.0.1", relay.port, notify=str, **options)
+
+
+def test_two_hundred_mailers_leave_one_connection(relay):
+    gc.collect()
+    before, threads = descriptors(), sweepers()
+    mailers = [make(relay, messages_per_connection=1000) for _ in range(200)]
+    for number, mailer in enumerate(mailers):
+        assert told(mailer.send(SENDER, B, message(number))) == ["sent"]
+    assert (relay.connections, relay.open) == (1, 1)
+    assert descriptors() == before + 2  # the relay has the other end
+    assert len(sweepers()) == len(threads) + 1
+    pool = mailer._pool
+    assert pool in pools._pools.values()
+    del mailers, mailer, pool
+    # Not later: no collection of garbage is needed.
+    relay.wait_until(lambda: not relay.open)
+    assert relay.commands[-1] == "QUIT"
+    assert not any(key[0].port == relay.port for key in pools._pools)
+    for thread in set(sweepers()) - set(threads):
+        thread.join(5)
+    assert len(sweepers()) <= len(threads)
+
+
+def test_mailers_that_are_used_once_and_dropped(relay):
+    before = sweepers()
+    for number in range(20):
+        assert told(make(relay).send(SENDER, B, message(number))) == ["sent"]
+        assert relay.most_open == 1
+        relay.wait_until(lambda: not relay.open)
+    for thread in set(sweepers()) - set(before):
+        thread.join(5)
+    assert len(sweepers()) <= len(before)
+
+
+def test_a_pool_that_is_gone_and_was_never_swept(relay):
+    """No thread was to be had, and the relay has closed its end."""
+    mailer = make(relay)
+    mailer._pool._sweeper = threading.main_thread()
+    send(mailer)
+    relay.hang_up()
+    del mailer
+    gc.collect()
+    assert relay.open == 0
+
+
+def test_the_last_rites_may_be_said_in_any_thread(relay):
+    """Also in the one that has the lock: any line may collect garbage."""
+    mailer = make(relay)
+    send(mailer)
+    pool = mailer._pool
+    with pool._changed:
+        pools._abandon(pool._changed, pool._idle)
+    relay.wait_until(lambda: not relay.open)
+    send(mailer)
+
+
+def function():
+    return "token"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"username": "me", "password": "secret"},
+        {"username": "me", "token": function},
+        {"username": "me", "token": functools.lru_cache(function).cache_info},
+        {"cafile": "/ca.pem", "tls": "starttls", "timeout": 7, "helo_name": "web"},
+        {"hostname": "/run/lmtp", "protocol": "lmtp"},
+    ],
+    ids=str,
+)
+def test_equal_settings_share(options):
+    one, other = SMTPMailer(**options), SMTPMailer(**options)
+    assert one._pool is other._pool
+    assert one.relay is other.relay
+
+
+class Token:
+    """Equal to each other, so that it has no hash."""
+
+    def __eq__(self, other):
+        return isinstance(other, Token)
+
+    def __call__(self):
+        return "token"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"password": "secret"}, {"password": "Secret"}),
+        ({"password": "secret"}, {"password": ""}),
+        ({"password": "secret"}, {"password": "secret", "username": "you"}),
+        ({"password": "secret"}, {"password": "secret", "auth": "plain"}),
+        ({"token": lambda: "token"}, {"token": lambda: "token"}),
+        ({"token": Token()}, {"token": Token()}),
+        ({"password": "secret"}, {"token": function}),
+        ({"password": "secret"}, {"password": "secret", "idle_timeout": 7}),
+        ({"password": "secret"}, {"password": "secret", "pipelining": False}),
+        ({"password": "secret"}, {"password": "secret", "source_address": "::1"}),
+        ({"password": "secret"}, {"password": "secret", "port": 26}),
+        ({"password": "secret"}, {"password": "secret", "messages_per_connection": 7}),
+    ],
+    ids=str,
+)
+def test_other_settings_do_not(one, other):
+    mailers = [SMTPMailer(**{"username": "me", **options}) for options in (one, other)]
+    assert mailers[0]._pool is not mailers[1]._pool
+
+
+def test_nobody_gets_the_login_of_another(start, connect):
+    relay = start(users={"me": "secret"})
+    good = connect(relay, username="me", password="secret")
+    bad = connect(relay, username="me", password="wrong")
+    assert told(good.send(SENDER, B, message(1))) == ["sent"]
+    assert told(bad.send(SENDER, B, message(2))) == "relay"
+    assert told(good.send(SENDER, B, message(3))) == ["sent"]
+    assert [m.user for m in relay.messages] == ["me", "me"]
+
+
+def test_a_password_is_known_as_long_as_its_mailer(relay):
+    mailer = make(relay, username="me", password="A secret that is never typed")
+    keys = [key for key in pools._pools if key[0] is mailer.relay]
+    assert "never typed" not in repr(keys)
+    assert len(keys) == 1
+    del mailer, keys
+    assert not any(key[0].port == relay.port for key in pools._pools)
+
+
+def test_close_does_not_cut_the_message_of_another(relay, connect):
+    one, other = connect(relay), connect(relay)
+    hold = relay.hold("END")
+    thread = threading.Thread(target=send, args=(one,))
+    thread.start()
+    assert hold.reached.wait(5)
+    other.close()
+    hold.release()
+    thread.join(5)
+    assert len(relay.messages) == 1
+    relay.wait_until(lambda: not relay.open)
+    send(other)
+    send(one)
+    assert relay.connections == 2
+
+
+# One connection too many
+
+
+REFUSALS = [
+    {"after": "421 4.7.0 mx Error: too many connections from 127.0.0.1"},
+    {"after": "421 Too many concurrent SMTP connections; please try again later."},
+    {"after": "421 4.3.2 Service not available"},
+    {"after": "450 4.7.0 Not now"},
+    {"after": "554 5.7.0 Limit"},
+    {"after": "554 Too many connections"},
+    {},
+    {"reset": True},
+]
+
+
+def in_use(relay, connect):
+    """Return a mailer with a message under way, and what ends it."""
+    mailer = connect(relay)
+    hold = relay.hold("END")
+    thread = threading.Thread(target=send, args=(mailer,))
+    thread.start()
+    assert hold.reached.wait(5)
+
+    def end():
+        hold.release()
+        thread.join(5)
+
+    return mailer, end
+
+
+@pytest.mark.parametrize("how", REFUSALS, ids=str)
+def test_one_connection_too_many(relay, connect, how):
+    mailer, end = in_use(relay, connect)
+    relay.drop("CONNECT", **how)
+    report = mailer.send(SENDER, B, message(2))
+    assert told(report) == "relay"
+    assert report.too_many_connections
+    end()
+    # The same, when it is the only one: the relay is in trouble.
+    mailer.close()
+    report = mailer.send(SENDER, B, message(2))
+    assert told(report) == "relay"
+    assert not report.too_many_connections
+
+
+def test_nobody_listens_any_more(relay, connect):
+    mailer, end = in_use(relay, connect)
+    relay.refuse()
+    with pytest.raises(TooManyConnections, match="Connection refused"):
+        mailer.check()
+    end()
+    mailer.close()
+    with pytest.raises(RelayError, match="Connection refused") as caught:
+        mailer.check()
+    assert type(caught.value) is RelayError
+
+
+def test_too_many_at_ehlo(relay, connect):
+    mailer, end = in_use(relay, connect)
+    relay.reply("EHLO", "421 4.7.0 Too many connections")
+    assert mailer.send(SENDER, B, message(2)).too_many_connections
+    end()
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("CONNECT", "554 5.7.1 Blocked"),
+        ("EHLO", "550 5.7.0 No"),
+        ("CONNECT", b"hello\r\n"),
+    ],
+)
+def test_other_trouble_is_not_about_the_number(relay, connect, stage, reply):
+    mailer, end = in_use(relay, connect)
+    relay.reply(stage, reply)
+    report = mailer.send(SENDER, B, message(2))
+    assert told(report) == "relay"
+    assert not report.too_many_connections
+    end()
+
+
+def test_a_login_that_is_refused_is_not_about_the_number(start, connect):
+    relay = start(users={"me": "secret"})
+    mailer = connect(relay, username="me", password="secret")
+    connection = mailer._pool.checkout()
+    relay.users["me"] = "changed"
+    report = mailer.send(SENDER, B, MESSAGE)
+    assert report.relay_failure.code == 535
+    assert not report.too_many_connections
+    mailer._pool.discard(connection)
+
+
+def test_of_two_that_connect_at_once_one_is_too_many(relay, connect):
+    """The refusal comes first. The other one has not got as far as a message."""
+    mailer = connect(relay)
+    hold = relay.hold("EHLO")
+    thread = threading.Thread(target=send, args=(mailer,))
+    thread.start()
+    assert hold.reached.wait(5)
+    relay.drop("CONNECT", after="421 4.7.0 Too many connections")
+    reports = []
+    second = threading.Thread(
+        target=lambda: reports.append(mailer.send(SENDER, B, message(2)))
+    )
+    second.start()
+    relay.wait_until(lambda: relay.connections == 2 and relay.open == 1)
+    hold.release()
+    thread.join(5)
+    second.join(5)
+    assert reports[0].too_many_connections
+
+
+def test_a_relay_that_refuses_all_is_in_trouble(relay, connect):
+    """However many connect at once."""
+    relay.drop("CONNECT", after="421 4.3.2 Busy")
+    mailer = connect(relay)
+    reports = []
+
+    def transmit(number):
+        reports.append(mailer.send(SENDER, B, message(number)))
+
+    threads = [threading.Thread(target=transmit, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert [report.too_many_connections for report in reports] == [False] * 4
+
+
+# Interrupts
+
+
+class Interrupt(BaseException):
+    """As KeyboardInterrupt."""
+
+
+def test_an_interrupt_leaves_no_connection_busy(relay, connect):
+    """A signal handler raises while a pool looks at an idle connection."""
+    mailer = connect(relay)
+    send(mailer)
+
+    def raise_it(number, frame):
+        raise Interrupt
+
+    class Slow(Connection):
+        @property
+        def is_quiet(self):
+            signal.raise_signal(signal.SIGUSR1)
+
+    [(_, idle)] = mailer._pool._idle
+    idle.__class__ = Slow
+    del idle
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    try:
+        with pytest.raises(Interrupt):
+            mailer._pool.checkout()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    relay.wait_until(lambda: not relay.open)
+    assert not mailer._pool._busy
+    send(mailer)
+    assert relay.connections == 2
+
+
 # Forking
 
 
@@ -230,6 +563,20 @@ def test_a_child_has_connections_of_its_own(relay, connect):
     mailer = connect(relay)
     send(mailer)
     assert in_child(lambda: send(mailer)) == 0
+    send(mailer)
+    assert [m.connection for m in relay.messages] == [1, 2, 1]
+
+
+def test_a_child_does_not_share_with_its_parent(relay, connect):
+    mailer = connect(relay)
+    send(mailer)
+
+    def in_the_child():
+        another = make(relay, timeout=5, final_timeout=5)
+        assert another._pool is mailer._pool
+        send(another)
+
+    assert in_child(in_the_child) == 0
     send(mailer)
     assert [m.connection for m in relay.messages] == [1, 2, 1]
 

@@ -57,6 +57,12 @@ from postcommit.errors import RelayError
             b"250-2.0.0 a\r\n550 5.7.1 b\r\n",
             Reply(550, "5.7.1", "2.0.0 a\nb"),
         ),
+        (b"220-mx ESMTP\r\n521 5.3.2 No\r\n", Reply(521, "5.3.2", "mx ESMTP\nNo")),
+        (
+            b"550-5.1.1 a\r\n550-5.7.1 b\r\n554 5.7.9 c\r\n",
+            Reply(554, "5.7.9", "5.1.1 a\n5.7.1 b\nc"),
+        ),
+        (b"550-5.1.1 a\r\n554 b\r\n", Reply(554, "5.1.1", "a\nb")),
         # A line without a code in the middle of a reply is text.
         (b"250-a\r\nb\r\n250 c\r\n", Reply(250, "", "a\nb\nc")),
         (b"250-a\r\n\r\n2500 b\r\n250 c\r\n", Reply(250, "", "a\n\n2500 b\nc")),

@@ -74,11 +74,30 @@ def test_a_reply_without_an_end_is_not_read_to_its_end(relay, connect):
 
 
 def test_the_final_reply_may_take_longer(relay, connect):
-    """Its time-out is one of its own; see `Timeouts`."""
-    mailer = connect(relay, timeout=None)
-    hold = relay.hold("END")
-    hold.release()
+    """What is cut off there is sent again, so `timeout` leaves it alone."""
+    mailer = connect(relay, timeout=0.3, final_timeout=10)
+
+    def filter_it(dialogue, usual):
+        relay.stopping.wait(0.6)
+        return dialogue.say(b"250 2.0.0 Taken\r\n")
+
+    relay.on("END", filter_it)
     assert told(mailer.send(SENDER, B, MESSAGE)) == ["sent"]
+
+
+def test_the_final_reply_has_its_own_time(relay, connect):
+    hold = relay.hold("END")
+    mailer = connect(relay, timeout=10, final_timeout=0.2)
+    begin = time.monotonic()
+    assert told(mailer.send(SENDER, B, MESSAGE)) == ["uncertain"]
+    assert time.monotonic() - begin < 5
+    hold.release()
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_the_time_for_the_final_reply_is_an_option(timeout):
+    timeouts = SMTPMailer(timeout=timeout, final_timeout=7.0).relay.timeouts
+    assert timeouts.end == 7.0
 
 
 def test_as_the_rfc_has_them():
@@ -91,7 +110,7 @@ def test_as_the_rfc_has_them():
 @pytest.mark.parametrize(("timeout", "leave"), [(0.5, 0.5), (20.0, 1.0)])
 def test_one_for_all(timeout, leave):
     timeouts = SMTPMailer(connect_timeout=7.0, timeout=timeout).relay.timeouts
-    assert timeouts == Timeouts(7.0, *[timeout] * 5, leave)
+    assert timeouts == Timeouts(7.0, *[timeout] * 4, 600.0, leave)
 
 
 def test_each_stage_has_its_own():
@@ -104,7 +123,7 @@ def test_each_stage_has_its_own():
 def test_a_small_message_has_its_own_time_not_that_of_the_last_reply():
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    connection = Connection(ours, SMTPMailer(timeout=0.1).relay)
+    connection = Connection(ours, SMTPMailer(timeout=0.1, final_timeout=0.1).relay)
     with pytest.raises(TimeoutError):
         connection.read(Stage.END)
     with ours, theirs, ThreadPoolExecutor(1) as pool:

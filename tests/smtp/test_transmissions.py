@@ -89,9 +89,152 @@ def test_too_many_for_the_relay(start, connect, without, reply):
     assert taken(relay)[:3] == [10, 10, 5]
     assert taken(relay)[-2:] == [10, 5]
     assert relay.connections == 1
-    # The limit was learned once: no recipient is offered in vain after that.
+    # The limit was learned once: no recipient is offered in vain after that. Without
+    # pipelining, the first refusal ends the commands.
     refused = sum(c.startswith("RCPT") for c in relay.commands) - 40
-    assert refused == 15
+    assert refused == (1 if without else 15)
+
+
+@WITHOUT
+@pytest.mark.parametrize(
+    "reply",
+    ["554 Too many recipients", "550 5.5.0 Maximum number of recipients reached"],
+)
+def test_too_many_in_words(start, connect, without, reply):
+    relay = start(without=without)
+    limit(relay, 10, reply)
+    [report] = transmit(connect(relay), MANY[:25])
+    assert told(report) == ["sent"] * 25
+    assert taken(relay) == [10, 10, 5]
+
+
+@WITHOUT
+def test_too_many_in_this_hour(start, connect, without):
+    """A rate is not a number: to go on at once would not help."""
+    relay = start(without=without)
+    limit(relay, 10, "450 4.7.1 Error: too many recipients from 192.0.2.1")
+    [report] = transmit(connect(relay), MANY[:25])
+    assert told(report) == ["sent"] * 10 + ["deferred"] * 15
+    assert taken(relay) == [10]
+
+
+@WITHOUT
+@pytest.mark.parametrize("most", [50, 1000, 20_000])
+@pytest.mark.parametrize("count", [1_000, 10_000])
+def test_a_relay_that_takes_100(start, connect, without, most, count):
+    """RFC 5321, 4.5.3.1.8 obliges it to no more."""
+    relay = start(without=without)
+    limit(relay, 100, "452 4.5.3 Error: too many recipients")
+    many = tuple(f"{number}@example.org" for number in range(count))
+    [report] = transmit(connect(relay), many, most=most)
+    assert set(told(report)) == {"sent"}
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(many)
+    per_connection = 100
+    assert relay.connections == -(-len(relay.messages) // per_connection)
+
+
+@WITHOUT
+def test_503_to_data_after_too_many_recipients(start, connect, without):
+    """The relay forgets those that it had accepted. They follow on their own."""
+    relay = start(without=without)
+    limit(relay, 100, "452 4.5.3 Too many recipients")
+    offered = [0]
+
+    def data(dialogue, usual):
+        offered[0] += 1
+        refused = "503 5.5.1 Error: need RCPT command"
+        said = refused if offered[0] == 1 else usual
+        return dialogue.say(said.encode() + b"\r\n")
+
+    relay.on("DATA", data)
+    [report] = transmit(connect(relay), MANY, most=1000)
+    assert told(report) == ["sent"] * 120
+    assert taken(relay) == [100, 20]
+    assert relay.connections == 1
+
+
+@WITHOUT
+@pytest.mark.parametrize("stage", ["DATA", "END"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "554 Transaction failed: Recipient count exceeds 50",
+        "554 5.5.3 Sorry",
+        "452 4.5.3 Too many recipients",
+    ],
+)
+def test_the_whole_message_has_too_many(start, connect, without, stage, reply):
+    """Amazon SES takes 50, and says so in the end."""
+    relay = start(without=without)
+
+    def act(dialogue, usual):
+        is_over = len(dialogue.recipients) > 50
+        said = reply if is_over else usual
+        return dialogue.say(said.encode() + b"\r\n")
+
+    relay.on(stage, act)
+    first, second = transmit(connect(relay), MANY[:51], MANY[:30], most=1000)
+    assert told(first) == ["sent"] * 51
+    assert told(second) == ["sent"] * 30
+    assert sorted(taken(relay)) in ([25, 26, 30], [4, 25, 26, 26])
+    assert relay.connections == 1
+
+
+@pytest.mark.parametrize("stage", ["DATA", "END"])
+def test_the_whole_message_has_too_many_for_one(relay, connect, stage):
+    """A relay that says so to any number: no recipient is tried for ever."""
+    relay.reply(stage, "554 5.5.3 Too many recipients")
+    [report] = transmit(connect(relay), MANY[:10])
+    assert told(report) == ["rejected"] * 10
+    assert relay.messages == []
+    assert sum(command.startswith("MAIL") for command in relay.commands) < 20
+
+
+@WITHOUT
+def test_a_loss_after_the_whole_message_had_too_many(start, connect, without):
+    relay = start(without=without)
+    relay.drop("END", after=b"554 Recipient count exceeds 50\r\n", times=1)
+    [report] = transmit(connect(relay), MANY[:51], most=1000)
+    assert told(report) == ["sent"] * 51
+    assert taken(relay) == [26, 25]
+    assert relay.connections == 2
+
+
+@WITHOUT
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ("RCPTMAX=20", [20] * 6),
+        ("MAILMAX=5 rcptmax=20", [20] * 6),
+        ("RCPTMAX=0", [50, 50, 20]),
+        ("RCPTMAX=", [50, 50, 20]),
+        ("RCPTMAX=12345678", [50, 50, 20]),
+        ("RCPTMAX=all OTHER=1", [50, 50, 20]),
+        ("RCPTMAX=\N{ARABIC-INDIC DIGIT FIVE}", [50, 50, 20]),
+        ("", [50, 50, 20]),
+    ],
+)
+def test_limits_that_the_relay_announces(start, connect, without, limits, expected):
+    relay = start(without=without)
+    relay.extensions.append(f"LIMITS {limits}")
+    [report] = transmit(connect(relay), MANY)
+    assert told(report) == ["sent"] * 120
+    assert taken(relay) == expected
+    assert relay.connections == (2 if "MAILMAX" in limits else 1)
+
+
+@WITHOUT
+def test_a_limit_of_messages_for_a_connection(start, connect, without):
+    """The next message finds a new connection, also in another pipeline."""
+    relay = start(without=without)
+    relay.extensions.append("LIMITS MAILMAX=2")
+    mailer = connect(relay)
+    for _ in range(3):
+        [report] = transmit(mailer, MANY[:1])
+        assert told(report) == ["sent"]
+    assert [message.connection for message in relay.messages] == [1, 1, 2]
+    assert relay.commands.count("QUIT") == 1
 
 
 @WITHOUT

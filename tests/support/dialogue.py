@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.support import logins
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _PATH = re.compile(r"(FROM|TO):<([^<>\r\n]*)>((?: [^ ]+)*)\Z", re.IGNORECASE)
 
 # RFC 2920, 3.1: these end a group of commands.
-_LAST = frozenset({"EHLO", "HELO", "DATA", "NOOP", "QUIT", "STARTTLS", "AUTH"})
+_LAST = frozenset({"EHLO", "HELO", "LHLO", "DATA", "NOOP", "QUIT", "STARTTLS", "AUTH"})
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Dialogue:
         self.closing = ""
         self.user: str | None = None
         self.tls = False
+        self.is_lmtp = False
         self.reset()
 
     def reset(self) -> None:
@@ -209,6 +211,11 @@ class Dialogue:
         self.answer("EHLO", [f"250-{t}" for t in texts[:-1]] + [f"250 {texts[-1]}"])
         self.reset()
 
+    def do_LHLO(self, name: str) -> None:
+        """Speak LMTP (RFC 2033)."""
+        self.is_lmtp = True
+        self.do_EHLO(name)
+
     def do_HELO(self, name: str) -> None:
         self.answer("HELO", "250 relay.example")
         self.reset()
@@ -254,6 +261,7 @@ class Dialogue:
 
     def _check_parameters(self, parameters: dict[str, str], sender: str) -> None:
         needs = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8"}
+        needs |= {"RET": "DSN", "ENVID": "DSN"}
         for name in parameters:
             if not self.offers(needs.get(name, "")):
                 self.breach(f"parameter {name} was not offered")
@@ -277,6 +285,8 @@ class Dialogue:
 
     def do_DATA(self, argument: str) -> None:
         usual = "354 Go on" if self.recipients else "554 5.5.1 No valid recipients"
+        if self.is_lmtp and not self.recipients:
+            usual = "503 5.5.1 No valid recipients"  # RFC 2033, 4.2
         if self.answer("DATA", usual) == 354:
             self.end(self.read_data())
 
@@ -299,15 +309,34 @@ class Dialogue:
             self.user,
         )
         self.relay.completed.append(message)
+        if self.is_lmtp:
+            self.end_for_each(message)
+        else:
+            self.end_for_all(message)
+        self.reset()
+        if self.closing:
+            self.hang_up()
+
+    def end_for_each(self, message: Received) -> None:
+        """Reply once for each recipient, until the script has the connection closed."""
+        if not self.recipients:
+            self.breach("a final dot without recipients")
+        taken = []
+        for recipient in self.recipients:
+            if not self.closing:
+                code = self.answer("END", "250 2.0.0 Taken", recipient)
+                if code // 100 == 2:
+                    taken.append(recipient)
+        if taken:
+            self.relay.messages.append(replace(message, recipients=tuple(taken)))
+
+    def end_for_all(self, message: Received) -> None:
         usual = "250 2.0.0 Taken" if self.recipients else "554 5.5.1 No recipients"
         code = self.answer("END", usual, self.sender)
         if code // 100 == 2:
             if not self.recipients:
                 self.breach("a message without recipients")
             self.relay.messages.append(message)
-        self.reset()
-        if self.closing:
-            self.hang_up()
 
     def do_RSET(self, argument: str) -> None:
         self.answer("RSET", "250 2.0.0 Reset")

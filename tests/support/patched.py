@@ -51,7 +51,7 @@ def send(cases: list[dict[str, Any]]) -> list[Any]:
 
 def _send(case: dict[str, Any]) -> Any:
     size = case.pop("size", 0)
-    mailer = SMTPMailer("127.0.0.1", notify=str, **case)
+    mailer = SMTPMailer(case.pop("hostname", "127.0.0.1"), notify=str, **case)
     first = message(1) + b"x" * 70 * (size // 70)
     batch = [(SENDER, [C], first), (SENDER, [B, C], message(2))]
     with gevent.Timeout(_PATIENCE, False):

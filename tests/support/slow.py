@@ -22,6 +22,7 @@ SLOW = (
     # They try many examples, or large ones.
     "tests/maildir/test_entry.py::test_what_was_written_is_read_again",
     "tests/maildir/test_mark.py::test_a_large_queue_costs_no_more_than_a_small_one",
+    "tests/mailers/test_failover_duplicates.py",
     "tests/smtp/test_cuts.py",
     "tests/smtp/test_fuzzer.py",
     "tests/smtp/test_sevenbit.py::test_the_meaning_stays_the_same",

@@ -23,7 +23,9 @@ how often; rules that were added first win::
     hold = relay.hold("END")             # wait: hold.reached, hold.release()
     relay.trickle("EHLO", b"250 slow", every=0.01)  # a byte at a time
 
-and `down` (or `refuse`) and `up` let the relay go away and come back on the
+With a path as `host` it listens on a unix socket.
+
+And `down` (or `refuse`) and `up` let the relay go away and come back on the
 same port.
 
 A message counts as taken, and is in `messages`, when the reply to its final
@@ -244,12 +246,17 @@ class ScriptedRelay(Record):
 
     def up(self) -> None:
         """Listen, on the same port as before."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self.host, self.port))
+        if self.host.startswith("/"):
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(self.host)
+            self.port = 25  # has no meaning
+        else:
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self.host, self.port))
+            self.port = listener.getsockname()[1]
         listener.listen(128)
-        self.port = listener.getsockname()[1]
         self._listener = listener
         self._spawn(self._accept, listener)
 
@@ -282,7 +289,8 @@ class ScriptedRelay(Record):
                 self._begin(connection)
 
     def _begin(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self.changed:
             self.connections += 1
             cut = self.cuts.pop(0) if self.cuts else None

@@ -18,6 +18,10 @@ UNFIT = {
     "tests/test_benchmarks.py": "they start programs, which are not patched",
     "tests/test_demo.py": "they start programs, which are not patched",
     "tests/smtp/test_fuzzer.py": "waits in threads that share time-outs of 0.1 s",
+    "tests/smtp/test_addresses.py": "a greenlet cannot have an /etc/hosts of its own",
+    "tests/smtp/test_pool.py::test_a_child_does_not_share_with_its_parent": (
+        "the relay is a greenlet of the process that waits for the child"
+    ),
     "tests/smtp/test_pool.py::test_no_thread_to_be_had": "a greenlet can be had",
     "tests/smtp/test_pool.py::test_a_child_has_connections_of_its_own": (
         "the relay is a greenlet of the process that waits for the child"

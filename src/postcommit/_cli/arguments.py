@@ -18,6 +18,7 @@ from postcommit.errors import shown
 
 
 Parser = argparse.ArgumentParser
+Group = argparse._ArgumentGroup
 
 
 def adopt(parser: Parser) -> None:
@@ -26,8 +27,11 @@ def adopt(parser: Parser) -> None:
     parser.add_argument("--adopt", action="store_true", help=told)
 
 
-def options_of(parser: Parser, title: str, schema: Any, *without: str) -> None:
-    """Add the options of `schema`, except for passwords and those of `without`."""
+def options_of(parser: Parser, title: str, schema: Any, *without: str) -> Group:
+    """Add the options of `schema`, except for passwords and those of `without`.
+
+    Returns the group of these options.
+    """
     group = parser.add_argument_group(title)
     for name, field in fields_of(schema).items():
         if name in without or isinstance(field, Password):
@@ -43,6 +47,18 @@ def options_of(parser: Parser, title: str, schema: Any, *without: str) -> None:
             help=_help(field).replace("%", "%%"),
             **kind,
         )
+    return group
+
+
+class Join(argparse.Action):
+    """Joins the texts of a flag that is given several times with blanks."""
+
+    def __call__(
+        self, parser: Parser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        joined = values if before is None else f"{before} {values}"
+        setattr(namespace, self.dest, joined)
 
 
 def _type(schema: Any, name: str) -> Callable[[str], Any]:

@@ -11,6 +11,10 @@ from postcommit.errors import MissingExtraError
 SHELLS = ("bash", "zsh", "fish")
 
 
+# Options that are the path of a file.
+_FILES = ("cafile", "certfile", "keyfile")
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     text = "bash: source <(postcommit completion bash)"
     parser.add_argument("shell", choices=SHELLS, help=text)
@@ -31,7 +35,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         if metavar == "QUEUE":
             action.complete = folders
-        elif metavar == "FILE" or action.dest == "cafile":
+        elif metavar == "FILE" or action.dest in _FILES:
             action.complete = shtab.FILE
         elif "|" in metavar:
             action.choices = metavar.split("|")

@@ -8,13 +8,19 @@ The first of these sources that has an option wins:
    ``$CREDENTIALS_DIRECTORY``.
 3. The file that ``--config``, or ``POSTCOMMIT_CONFIG``, names.
 4. The default in `postcommit.interfaces`.
+
+There may be several relays. ``--failover`` names hosts that are used with the same
+options as the first one. A section ``[postcommit:NAME]`` of the file is a relay that
+has the options of this section, and no others.
 """
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from typing import NoReturn
 
@@ -25,13 +31,15 @@ from postcommit._cli.owner import is_root
 from postcommit._config import sources
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._processor import QueueProcessor
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
-from postcommit.interfaces import IMailer
+from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import SupportsSend
 
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -43,9 +51,14 @@ _CHOICES = {"log_level": LEVELS, "log_format": FORMATS}
 _KNOWN = (
     *fields_of(ISMTPMailer),
     *fields_of(IMailQueueProcessor),
+    *fields_of(IFailoverMailer),
+    "failover",
     "password_file",
     *_CHOICES,
 )
+
+# The host and the port of a further relay. Without a match, there is no port.
+_PLACE = re.compile(r"(\[[^]]*\]|[^:]*)(?::([^:]*))?")
 
 _INSTEAD = "--password-file, POSTCOMMIT_PASSWORD_FILE or systemd's LoadCredential"
 
@@ -59,6 +72,14 @@ def arguments(parser: argparse.ArgumentParser, *, level: str) -> None:
     group.add_argument("--password-file", metavar="FILE", help=told)
     group.add_argument("--password", nargs="?", action=_Refuse, help=argparse.SUPPRESS)
     args.options_of(parser, "relay", ISMTPMailer)
+    title = "further relays, for when the first one fails"
+    group = args.options_of(parser, title, IFailoverMailer)
+    told = (
+        "hosts that are used with the same options, and the same login, if the relay"
+        " fails; an ini file may have a section [postcommit:NAME] for each further"
+        " relay with options of its own"
+    )
+    group.add_argument("--failover", metavar="HOST[:PORT]", action=args.Join, help=told)
     group = parser.add_argument_group("log, on standard error")
     told = f"least level that is logged (default: {level})"
     group.add_argument("--log-level", choices=LEVELS, help=told)
@@ -88,7 +109,7 @@ class Configuration:
     def __init__(
         self, options: argparse.Namespace, environ: Mapping[str, str] = os.environ
     ) -> None:
-        self._given = _collected(options, environ)
+        self._given, self._further = _collected(options, environ)
         self._log = {name: self._chosen(name) for name in _CHOICES}
         self._given = consistent(self._given)
 
@@ -117,12 +138,16 @@ class Configuration:
             raise OptionError("queue_path", None, reason)
         return str(given.value).strip()
 
-    def mailer(self) -> SMTPMailer:
+    def mailer(self) -> SMTPMailer | FailoverMailer:
         """Return the mailer. Raises `OptionError`, with the place of the option."""
-        if "username" in self._given and sources.SECRET not in self._given:
-            reason = f"is needed with a username; give it by {_INSTEAD}"
-            raise OptionError(sources.SECRET, None, reason)
-        mailer: SMTPMailer = build(ISMTPMailer, self._given)
+        relays = self.relays()
+        mailer: SMTPMailer | FailoverMailer = relays[0]
+        if len(relays) > 1:
+            mailer = build(IFailoverMailer, self._given, mailers=relays)
+        else:
+            for name in fields_of(IFailoverMailer).keys() & self._given.keys():
+                reason = "has no effect without a second relay; name it by --failover"
+                raise self._given[name].refused(reason)
         if is_root():
             # Later we act as the owner of the queue, who may not be allowed to read
             # them. If this fails, it fails again with the first connection.
@@ -130,7 +155,43 @@ class Configuration:
                 mailer.read_certificates()
         return mailer
 
-    def processor(self, mailer: IMailer) -> QueueProcessor:
+    def relays(self) -> list[SMTPMailer]:
+        """Return a mailer for each relay. Raises `OptionError`, as `mailer`."""
+        if "username" in self._given and sources.SECRET not in self._given:
+            reason = f"is needed with a username; give it by {_INSTEAD}"
+            raise OptionError(sources.SECRET, None, reason)
+        relays: list[SMTPMailer] = [build(ISMTPMailer, self._given)]
+        seen = {(relays[0].hostname, relays[0].port)}
+        if failover := self._given.get("failover"):
+            for text in str(failover.value).replace(",", " ").split():
+                relay = self._relay_at(failover, text)
+                if (relay.hostname, relay.port) in seen:
+                    place = f"{relay.hostname}:{relay.port}"
+                    raise failover.refused(f"the relay {place} is there twice")
+                seen.add((relay.hostname, relay.port))
+                relays.append(relay)
+        for options in self._further:
+            if "username" in options and sources.SECRET not in options:
+                reason = "needs a password or a password_file in the same section"
+                raise options["username"].refused(reason)
+            relays.append(build(ISMTPMailer, options))
+        return relays
+
+    def _relay_at(self, failover: Given, text: str) -> SMTPMailer:
+        """Return a mailer with the options of the first one, for another host."""
+        try:
+            options = {**self._given, **_host(failover, text)}
+            relay: SMTPMailer = build(ISMTPMailer, options)
+        except OptionError as error:
+            if error.name != failover.name:
+                raise
+            # The whole value is shown, because a part may be a password.
+            reason = error.reason
+        else:
+            return relay
+        raise failover.refused(reason)
+
+    def processor(self, mailer: SupportsSend) -> QueueProcessor:
         """Return a processor of the queue. Raises `OptionError`, as `mailer`."""
         path = self.queue_path
         made: QueueProcessor = build(
@@ -139,10 +200,24 @@ class Configuration:
         return made
 
 
+def _host(failover: Given, text: str) -> dict[str, Given]:
+    """Return the options of a relay that is given as ``host`` or ``host:port``.
+
+    An IPv6 address with a port has brackets, as in a URL.
+    """
+    split = _PLACE.fullmatch(text)
+    host, port = split.groups() if split else (text, None)
+    found = {"hostname": replace(failover, value=host.strip("[]"))}
+    return {**found, "port": replace(failover, value=port)} if port else found
+
+
 def _collected(
     options: argparse.Namespace, environ: Mapping[str, str]
-) -> dict[str, Given]:
-    """Return the options of all sources, each from the first source that has it."""
+) -> tuple[dict[str, Given], list[dict[str, Given]]]:
+    """Return the options of all sources, each from the first source that has it.
+
+    The second value has the options of each further relay.
+    """
     told = sources.from_arguments(vars(options), _KNOWN)
     variables = sources.from_environment(environ, (*_KNOWN, "config"))
     config = variables.pop("config", None)
@@ -150,7 +225,9 @@ def _collected(
     if sources.SECRET not in found:
         found |= sources.credentials(environ)
     path = options.config or (config and config.value)
+    further = []
     if path:
         found = {**sources.from_file(path, _KNOWN), **found}
+        further = sources.further_relays(path, fields_of(ISMTPMailer))
     # An empty argument is like a missing argument, but wins over the other sources.
-    return {name: one for name, one in found.items() if one.value != ""}
+    return {name: one for name, one in found.items() if one.value != ""}, further

@@ -19,8 +19,8 @@ from postcommit._mailers.foreign import pipeline_of
 from postcommit._transaction.event import Notify
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
-from postcommit.interfaces import IMailer
 from postcommit.interfaces import IPipelineMailer
+from postcommit.interfaces import Mailer
 from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Sendable
 
@@ -29,7 +29,7 @@ from postcommit.interfaces import Sendable
 class WatchedMailer:
     """Calls `watch` with each report of `mailer`. Threads may share it."""
 
-    def __init__(self, mailer: IMailer, watch: Callable[[Any], None]) -> None:
+    def __init__(self, mailer: Mailer, watch: Callable[[Any], None]) -> None:
         self._mailer = mailer
         self._watch = watch
 

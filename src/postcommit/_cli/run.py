@@ -31,9 +31,10 @@ from postcommit._cli.service import Supervisor
 from postcommit._cli.service import check_queue
 from postcommit._maildir.mounts import REMOTE_ADVICE
 from postcommit._maildir.mounts import remoteness
+from postcommit._mailers.failover import FailoverMailer
 from postcommit._processor import QueueProcessor
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import text_of
-from postcommit.interfaces import ISMTPMailer
 
 
 log = logging.getLogger("postcommit.cli.run")
@@ -66,7 +67,7 @@ class Drainer(NamedTuple):
     """A processor and its mailer, made from one configuration."""
 
     processor: QueueProcessor
-    mailer: ISMTPMailer
+    mailer: SMTPMailer | FailoverMailer
 
     def is_alive(self, now: float) -> bool:
         """Return whether it gave a sign of life. `now` is a monotonic time."""

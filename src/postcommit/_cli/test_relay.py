@@ -48,15 +48,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print how the relay answers. Return 1 if something failed."""
+    """Print how each relay answers. Return 1 if something failed."""
     found = Configuration(options)
-    mailer = found.mailer()
+    found.mailer()  # refuses options that have no effect
     mail = _mail(options)
     logs.set_up(found.log_level(_LEVEL), found.log_format)
+    return max([_test(mailer, mail) for mailer in found.relays()])
+
+
+def _test(mailer: SMTPMailer, mail: Composed | None) -> int:
+    """Print how the relay of `mailer` answers; return 1 if something failed."""
     finding = probe(mailer)
     _print(mailer, finding)
     if finding.failure is not None:
         hint = _hint(finding, finding.failure, mailer.tls)
+        if mailer.relay.is_unix and finding.failure.reply is None:
+            hint = ""  # it is about a port
         failed = coloured("failed", "red", sys.stdout)
         print(f"{failed}: {_shown(finding.failure)}{hint}")
         return 1
@@ -67,12 +74,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
-    _line("relay", f"{mailer.hostname}:{mailer.port}, tls={mailer.tls}")
+    _line("relay", f"{mailer.relay}, tls={mailer.tls}")
+    if len(finding.tried) > 1:
+        for address, failure in finding.tried:
+            _line("address", f"{address}: {'yes' if failure is None else failure}")
     _line("connection", "yes" if finding.is_connected else "no")
     if finding.is_connected:
         _line("encryption", finding.tls or "none")
     if finding.certificate is not None:
         _print_certificate(finding.certificate)
+    elif finding.tls is not None:
+        _line("certificate", "not verified")
     for name, parameters in sorted(finding.extensions.items()):
         _line("offers", f"{name} {parameters}".strip())
     if finding.logged_in:
@@ -89,7 +101,7 @@ def _hint(finding: Diagnosis, failure: RelayError, tls: str) -> str:
         wants_login = failure.reply.code in _WANTS_LOGIN
         return "; set username and password_file" if wants_login else ""
     # The relay has not sent a greeting. It may be waiting for TLS.
-    is_silent = not finding.extensions and tls != TLSMode.IMPLICIT
+    is_silent = not finding.is_greeted and tls != TLSMode.IMPLICIT
     return "; set tls to 'implicit' if it is port 465" if is_silent else ""
 
 

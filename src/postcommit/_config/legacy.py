@@ -101,8 +101,6 @@ PYRAMID_MAILER = Library(
         "top_level_directory": "folder",
     },
     refused={
-        "certfile": "certificates of clients are not supported",
-        "keyfile": "certificates of clients are not supported",
         "sendmail_template": "the program gets its arguments; name it in sendmail_app",
         "debug": "set the level of the logger 'postcommit' instead",
     },

@@ -20,7 +20,6 @@ from typing import Any
 from typing import cast
 
 from transaction.interfaces import ITransactionManager
-from zope.interface import Interface
 from zope.schema import Bool
 from zope.schema import Choice
 from zope.schema import Float
@@ -38,7 +37,9 @@ from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
 from postcommit.errors import is_url
 from postcommit.interfaces import IDefaultSender
-from postcommit.interfaces import IMailer
+from postcommit.interfaces import SupportsSend
+from postcommit.interfaces import can_be_host
+from postcommit.interfaces import is_ip_address
 from postcommit.interfaces import is_path
 
 
@@ -46,6 +47,9 @@ _TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})
 _FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
 
 _TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
+
+# What the constraint of a field takes.
+_CONSTRAINTS = {can_be_host: "a host name or address", is_ip_address: "an IP address"}
 
 
 # Names
@@ -131,14 +135,14 @@ def truth(value: Any) -> bool | None:
 # Values
 
 
-def checked(schema: type[Interface], name: str, value: Any) -> Any:
+def checked(schema: Any, name: str, value: Any) -> Any:
     """Return `value` as the field `name` of `schema` has it.
 
     A path becomes a str, and an int becomes a float for a field of this type. Raises
     `OptionError` for a value that the field refuses. The error is raised without its
     cause, which would show the value. This may be a password.
     """
-    field = cast(Any, schema)[name]
+    field = schema[name]
     with suppress(ValidationError, TypeError, OverflowError):
         # zope.schema takes a bool for an int, and an int for a bool.
         is_int = isinstance(value, int) and isinstance(field, Bool | Int | Float)
@@ -163,6 +167,8 @@ def _expectation(field: IField) -> str:
         words = "one of " + ", ".join(repr(term.value) for term in field.vocabulary)
     elif isinstance(field, Object):
         words = f"an object that provides {field.schema.__name__}"
+    elif vars(field).get("constraint") in _CONSTRAINTS:
+        words = _CONSTRAINTS[vars(field)["constraint"]]
     else:
         words = next(
             (words for kind, words in _TYPES if isinstance(field, kind)),
@@ -182,7 +188,7 @@ def _bounds(field: IField) -> str:
     return " that is not empty" if getattr(field, "min_length", None) else ""
 
 
-def checked_queue_path(schema: type[Interface], value: Any) -> str:
+def checked_queue_path(schema: Any, value: Any) -> str:
     """Return `value` as the absolute path of a queue.
 
     A relative path is made absolute now, because the working directory may change
@@ -199,7 +205,7 @@ def checked_queue_path(schema: type[Interface], value: Any) -> str:
     raise OptionError("queuePath", path, reason)
 
 
-def checked_mailer(mailer: Any) -> IMailer:
+def checked_mailer(mailer: Any) -> SupportsSend:
     """Return `mailer`. Raises `OptionError` for one without ``send()``.
 
     It may be an object that does not provide `IMailer`. For example, its ``send()`` may
@@ -208,6 +214,27 @@ def checked_mailer(mailer: Any) -> IMailer:
     if not callable(getattr(mailer, "send", None)):
         raise OptionError("mailer", mailer, "must have a method send()")
     return mailer  # type: ignore[no-any-return]
+
+
+def checked_mailers(mailers: Any) -> tuple[SupportsSend, ...]:
+    """Return `mailers` as a tuple: at least one, each as `checked_mailer` has it.
+
+    Raises `OptionError` also if one of them is there twice.
+    """
+    try:
+        found = (mailers,) if isinstance(mailers, str) else tuple(mailers)
+    except TypeError:
+        reason = "must be several mailers, such as [first, second]"
+        raise OptionError("mailers", mailers, reason) from None
+    if not found:
+        raise OptionError("mailers", mailers, "must have at least one mailer")
+    for number, mailer in enumerate(found):
+        if not callable(getattr(mailer, "send", None)):
+            reason = f"number {number + 1} must have a method send()"
+            raise OptionError("mailers", mailer, reason)
+        if any(mailer is other for other in found[:number]):
+            raise OptionError("mailers", mailer, "is there twice")
+    return found
 
 
 def checked_manager(manager: Any) -> ITransactionManager:

@@ -9,6 +9,7 @@ parsed.
 section of a file     keys
 ====================  ====================================================
 ``postcommit``        the options that are `known` to the caller
+``postcommit:NAME``   those of a further relay, see `further_relays`
 ``app:zope-sendmail`` those of the script of zope.sendmail
 ``app:qp``            those of the script of repoze.sendmail
 ====================  ====================================================
@@ -20,6 +21,7 @@ from __future__ import annotations
 import configparser
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -41,6 +43,8 @@ SECRET = "password"  # noqa: S105
 _FILE = "password_file"
 
 _OURS = "postcommit"
+# A section that is probably meant as that of a further relay.
+_NEARLY = re.compile(rf"{_OURS}[^\w:]")
 _SCRIPTS = {
     "app:zope-sendmail": legacy.ZOPE_SENDMAIL_SCRIPT,
     "app:qp": legacy.REPOZE_SENDMAIL_SCRIPT,
@@ -154,6 +158,28 @@ def from_file(path: str, known: Iterable[str]) -> dict[str, Given]:
         },
         library,
     )
+
+
+def further_relays(path: str, known: Iterable[str]) -> list[dict[str, Given]]:
+    """Return the options of each section ``postcommit:NAME``, in their order.
+
+    Raises as `from_file` does, and `ConfigError` for a section without options.
+    """
+    parser = _parsed(path, configparser.RawConfigParser(default_section="\n"))
+    known = (*known, _FILE)
+    found = []
+    for section in parser.sections():
+        if _NEARLY.match(section):
+            name = section[len(_OURS) + 1 :].strip()
+            reason = f"[{section}] is not read; do you mean [{_OURS}:{name}]?"
+            raise ConfigError(path, "section", None, reason)
+        if section.startswith(f"{_OURS}:"):
+            source = f"{path}, [{section}]"
+            options = with_password(_known(source, parser.items(section), known))
+            if not options:
+                raise ConfigError(source, "hostname", None, "name the relay")
+            found.append(options)
+    return found
 
 
 def _parsed(

@@ -33,7 +33,7 @@ from zope.interface import Interface
 
 from postcommit._drain.schedule import Schedule
 from postcommit._mail.entry import Entry
-from postcommit.interfaces import IBatch
+from postcommit.interfaces import Batch
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class IQueue(Interface):
 
     name: str = Attribute("A path, or a URL without its password; for logs.")
 
-    def batch() -> IBatch:
+    def batch() -> Batch:
         """Return a batch: the entries that one transaction accepts together."""
 
     def stage(

@@ -26,7 +26,7 @@ from postcommit._drain.settle import Settler
 from postcommit._drain.worker import Worker
 from postcommit._log import Log
 from postcommit.errors import QueueError
-from postcommit.interfaces import IMailer
+from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import Tally
 
 
@@ -82,7 +82,7 @@ class Drain:
     def __init__(
         self,
         queue: IQueue,
-        mailer: IMailer,
+        mailer: SupportsSend,
         schedule: Schedule,
         pace: Pace,
         clock: Callable[[], float] | None = None,

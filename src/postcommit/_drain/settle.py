@@ -50,8 +50,8 @@ from postcommit._transaction.event import announce
 from postcommit._transaction.event import dispatch_events
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
-from postcommit.interfaces import IMailer
 from postcommit.interfaces import Status
+from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import Tally
 
 
@@ -77,7 +77,7 @@ class Settler:
     def __init__(
         self,
         consumer: IConsumer,
-        mailer: IMailer,
+        mailer: SupportsSend,
         schedule: Schedule,
         breaker: Breaker,
     ) -> None:

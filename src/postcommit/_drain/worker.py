@@ -19,7 +19,7 @@ from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.foreign import pipeline_of
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
-from postcommit.interfaces import IMailer
+from postcommit.interfaces import SupportsSend
 
 
 # Read-ahead: while each message takes less than this many seconds, several entries are
@@ -48,7 +48,7 @@ class Worker:
     def __init__(
         self,
         consumer: IConsumer,
-        mailer: IMailer,
+        mailer: SupportsSend,
         breaker: Breaker,
         settler: Settler,
         take: Take | None = None,

@@ -32,7 +32,7 @@ _INSTEAD = "\N{REPLACEMENT CHARACTER}"
 @implementer(IReply)
 @dataclass(frozen=True)
 class Reply:
-    """See `IReply`."""
+    """The reply of an SMTP server, see `IReply`."""
 
     code: int = 0
     enhanced: str = ""
@@ -47,7 +47,7 @@ class Reply:
 @implementer(IOutcome)
 @dataclass(frozen=True)
 class Outcome:
-    """See `IOutcome`."""
+    """The outcome of one recipient in one attempt, see `IOutcome`."""
 
     recipient: str
     status: Status
@@ -58,7 +58,7 @@ class Outcome:
 @implementer(IDeliveryReport)
 @dataclass(frozen=True)
 class DeliveryReport:
-    """See `IDeliveryReport`.
+    """The outcomes of one message in one attempt, see `IDeliveryReport`.
 
     `too_many_connections` is True if the relay refused one more connection while others
     of this mailer were in use; only with `relay_failure`. `announced` is True if
@@ -103,7 +103,7 @@ class DeliveryReport:
         return tuple(outcome for outcome in self.outcomes if outcome.status is status)
 
     def raise_for_failure(self) -> None:
-        """See `IDeliveryReport`."""
+        """Raise `DeliveryError` unless every recipient was sent."""
         if self.relay_failure is not None:
             raise DeliveryError(self, f"the relay failed: {self.relay_failure}")
         failed = [o for o in self.outcomes if o.status is not Status.SENT]

@@ -97,16 +97,16 @@ def check_path(path: str) -> None:
 @provider(IMaildirFactory)
 @implementer(IMaildir)
 class Maildir:
-    """See `IMaildir`, and `IMaildirFactory` for the arguments."""
+    """A Maildir folder. See `IMaildir`, and `IMaildirFactory` for the arguments."""
 
     def __init__(self, dirname: str, create: bool = False) -> None:
-        self.path = os.fsdecode(dirname)
+        self.path: str = os.fsdecode(dirname)
         with explained(self.path, "open the Maildir", MaildirError):
             exists = _check_folders(self.path)
             if not os.path.isabs(self.path):
                 # Should the process change its folder, this one is still meant.
                 self.path = os.path.join(os.getcwd(), self.path)
-        self.is_new = create and not exists
+        self.is_new: bool = create and not exists
         if self.is_new:
             with explained(self.path, "create the Maildir", MaildirError):
                 create_maildir(self.path)
@@ -122,6 +122,7 @@ class Maildir:
             self.identity = self.path, tmp.st_dev, tmp.st_ino
 
     def __iter__(self) -> Iterator[str]:
+        """Iterate over the path names of the messages, new ones first."""
         yield from self.paths("new")
         yield from self.paths("cur")
 
@@ -146,6 +147,7 @@ class Maildir:
                 yield [f"{folder}/{found}" for found in part]
 
     def newMessage(self) -> MaildirMessageWriter:
+        """Create a file in ``tmp`` and return its writer."""
         return MaildirMessageWriter(self, unique_name())
 
     def add(
@@ -204,9 +206,9 @@ class Staged:
     def __init__(self, maildir: Maildir, name: str) -> None:
         self.name = name
         self._maildir = maildir
-        self.path = f"{maildir.tmp}/{name}"
-        self.target = f"{maildir.new}/{name}"
-        self.checksum = 0
+        self.path: str = f"{maildir.tmp}/{name}"
+        self.target: str = f"{maildir.new}/{name}"
+        self.checksum: int = 0
 
     def sync(self) -> None:
         """Have its content on the disk."""
@@ -279,7 +281,10 @@ class Staged:
 
 @implementer(IMaildirMessageWriter)
 class MaildirMessageWriter(Staged):
-    """See `IMaildirMessageWriter`; not buffered, each call is a system call."""
+    """Writes one message into a Maildir, see `IMaildirMessageWriter`.
+
+    It has no buffer: each call is a system call.
+    """
 
     def __init__(self, maildir: Maildir, name: str) -> None:
         super().__init__(maildir, name)
@@ -289,6 +294,7 @@ class MaildirMessageWriter(Staged):
                 give_to_owner(self._open.descriptor, maildir.tmp)
 
     def write(self, data: bytes | memoryview | str) -> None:
+        """Write bytes, or a str as UTF-8."""
         self.writelines((data,))
 
     def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
@@ -296,7 +302,7 @@ class MaildirMessageWriter(Staged):
         if self._open.descriptor == -1:
             raise ValueError(f"{self.path}: is closed, cannot be written to")
         with explained(self.path, "write"):
-            self.checksum = write(self._open.descriptor, encoded, self.checksum)
+            self.checksum: int = write(self._open.descriptor, encoded, self.checksum)
 
     def close(self) -> None:
         with explained(self.path, "write"):

@@ -73,6 +73,7 @@ from postcommit.errors import EntryError
 from postcommit.errors import MaildirError
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
+from postcommit.interfaces import Batch
 from postcommit.interfaces import IBatch
 
 
@@ -126,7 +127,7 @@ class Store:
 
     # Accept
 
-    def batch(self) -> IBatch:
+    def batch(self) -> Batch:
         """Return the batch by which one transaction's entries are accepted."""
         return Staging(self.maildir)
 

@@ -12,6 +12,7 @@ from typing import Any
 import transaction
 from zope.interface import implementer
 
+from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.message import message_id_of
@@ -73,7 +74,7 @@ class OneByOne(Pipeline):
         return self.completed()
 
 
-class BaseMailer(ABC):
+class BaseMailer(ReadOnlyOptions, ABC):
     """Has `IMailer.send` and `IPipelineMailer.pipeline`, around `_transmit`."""
 
     notify: Notify
@@ -84,7 +85,13 @@ class BaseMailer(ABC):
         toaddrs: Addresses | None,
         message: Sendable,
     ) -> DeliveryReport:
-        """Transmit `message`, and announce the report, see `IMailer`.
+        """Transmit `message` now, announce the report, and return it.
+
+        `fromaddr` is the envelope's sender, and ``""`` is the null sender. `toaddrs` is
+        one address or an iterable of them. None means the addresses of the header.
+        `message` is an `EmailMessage`, bytes, or a str with header and body. Raises
+        nothing for a delivery problem, and ValueError or TypeError for arguments that
+        can never work. See `IMailer`.
 
         The events are published in the transaction of the caller, if there is one, or
         after its commit, if it is being committed. An interrupt in a subscriber, such

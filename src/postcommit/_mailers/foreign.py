@@ -8,6 +8,7 @@ that break their contract.
 """
 from __future__ import annotations
 
+import math
 import smtplib
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import cast
 
 import zope.event
 
+from postcommit import interfaces
 from postcommit._log import Log
 from postcommit._mail.address import on_the_wire
 from postcommit._mail.message import message_id_of
@@ -27,6 +29,7 @@ from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._mail.report import judge
+from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import OneByOne
 from postcommit._mailers.base import Pipeline
 from postcommit._transaction.event import Notify
@@ -34,12 +37,11 @@ from postcommit.errors import DeliveryError
 from postcommit.errors import RelayError
 from postcommit.errors import text_of
 from postcommit.interfaces import IDeliveryReport
-from postcommit.interfaces import IMailer
-from postcommit.interfaces import IPipeline
-from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IReply
 from postcommit.interfaces import Outgoing
+from postcommit.interfaces import PipelineMailer
 from postcommit.interfaces import Status
+from postcommit.interfaces import SupportsSend
 
 
 log = Log("postcommit.mailers.foreign")
@@ -48,20 +50,47 @@ log = Log("postcommit.mailers.foreign")
 _NO_LOGIN = ("No suitable authentication method", "Server AUTH mechanism infinite loop")
 
 
-def pipeline_of(mailer: IMailer) -> Pipeline:
+def pipeline_of(mailer: SupportsSend) -> Pipeline:
     """Return a pipeline of `mailer`: its own one, or one around its ``send()``.
+
+    A subclass or an instance may have a ``send()`` of its own, and inherit the pipeline
+    of a mailer of ours. That pipeline would bypass it. So whichever of the two is
+    defined closer to the instance is used. The same holds for ``_transmit()``.
 
     Raises what ``mailer.pipeline()`` raises.
     """
-    # A wrapper with ``__getattr__`` has the pipeline of the mailer that it wraps, which
-    # would bypass its own ``send()``. So the type is asked.
-    if not hasattr(type(mailer), "pipeline"):
+    own, send = _distance(mailer, "pipeline"), _distance(mailer, "send")
+    if own == math.inf or send < own:
         return _Sending(lambda mail: _send(mailer, mail))
-    pipeline = cast(IPipelineMailer, mailer).pipeline()
-    return pipeline if isinstance(pipeline, Pipeline) else _Checked(mailer, pipeline)
+    if issubclass(type(mailer), BaseMailer) and _distance(mailer, "_transmit") < own:
+        return BaseMailer.pipeline(cast(BaseMailer, mailer))
+    pipeline = cast(PipelineMailer, mailer).pipeline()
+    if isinstance(pipeline, Pipeline):
+        return pipeline
+    if _distance(pipeline, "offer") == math.inf:  # that of a mock object, for example
+        return _Sending(lambda mail: _send(mailer, mail))
+    return _Checked(mailer, pipeline)
 
 
-def notify_of(mailer: IMailer) -> Notify:
+def _distance(mailer: object, name: str) -> float:
+    """Return how far from `mailer` its attribute `name` is defined.
+
+    -1 is the instance, 0 is its class, and then come the bases. It is infinite if none
+    of them has it, or has None. A wrapper with ``__getattr__`` does not count as having
+    the attributes of the mailer that it wraps.
+    """
+    try:
+        places = [object.__getattribute__(mailer, "__dict__")]
+    except AttributeError:  # it has slots
+        places = [{}]
+    places += map(vars, type(mailer).__mro__)
+    for distance, place in enumerate(places, -1):
+        if name in place:
+            return math.inf if place[name] is None else distance
+    return math.inf
+
+
+def notify_of(mailer: SupportsSend) -> Notify:
     """Return the function that the events of `mailer` are published with.
 
     Call it for each report: a mailer may get another one while a processor runs.
@@ -87,7 +116,7 @@ class _Sending(OneByOne):
 class _Checked(Pipeline):
     """A pipeline written elsewhere, with reports that keep their contract."""
 
-    def __init__(self, mailer: IMailer, pipeline: IPipeline) -> None:
+    def __init__(self, mailer: SupportsSend, pipeline: interfaces.Pipeline) -> None:
         self._mailer = mailer
         self._pipeline = pipeline
         self._offered: deque[tuple[Outgoing, Any]] = deque()
@@ -119,7 +148,7 @@ class _Checked(Pipeline):
         raise RuntimeError(f"{self._mailer!r} gave a report too many, or out of order")
 
 
-def _send(mailer: IMailer, mail: Outgoing) -> DeliveryReport:
+def _send(mailer: SupportsSend, mail: Outgoing) -> DeliveryReport:
     try:
         result = mailer.send(mail.sender, mail.recipients, mail.message)
     except Exception as error:  # whatever a mailer raises is an outcome

@@ -18,6 +18,7 @@ from postcommit._mail.address import on_the_wire
 from postcommit._mail.message import message_id_of
 from postcommit._mail.message import to_crlf
 from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._mailers.base import BaseMailer
 from postcommit.errors import RelayError
@@ -32,7 +33,7 @@ _check = functools.partial(checked, ISendmailMailer)
 _REJECTED = frozenset({os.EX_DATAERR, os.EX_NOINPUT, os.EX_NOUSER, os.EX_NOHOST})
 _BROKEN = frozenset({os.EX_OSFILE, os.EX_NOPERM, os.EX_CONFIG})
 
-_TOO_MANY = Reply(0, "5.5.3", "More recipients than fit into a command line")
+_TOO_LONG = "4.4.7"
 
 _MOST_OF_STDERR = 2000
 
@@ -41,10 +42,13 @@ _MOST_OF_STDERR = 2000
 class SendmailMailer(BaseMailer):
     """Runs the local ``sendmail`` command, see `ISendmailMailer`.
 
-    All recipients share one outcome, which the exit status of the program decides
-    (sysexits.h). It is a failure of the relay if the program cannot be run, or lacks
-    permission or configuration. The recipients are uncertain if the program was killed
-    or took too long.
+    The program is run once for each `recipients_per_transaction` recipients, or less if
+    they do not fit into its command line. The recipients of a call share one outcome,
+    which the exit status of the program decides (sysexits.h). It is a failure of the
+    relay if the program cannot be run, or lacks permission or configuration. Then the
+    outcomes of earlier calls stay, and the other recipients have none. The recipients
+    are uncertain if the program was killed or took too long. After a call that took too
+    long, the others are deferred.
     """
 
     def __init__(
@@ -52,30 +56,47 @@ class SendmailMailer(BaseMailer):
         command: str = ISendmailMailer["command"].default,
         *,
         timeout: float = ISendmailMailer["timeout"].default,
+        recipients_per_transaction: int = ISendmailMailer[
+            "recipients_per_transaction"
+        ].default,
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         self.command: str = _check("command", command)
         self.timeout: float = _check("timeout", timeout)
+        self.recipients_per_transaction: int = _check(
+            "recipients_per_transaction", recipients_per_transaction
+        )
         self.notify = notify
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.command}>"
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
-        message_id, recipients = message_id_of(mail.message), mail.recipients
+        message_id, recipients = message_id_of(mail.message), tuple(mail.recipients)
         # Line ends are those of a local file; dots need no care, because of -i.
         data = to_crlf(mail.message).replace(b"\r\n", b"\n")
-        try:
-            status, reply = self._run(self._arguments(mail.sender, recipients), data)
-        except OSError as error:
-            if error.errno == errno.E2BIG:
-                return DeliveryReport.alike(
-                    message_id, recipients, Status.REJECTED, _TOO_MANY
+        outcomes: list[Outcome] = []
+        most = self.recipients_per_transaction
+        while len(outcomes) < len(recipients):
+            some = recipients[len(outcomes) : len(outcomes) + most]
+            try:
+                status, reply = self._run(self._arguments(mail.sender, some), data)
+            except OSError as error:
+                if error.errno == errno.E2BIG and len(some) > 1:
+                    most = len(some) // 2
+                    continue
+                failure = RelayError(f"{self.command} cannot be run: {error}")
+                failure.__cause__ = error
+                return DeliveryReport(
+                    message_id, recipients, tuple(outcomes), relay_failure=failure
                 )
-            failure = RelayError(f"{self.command} cannot be run: {error}")
-            failure.__cause__ = error
-            return DeliveryReport(message_id, recipients, relay_failure=failure)
-        return DeliveryReport.alike(message_id, recipients, status, reply)
+            outcomes += [Outcome(recipient, status, reply) for recipient in some]
+            if reply.enhanced == _TOO_LONG:
+                # The next call would probably take as long. It can wait.
+                rest = recipients[len(outcomes) :]
+                later = Reply(0, _TOO_LONG, f"Not tried, because {reply.text}")
+                outcomes += [Outcome(r, Status.DEFERRED, later) for r in rest]
+        return DeliveryReport(message_id, recipients, tuple(outcomes))
 
     def _arguments(self, sender: str, recipients: tuple[str, ...]) -> list[bytes]:
         path = on_the_wire(sender) if sender else "<>"
@@ -103,7 +124,7 @@ class SendmailMailer(BaseMailer):
                     process.wait(self.timeout)
                 except subprocess.TimeoutExpired:
                     text = f"{self.command} took longer than {self.timeout:g} s"
-                    return Status.UNCERTAIN, Reply(0, "4.4.7", text)
+                    return Status.UNCERTAIN, Reply(0, _TOO_LONG, text)
                 finally:
                     _kill(process)
             errors.seek(0)

@@ -13,21 +13,29 @@ hyphen or the line end.
 """
 from __future__ import annotations
 
+import enum
 import ipaddress
+import itertools
 import re
 import select
 import socket
 import ssl
+import stat
 import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
 
 from postcommit._log import printable
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.tls import TLS
+from postcommit._smtp.tls import about_client
+from postcommit._smtp.tls import remedy
 from postcommit.errors import RelayError
 from postcommit.interfaces import TLSMode
 
@@ -46,6 +54,9 @@ _READ_SIZE = 1 << 16
 # relay shall not fill our memory.
 MAX_REPLY = 1 << 16
 
+# Seconds to wait for bytes that are already there.
+_AT_ONCE = 0.001
+
 # Maximum bytes of a reply that is cached when it was parsed: those to an envelope are
 # mostly the same for each message.
 _SHORT = 128
@@ -55,6 +66,7 @@ _INSTEAD = "\N{REPLACEMENT CHARACTER}"
 
 _CODE = re.compile(rb"([2-5][0-9][0-9])(?![0-9])[ \t-]?")
 _LAST = re.compile(rb"[2-5][0-9][0-9](?![0-9-])")
+_OLD_AUTH = re.compile("AUTH=", re.IGNORECASE)
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z)")
 
 _DOTTED_NAME = re.compile(
@@ -75,17 +87,22 @@ class Timeouts:
     quit: float = 1.0  # nothing depends on it
 
     @classmethod
-    def alike(cls, connect: float, timeout: float) -> Timeouts:
-        """Return the same `timeout` for each phase after `connect`."""
+    def alike(cls, connect: float, timeout: float, end: float = end) -> Timeouts:
+        """Return the same `timeout` for each phase after `connect`, but not for `end`.
+
+        What is cut off at the end of a message is sent again.
+        """
         limit = min(timeout, cls.quit)
-        return cls(connect, timeout, timeout, timeout, timeout, timeout, limit)
+        return cls(connect, timeout, timeout, timeout, timeout, end, limit)
 
 
 @dataclass(frozen=True)
 class Relay:
-    """The address of a relay, with time-outs, TLS and credentials.
+    """A relay, with time-outs, TLS, credentials and the name to say in EHLO.
 
-    Without `credentials`, connections do not log in.
+    If `hostname` begins with a slash, it is the path of a unix socket, and `port` has
+    no meaning. Without `credentials`, connections do not log in. With a
+    `source_address`, only addresses of its family are used.
     """
 
     hostname: str
@@ -93,37 +110,106 @@ class Relay:
     timeouts: Timeouts
     tls: TLS
     credentials: Credentials | None = None
+    helo_name: str | None = None
+    source_address: str | None = None
+    protocol: str = "smtp"
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether the relay listens on a unix socket."""
+        return self.hostname.startswith("/")
 
     def __str__(self) -> str:
-        return f"{self.hostname}:{self.port}"
+        return self.hostname if self.is_unix else f"{self.hostname}:{self.port}"
 
 
-def connect(relay: Relay) -> Connection:
-    """Connect to the first address of `relay` that answers. Raises `RelayError`.
+class Address(NamedTuple):
+    """One address of a relay, as the functions of sockets take it."""
 
-    ``timeouts.connect`` is for all addresses together: each gets its share of what is
-    left of it.
+    family: int
+    name: Any
+
+    def __str__(self) -> str:
+        if self.family == socket.AF_UNIX:
+            return str(self.name)
+        host: str = self.name[0]
+        return f"[{host}]" if ":" in host else host
+
+
+def addresses_of(relay: Relay) -> list[Address]:
+    """Return the addresses of `relay`, IPv6 and IPv4 in turns (RFC 8305, 4).
+
+    The name is looked up each time. Raises `RelayError` if it has no address.
     """
-    deadline = time.monotonic() + relay.timeouts.connect
-    failure: Exception = OSError("the name has no address")
+    if relay.is_unix:
+        return [Address(socket.AF_UNIX, relay.hostname)]
+    family, needed = socket.AF_UNSPEC, ""
+    if relay.source_address is not None:
+        is_new = ":" in relay.source_address
+        family = socket.AF_INET6 if is_new else socket.AF_INET
+        needed = f" (only {'IPv6' if is_new else 'IPv4'}, because of source_address)"
     try:
-        found = socket.getaddrinfo(relay.hostname, relay.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(
+            relay.hostname, relay.port, family, socket.SOCK_STREAM
+        )
     except (OSError, ValueError) as error:  # ValueError if it cannot be a host name
-        found, failure = [], error
-    for number, (family, kind, protocol, _, address) in enumerate(found):
-        share = (deadline - time.monotonic()) / (len(found) - number)
-        opened = None
+        raise RelayError(f"no connection to {relay}: {error}{needed}") from error
+    families: dict[int, dict[Address, None]] = {}
+    for family, _, _, _, name in found:
+        families.setdefault(family, {})[Address(family, name)] = None
+    turns = itertools.zip_longest(*families.values())
+    return [address for turn in turns for address in turn if address is not None]
+
+
+def connect(relay: Relay, address: Address) -> Connection:
+    """Connect to `address` of `relay`. Raises `RelayError`."""
+    try:
+        opened = socket.socket(address.family, socket.SOCK_STREAM)
         try:
-            opened = socket.socket(family, kind, protocol)
-            opened.settimeout(max(share, 0.001))
-            opened.connect(address)
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return Connection(opened, relay)
-        except OSError as error:
-            failure = error
-            if opened is not None:
-                opened.close()
-    raise RelayError(f"no connection to {relay}: {failure}") from failure
+            opened.settimeout(relay.timeouts.connect)
+            if relay.source_address is not None:
+                _bind(opened, relay.source_address)
+            opened.connect(address.name)
+            if address.family != socket.AF_UNIX:
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            opened.close()
+            raise
+    except OSError as error:
+        reason = str(error)
+        if relay.is_unix and _is_something_else(relay.hostname):
+            reason = "it is not a socket"
+        raise RelayError(f"no connection to {relay}: {reason}") from error
+    return Connection(opened, relay, address)
+
+
+def _bind(opened: socket.socket, source: str) -> None:
+    """Connect from `source`, an IP address, and a port that the system chooses."""
+    try:
+        [(*_, name)] = socket.getaddrinfo(
+            source, 0, opened.family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        opened.bind(name)
+    except OSError as error:
+        text = f"source_address={source!r} cannot be used on this host"
+        raise OSError(f"{text}: {error.strerror}") from error
+
+
+def _is_something_else(path: str) -> bool:
+    """Return True if `path` exists and is not a socket."""
+    try:
+        return not stat.S_ISSOCK(Path(path).stat().st_mode)
+    except OSError:
+        return False
+
+
+class Phase(enum.Enum):
+    """How far a connection has come on its way to the first message."""
+
+    GREETING = "the relay has not welcomed us yet"
+    HELLO = "EHLO and STARTTLS"
+    LOGIN = "AUTH"
+    READY = "messages"
 
 
 class Connection:
@@ -132,7 +218,9 @@ class Connection:
     `extensions` maps the keywords of EHLO, in upper case, to their parameters.
     `messages` is the number of messages that were begun. `is_dirty` says that a mail
     transaction may be open, so that RSET has to come first. `most_recipients` is the
-    number that the relay accepts for one transmission, as far as is known.
+    number that the relay accepts for one transmission, as far as is known. `phase` is
+    how far `greet` has come, or failed. `is_proven` says that a pool has lent the
+    connection before.
 
     `sent` is the number of bytes of the last `write` that the system has taken, and
     that may have reached the relay. Time-outs are in seconds. Methods that wait raise
@@ -140,8 +228,13 @@ class Connection:
     another OSError for other failures.
     """
 
-    def __init__(self, connected: socket.socket, relay: Relay) -> None:
+    def __init__(
+        self, connected: socket.socket, relay: Relay, address: Address | None = None
+    ) -> None:
         self.relay = relay
+        self.address = address
+        self.phase = Phase.GREETING
+        self.is_proven = False
         self.extensions: dict[str, str] = {}
         self.pipelining = False
         self.messages = 0
@@ -262,11 +355,13 @@ class Connection:
         except OSError:
             return False
 
-    def quit(self) -> None:
-        """Say QUIT, do not insist on a reply, and close."""
+    def quit(self, *, in_haste: bool = False) -> None:
+        """Say QUIT, do not insist on a reply, and close. `in_haste`: do not wait."""
+        limit = _AT_ONCE if in_haste else self.relay.timeouts.quit
         try:
-            self.write(b"QUIT\r\n", self.relay.timeouts.quit)
-            self._wait(self.relay.timeouts.quit)
+            self.write(b"QUIT\r\n", limit)
+            if not in_haste:
+                self._wait(limit)
         except OSError:
             pass  # nothing depends on it
         self.close()
@@ -290,29 +385,69 @@ class Connection:
             reply = self._wait(relay.timeouts.greeting)
             if reply.code != 220:
                 raise self._refusal("greeting", reply)
-            self._ehlo()
+            self.phase = Phase.HELLO
+            self._hello()
             if mode is TLSMode.STARTTLS or (
-                mode is TLSMode.AUTO and "STARTTLS" in self.extensions
+                mode is TLSMode.AUTO
+                and "STARTTLS" in self.extensions
+                and not relay.is_unix
             ):
                 self._upgrade()
             if relay.credentials is not None:
+                self.phase = Phase.LOGIN
                 self._log_in(relay.credentials)
+            self._expect_silence()
+            self.phase = Phase.READY
         except RelayError:
             raise
         except OSError as error:
-            raise RelayError(f"{relay} hung up or fell silent: {error}") from error
+            text = f"{relay} hung up or fell silent: {error}"
+            raise RelayError(f"{text}{self._about_client(error)}") from error
 
-    def _ehlo(self) -> None:
-        """Say EHLO with a name that DNS is not asked for, because it may take long."""
-        name = socket.gethostname()
-        if not _DOTTED_NAME.fullmatch(name):
-            address: str = self._socket.getsockname()[0].partition("%")[0]
-            name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-        reply = self.command(f"EHLO {name}")
+    def _hello(self) -> None:
+        """Say EHLO, or LHLO. Say HELO if EHLO is unknown (RFC 5321, 3.2).
+
+        DNS is not asked for the name of this host, because it may take long.
+        """
+        relay = self.relay
+        name = relay.helo_name or socket.gethostname()
+        if relay.helo_name is None and not _DOTTED_NAME.fullmatch(name):
+            name = "localhost"
+            if not relay.is_unix:
+                address: str = self._socket.getsockname()[0].partition("%")[0]
+                name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+        verb = "LHLO" if relay.protocol == "lmtp" else "EHLO"
+        reply = self.command(f"{verb} {name}")
+        self.extensions = extensions_of(reply) if reply.code == 250 else {}
+        if reply.code in (500, 502) and verb == "EHLO":
+            if relay.tls.mode is TLSMode.STARTTLS or relay.credentials is not None:
+                need = "a login" if relay.credentials is not None else "STARTTLS"
+                text = f"EHLO refused: {reply}; HELO is not enough for {need}"
+                raise RelayError(f"{relay}: {text}", reply)
+            verb = "HELO"
+            reply = self.command(f"HELO {name}")
         if reply.code != 250:
-            raise self._refusal("EHLO", reply)
-        self.extensions = extensions_of(reply)
+            raise self._refusal(verb, reply)
         self.pipelining = "PIPELINING" in self.extensions
+
+    def _expect_silence(self) -> None:
+        """Raise RelayError if the relay has already said more than it was asked for.
+
+        For example, 421 right behind its reply to EHLO. Nothing was begun on this
+        connection, so that another address of the relay can be tried.
+        """
+        if self.is_quiet:
+            return
+        taken = take(self._data, self._position)
+        try:
+            reply = taken[0] if taken else self._wait(_AT_ONCE)
+        except TimeoutError:
+            if self._position == len(self._data):
+                return  # TLS has said something to itself, such as a session ticket
+            raise
+        if reply.code >= 400:
+            raise self._refusal("connection", reply)
+        raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
     def _refusal(self, what: str, reply: Reply) -> RelayError:
         return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
@@ -327,47 +462,76 @@ class Connection:
         if reply.code != 220:
             raise self._refusal("STARTTLS", reply)
         self._start_tls()
-        self._ehlo()
+        self._hello()
 
     def _start_tls(self) -> None:
-        relay = self.relay
-        context = relay.tls.context(loopback=self.is_loopback)
+        """Speak TLS from here on, with a context that fits. Raises `RelayError`."""
+        relay, tls = self.relay, self.relay.tls
+        loopback = self.is_loopback
+        context = tls.context(loopback=loopback, login=relay.credentials is not None)
+        name = tls.server_name or relay.hostname
+        if relay.is_unix and not tls.server_name:
+            name = "localhost"
         try:
-            self.encrypt(context, relay.hostname.rstrip("."), relay.timeouts.connect)
+            self.encrypt(context, name.rstrip("."), relay.timeouts.connect)
         except ssl.SSLCertVerificationError as error:
-            start = "" if relay.tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
+            tls.read_again()
+            start = "" if tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
+            start += f" -servername {tls.server_name}" if tls.server_name else ""
             host = f"[{relay.hostname}]" if ":" in relay.hostname else relay.hostname
+            reason = error.verify_message.rstrip(".")
             raise RelayError(
-                f"the certificate of {relay} cannot be trusted:"
-                f" {error.verify_message}; set cafile to the certificate of its"
-                " authority, and hostname to the name in it; to see it: openssl"
-                f" s_client{start} -connect {host}:{relay.port} </dev/null |"
-                " openssl x509 -noout -text"
+                f"the certificate of {relay} cannot be trusted: {reason};"
+                f" {remedy(error)}; to see it: openssl s_client{start} -connect"
+                f" {host}:{relay.port} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
+            tls.read_again()
+            hint = about_client(error, shown=tls.shows_certificate)
+            hint = hint or f"; is it the port for tls={tls.mode.value!r}?"
             raise RelayError(
-                f"{relay} does not speak TLS as expected: {error}; is it the port"
-                f" for tls={relay.tls.mode.value!r}?"
+                f"{relay} does not speak TLS as expected: {error}{hint}"
             ) from error
+        if not loopback:
+            tls.log_unverified(str(relay), context)
+
+    def _about_client(self, error: OSError) -> str:
+        """Return a hint if the connection is lost before the first reply under TLS."""
+        is_first = self.is_encrypted and not self.extensions
+        if isinstance(error, TimeoutError) or not is_first:
+            return ""
+        tls = self.relay.tls
+        tls.read_again()
+        try:
+            self.read_hastily()  # the alert may be behind what made a write fail
+        except ssl.SSLError as said:
+            error = said
+        except OSError:
+            pass
+        return about_client(error, shown=tls.shows_certificate)
 
     def _log_in(self, credentials: Credentials) -> None:
         relay = self.relay
         if not (self.is_encrypted or self.is_loopback):
+            is_off = relay.tls.mode is TLSMode.NONE
+            reason = "tls='none' allows no TLS" if is_off else "it offers no STARTTLS"
             raise RelayError(
-                f"{relay} offers no TLS here, and credentials are not sent in"
-                " clear; set tls to 'starttls' or 'implicit', or omit the username"
+                f"{relay}: {reason}, and credentials are not sent in clear; set tls to"
+                " 'starttls', or 'implicit' (port 465), or omit the username"
             )
-        known = credentials.mechanisms
+        known = credentials.mechanisms(encrypted=self.is_encrypted)
         offered = self.extensions.get("AUTH", "").upper().split()
         usable = [name for name in known if name in offered]
         if not usable:
+            choice = credentials.mechanism
             raise RelayError(
                 f"{relay} offers AUTH {' '.join(offered) or 'not at all'};"
                 f" {' or '.join(known)} is needed to log in"
+                + (f", because of auth={choice!r}" if choice else "")
             )
         try:
             reply = credentials.log_in(self.command, usable)
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             # Frames of a traceback have local variables, and those had secrets.
             raise error.with_traceback(None)  # noqa: B904
         if reply.code != 235:
@@ -376,12 +540,13 @@ class Connection:
     def encrypt(self, context: ssl.SSLContext, hostname: str, timeout: float) -> None:
         """Speak TLS from here on, with a relay that is called `hostname`.
 
-        Data received in clear is forgotten, because an attacker on the way could have
-        put it there (RFC 3207, 4.2).
+        Data received in clear is forgotten, and so are the extensions, because an
+        attacker on the way could have put them there (RFC 3207, 4.2).
         """
         self._data, self._position = b"", 0
         self._bound(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
+        self.extensions = {}
         self._most = _RECORD
 
     @property
@@ -396,7 +561,9 @@ class Connection:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the relay's address is one of this host's loopback."""
+        """Whether the relay's address is one of this host's loopback, or a path."""
+        if self.relay.is_unix:
+            return True
         address = ipaddress.ip_address(self._socket.getpeername()[0].partition("%")[0])
         mapped = getattr(address, "ipv4_mapped", None)
         return (mapped or address).is_loopback
@@ -442,10 +609,11 @@ def parse(data: bytes) -> Reply:
             raise _not_smtp(line)
         text = line.rstrip(b"\r").decode("utf-8", "replace")
         texts.append(printable(text.replace("\t", " "), _INSTEAD))
-    for text in texts:
+    for text in reversed(texts):
         enhanced = _ENHANCED.match(text)
         if enhanced is not None and enhanced[1][0] == str(code)[0]:
-            # RFC 2034, 4: the enhanced code is repeated on each line.
+            # RFC 2034, 4: the enhanced code is repeated on each line. If there are
+            # several, the last one counts, like the code.
             texts = [text.removeprefix(enhanced[0]) for text in texts]
             return Reply(code, enhanced[1], "\n".join(texts))
     return Reply(code, "", "\n".join(texts))
@@ -475,7 +643,7 @@ def extensions_of(reply: Reply) -> dict[str, str]:
     offered: dict[str, str] = {}
     for line in reply.text.split("\n")[1:]:
         # Some old servers have AUTH=LOGIN instead of AUTH LOGIN.
-        word, _, parameters = line.replace("AUTH=", "AUTH ").partition(" ")
+        word, _, parameters = _OLD_AUTH.sub("AUTH ", line).partition(" ")
         keyword = word.upper()
         offered[keyword] = f"{offered.get(keyword, '')} {parameters}".strip()
     return offered

@@ -5,8 +5,8 @@ and the loss of a connection. `Dialogue` returns the bytes to send, the replies 
 for, and one report for each message.
 
 A message is transmitted to some of its recipients at a time. The rules for such a
-`Transmission` are three tables: `MOVES` for what is written, `REPLIES` for what the
-relay says, and `LOSSES` for a connection that is lost. They stand first, before the
+`Transmission` are tables: `MOVES` for what is written, `REPLIES` and `FINALS` for what
+the relay says, and `LOSSES` for a connection that is lost. They stand first, before the
 code that follows them, and docs/smtp.rst shows them as they are here.
 """
 from __future__ import annotations
@@ -38,6 +38,7 @@ from postcommit._mail.report import Stage
 from postcommit._smtp.sevenbit import to_seven_bits
 from postcommit.errors import AddressError
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.interfaces import Outgoing
 from postcommit.interfaces import Status
 
@@ -52,6 +53,27 @@ END_OF_DATA = b".\r\n"
 
 # Three times as fast as the bytes' own search, because it has two bytes to look for.
 _DOT = re.compile(rb"\n\.")
+
+# A number of digits for SIZE (RFC 1870, 4) and for LIMITS (RFC 9422, 3).
+_SIZE = re.compile(r"[0-9]{1,20}", re.ASCII)
+_LIMIT = re.compile(r"(RCPTMAX|MAILMAX|RCPTDOMAINMAX)=([1-9][0-9]{0,5})")
+
+# The text of a reply that is about the number of recipients, such as "Recipient count
+# exceeds 50". It is not if the text is about something else, such as a rate.
+_NUMBER = re.compile(
+    r"too many[\w ]{0,20}(?:recipient|rcpt|addressee)"
+    r"|(?:recipient|rcpt)s?(?:'s)? (?:count|limit|number|exceed|maximum)"
+    r"|(?:number|count|limit|maximum|max)[\w ]{0,20}(?:recipient|rcpt)",
+    re.IGNORECASE,
+)
+_NOT_NUMBER = re.compile(
+    r"mailbox|storage|size|space|full|quota|\brate|hour|minute|day|daily",
+    re.IGNORECASE,
+)
+
+# Maximum number of characters of ENVID (RFC 3461, 4.4).
+_MOST_OF_ENVID = 100
+_NOT_XTEXT = re.compile(r"[^!-*,-<>-~]")
 
 _NO_SMTPUTF8 = Reply(0, "5.6.7", "The address needs SMTPUTF8, the relay lacks it")
 _NO_8BITMIME = "The message needs 8BITMIME, the relay lacks it"
@@ -75,7 +97,7 @@ class Kind(enum.Enum):
     YES = "2xx, or 354 to DATA"
     LATER = "4xx, 552 to RCPT, or 3xx other than 354 to DATA"
     NEVER = "5xx"
-    TOO_MANY = "452, 552 or x.5.3 to RCPT, after another was accepted"
+    TOO_MANY = "refused because of the number of recipients, and fewer are possible"
     RELAY = "421, 530, 534, 535, 538, or a refused RSET"
     ODD = "a reply that belongs to another command"
 
@@ -99,10 +121,12 @@ class Step(enum.Enum):
     DEFER_ONE = "this one deferred"
     REJECT_ONE = "this one rejected"
     LEAVE = "left for the next transmission"
+    SPLIT = "split in two transmissions"
     CONTENT = "content welcome"
     DEFER_ALL = "all deferred"
     REJECT_ALL = "all rejected"
     SEND_ALL = "all sent"
+    SEND_ONE = "this one sent"
 
 
 class Fate(enum.Enum):
@@ -148,13 +172,26 @@ REPLIES: dict[tuple[Stage, Kind], Step | Loss] = {
     (Stage.DATA, Kind.YES): Step.CONTENT,
     (Stage.DATA, Kind.LATER): Step.DEFER_ALL,
     (Stage.DATA, Kind.NEVER): Step.REJECT_ALL,
+    (Stage.DATA, Kind.TOO_MANY): Step.SPLIT,
     (Stage.DATA, Kind.RELAY): Loss.REFUSED,
     (Stage.DATA, Kind.ODD): Loss.OUT_OF_STEP,
     (Stage.END, Kind.YES): Step.SEND_ALL,
     (Stage.END, Kind.LATER): Step.DEFER_ALL,
     (Stage.END, Kind.NEVER): Step.REJECT_ALL,
+    (Stage.END, Kind.TOO_MANY): Step.SPLIT,
     (Stage.END, Kind.RELAY): Loss.REFUSED,
     (Stage.END, Kind.ODD): Loss.OUT_OF_STEP,
+}
+
+# The replies to the final dot in LMTP: one for each recipient that was accepted, in
+# their order (RFC 2033, 4.2). If the relay refuses to work at all, it says nothing
+# about the recipients behind, and they are uncertain.
+FINALS: dict[Kind, Step | Loss] = {
+    Kind.YES: Step.SEND_ONE,
+    Kind.LATER: Step.DEFER_ONE,
+    Kind.NEVER: Step.REJECT_ONE,
+    Kind.RELAY: Loss.REFUSED,
+    Kind.ODD: Loss.OUT_OF_STEP,
 }
 
 # The loss of the connection in a state. What is not here cannot happen.
@@ -187,8 +224,19 @@ LOSSES: dict[tuple[State, Loss], Fate] = {
 }
 
 
+class Peer(Protocol):
+    """The relay, as far as the dialogue knows it. `protocol` is smtp or lmtp."""
+
+    @property
+    def protocol(self) -> str: ...
+
+
 class Link(Protocol):
     """A connection, as far as the dialogue knows it. It outlives the dialogue."""
+
+    @property
+    def relay(self) -> Peer:
+        """The relay at its other end."""
 
     @property
     def extensions(self) -> Mapping[str, str]:
@@ -216,7 +264,8 @@ class Command(NamedTuple):
 
 _RSET = Command(Stage.SESSION, "RSET\r\n", 250, REPLIES[Stage.SESSION, Kind.YES])
 _DATA = Command(Stage.DATA, "DATA\r\n", 354, REPLIES[Stage.DATA, Kind.YES])
-_END = Command(Stage.END, ".\r\n", 250, REPLIES[Stage.END, Kind.YES])
+_ENDS = [Command(Stage.END, "", 250, REPLIES[Stage.END, Kind.YES])]
+_FINAL_STEP = FINALS[Kind.YES]
 _MAIL_STEP = REPLIES[Stage.MAIL, Kind.YES]
 _RCPT_STEP = REPLIES[Stage.RCPT, Kind.YES]
 
@@ -227,13 +276,17 @@ class Account:
     `key` is the caller's. `is_done` says that the account is complete, or that the
     relay failed: then `failure` is set, and only the recipients that were decided
     before have an outcome. Addresses that would be something else, or nothing, on the
-    wire are rejected at once.
+    wire are rejected at once. With `dsn`, the relay is asked for notifications with the
+    header only, and with the message id (RFC 3461).
     """
 
     __slots__ = (
+        "dsn",
         "everybody",
+        "extensions",
         "failed_mid_message",
         "failure",
+        "fitted",
         "is_done",
         "is_plain",
         "key",
@@ -242,10 +295,12 @@ class Account:
         "outcomes",
         "recipients",
         "sender",
+        "stuffed",
     )
 
-    def __init__(self, mail: Outgoing, key: Any = None) -> None:
+    def __init__(self, mail: Outgoing, key: Any = None, *, dsn: bool = False) -> None:
         self.key = key
+        self.dsn = dsn
         self.message_id = message_id_of(mail.message)
         self.sender = mail.sender
         self.recipients = tuple(mail.recipients)
@@ -256,11 +311,25 @@ class Account:
         self.failed_mid_message = False
         self.is_done = not self.recipients
         self.is_plain = "".join((self.sender, *self.recipients)).isascii()
+        self.extensions: Mapping[str, str] | None = None
+        self.fitted: bytes | Reply = b""
+        self.stuffed = b""
         for index, recipient in enumerate(self.recipients):
             if fault := fault_of(recipient):
                 self.settle((index,), Status.REJECTED, fault)
         if self.sender and (fault := fault_of(self.sender)):
             self.settle(self.everybody, Status.REJECTED, fault)
+
+    def fit(self, extensions: Mapping[str, str]) -> bytes | Reply:
+        """Return the message as `fitting` does, and keep it, also as `stuffed`.
+
+        All transmissions on one connection share it.
+        """
+        if self.extensions is not extensions:
+            self.extensions = extensions
+            self.fitted = fitted = fitting(self.message, extensions)
+            self.stuffed = b"" if isinstance(fitted, Reply) else stuffed(fitted)
+        return self.fitted
 
     def settle(self, indices: Sequence[int], status: Status, reply: Reply) -> None:
         """Give an outcome to those of `indices` that lack it."""
@@ -307,6 +376,7 @@ class Account:
             tuple(decided[index] for index in sorted(decided)),
             relay_failure=said if isinstance(said, Reply) else failure,
             failed_mid_message=self.failed_mid_message,
+            too_many_connections=isinstance(failure, TooManyConnections),
         )
 
 
@@ -319,9 +389,10 @@ def _was_replied(outcome: Outcome) -> bool:
 class Transmission:
     """A message and some of its recipients (`indices`), on one connection.
 
-    `accepted` are those that the relay has accepted, `left` those that go into the
-    next transmission. `is_limit` says that this is because of their number,
-    `is_welcome` that the relay waits for the content.
+    `commands` are those of the envelope, and then the final dot, or in LMTP one for
+    each reply to it. `accepted` are the recipients that the relay has accepted, `left`
+    those that go into the next transmission. `limit` is the number that the relay
+    accepts, if it has shown that. `is_welcome` says that it waits for the content.
     """
 
     account: Account
@@ -334,7 +405,7 @@ class Transmission:
     content: bytes = b""
     accepted: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
-    is_limit: bool = False
+    limit: int | None = None
     is_welcome: bool = False
 
     def prepare(self, link: Link) -> bool:
@@ -344,7 +415,7 @@ class Transmission:
         message or the addresses need (SIZE, 8BITMIME, SMTPUTF8).
         """
         account, extensions = self.account, link.extensions
-        message = fitting(account.message, extensions)
+        message = account.fit(extensions)
         if isinstance(message, Reply):
             is_final = message.enhanced.startswith("5")
             status = Status.REJECTED if is_final else Status.DEFERRED
@@ -362,6 +433,8 @@ class Transmission:
             parameters += " BODY=8BITMIME"
         if not (account.is_plain or "".join((sender, *addresses.values())).isascii()):
             parameters += " SMTPUTF8"
+        if account.dsn and "DSN" in extensions:
+            parameters += f" RET=HDRS{envid(account.message_id)}"
         mail = f"MAIL FROM:<{sender}>{parameters}\r\n"
         self.commands = [
             *([_RSET] if link.is_dirty else ()),
@@ -372,7 +445,7 @@ class Transmission:
             ],
             _DATA,
         ]
-        self.content = stuffed(message)
+        self.content = account.stuffed
         return True
 
     def _spell(self, extensions: Mapping[str, str]) -> tuple[str, dict[int, str]]:
@@ -410,14 +483,22 @@ class Transmission:
         if step is Step.ACCEPT:
             if index not in self.account.outcomes:
                 self.accepted.append(index)
+                self.limit = None  # a refusal before was not about the number
         elif step is Step.SEND_ALL:
             settle(self.indices, Status.SENT, reply)
         elif step is Step.CONTENT:
             self.is_welcome = True
+        elif step is Step.SEND_ONE:
+            settle((index,), Status.SENT, reply)
         elif step is Step.LEAVE:
             self.left.append(index)
             # 452 4.2.2 is a full mailbox, and says nothing about the number.
-            self.is_limit = reply.enhanced in ("", "4.5.3", "5.5.3")
+            is_plain = not (reply.enhanced or _NOT_NUMBER.search(reply.text))
+            if is_about_number(reply):
+                self._stop()
+                self.limit = len(self.accepted)
+            elif is_plain:
+                self.limit = len(self.accepted)
         elif step is Step.DEFER_ONE:
             settle((index,), Status.DEFERRED, reply)
         elif step is Step.REJECT_ONE:
@@ -427,17 +508,35 @@ class Transmission:
         elif step is Step.REJECT_ALL:
             settle(self._own(), Status.REJECTED, reply)
 
+    def _stop(self) -> None:
+        """Leave the recipients that are not on the wire yet, too."""
+        rest = self.commands[self.written :]
+        if len(rest) > 1:
+            self.left += [command.recipient for command in rest[:-1]]
+            self.commands[self.written :] = [_DATA]
+
     def _own(self) -> Sequence[int]:
         """Return the recipients that are not left for the next transmission."""
-        return [index for index in self.indices if index not in self.left]
+        if not self.left:
+            return self.indices
+        left = set(self.left)
+        return [index for index in self.indices if index not in left]
 
-    def split(self, link: Link) -> Transmission:
-        """Return the next transmission, with the recipients that were too many."""
-        rest = Transmission(self.account, self.left)
-        if self.is_limit:
-            link.most_recipients = len(self.accepted)
+    def rest(self) -> Transmission:
+        """Return the next transmission, with the recipients that are left."""
+        left = set(self.left)
+        rest = [index for index in self.indices if index in left]
         self.indices, self.left = self._own(), []
-        return rest
+        return Transmission(self.account, rest)
+
+    def split(self) -> list[Transmission]:
+        """Return two transmissions, each to fewer recipients than this one."""
+        if self.left:
+            rest = self.rest()
+            return [Transmission(self.account, self.accepted), rest]
+        middle = (len(self.accepted) + 1) // 2
+        halves = self.accepted[:middle], self.accepted[middle:]
+        return [Transmission(self.account, half) for half in halves]
 
     def again(self) -> Transmission:
         """Return the transmission as it was at first. Its outcomes are void."""
@@ -449,8 +548,9 @@ class Dialogue:
     """The messages of one pipeline, over as many connections as they need.
 
     `messages` is the maximum number for one connection, `recipients` that for one
-    transmission. At most two transmissions are on the wire: the first is ending or has
-    ended, the second is offered or bound.
+    transmission. The relay may announce less (LIMITS, RFC 9422). At most two
+    transmissions are on the wire: the first is ending or has ended, the second is
+    offered or bound.
 
     `link` is the connection in use, or None: then a driver opens one if something is
     `upcoming`. `failure` is set when the relay failed: then nothing is tried any more.
@@ -464,7 +564,7 @@ class Dialogue:
         self.failure: RelayError | None = None
         self.pipelining = True
         self.upcoming: deque[Transmission] = deque()
-        self._messages = messages
+        self._messages = self._most_messages = messages
         self._recipients = recipients
         self._accounts: deque[Account] = deque()
         self._offered: Transmission | None = None
@@ -477,9 +577,8 @@ class Dialogue:
         """Transmit the message of `account` after all that was offered before."""
         self._accounts.append(account)
         indices = [i for i in account.everybody if i not in account.outcomes]
-        for start in range(0, len(indices), self._recipients):
-            part = indices[start : start + self._recipients]
-            self.upcoming.append(Transmission(account, part))
+        if indices:
+            self.upcoming.append(Transmission(account, indices))
 
     def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
         """Yield (key, report) of each message that is done, once, in order.
@@ -492,6 +591,20 @@ class Dialogue:
 
     # For the driver
 
+    def opened(self, link: Link) -> None:
+        """Use `link` from now on, within the limits that the relay announces."""
+        self.link = link
+        limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
+        self._most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
+        if "RCPTMAX" in limits:
+            link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the relay takes no more messages on this connection (MAILMAX)."""
+        most = self._most_messages
+        return self.link is not None and self.link.messages >= most < self._messages
+
     def failed(self, failure: RelayError) -> None:
         """Give up: no connection is to be had."""
         self.failure = failure
@@ -499,10 +612,11 @@ class Dialogue:
 
     def awaited(self) -> list[Stage]:
         """Return the stages of the commands that wait for a reply."""
-        waiting = [Stage.END] if self._ended is not None else []
-        if (offered := self._offered) is not None:
-            unanswered = offered.commands[offered.answered : offered.written]
-            waiting += [command.stage for command in unanswered]
+        waiting = []
+        for transmission in (self._ended, self._offered):
+            if transmission is not None:
+                first, last = transmission.answered, transmission.written
+                waiting += [c.stage for c in transmission.commands[first:last]]
         return waiting
 
     def receive(self, reply: Reply) -> None:
@@ -510,32 +624,58 @@ class Dialogue:
 
         Afterwards `link` is None if the connection cannot be used any more.
         """
-        if (transmission := self._ended) is not None:
-            command = _END
-            transmission.state = State.ENDED
-        elif (transmission := self._offered) is not None:
-            command = transmission.commands[transmission.answered]
-        if transmission is None or self.link is None:
+        link, ended = self.link, self._ended
+        transmission = self._offered if ended is None else ended
+        if transmission is None or link is None:
             raise RuntimeError("no reply is awaited")
+        command = transmission.commands[transmission.answered]
         stage, _, code, step, index = command
+        if ended is not None:
+            ended.state = State.ENDED
         if reply.code != code:
-            step = REPLIES[stage, self._kind(stage, reply, self.link)]
+            step = self._meaning(command, reply, transmission, link)
             if isinstance(step, Loss):
                 self.lost(_error(step, stage, reply))
                 return
-        transmission.take(step, index, reply)
-        if transmission is self._ended:
-            transmission.state = State.DONE
-            self._ended = None
+        self._take(transmission, step, index, reply, link)
+        transmission.answered += 1
+        if ended is not None:
+            if transmission.answered == transmission.written:
+                transmission.state = State.DONE
+                self._ended = None
             if step is not Step.SEND_ALL:
-                self.link.is_dirty = True
-        else:
-            transmission.answered += 1
-            if stage is not Stage.SESSION:
-                transmission.state = State.BOUND
+                link.is_dirty = True
+        elif stage is not Stage.SESSION:
+            transmission.state = State.BOUND
 
-    def _kind(self, stage: Stage, reply: Reply, link: Link) -> Kind:
-        code, offered = reply.code, self._offered
+    def _take(
+        self,
+        transmission: Transmission,
+        step: Step | Loss,
+        index: int,
+        reply: Reply,
+        link: Link,
+    ) -> None:
+        if step is Step.SPLIT:
+            first, second = transmission.split()
+            link.most_recipients = min(link.most_recipients, len(first.indices))
+            self.upcoming.extendleft((second, first))
+        else:
+            transmission.take(step, index, reply)
+
+    def _meaning(
+        self, command: Command, reply: Reply, transmission: Transmission, link: Link
+    ) -> Step | Loss:
+        """Return what an unusual reply to `command` means."""
+        kind = self._kind(command.stage, reply, transmission, link)
+        if command.step is _FINAL_STEP:
+            return FINALS[kind]
+        return REPLIES[command.stage, kind]
+
+    def _kind(
+        self, stage: Stage, reply: Reply, transmission: Transmission, link: Link
+    ) -> Kind:
+        code = reply.code
         if code in RELAY_CODES or (stage is Stage.SESSION and code >= 400):
             return Kind.RELAY
         if code < 400:
@@ -545,12 +685,10 @@ class Dialogue:
         if stage is Stage.MAIL and code == 503 and link.messages > 1:
             # "Nested MAIL": but the end of the message before, or RSET, made way.
             return Kind.ODD
-        if stage is Stage.RCPT:
-            is_too_many = reply.enhanced[1:] == ".5.3" or code in (452, 552)
-            if is_too_many and offered is not None and offered.accepted:
-                return Kind.TOO_MANY
-            if code == 552:
-                return Kind.LATER  # RFC 5321, 4.5.3.1.10: too many recipients
+        if _is_too_many(stage, reply, transmission):
+            return Kind.TOO_MANY
+        if stage is Stage.RCPT and code == 552:
+            return Kind.LATER  # RFC 5321, 4.5.3.1.10: too many recipients
         return Kind.LATER if code < 500 else Kind.NEVER
 
     def data_to_send(self) -> bytes:
@@ -568,12 +706,20 @@ class Dialogue:
             group = leaving.next_group(size)
             if group:
                 return group
+            is_lmtp = link.relay.protocol == "lmtp"
             if leaving.is_welcome:
                 content = leaving.content if leaving.accepted else END_OF_DATA
+                if is_lmtp and not leaving.accepted:
+                    # The final dot has as many replies as recipients were accepted,
+                    # and to stop here takes none.
+                    leaving.state, self.link, self._offered = State.DONE, None, None
+                    return b""
             link.is_dirty = not content or not leaving.accepted
             self._offered = None
             if leaving.left:
-                self.upcoming.appendleft(leaving.split(link))
+                if leaving.limit is not None:
+                    link.most_recipients = leaving.limit
+                self.upcoming.appendleft(leaving.rest())
         if link.pipelining or not content:
             # If this raises, nothing of the content has left: it is not ENDING yet.
             self._offered = self._next(link)
@@ -582,6 +728,10 @@ class Dialogue:
         if leaving is not None:
             if content:
                 leaving.state, self._ended = State.ENDING, leaving
+                leaving.commands, leaving.answered = _ENDS, 0
+                if is_lmtp:
+                    leaving.commands = list(map(_final, leaving.accepted))
+                leaving.written = len(leaving.commands)
                 self._dot = len(content)
             else:
                 leaving.state = State.DONE
@@ -589,12 +739,13 @@ class Dialogue:
 
     def _next(self, link: Link) -> Transmission | None:
         """Return the next transmission that `link` can take, ready to be written."""
-        while self.upcoming and link.messages < self._messages:
+        while self.upcoming and link.messages < self._most_messages:
             transmission = self.upcoming.popleft()
-            if len(transmission.indices) > link.most_recipients:
-                rest = transmission.indices[link.most_recipients :]
+            most = min(self._recipients, link.most_recipients)
+            if len(transmission.indices) > most:
+                rest = transmission.indices[most:]
                 self.upcoming.appendleft(Transmission(transmission.account, rest))
-                transmission.indices = transmission.indices[: link.most_recipients]
+                transmission.indices = transmission.indices[:most]
             if transmission.prepare(link):
                 is_bound = transmission.has_moved or not link.messages
                 transmission.state = State.BOUND if is_bound else State.OFFERED
@@ -655,13 +806,22 @@ class Dialogue:
         Return the error as it is for the others.
         """
         if last is not None and (last.code >= 400 or ended.state is State.ENDED):
-            step = REPLIES[Stage.END, self._kind(Stage.END, last, link)]
-            if isinstance(step, Step):
-                ended.take(step, 0, last)
-                ended.state = State.DONE
-                return error
-            error = _error(step, Stage.END, last)
-        self._suffer(ended, _loss(error, link), error)
+            command = ended.commands[ended.answered]
+            step = self._meaning(command, last, ended, link)
+            if isinstance(step, Loss):
+                error = _error(step, Stage.END, last)
+            else:
+                self._take(ended, step, command.recipient, last, link)
+                ended.answered += 1
+                if ended.answered == ended.written:
+                    ended.state = State.DONE
+                    return error
+        loss, account = _loss(error, link), ended.account
+        if ended.state is State.ENDED and loss is Loss.REFUSED:
+            # In LMTP, those behind have no reply at all.
+            behind = [c.recipient for c in ended.commands[ended.answered + 1 :]]
+            account.settle(behind, Status.UNCERTAIN, _unanswered(error))
+        self._suffer(ended, loss, error)
         return error
 
     def _suffer(self, transmission: Transmission, loss: Loss, error: OSError) -> None:
@@ -711,6 +871,41 @@ class Dialogue:
             if statuses & {Status.SENT, Status.UNCERTAIN}:
                 account.settle(account.everybody, Status.DEFERRED, _interrupted(error))
         self._accounts = deque(a for a in self._accounts if a.is_done)
+
+
+def _final(index: int) -> Command:
+    """Return the final dot in LMTP, as far as it is about one recipient."""
+    return Command(Stage.END, "", 250, _FINAL_STEP, index)
+
+
+def _is_too_many(stage: Stage, reply: Reply, transmission: Transmission) -> bool:
+    """Return True if a refusal is about the number, and fewer recipients are possible.
+
+    To RCPT, others were accepted before. To DATA or the final dot, there is more than
+    one. 503 to DATA after that to RCPT says that the relay has given up the whole.
+    """
+    others = len(transmission.accepted)
+    if stage is Stage.RCPT:
+        return others > 0 and (reply.code in (452, 552) or is_about_number(reply))
+    if stage is Stage.DATA and transmission.left:
+        return reply.code == 503 or is_about_number(reply)
+    is_whole = stage in (Stage.DATA, Stage.END)
+    is_one_by_one = transmission.commands[-1].step is _FINAL_STEP
+    return is_whole and others > 1 and not is_one_by_one and is_about_number(reply)
+
+
+def is_about_number(reply: Reply) -> bool:
+    """Return True if a refusal names the number of recipients as its reason.
+
+    The enhanced code x.5.3 is enough. Otherwise the text decides, except for a code
+    about a mailbox (x.2.z) or about policy (x.7.z), such as "4.7.1 Error: too many
+    recipients from 192.0.2.1", which is about a rate.
+    """
+    if reply.enhanced[1:] == ".5.3":
+        return True
+    if reply.enhanced[1:3] in (".2", ".7") or _NOT_NUMBER.search(reply.text):
+        return False
+    return _NUMBER.search(reply.text) is not None
 
 
 def _error(loss: Loss, stage: Stage, reply: Reply) -> RelayError:
@@ -765,6 +960,29 @@ def fault_of(address: str) -> Reply | None:
         return Reply(0, "5.1.3", str(error))
 
 
+def limits_of(extensions: Mapping[str, str]) -> dict[str, int]:
+    """Return the limits that a relay announces (RFC 9422). Others are ignored."""
+    words = extensions.get("LIMITS", "").upper().split()
+    found = filter(None, map(_LIMIT.fullmatch, words))
+    return {limit[1]: int(limit[2]) for limit in found}
+
+
+def envid(message_id: str) -> str:
+    """Return the parameter ENVID of MAIL for `message_id`; empty if there is none.
+
+    It is encoded as xtext (RFC 3461, 4), and has at most 100 characters. A longer
+    message id loses its end.
+    """
+    text = ""
+    for character in message_id.encode("ascii", "replace").decode():
+        if _NOT_XTEXT.match(character):
+            character = f"+{ord(character):02X}"
+        if len(text) + len(character) > _MOST_OF_ENVID:
+            break
+        text += character
+    return f" ENVID={text}" if text else ""
+
+
 def spelled(address: str, extensions: Mapping[str, str]) -> str | Reply:
     """Return `address` as the relay takes it, or the reason why it cannot."""
     if needs_smtputf8(address) and "SMTPUTF8" not in extensions:
@@ -798,7 +1016,7 @@ def fitting(message: bytes, extensions: Mapping[str, str]) -> bytes | Reply:
             text = f"{_NO_8BITMIME}, and {type(error).__name__}: {error}"
             return Reply(0, "5.6.3", text)
     limit = extensions.get("SIZE", "")
-    if limit.isdecimal() and 0 < int(limit) < len(message):
+    if _SIZE.fullmatch(limit) and 0 < int(limit) < len(message):
         text = f"The message has {len(message)} bytes, the relay takes {limit}"
         return Reply(0, "5.3.4", text)
     return message

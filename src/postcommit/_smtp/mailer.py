@@ -3,31 +3,55 @@ from __future__ import annotations
 
 import functools
 import re
+import ssl
 from collections.abc import Callable
 from typing import Any
 
 import zope.event
 from zope.interface import implementer
+from zope.schema import getFieldNames
 
 from postcommit._config.options import checked
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.base import BaseMailer
+from postcommit._mailers.base import Pipeline
 from postcommit._smtp.connection import Relay
 from postcommit._smtp.connection import Timeouts
 from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.pipeline import SMTPPipeline
-from postcommit._smtp.pool import Pool
+from postcommit._smtp.pool import shared
 from postcommit._smtp.tls import TLS
 from postcommit.errors import OptionError
+from postcommit.interfaces import AuthName
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Outgoing
+from postcommit.interfaces import ProtocolName
 from postcommit.interfaces import TLSMode
+from postcommit.interfaces import TLSName
+from postcommit.interfaces import is_ip_address
 
 
 _check = functools.partial(checked, ISMTPMailer)
 
-# A name or an IPv4 address, or an IPv6 address.
-_HOST = re.compile(r"[^\s/:@]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[^\s/@]*")
+# A name or an IPv4 address, an IPv6 address, or the path of a unix socket.
+_HOST = re.compile(r"[^\s/:@]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[^\s/@]*|/[^\0]+")
+
+# A domain, and an address in its place (RFC 5321, 4.1.2 and 4.1.3).
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_LITERAL = re.compile(r"\[([0-9.]+|IPv6:([0-9A-Fa-f.]*:[0-9A-Fa-f.:]*))\]")
+
+
+# Options that are of no effect after the constructor.
+_READ_ONLY = frozenset((*getFieldNames(ISMTPMailer), "token", "ssl_context"))
+
+
+def _is_helo_name(name: str) -> bool:
+    """Return whether `name` is a domain or an address literal."""
+    literal = _LITERAL.fullmatch(name)
+    if literal is not None:
+        return is_ip_address(literal[2] or literal[1])
+    return _DOMAIN.fullmatch(name) is not None and not is_ip_address(name)
 
 
 @implementer(ISMTPMailer)
@@ -36,11 +60,38 @@ class SMTPMailer(BaseMailer):
 
     `token` is for OAuth, in place of a password: a function without arguments that
     returns an access token, and a fresh token when it is called again. It raises
-    OSError if it cannot. `relay` has the options in the form that connections use.
+    OSError if it cannot. `ssl_context` is used as it is, in place of the options that
+    say how to make one. `relay` has the options in the form that connections use.
 
-    Threads may share a mailer. Raises `OptionError` for options that can never work.
-    Nothing is connected or read before the first message.
+    Threads may share a mailer. Mailers with equal options share their connections.
+    Raises `OptionError` for options that can never work. Nothing is connected or read
+    before the first message. An option cannot be changed afterwards.
     """
+
+    hostname: str
+    port: int
+    username: str | None
+    password: str | None
+    auth: str | None
+    tls: str
+    cafile: str | None
+    verify: bool
+    certfile: str | None
+    keyfile: str | None
+    server_name: str | None
+    helo_name: str | None
+    source_address: str | None
+    protocol: str
+    connect_timeout: float
+    timeout: float | None
+    final_timeout: float
+    recipients_per_transaction: int
+    messages_per_connection: int
+    idle_timeout: float
+    pipelining: bool
+    dsn: bool
+    token: Callable[[], str] | None
+    ssl_context: ssl.SSLContext | None
 
     def __init__(
         self,
@@ -50,63 +101,107 @@ class SMTPMailer(BaseMailer):
         password: str | None = ISMTPMailer["password"].default,
         *,
         token: Callable[[], str] | None = None,
-        tls: str = ISMTPMailer["tls"].default,
+        auth: AuthName | None = ISMTPMailer["auth"].default,
+        tls: TLSMode | TLSName = ISMTPMailer["tls"].default,
         cafile: str | None = ISMTPMailer["cafile"].default,
         verify: bool = ISMTPMailer["verify"].default,
+        certfile: str | None = ISMTPMailer["certfile"].default,
+        keyfile: str | None = ISMTPMailer["keyfile"].default,
+        server_name: str | None = ISMTPMailer["server_name"].default,
+        ssl_context: ssl.SSLContext | None = None,
+        helo_name: str | None = ISMTPMailer["helo_name"].default,
+        source_address: str | None = ISMTPMailer["source_address"].default,
+        protocol: ProtocolName = ISMTPMailer["protocol"].default,
         connect_timeout: float = ISMTPMailer["connect_timeout"].default,
         timeout: float | None = ISMTPMailer["timeout"].default,
+        final_timeout: float = ISMTPMailer["final_timeout"].default,
+        recipients_per_transaction: int = ISMTPMailer[
+            "recipients_per_transaction"
+        ].default,
         messages_per_connection: int = ISMTPMailer["messages_per_connection"].default,
         idle_timeout: float = ISMTPMailer["idle_timeout"].default,
         pipelining: bool = ISMTPMailer["pipelining"].default,
+        dsn: bool = ISMTPMailer["dsn"].default,
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
-        self.hostname: str = _check("hostname", hostname)
-        if not _HOST.fullmatch(self.hostname):
-            reason = "must be a name or an address; the port is an option of its own"
-            raise OptionError("hostname", hostname, reason)
-        self.port: int = _check("port", port)
-        self.username: str | None = _check("username", username)
-        self.password: str | None = _check("password", password)
-        self.token = token
-        self.tls: str = _check("tls", tls)
-        self.cafile: str | None = _check("cafile", cafile)
-        self.verify: bool = _check("verify", verify)
-        self.connect_timeout: float = _check("connect_timeout", connect_timeout)
-        self.timeout: float | None = _check("timeout", timeout)
-        self.messages_per_connection: int = _check(
-            "messages_per_connection", messages_per_connection
-        )
-        self.idle_timeout: float = _check("idle_timeout", idle_timeout)
-        self.pipelining: bool = _check("pipelining", pipelining)
+        given = locals()
+        for name in getFieldNames(ISMTPMailer):
+            setattr(self, name, _check(name, given[name]))
+        self.token, self.ssl_context = token, ssl_context
         self.notify = notify
-        self.relay = self._relay()
-        self._pool = Pool(
-            self.relay,
+        self._check_hosts()
+        self._pool = shared(
+            self._relay(),
             messages=self.messages_per_connection,
             idle_timeout=self.idle_timeout,
             pipelining=self.pipelining,
         )
+        self.relay: Relay = self._pool.relay
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _READ_ONLY and "relay" in vars(self):
+            raise AttributeError(f"{name} cannot be changed; make another mailer")
+        super().__setattr__(name, value)
+
+    def _check_hosts(self) -> None:
+        """Raise `OptionError` for a name or an address that can never work."""
+        if not _HOST.fullmatch(self.hostname):
+            reason = (
+                "must be a name, an address, or the path of a unix socket; the port is"
+                " an option of its own"
+            )
+            raise OptionError("hostname", self.hostname, reason)
+        if self.helo_name is not None and not _is_helo_name(self.helo_name):
+            reason = (
+                "must be a name such as 'shop.example.org', in ASCII, or an address"
+                " such as '[192.0.2.1]' or '[IPv6:2001:db8::1]'"
+            )
+            raise OptionError("helo_name", self.helo_name, reason)
+        if self.source_address is not None and self.hostname.startswith("/"):
+            reason = "must be omitted, because hostname is a unix socket"
+            raise OptionError("source_address", self.source_address, reason)
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use."""
-        credentials = None
-        if self.username or self.token is not None:
-            credentials = Credentials(self.username or "", self.password, self.token)
-        timeouts = Timeouts(self.connect_timeout)
+        credentials = Credentials.given(
+            self.username, self.password, self.token, self.auth
+        )
+        timeouts = Timeouts(self.connect_timeout, end=self.final_timeout)
         if self.timeout is not None:
-            timeouts = Timeouts.alike(self.connect_timeout, self.timeout)
-        tls = TLS(TLSMode(self.tls), self.cafile, self.verify)
-        return Relay(self.hostname, self.port, timeouts, tls, credentials)
+            timeouts = Timeouts.alike(
+                self.connect_timeout, self.timeout, self.final_timeout
+            )
+        tls = TLS(
+            TLSMode(self.tls),
+            self.cafile,
+            self.verify,
+            certfile=self.certfile,
+            keyfile=self.keyfile,
+            server_name=self.server_name,
+            given=self.ssl_context,
+        )
+        return Relay(
+            self.hostname,
+            self.port,
+            timeouts,
+            tls,
+            credentials,
+            helo_name=self.helo_name,
+            source_address=self.source_address,
+            protocol=self.protocol,
+        )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.hostname}:{self.port}>"
+        return f"<{type(self).__name__} {self.relay}>"
 
-    def pipeline(self) -> SMTPPipeline:
+    def pipeline(self) -> Pipeline:
         """Return a pipeline over the connections of this mailer.
 
         It is up to two messages ahead of the reports. See `IPipelineMailer`.
         """
-        return SMTPPipeline(self._pool)
+        return SMTPPipeline(
+            self._pool, recipients=self.recipients_per_transaction, dsn=self.dsn
+        )
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
         with self.pipeline() as pipeline:

@@ -39,12 +39,16 @@ class SMTPPipeline(Pipeline):
     """Transmits messages over connections of a pool. See `IPipeline`.
 
     `recipients` is the maximum number for one transmission. A message with more of
-    them is transmitted several times, each time to others.
+    them is transmitted several times, each time to others. With `dsn`, the relay is
+    asked for notifications with the header only, and with the message id (RFC 3461).
     """
 
-    def __init__(self, pool: Connections, *, recipients: int = sys.maxsize) -> None:
+    def __init__(
+        self, pool: Connections, *, recipients: int = sys.maxsize, dsn: bool = False
+    ) -> None:
         self._pool = pool
         self._connection: Connection | None = None
+        self._dsn = dsn
         self._dialogue = Dialogue(messages=pool.messages, recipients=recipients)
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
@@ -53,7 +57,7 @@ class SMTPPipeline(Pipeline):
 
     def offer(self, mail: Outgoing, key: Any = None) -> None:
         """Wait until `mail` is on the wire, or has its report. See `IPipeline`."""
-        self._dialogue.offer(Account(mail, key))
+        self._dialogue.offer(Account(mail, key, dsn=self._dsn))
         while self._dialogue.upcoming:
             self._advance()
 
@@ -77,7 +81,8 @@ class SMTPPipeline(Pipeline):
             elif self._connection is None:
                 fresh = dialogue.upcoming[0].has_moved
                 try:
-                    dialogue.link = self._connection = self._pool.checkout(fresh=fresh)
+                    self._connection = self._pool.checkout(fresh=fresh)
+                    dialogue.opened(self._connection)
                 except RelayError as error:
                     dialogue.failed(error)
             else:
@@ -108,8 +113,13 @@ class SMTPPipeline(Pipeline):
             self._pool.discard(connection)
             self._connection = None
         elif not dialogue.awaited():
+            is_used_up = dialogue.is_used_up
             dialogue.link = self._connection = None
-            self._pool.checkin(connection)
+            if is_used_up:
+                connection.quit()
+                self._pool.discard(connection)
+            else:
+                self._pool.checkin(connection)
 
     def _last_words(self, connection: Connection) -> Reply | None:
         """Return what has come of the reply to the final dot, if anything.

@@ -1,14 +1,180 @@
-"""The connections of a mailer: used by one message after the other."""
+"""The connections of mailers: which address they go to, and who uses them when."""
 from __future__ import annotations
 
+import math
+import ssl
 import threading
 import time
+import weakref
 from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from postcommit import _forks as forks
+from postcommit._log import Log
+from postcommit._smtp.connection import Address
 from postcommit._smtp.connection import Connection
+from postcommit._smtp.connection import Phase
 from postcommit._smtp.connection import Relay
+from postcommit._smtp.connection import addresses_of
 from postcommit._smtp.connection import connect
+from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
+
+
+log = Log("postcommit.smtp.pool")
+
+# Seconds for which an address that failed is tried last, and the address that answered
+# is tried first. Then the order is that of the name service again.
+_REMEMBERED = 600.0
+
+# Maximum seconds to wait for other threads that connect at the same time, before a
+# refusal is taken for that of the only connection.
+_PATIENCE = 5.0
+
+# The pools in use, by their settings. The keys have passwords, and each key leaves
+# together with its pool.
+_pools: WeakValueDictionary[tuple[object, ...] | None, Pool] = WeakValueDictionary()
+
+
+class Failure(NamedTuple):
+    """An address that could not be used: why, and how far the connection had come.
+
+    `phase` is None if there was no connection.
+    """
+
+    address: Address
+    error: RelayError
+    phase: Phase | None
+
+    @property
+    def is_login_refused(self) -> bool:
+        """Whether the credentials are wrong. They are wrong at each address."""
+        reply = self.error.reply
+        return self.phase is Phase.LOGIN and reply is not None and reply.code >= 500
+
+    @property
+    def is_one_too_many(self) -> bool:
+        """Whether the relay may have refused this because of the number of others."""
+        reply, cause = self.error.reply, self.error.__cause__
+        if reply is None:
+            is_early = self.phase in (None, Phase.GREETING)
+            closed = (ConnectionError, ssl.SSLEOFError)
+            return is_early and isinstance(cause, closed)
+        if self.is_login_refused or reply.code < 400:
+            return False
+        text = reply.text.lower()
+        is_said = "too many" in text or "concurrent" in text
+        is_policy = self.phase is Phase.GREETING and reply.enhanced[1:] == ".7.0"
+        return reply.code == 421 or is_said or is_policy
+
+
+def all_failed(
+    relay: Relay, failures: Sequence[Failure], kind: type[RelayError] = RelayError
+) -> RelayError:
+    """Return the error for a relay of which no address can be used.
+
+    Its text has the reason of each address. Its reply is the last that was received.
+    """
+    last = failures[-1]
+    if len(failures) == 1 or last.is_login_refused:
+        return kind(last.error.reason, last.error.reply)
+    reasons: dict[str, list[str]] = {}
+    for address, error, _ in failures:
+        reason = error.reason
+        for lead in (f"no connection to {relay}: ", f"{relay}: ", f"{relay} "):
+            reason = reason.removeprefix(lead)
+        reasons.setdefault(reason, []).append(str(address))
+    text = "; ".join(f"{', '.join(of)}: {reason}" for reason, of in reasons.items())
+    replies = [error.reply for _, error, _ in failures if error.reply is not None]
+    reply = replies[-1] if replies else None
+    return kind(f"no connection to {relay}: {text}", reply)
+
+
+class Addresses:
+    """The addresses of `relay`, and which of them can be used. Threads may share it.
+
+    The address that answered is tried first, and an address that failed is tried last.
+    So an address that swallows everything costs its time-out once.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._answered: tuple[Address | None, float] = None, -math.inf
+        self._failed: dict[Address, float] = {}
+
+    def connect(self, failures: list[Failure]) -> Connection | None:
+        """Return a connection that is ready for the first message.
+
+        All that comes before a message belongs to the address, so that the next one is
+        tried (RFC 5321, 5.1), except for a refused login. None if none is left. Adds to
+        `failures`. Raises `RelayError` if there is no address.
+        """
+        addresses = self._in_order()
+        for address in addresses:
+            connection = None
+            try:
+                connection = connect(self._relay, address)
+                connection.greet()
+            except RelayError as error:
+                phase = connection.phase if connection is not None else None
+                failures.append(Failure(address, error, phase))
+                if failures[-1].is_login_refused:
+                    break
+                if len(addresses) > 1 and address not in self._failed:
+                    text = "address %s: %s; it is tried last for %g minutes"
+                    log.warning(text, address, error, _REMEMBERED / 60)
+                self.failed(address)
+            else:
+                self._answered = address, time.monotonic()
+                self._failed.pop(address, None)
+                return connection
+            finally:
+                if connection is not None and connection.phase is not Phase.READY:
+                    connection.close()
+        return None
+
+    def failed(self, address: Address) -> None:
+        """Try `address` last for some minutes."""
+        self._failed[address] = time.monotonic()
+
+    def _in_order(self) -> list[Address]:
+        """Look the name up, and return the addresses in the order to try them."""
+        found = addresses_of(self._relay)
+        recently = time.monotonic() - _REMEMBERED
+        never = -math.inf
+        when = {address: self._failed.get(address, never) for address in found}
+        failed = {address: at for address, at in when.items() if at > recently}
+        self._failed = dict(failed)  # without those that the name no longer has
+        last, at = self._answered
+        first = last if at > recently else None
+        return sorted(found, key=lambda a: (failed.get(a, never), a != first))
+
+
+def shared(
+    relay: Relay, *, messages: int, idle_timeout: float, pipelining: bool
+) -> Pool:
+    """Return the pool with these settings: one for all that need it in this process.
+
+    It lives as long as it is used. Credentials are settings, so that nobody gets a
+    connection that somebody else has logged in on.
+    """
+    key: tuple[object, ...] | None = relay, messages, idle_timeout, pipelining
+    try:
+        pool = _pools.get(key)
+    except TypeError:  # a token function without a hash
+        key = pool = None
+    if pool is None:
+        pool = Pool(
+            relay, messages=messages, idle_timeout=idle_timeout, pipelining=pipelining
+        )
+        if key is not None:
+            # No lock: a child that is forked at this moment would never get it.
+            _pools[key] = pool
+    return pool
 
 
 class Pool:
@@ -16,15 +182,17 @@ class Pool:
 
     A connection is closed after `messages` messages. Threads may share a pool. A
     connection is lent to one thread at a time. A child process starts with an empty
-    pool, because the connections belong to its parent.
+    pool, because the connections belong to its parent. Idle connections are closed
+    when the pool is not referred to any more.
     """
 
     def __init__(
         self, relay: Relay, *, messages: int, idle_timeout: float, pipelining: bool
     ) -> None:
+        self.relay = relay
         self.messages = messages
         self.pipelining = pipelining
-        self._relay = relay
+        self._addresses = Addresses(relay)
         self._idle_timeout = idle_timeout
         self._begin()
         forks.register(self, Pool._forget)
@@ -32,14 +200,20 @@ class Pool:
     def _begin(self) -> None:
         self._changed = threading.Condition()
         self._idle: deque[tuple[float, Connection]] = deque()
-        self._busy: set[Connection] = set()
+        # Whether to keep a connection that is lent, when it comes back. Weak, so that a
+        # thread that is interrupted leaves nothing behind.
+        self._busy: WeakKeyDictionary[Connection, bool] = WeakKeyDictionary()
+        self._opening = 0
         self._sweeper: threading.Thread | None = None
+        self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
+        self._last_rites.atexit = False
 
     def checkout(self, *, fresh: bool = False) -> Connection:
         """Return a connection. With `fresh`, it was never used.
 
         The connection that was used last is used next, so that the others grow old.
-        Raises `RelayError` if the relay cannot be reached.
+        Raises `RelayError` if no address of the relay can be used, and its subclass
+        `TooManyConnections` if that is because of other connections of this pool.
         """
         connection = None
         while connection is None and not fresh:
@@ -47,35 +221,67 @@ class Pool:
                 if not self._idle:
                     break
                 since, connection = self._idle.pop()
-                self._busy.add(connection)
-            is_overdue = time.monotonic() - since >= self._idle_timeout
-            if is_overdue or not connection.is_quiet:
-                self.discard(connection)
-                connection = None
-        if connection is None:
-            connection = connect(self._relay)
+                self._busy[connection] = True
+            is_good = False
             try:
-                connection.greet()
-            except BaseException:
-                connection.close()
-                raise
-            with self._changed:
-                self._busy.add(connection)
+                is_overdue = time.monotonic() - since >= self._idle_timeout
+                is_good = not is_overdue and connection.is_quiet
+            finally:
+                if not is_good:
+                    self.discard(connection)
+                    connection = None
+        if connection is None:
+            connection = self._open()
         # It may have been switched off since the connection was opened.
         connection.pipelining &= self.pipelining
         return connection
 
+    def _open(self) -> Connection:
+        """Return a new connection, which counts as busy."""
+        with self._changed:
+            self._opening += 1
+            is_crowded = len(self._busy) > 0
+        failures: list[Failure] = []
+        try:
+            connection = self._addresses.connect(failures)
+            if connection is not None:
+                with self._changed:
+                    self._busy[connection] = True
+                return connection
+        finally:
+            with self._changed:
+                self._opening -= 1
+                self._changed.notify_all()
+        kind = RelayError
+        if any(failure.is_one_too_many for failure in failures):
+            with self._changed:
+                # Another thread may be getting the last connection that is permitted.
+                if not is_crowded:
+                    self._changed.wait_for(self._is_clear, _PATIENCE)
+                if is_crowded or self._idle or len(self._busy):
+                    kind = TooManyConnections
+        raise all_failed(self.relay, failures, kind) from failures[-1].error
+
+    def _is_clear(self) -> bool:
+        """Return whether other threads have connections, or do not get any."""
+        return bool(self._idle) or len(self._busy) > 0 or not self._opening
+
     def checkin(self, connection: Connection) -> None:
         """Take back a connection between two messages."""
         with self._changed:
-            was_closed = connection not in self._busy  # by close()
-            self._busy.discard(connection)
             is_used_up = connection.messages >= self.messages
-            keep = not (was_closed or is_used_up) and self._idle_timeout > 0
+            was_kept = self._busy.pop(connection, False)  # otherwise close() was called
+            keep = was_kept and not is_used_up and self._idle_timeout > 0
             if keep:
+                connection.is_proven = True
                 self._idle.append((time.monotonic(), connection))
                 if self._sweeper is None:
-                    sweeper = threading.Thread(target=self._sweep, daemon=True)
+                    sweeper = threading.Thread(
+                        target=_sweep,
+                        name="postcommit-smtp-idle",
+                        args=(weakref.ref(self), self._changed, self._idle),
+                        daemon=True,
+                    )
                     try:
                         sweeper.start()
                     except RuntimeError:
@@ -88,9 +294,16 @@ class Pool:
             connection.quit()
 
     def discard(self, connection: Connection) -> None:
-        """Take back a connection that cannot be used any more."""
+        """Take back a connection that cannot be used any more.
+
+        If that was so from its first message on, the next connection goes to another
+        address of the relay.
+        """
         with self._changed:
-            self._busy.discard(connection)
+            self._busy.pop(connection, None)
+        is_new = connection.messages <= 1 and not connection.is_proven
+        if is_new and connection.address is not None:
+            self._addresses.failed(connection.address)
         connection.close()
 
     def close(self) -> None:
@@ -98,25 +311,9 @@ class Pool:
         with self._changed:
             idle = [connection for _, connection in self._idle]
             self._idle.clear()
-            self._busy.clear()
-            self._changed.notify()
+            self._busy.update(dict.fromkeys(self._busy, False))
+            self._changed.notify_all()
         for connection in idle:
-            connection.quit()
-
-    def _sweep(self) -> None:
-        """Close connections that were idle for long, until none is left (a thread)."""
-        changed = self._changed  # `_forget` makes another condition
-        while True:
-            with changed:
-                if not self._idle:
-                    self._sweeper = None
-                    return
-                since, connection = self._idle[0]
-                wait = since + self._idle_timeout - time.monotonic()
-                if wait > 0:
-                    changed.wait(wait)
-                    continue
-                self._idle.popleft()
             connection.quit()
 
     def _forget(self) -> None:
@@ -126,6 +323,48 @@ class Pool:
         lock may have been held by a thread that does not exist here.
         """
         connections = [*(connection for _, connection in self._idle), *self._busy]
+        self._last_rites.detach()
         self._begin()
         for connection in connections:
             connection.close()
+
+
+def _sweep(
+    owner: Callable[[], Pool | None],
+    changed: threading.Condition,
+    idle: deque[tuple[float, Connection]],
+) -> None:
+    """Close connections that were idle for long, until none is left (a thread).
+
+    It refers to the pool weakly, and waits without it.
+    """
+    while True:
+        with changed:
+            pool = owner()
+            if pool is None or pool._changed is not changed:
+                return  # `_abandon` has closed all, or they belong to a parent
+            if not idle:
+                pool._sweeper = None
+                return
+            wait = idle[0][0] + pool._idle_timeout - time.monotonic()
+            del pool
+            if wait > 0:
+                changed.wait(wait)
+                continue
+            _, connection = idle.popleft()
+        connection.quit()
+
+
+def _abandon(
+    changed: threading.Condition, idle: deque[tuple[float, Connection]]
+) -> None:
+    """Close all connections of a pool that is gone.
+
+    The garbage collector may call this in any thread, so it does not wait.
+    """
+    with changed:
+        connections = [connection for _, connection in idle]
+        idle.clear()
+        changed.notify_all()
+    for connection in connections:
+        connection.quit(in_haste=True)

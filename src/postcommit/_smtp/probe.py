@@ -10,9 +10,13 @@ from datetime import datetime
 from typing import Any
 
 from postcommit._smtp.connection import Connection
+from postcommit._smtp.connection import Phase
 from postcommit._smtp.connection import Timeouts
+from postcommit._smtp.connection import addresses_of
 from postcommit._smtp.connection import connect
 from postcommit._smtp.mailer import SMTPMailer
+from postcommit._smtp.pool import Failure
+from postcommit._smtp.pool import all_failed
 from postcommit.errors import RelayError
 
 
@@ -59,17 +63,22 @@ def _name(parts: tuple[tuple[tuple[str, str], ...], ...]) -> str:
 class Diagnosis:
     """What was found out about a relay.
 
-    `is_connected` is True if the relay took the connection. `tls` is the version that
-    was spoken, None in clear. `certificate` is None unless it was verified. `failure`
-    is why the relay cannot be used, or None.
+    `is_connected` is True if the relay took the connection, and `is_greeted` if it said
+    220, under TLS if that comes first. `tls` is the version that was spoken, None in
+    clear. `certificate` is None unless it was verified. `failure` is why the relay
+    cannot be used, or None. All these are about the last address that took the
+    connection. `tried` has the addresses that were tried, each with its failure, or
+    None for the last one if it can be used.
     """
 
     is_connected: bool = False
+    is_greeted: bool = False
     tls: str | None = None
     certificate: Certificate | None = None
     extensions: dict[str, str] = field(default_factory=dict)
     logged_in: bool = False
     failure: RelayError | None = None
+    tried: list[tuple[str, RelayError | None]] = field(default_factory=list)
 
 
 def probe(mailer: SMTPMailer) -> Diagnosis:
@@ -78,22 +87,40 @@ def probe(mailer: SMTPMailer) -> Diagnosis:
     timeouts = Timeouts.alike(mailer.connect_timeout, timeout)
     relay = replace(mailer.relay, timeouts=timeouts)
     found = Diagnosis()
+    failures: list[Failure] = []
     try:
-        connection = connect(relay)
-        found.is_connected = True
-        try:
-            connection.greet()
-            found.logged_in = relay.credentials is not None
-        finally:
-            _note(found, connection)
-            connection.quit()
+        addresses = addresses_of(relay)
     except RelayError as error:
         found.failure = error
+        return found
+    for address in addresses:
+        connection = None
+        try:
+            connection = connect(relay, address)
+            connection.greet()
+        except RelayError as error:
+            phase = connection.phase if connection is not None else None
+            failures.append(Failure(address, error, phase))
+            found.tried.append((str(address), error))
+            if failures[-1].is_login_refused:
+                break
+        else:
+            found.tried.append((str(address), None))
+            found.logged_in = relay.credentials is not None
+            return found
+        finally:
+            if connection is not None:
+                _note(found, connection)
+                connection.quit()
+    found.failure = all_failed(relay, failures)
     return found
 
 
 def _note(found: Diagnosis, connection: Connection) -> None:
+    found.is_connected = True
+    found.is_greeted = connection.phase is not Phase.GREETING
     found.extensions = connection.extensions
+    found.tls = found.certificate = None
     encrypted = connection.tls_socket
     if encrypted is not None:
         found.tls = encrypted.version()

@@ -55,7 +55,7 @@ from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
 from postcommit.errors import ForkedError
-from postcommit.interfaces import IBatch
+from postcommit.interfaces import Batch
 
 
 # Key of the transaction's data that says whether it is decided.
@@ -79,7 +79,7 @@ class DataManager:
     def __init__(
         self,
         owner: object,
-        batch: IBatch,
+        batch: Batch,
         transaction: ITransaction,
         transaction_manager: ITransactionManager,
     ) -> None:
@@ -99,7 +99,7 @@ class DataManager:
         cls,
         owner: object,
         transaction: ITransaction,
-        make_batch: Callable[[], IBatch],
+        make_batch: Callable[[], Batch],
         transaction_manager: ITransactionManager,
     ) -> DataManager:
         """Return the data manager of `owner` in `transaction`.

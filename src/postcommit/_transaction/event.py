@@ -26,11 +26,10 @@ from postcommit._transaction.datamanager import call_after_commit
 from postcommit._transaction.repeats import repeat
 from postcommit.interfaces import IMailDeferredEvent
 from postcommit.interfaces import IMailErrorEvent
-from postcommit.interfaces import IMailEvent
 from postcommit.interfaces import IMailRejectedEvent
 from postcommit.interfaces import IMailSentEvent
 from postcommit.interfaces import IMailUncertainEvent
-from postcommit.interfaces import IReply
+from postcommit.interfaces import MailEvent
 from postcommit.interfaces import Status
 
 
@@ -47,7 +46,7 @@ committing: ContextVar[ITransactionManager | None] = ContextVar(
 
 @implementer(IMailSentEvent)
 class MailSentEvent:
-    """See `IMailSentEvent`."""
+    """The relay has taken the message for `recipients`, see `IMailSentEvent`."""
 
     def __init__(self, messageId: str, *, recipients: tuple[str, ...] = ()) -> None:
         self.messageId = messageId
@@ -60,7 +59,7 @@ class MailSentEvent:
 
 @implementer(IMailErrorEvent)
 class MailErrorEvent:
-    """See `IMailErrorEvent`."""
+    """An attempt failed for `recipients`, see `IMailErrorEvent`."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class MailErrorEvent:
         errorMessage: str,
         *,
         recipients: tuple[str, ...] = (),
-        reply: IReply | None = None,
+        reply: Reply | None = None,
     ) -> None:
         self.messageId = messageId
         self.errorMessage = errorMessage
@@ -82,20 +81,20 @@ class MailErrorEvent:
 
 @implementer(IMailDeferredEvent)
 class MailDeferredEvent(MailErrorEvent):
-    """See `IMailDeferredEvent`."""
+    """The attempt failed for now, see `IMailDeferredEvent`."""
 
 
 @implementer(IMailRejectedEvent)
 class MailRejectedEvent(MailErrorEvent):
-    """See `IMailRejectedEvent`."""
+    """The attempt failed for good, see `IMailRejectedEvent`."""
 
 
 @implementer(IMailUncertainEvent)
 class MailUncertainEvent(MailErrorEvent):
-    """See `IMailUncertainEvent`."""
+    """Given up, and may have arrived, see `IMailUncertainEvent`."""
 
 
-def events_of(report: DeliveryReport) -> list[IMailEvent]:
+def events_of(report: DeliveryReport) -> list[MailEvent]:
     """Return the events of `report`, none if `IMailer.send` has published them.
 
     There is one for each status and reply, with the recipients that share them. A relay
@@ -108,7 +107,7 @@ def events_of(report: DeliveryReport) -> list[IMailEvent]:
     for outcome in report.outcomes:
         key = (outcome.status, outcome.given_up, outcome.reply)
         groups.setdefault(key, []).append(outcome)
-    events: list[IMailEvent] = []
+    events: list[MailEvent] = []
     for (status, given_up, reply), alike in groups.items():
         recipients = tuple(outcome.recipient for outcome in alike)
         if status is Status.SENT:
@@ -209,7 +208,7 @@ def log_report(report: DeliveryReport) -> None:
 
 
 def dispatch_events(
-    events: Iterable[IMailEvent], notify: Notify, manager: ITransactionManager | None
+    events: Iterable[MailEvent], notify: Notify, manager: ITransactionManager | None
 ) -> BaseException | None:
     """Publish `events`, each in a transaction of its own; never raise.
 
@@ -243,7 +242,7 @@ def dispatch_events(
 
 
 def _attempt(
-    event: IMailEvent,
+    event: MailEvent,
     notify: Notify,
     manager: ITransactionManager,
     may_be_repeated: bool,

@@ -11,7 +11,7 @@ class FakeClock:
     """
 
     def __init__(self, now: float | None = None) -> None:
-        self.now = time.time() if now is None else now
+        self.now: float = time.time() if now is None else now
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.now:.3f}>"

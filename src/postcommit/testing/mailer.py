@@ -63,7 +63,7 @@ class RecordingMailer(BaseMailer):
         *,
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
-        self.outbox = Outbox(self) if outbox is None else outbox
+        self.outbox: Outbox = Outbox(self) if outbox is None else outbox
         self.notify = notify
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()

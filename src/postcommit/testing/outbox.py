@@ -9,6 +9,7 @@ from email import message_from_bytes
 from email import policy
 from email.message import EmailMessage
 from typing import TYPE_CHECKING
+from typing import ClassVar
 from typing import overload
 
 
@@ -92,7 +93,7 @@ class Outbox(Sequence[Mail]):
     def __eq__(self, other: object) -> bool:
         return list(self) == (list(other) if isinstance(other, Sequence) else other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def add(self, mail: Mail) -> None:
         """Add `mail` at the end."""

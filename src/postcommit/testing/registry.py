@@ -15,6 +15,7 @@ from postcommit._delivery import DirectMailDelivery
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import MailQueueProcessor
 from postcommit.interfaces import Tally
 from postcommit.testing.mailer import RecordingMailer
 from postcommit.testing.outbox import Outbox
@@ -79,7 +80,7 @@ def _replace(components: Any, old: Any, new: Any, replaced: ExitStack) -> None:
 class _Idle:
     """A processor that sends nothing, with the options of the replaced object."""
 
-    def __init__(self, processor: IMailQueueProcessor) -> None:
+    def __init__(self, processor: MailQueueProcessor) -> None:
         self._processor = processor
 
     def __getattr__(self, name: str) -> Any:

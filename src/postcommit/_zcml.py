@@ -18,6 +18,7 @@ from zope.component.zcml import handler
 from zope.component.zcml import proxify
 from zope.configuration.exceptions import ConfigurationError
 from zope.configuration.fields import Bool
+from zope.configuration.fields import Tokens
 from zope.interface import Interface
 from zope.interface import implementer
 from zope.interface.interface import InterfaceClass
@@ -33,7 +34,9 @@ from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
 from postcommit._maildir.mark import check_queue_path
 from postcommit.errors import OptionError
+from postcommit.errors import masked
 from postcommit.interfaces import IDirectMailDelivery
+from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
@@ -41,6 +44,8 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import MailQueueProcessor
+from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import _
 from postcommit.interfaces import is_path
 
@@ -160,6 +165,27 @@ IFileMailerDirective = InterfaceClass(
 )
 
 
+class _IMailers(IMailerDirective):
+    mailers = Tokens(
+        title=_("Mailers"),
+        description=_(
+            "The names of the mailers, in the order in which they are tried. Their"
+            " directives come before this one."
+        ),
+        value_type=TextLine(),
+        min_length=1,
+    )
+
+
+IFailoverMailerDirective = InterfaceClass(
+    "IFailoverMailerDirective",
+    (_IMailers,),
+    _attributes(IFailoverMailer),
+    "Registers a mailer that uses the next of several ones if a relay fails.",
+    __name__,
+)
+
+
 class IDeliveryDirective(Interface):
     """Registers a delivery."""
 
@@ -229,7 +255,28 @@ def fileMailer(_context: Any, name: str, **options: Any) -> None:
     _register_mailer(_context, name, build(IFileMailer, given))
 
 
-def _register_mailer(_context: Any, name: str, mailer: IMailer) -> None:
+def failoverMailer(
+    _context: Any, name: str, mailers: list[str], **options: Any
+) -> None:
+    """Register a mailer. See `IFailoverMailerDirective`."""
+    given = _given(f"mail:failoverMailer {name}", IFailoverMailer, options)
+    if name in mailers:
+        raise ConfigurationError(f"mailers: {name!r} cannot be a part of itself")
+    for part in mailers:
+        if mailers.count(part) > 1:
+            raise ConfigurationError(f"mailers: {part!r} is there twice")
+
+    @functools.cache
+    def make() -> Any:
+        hint = ", or only after this one, which it is a part of"
+        found = [_find_mailer(part, hint) for part in mailers]
+        return build(IFailoverMailer, given, mailers=found)
+
+    for contract in _with_older(IMailer):
+        _register(_context, contract, name, make)
+
+
+def _register_mailer(_context: Any, name: str, mailer: SupportsSend) -> None:
     for contract in _with_older(IMailer):
         _register(_context, contract, name, lambda: mailer, info=_Place(_context.info))
 
@@ -281,7 +328,7 @@ def queuedDelivery(
     options |= {"queuePath": queuePath, "default_sender": default_sender}
     given = _given(f"mail:queuedDelivery {name}", IMailQueueProcessor, options)
     delivery = build(IQueuedMailDelivery, given)
-    processors: list[IMailQueueProcessor] = []
+    processors: list[MailQueueProcessor] = []
 
     def make() -> Any:
         check_queue_path(queuePath)
@@ -320,12 +367,13 @@ def _register_delivery(
         _register(_context, contract, name, protected)
 
 
-def _find_mailer(name: str) -> IMailer:
+def _find_mailer(name: str, hint: str = "") -> SupportsSend:
     for contract in _with_older(IMailer):
         found = queryUtility(contract, name)
         if found is not None:
             return found  # type: ignore[no-any-return]
-    raise ConfigurationError(f"the mailer {name!r} is not defined")
+    shown = masked("mailer", name)
+    raise ConfigurationError(f"the mailer {shown!r} is not defined{hint}")
 
 
 # Registration

@@ -1,0 +1,383 @@
+"""The types of postcommit: one beside each interface, and the values that they share.
+
+Applications import them from `postcommit.interfaces`. An interface is an object that
+utilities are registered for. A type checker cannot use it as a type, so a `Protocol`
+has the members of the interface with their types, and the interface's name without the
+"I". The stub ``interfaces.pyi`` says which type belongs to which interface, and a test
+compares both with the classes.
+
+The docstrings are summaries. The contracts, units and defaults are those of the
+interfaces.
+"""
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from email.message import Message
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import Literal
+from typing import NamedTuple
+from typing import Protocol
+from typing import TypeAlias
+
+
+if TYPE_CHECKING:
+    from postcommit.errors import RelayError
+
+
+# Arguments
+
+Address: TypeAlias = str | bytes
+Addresses: TypeAlias = Address | Iterable[Address]
+Sendable: TypeAlias = bytes | str | Message
+
+# The values of options; a test compares them with the schema.
+TLSName: TypeAlias = Literal["auto", "starttls", "implicit", "none"]
+ProtocolName: TypeAlias = Literal["smtp", "lmtp"]
+AuthName: TypeAlias = Literal[
+    "plain",
+    "login",
+    "cram-md5",
+    "scram-sha-256",
+    "oauthbearer",
+    "xoauth2",
+]
+
+
+# Values
+
+
+class Status(enum.Enum):
+    """The outcome of one recipient in one attempt."""
+
+    SENT = "sent"
+    DEFERRED = "deferred"
+    REJECTED = "rejected"
+    UNCERTAIN = "uncertain"
+
+
+class TLSMode(enum.StrEnum):
+    """How a mailer uses TLS towards its relay."""
+
+    AUTO = "auto"
+    STARTTLS = "starttls"
+    IMPLICIT = "implicit"
+    NONE = "none"
+
+
+class Tally(NamedTuple):
+    """How many recipients were sent, are tried again, were rejected, or given up.
+
+    `deferred` includes those that are uncertain and tried again, `uncertain` counts
+    those that may have the message and are not tried again.
+    """
+
+    sent: int = 0
+    deferred: int = 0
+    rejected: int = 0
+    uncertain: int = 0
+
+
+# Outcomes of a message
+
+
+class Reply(Protocol):
+    """The reply of an SMTP server, see `IReply`."""
+
+    @property
+    def code(self) -> int: ...
+
+    @property
+    def enhanced(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+class Outcome(Protocol):
+    """The outcome of one recipient in one attempt, see `IOutcome`."""
+
+    @property
+    def recipient(self) -> str: ...
+
+    @property
+    def status(self) -> Status: ...
+
+    @property
+    def reply(self) -> Reply: ...
+
+    @property
+    def given_up(self) -> bool: ...
+
+
+class DeliveryReport(Protocol):
+    """The outcomes of one message in one attempt, see `IDeliveryReport`."""
+
+    @property
+    def message_id(self) -> str: ...
+
+    @property
+    def recipients(self) -> tuple[str, ...]: ...
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]: ...
+
+    @property
+    def sent(self) -> tuple[Outcome, ...]: ...
+
+    @property
+    def deferred(self) -> tuple[Outcome, ...]: ...
+
+    @property
+    def rejected(self) -> tuple[Outcome, ...]: ...
+
+    @property
+    def uncertain(self) -> tuple[Outcome, ...]: ...
+
+    @property
+    def relay_failure(self) -> Reply | RelayError | None: ...
+
+    @property
+    def failed_mid_message(self) -> bool: ...
+
+    def raise_for_failure(self) -> None:
+        """Raise `DeliveryError` unless every recipient was sent."""
+
+
+# Sending
+
+
+class TransactionManager(Protocol):
+    """A transaction manager, such as ``transaction.manager`` or ``request.tm``."""
+
+    def begin(self) -> Any:
+        """Begin a transaction, and return it."""
+
+    def get(self) -> Any:
+        """Return the current transaction."""
+
+    def commit(self) -> Any:
+        """Commit the current transaction."""
+
+    def abort(self) -> Any:
+        """Abort the current transaction."""
+
+
+class MailDelivery(Protocol):
+    """Sends mail when, and only when, the transaction commits, see `IMailDelivery`."""
+
+    def send(
+        self, fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
+    ) -> str:
+        """Send `message` when the current transaction commits; return its message id.
+
+        None for an address means the one in the header. See `IMailDelivery`.
+        """
+
+
+class SupportsSend(Protocol):
+    """A mailer as deliveries and processors call it, of postcommit or of your own.
+
+    They pass bare addresses, of which there is at least one, and a complete message.
+    ``send()`` returns a report, or the refused recipients as
+    `smtplib.SMTP.sendmail` does, or None: then all were sent. Every exception is an
+    outcome, too; those of smtplib are understood.
+    """
+
+    def send(
+        self, fromaddr: str, toaddrs: tuple[str, ...], message: bytes, /
+    ) -> DeliveryReport | Mapping[str, Any] | None:
+        """Transmit `message`, or raise."""
+
+
+class Mailer(Protocol):
+    """Transmits one message now, see `IMailer`."""
+
+    def send(
+        self, fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
+    ) -> DeliveryReport:
+        """Transmit `message`, and return a report. See `IMailer`."""
+
+
+class Outgoing(Protocol):
+    """A message and its envelope, ready to be transmitted."""
+
+    @property
+    def sender(self) -> str:
+        """Bare, checked address; ``''`` is the null sender."""
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """Bare, checked addresses, at least one."""
+
+    @property
+    def message(self) -> bytes:
+        """Header, which is complete, and body."""
+
+
+class Pipeline(Protocol):
+    """Transmits messages one behind the other, see `IPipeline`."""
+
+    def __enter__(self) -> Pipeline:
+        """Begin."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Close a connection that is in the middle of something."""
+
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        """Transmit `mail`; `key` comes back with its report."""
+
+    def completed(self) -> Iterable[tuple[Any, DeliveryReport]]:
+        """Return (key, report) of each message that is done. Does not wait."""
+
+    def drain(self) -> Iterable[tuple[Any, DeliveryReport]]:
+        """Wait for all replies, and yield (key, report) of each message."""
+
+
+class PipelineMailer(Mailer, Protocol):
+    """Transmits several messages with less waiting, see `IPipelineMailer`."""
+
+    @property
+    def notify(self) -> Callable[[Any], Any]: ...
+
+    def pipeline(self) -> Pipeline:
+        """Return a new pipeline."""
+
+
+class RelayCheck(Protocol):
+    """A mailer that can check whether its relay answers, see `IRelayCheck`."""
+
+    def check(self) -> None:
+        """Connect and log in, or raise `RelayError`. Sends nothing."""
+
+
+class MailQueueProcessor(Protocol):
+    """Drains a queue through a mailer, see `IMailQueueProcessor`."""
+
+    @property
+    def queuePath(self) -> str: ...
+
+    @property
+    def pollingInterval(self) -> int: ...
+
+    @property
+    def mailer(self) -> SupportsSend: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def rate_limit(self) -> float | None: ...
+
+    @property
+    def min_backoff(self) -> float: ...
+
+    @property
+    def max_backoff(self) -> float: ...
+
+    @property
+    def max_age(self) -> float: ...
+
+    @property
+    def max_uncertain(self) -> int: ...
+
+    def run(self) -> None:
+        """Drain the queue in this thread, until `stop`."""
+
+    def start(self) -> None:
+        """Drain the queue in a daemon thread, until `stop` or exit."""
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Let the attempts in flight finish; return whether all has come to rest."""
+
+    def flush(self) -> Tally:
+        """Try once all that is due; return the counts of the recipients."""
+
+
+# Events
+
+
+class MailEvent(Protocol):
+    """Reports an outcome of a message, see `IMailEvent`."""
+
+    @property
+    def messageId(self) -> str: ...
+
+    @property
+    def recipients(self) -> tuple[str, ...]: ...
+
+
+class MailErrorEvent(MailEvent, Protocol):
+    """An attempt failed for these recipients, see `IMailErrorEvent`."""
+
+    @property
+    def errorMessage(self) -> str: ...
+
+    @property
+    def reply(self) -> Reply | None: ...
+
+
+# The Maildir
+
+
+class MaildirMessageWriter(Protocol):
+    """Writes one message into a Maildir, see `IMaildirMessageWriter`."""
+
+    def write(self, data: bytes | memoryview | str) -> None:
+        """Write bytes, or a str as UTF-8."""
+
+    def writelines(self, lines: Iterable[bytes | memoryview | str]) -> None:
+        """Write each of `lines`; no separators are added."""
+
+    def close(self) -> None:
+        """Close the file, so that few are open."""
+
+    def commit(self) -> None:
+        """Make the message durable and move it from ``tmp`` to ``new``."""
+
+    def abort(self) -> None:
+        """Remove the file."""
+
+
+class Maildir(Protocol):
+    """A Maildir folder, see `IMaildir`."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the path names of the messages, new ones first."""
+
+    def newMessage(self) -> MaildirMessageWriter:
+        """Create a file in ``tmp`` and return its writer."""
+
+
+class MaildirFactory(Protocol):
+    """Opens Maildir folders, see `IMaildirFactory`."""
+
+    def __call__(self, dirname: str, create: bool = False) -> Maildir:
+        """Open the Maildir at the path `dirname`."""
+
+
+# Inside
+
+
+class Batch(Protocol):
+    """The work of one delivery in one transaction, see `IBatch`."""
+
+    @property
+    def sort_key(self) -> str: ...
+
+    def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
+        """Do all that can fail; raise to refuse the commit."""
+
+    def publish(self, items: Sequence[Any]) -> Callable[[], None] | None:
+        """Let the decided commit take effect."""
+
+    def discard(self, items: Sequence[Any]) -> None:
+        """Undo all that was done for `items`. Never raises."""
+
+    def abandon(self, items: Sequence[Any]) -> None:
+        """End with `items` without knowing whether the transaction took place."""

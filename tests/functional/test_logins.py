@@ -1,0 +1,182 @@
+"""Logins at a real Postfix whose passwords Dovecot checks, and client certificates."""
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.functional.postfix import Postfix
+from tests.support.certificates import Authority
+
+from postcommit import SMTPMailer
+
+
+PROGRAM = shutil.which("dovecot", path="/usr/sbin:/usr/local/sbin")
+
+_CONFIGURATION = """\
+base_dir = {folder}/run
+state_dir = {folder}/run
+log_path = {folder}/log
+protocols =
+ssl = no
+auth_failure_delay = 0
+auth_mechanisms = plain login cram-md5 scram-sha-256
+passdb {{
+  driver = passwd-file
+  args = {folder}/users
+}}
+# Without this, an address waits up to 15 seconds after a wrong password.
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
+service auth {{
+  inet_listener {{
+    address = 127.0.0.1
+    port = {port}
+  }}
+}}
+"""
+
+
+@contextmanager
+def passwords(stored: str) -> Iterator[int]:
+    """Start a Dovecot that checks the password of ``me``, and yield its port."""
+    if PROGRAM is None or os.geteuid():
+        pytest.skip("Debian's package dovecot-core is needed, and to be root")
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="postcommit-dovecot-"))
+        stack.callback(shutil.rmtree, folder)
+        folder.chmod(0o755)
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            port: int = reserved.getsockname()[1]
+        (folder / "users").write_text(f"me:{stored}\n")
+        configuration = folder / "dovecot.conf"
+        configuration.write_text(_CONFIGURATION.format(folder=folder, port=port))
+        process = subprocess.Popen(
+            [PROGRAM, "-F", "-c", str(configuration)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        until, pause = time.monotonic() + 30, threading.Event()
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 5).close()
+                break
+            except OSError:
+                assert time.monotonic() < until, (folder / "log").read_text()
+                pause.wait(0.02)
+        yield port
+
+
+def scheme(name: str) -> str:
+    """Return the password as Dovecot stores it by the scheme `name`."""
+    done = subprocess.run(
+        ["doveadm", "-O", "pw", "-s", name, "-p", "s3cr3t, ="],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return done.stdout.strip()
+
+
+ME: dict[str, Any] = {"username": "me", "password": "s3cr3t, ="}
+
+
+def mechanisms_of(postfix: Postfix) -> list[str]:
+    """Return the mechanisms with which a client has logged in."""
+    words = postfix.log.replace(",", " ").split()
+    return [w.partition("=")[2] for w in words if w.startswith("sasl_method=")]
+
+
+def asking(start_postfix: Callable[..., Postfix], port: int, **more: str) -> Postfix:
+    """Start a Postfix that takes mail only from who has logged in."""
+    return start_postfix(
+        {
+            "smtpd_sasl_auth_enable": "yes",
+            "smtpd_sasl_type": "dovecot",
+            "smtpd_sasl_path": f"inet:127.0.0.1:{port}",
+            "smtpd_client_restrictions": "permit_sasl_authenticated, reject",
+            **more,
+        }
+    )
+
+
+def test_each_mechanism(start_postfix: Callable[..., Postfix]) -> None:
+    with passwords("{PLAIN}s3cr3t, =") as port:
+        postfix = asking(start_postfix, port)
+        for auth in (None, "scram-sha-256", "cram-md5", "plain", "login"):
+            mailer = SMTPMailer("127.0.0.1", postfix.port, auth=auth, **ME)
+            report = mailer.send("a@example.org", "ann@example.org", "Subject: x\n\n")
+            assert report.sent, (auth, report)
+            mailer.close()
+            wrong = {**ME, "password": "wrong"}
+            mailer = SMTPMailer("127.0.0.1", postfix.port, auth=auth, **wrong)
+            report = mailer.send("a@example.org", "ann@example.org", "Subject: x\n\n")
+            assert str(report.relay_failure).startswith("535 5.7.8")
+        expected = ["SCRAM-SHA-256", "SCRAM-SHA-256", "CRAM-MD5", "PLAIN", "LOGIN"]
+        assert mechanisms_of(postfix) == expected
+        assert len(postfix.wait_for("ann", 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("stored", "used"),
+    [("SCRAM-SHA-256", "SCRAM-SHA-256"), ("SHA512-CRYPT", "PLAIN")],
+)
+def test_passwords_that_are_stored_in_another_form(
+    start_postfix: Callable[..., Postfix], stored: str, used: str
+) -> None:
+    """Dovecot offers all mechanisms, and can do those for which it has the form."""
+    with passwords(scheme(stored)) as port:
+        postfix = asking(start_postfix, port)
+        mailer = SMTPMailer("127.0.0.1", postfix.port, **ME)
+        report = mailer.send("a@example.org", "ann@example.org", "Subject: x\n\n")
+        assert report.sent, report
+        assert mechanisms_of(postfix) == [used]
+
+
+def test_a_client_certificate(
+    start_postfix: Callable[..., Postfix], tmp_path: Path
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="postcommit-tls-"))
+    try:
+        authority = Authority(folder)
+        authority.write_chain(folder / "server.pem", "127.0.0.1")
+        postfix = start_postfix(
+            {
+                "smtpd_tls_security_level": "encrypt",
+                "smtpd_tls_chain_files": f"{folder}/server.pem",
+                "smtpd_tls_CAfile": authority.cafile,
+                "smtpd_tls_req_ccert": "yes",
+                "smtpd_tls_loglevel": "1",
+            }
+        )
+        options: dict[str, Any] = {"tls": "starttls", "cafile": authority.cafile}
+        mailer = SMTPMailer("127.0.0.1", postfix.port, **options)
+        report = mailer.send("a@example.org", "ann@example.org", "Subject: x\n\n")
+        assert "No client certificate presented" in str(report.relay_failure)
+        certfile, keyfile = authority.write_pair(tmp_path)
+        mailer = SMTPMailer(
+            "127.0.0.1", postfix.port, certfile=certfile, keyfile=keyfile, **options
+        )
+        report = mailer.send("a@example.org", "ann@example.org", "Subject: x\n\n")
+        assert report.sent, report
+        assert "Trusted TLS connection established from" in postfix.log
+    finally:
+        shutil.rmtree(folder)

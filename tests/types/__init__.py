@@ -1,0 +1,1 @@
+"""Programs that mypy and pyright check, as those of an application: without plugins."""
