@@ -225,6 +225,27 @@ def test_limits_that_the_relay_announces(start, connect, without, limits, expect
 
 
 @WITHOUT
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ("RCPTDOMAINMAX=1", [3, 2, 1, 1]),
+        ("RCPTDOMAINMAX=2", [5, 2]),
+        ("RCPTDOMAINMAX=2 RCPTMAX=4", [4, 2, 1]),
+        ("RCPTDOMAINMAX=3", [7]),
+    ],
+)
+def test_a_limit_of_domains(start, connect, without, limits, expected):
+    relay = start(without=without)
+    relay.extensions.append(f"LIMITS {limits}")
+    domains = ["a.example", "A.example", "a.EXAMPLE", "b.example", "b.example"]
+    domains += ["c.example", "a.example"]
+    to = tuple(f"{number}@{domain}" for number, domain in enumerate(domains))
+    [report] = transmit(connect(relay), to)
+    assert told(report) == ["sent"] * 7
+    assert taken(relay) == expected
+
+
+@WITHOUT
 def test_a_limit_of_messages_for_a_connection(start, connect, without):
     """The next message finds a new connection, also in another pipeline."""
     relay = start(without=without)

@@ -480,6 +480,8 @@ class Transmission:
     def take(self, step: Step | Loss, index: int, reply: Reply) -> None:
         """Do what a cell of `REPLIES` says."""
         settle = self.account.settle
+        if step is Step.GO_ON:
+            return
         if step is Step.ACCEPT:
             if index not in self.account.outcomes:
                 self.accepted.append(index)
@@ -521,6 +523,15 @@ class Transmission:
             return self.indices
         left = set(self.left)
         return [index for index in self.indices if index not in left]
+
+    def within(self, most: int, domains: int) -> int:
+        """Return how many of the first `most` recipients are at so many `domains`."""
+        seen = set()
+        for count, index in enumerate(self.indices[:most]):
+            seen.add(self.account.recipients[index].rpartition("@")[2].lower())
+            if len(seen) > domains:
+                return count
+        return most
 
     def rest(self) -> Transmission:
         """Return the next transmission, with the recipients that are left."""
@@ -566,6 +577,7 @@ class Dialogue:
         self.upcoming: deque[Transmission] = deque()
         self._messages = self._most_messages = messages
         self._recipients = recipients
+        self._most_domains: int | None = None
         self._accounts: deque[Account] = deque()
         self._offered: Transmission | None = None
         self._ended: Transmission | None = None
@@ -596,6 +608,7 @@ class Dialogue:
         self.link = link
         limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
         self._most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
+        self._most_domains = limits.get("RCPTDOMAINMAX")
         if "RCPTMAX" in limits:
             link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
 
@@ -613,10 +626,11 @@ class Dialogue:
     def awaited(self) -> list[Stage]:
         """Return the stages of the commands that wait for a reply."""
         waiting = []
-        for transmission in (self._ended, self._offered):
-            if transmission is not None:
-                first, last = transmission.answered, transmission.written
-                waiting += [c.stage for c in transmission.commands[first:last]]
+        if (ended := self._ended) is not None:
+            waiting = [Stage.END] * (ended.written - ended.answered)
+        if (offered := self._offered) is not None:
+            unanswered = offered.commands[offered.answered : offered.written]
+            waiting += [command.stage for command in unanswered]
         return waiting
 
     def receive(self, reply: Reply) -> None:
@@ -637,7 +651,10 @@ class Dialogue:
             if isinstance(step, Loss):
                 self.lost(_error(step, stage, reply))
                 return
-        self._take(transmission, step, index, reply, link)
+        if step is Step.SPLIT:
+            self._split(transmission, link)
+        else:
+            transmission.take(step, index, reply)
         transmission.answered += 1
         if ended is not None:
             if transmission.answered == transmission.written:
@@ -648,20 +665,11 @@ class Dialogue:
         elif stage is not Stage.SESSION:
             transmission.state = State.BOUND
 
-    def _take(
-        self,
-        transmission: Transmission,
-        step: Step | Loss,
-        index: int,
-        reply: Reply,
-        link: Link,
-    ) -> None:
-        if step is Step.SPLIT:
-            first, second = transmission.split()
-            link.most_recipients = min(link.most_recipients, len(first.indices))
-            self.upcoming.extendleft((second, first))
-        else:
-            transmission.take(step, index, reply)
+    def _split(self, transmission: Transmission, link: Link) -> None:
+        """Have two smaller transmissions follow for the one that the relay refused."""
+        first, second = transmission.split()
+        link.most_recipients = min(link.most_recipients, len(first.indices))
+        self.upcoming.extendleft((second, first))
 
     def _meaning(
         self, command: Command, reply: Reply, transmission: Transmission, link: Link
@@ -742,6 +750,8 @@ class Dialogue:
         while self.upcoming and link.messages < self._most_messages:
             transmission = self.upcoming.popleft()
             most = min(self._recipients, link.most_recipients)
+            if self._most_domains is not None:
+                most = transmission.within(most, self._most_domains)
             if len(transmission.indices) > most:
                 rest = transmission.indices[most:]
                 self.upcoming.appendleft(Transmission(transmission.account, rest))
@@ -811,7 +821,10 @@ class Dialogue:
             if isinstance(step, Loss):
                 error = _error(step, Stage.END, last)
             else:
-                self._take(ended, step, command.recipient, last, link)
+                if step is Step.SPLIT:
+                    self._split(ended, link)
+                else:
+                    ended.take(step, command.recipient, last)
                 ended.answered += 1
                 if ended.answered == ended.written:
                     ended.state = State.DONE
