@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from itertools import islice
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
@@ -470,7 +471,10 @@ class Transmission:
         has an outcome.
         """
         decided = self.account.outcomes
-        is_refused = decided and all(index in decided for index in self.indices)
+        # The last one first, so that the time for many recipients stays linear.
+        is_refused = self.indices[-1] in decided and all(
+            index in decided for index in self.indices
+        )
         if is_refused or self.written == len(self.commands):
             return b""
         group = self.commands[self.written : self.written + size]
@@ -494,13 +498,9 @@ class Transmission:
             settle((index,), Status.SENT, reply)
         elif step is Step.LEAVE:
             self.left.append(index)
-            # 452 4.2.2 is a full mailbox, and says nothing about the number.
-            is_plain = not (reply.enhanced or _NOT_NUMBER.search(reply.text))
+            self.limit = len(self.accepted)
             if is_about_number(reply):
                 self._stop()
-                self.limit = len(self.accepted)
-            elif is_plain:
-                self.limit = len(self.accepted)
         elif step is Step.DEFER_ONE:
             settle((index,), Status.DEFERRED, reply)
         elif step is Step.REJECT_ONE:
@@ -524,10 +524,19 @@ class Transmission:
         left = set(self.left)
         return [index for index in self.indices if index not in left]
 
+    def cut(self, most: int) -> Transmission:
+        """Keep the first `most` recipients, and return the transmission to the others.
+
+        It takes no longer if there are many others.
+        """
+        rest = self.indices if isinstance(self.indices, deque) else deque(self.indices)
+        self.indices = [rest.popleft() for _ in range(most)]
+        return Transmission(self.account, rest)
+
     def within(self, most: int, domains: int) -> int:
         """Return how many of the first `most` recipients are at so many `domains`."""
         seen = set()
-        for count, index in enumerate(self.indices[:most]):
+        for count, index in enumerate(islice(self.indices, most)):
             seen.add(self.account.recipients[index].rpartition("@")[2].lower())
             if len(seen) > domains:
                 return count
@@ -753,9 +762,7 @@ class Dialogue:
             if self._most_domains is not None:
                 most = transmission.within(most, self._most_domains)
             if len(transmission.indices) > most:
-                rest = transmission.indices[most:]
-                self.upcoming.appendleft(Transmission(transmission.account, rest))
-                transmission.indices = transmission.indices[:most]
+                self.upcoming.appendleft(transmission.cut(most))
             if transmission.prepare(link):
                 is_bound = transmission.has_moved or not link.messages
                 transmission.state = State.BOUND if is_bound else State.OFFERED
@@ -894,12 +901,16 @@ def _final(index: int) -> Command:
 def _is_too_many(stage: Stage, reply: Reply, transmission: Transmission) -> bool:
     """Return True if a refusal is about the number, and fewer recipients are possible.
 
-    To RCPT, others were accepted before. To DATA or the final dot, there is more than
-    one. 503 to DATA after that to RCPT says that the relay has given up the whole.
+    To RCPT, others were accepted before. A plain 452 or 552 is enough there, but 452
+    4.2.2 is a full mailbox. To DATA or the final dot, there is more than one. 503 to
+    DATA after a refusal to RCPT says that the relay has given up the whole.
     """
     others = len(transmission.accepted)
-    if stage is Stage.RCPT:
-        return others > 0 and (reply.code in (452, 552) or is_about_number(reply))
+    if stage is Stage.RCPT and others:
+        is_plain = reply.enhanced[1:3] in ("", ".0", ".5")
+        if is_plain and reply.code in (452, 552) and not _NOT_NUMBER.search(reply.text):
+            return True
+        return is_about_number(reply)
     if stage is Stage.DATA and transmission.left:
         return reply.code == 503 or is_about_number(reply)
     is_whole = stage in (Stage.DATA, Stage.END)
