@@ -507,7 +507,7 @@ class Transmission:
             settle((index,), Status.REJECTED, reply)
         elif step is Step.DEFER_ALL:
             settle(self._own(), Status.DEFERRED, reply)
-        elif step is Step.REJECT_ALL:
+        else:  # REJECT_ALL
             settle(self._own(), Status.REJECTED, reply)
 
     def _stop(self) -> None:
