@@ -745,10 +745,9 @@ class Dialogue:
         if leaving is not None:
             if content:
                 leaving.state, self._ended = State.ENDING, leaving
-                leaving.commands, leaving.answered = _ENDS, 0
-                if is_lmtp:
-                    leaving.commands = list(map(_final, leaving.accepted))
-                leaving.written = len(leaving.commands)
+                accepted = leaving.accepted
+                leaving.commands = list(map(_final, accepted)) if is_lmtp else _ENDS
+                leaving.answered, leaving.written = 0, len(leaving.commands)
                 self._dot = len(content)
             else:
                 leaving.state = State.DONE
