@@ -309,6 +309,8 @@ def test_texts_about_something_else(text):
     [
         (Reply(452), 1),
         (Reply(452, "", "Zu viele"), 1),
+        (Reply(452, "4.0.0", "Zu viele"), 1),
+        (Reply(452, "4.5.0", "Zu viele"), 1),
         (Reply(452, "", "Mailbox full"), 1000),
         (Reply(452, "4.3.1", "Insufficient system storage"), 1000),
     ],

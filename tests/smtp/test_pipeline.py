@@ -351,7 +351,7 @@ def test_always_out_of_step(start, connect):
     [
         (b"250-x\r\n250 PIPELINING\r\n421 4.3.2 Bye\r\n", "421 4.3.2 Bye"),
         (b"250 x\r\n250 PIPELINING\r\n", "250 PIPELINING"),
-        (b"250 x\r\n421 4.3", "incomplete"),
+        (b"250 x\r\n421 4.3", "timed out"),
     ],
 )
 def test_out_of_step_before_the_first_message(start, connect, without, ehlo, said):

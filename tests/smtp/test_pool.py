@@ -278,6 +278,19 @@ def test_a_pool_that_is_gone_and_was_never_swept(relay):
     assert relay.open == 0
 
 
+@pytest.mark.parametrize("idle_timeout", [60, 0.001])
+def test_the_sweeper_has_the_last_reference(relay, idle_timeout):
+    """It looks at the pool while the mailer goes."""
+    mailer = make(relay, idle_timeout=60)
+    send(mailer)
+    mailer._pool._idle_timeout = idle_timeout
+    changed, idle, last = mailer._pool._changed, mailer._pool._idle, [mailer._pool]
+    del mailer
+    pools._sweep(lambda: last.pop() if last else None, changed, idle)
+    assert not idle
+    relay.wait_until(lambda: not relay.open)
+
+
 def test_the_last_rites_may_be_said_in_any_thread(relay):
     """Also in the one that has the lock: any line may collect garbage."""
     mailer = make(relay)

@@ -1,13 +1,20 @@
 """A message to many recipients is transmitted several times, each time to others."""
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from postcommit._mail.report import Reply
+from postcommit._mail.report import Stage
+from postcommit._smtp.connection import parse
 from postcommit._smtp.pipeline import SMTPPipeline
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import message
 from tests.smtp.messages import told
+from tests.smtp.test_dialogue import ORDINARY
+from tests.smtp.test_dialogue import Link
+from tests.smtp.test_dialogue import begin
 from tests.support.mailers import Taken
 from tests.support.script import Hangup
 
@@ -225,6 +232,27 @@ def test_limits_that_the_relay_announces(start, connect, without, limits, expect
 
 
 @WITHOUT
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ("RCPTDOMAINMAX=1", [3, 2, 1, 1]),
+        ("RCPTDOMAINMAX=2", [5, 2]),
+        ("RCPTDOMAINMAX=2 RCPTMAX=4", [4, 2, 1]),
+        ("RCPTDOMAINMAX=3", [7]),
+    ],
+)
+def test_a_limit_of_domains(start, connect, without, limits, expected):
+    relay = start(without=without)
+    relay.extensions.append(f"LIMITS {limits}")
+    domains = ["a.example", "A.example", "a.EXAMPLE", "b.example", "b.example"]
+    domains += ["c.example", "a.example"]
+    to = tuple(f"{number}@{domain}" for number, domain in enumerate(domains))
+    [report] = transmit(connect(relay), to)
+    assert told(report) == ["sent"] * 7
+    assert taken(relay) == expected
+
+
+@WITHOUT
 def test_a_limit_of_messages_for_a_connection(start, connect, without):
     """The next message finds a new connection, also in another pipeline."""
     relay = start(without=without)
@@ -266,6 +294,49 @@ def test_a_loss_between_two_transmissions(start, connect, without):
     assert told(report) == ["sent"] * 120
     assert taken(relay) == [50, 50, 20]
     assert relay.connections == 2
+
+
+@WITHOUT
+def test_a_loss_after_the_relay_has_shown_its_limit(start, connect, without):
+    """The next connection learns it again. Nothing is sent twice."""
+    relay = start(without=without)
+    limit(relay, 10, "452 4.5.3 Too many recipients")
+    relay.drop("END", after=b"250 2.0.0 Taken\r\n", times=1)
+    [report] = transmit(connect(relay), MANY)
+    assert told(report) == ["sent"] * 120
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(MANY)
+    assert max(taken(relay)) == 10
+    assert relay.connections == 2
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("reply", ["250 Ok", "550 No", "452 4.2.2 Full", "452 4.5.3 X"])
+def test_the_time_for_many_recipients_is_linear(pipelining, reply):
+    """Each of 60,000 takes not much longer than each of 6,000."""
+
+    def seconds_for_each(count):
+        many = tuple(f"{number}@example.org" for number in range(count))
+        talk = begin(Link(pipelining=pipelining), recipients=many)
+        said = parse(reply.encode() + b"\r\n")
+        first = [True]
+        began = time.process_time()
+        while True:
+            data = talk.data_to_send()
+            for stage in talk.awaited():
+                if stage is Stage.RCPT and not first[0]:
+                    talk.receive(said)
+                else:
+                    talk.receive(ORDINARY[stage])
+                    first[0] = stage is not Stage.RCPT
+            if not data and not talk.awaited():
+                break
+        [(_, report)] = talk.completed()
+        assert len(report.outcomes) == count
+        return (time.process_time() - began) / count
+
+    small = min(seconds_for_each(6_000) for _ in range(3))
+    assert seconds_for_each(60_000) < 4 * small
 
 
 @WITHOUT

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from itertools import islice
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
@@ -470,7 +471,10 @@ class Transmission:
         has an outcome.
         """
         decided = self.account.outcomes
-        is_refused = decided and all(index in decided for index in self.indices)
+        # The last one first, so that the time for many recipients stays linear.
+        is_refused = self.indices[-1] in decided and all(
+            index in decided for index in self.indices
+        )
         if is_refused or self.written == len(self.commands):
             return b""
         group = self.commands[self.written : self.written + size]
@@ -480,6 +484,8 @@ class Transmission:
     def take(self, step: Step | Loss, index: int, reply: Reply) -> None:
         """Do what a cell of `REPLIES` says."""
         settle = self.account.settle
+        if step is Step.GO_ON:
+            return
         if step is Step.ACCEPT:
             if index not in self.account.outcomes:
                 self.accepted.append(index)
@@ -492,13 +498,9 @@ class Transmission:
             settle((index,), Status.SENT, reply)
         elif step is Step.LEAVE:
             self.left.append(index)
-            # 452 4.2.2 is a full mailbox, and says nothing about the number.
-            is_plain = not (reply.enhanced or _NOT_NUMBER.search(reply.text))
+            self.limit = len(self.accepted)
             if is_about_number(reply):
                 self._stop()
-                self.limit = len(self.accepted)
-            elif is_plain:
-                self.limit = len(self.accepted)
         elif step is Step.DEFER_ONE:
             settle((index,), Status.DEFERRED, reply)
         elif step is Step.REJECT_ONE:
@@ -521,6 +523,24 @@ class Transmission:
             return self.indices
         left = set(self.left)
         return [index for index in self.indices if index not in left]
+
+    def cut(self, most: int) -> Transmission:
+        """Keep the first `most` recipients, and return the transmission to the others.
+
+        It takes no longer if there are many others.
+        """
+        rest = self.indices if isinstance(self.indices, deque) else deque(self.indices)
+        self.indices = [rest.popleft() for _ in range(most)]
+        return Transmission(self.account, rest)
+
+    def within(self, most: int, domains: int) -> int:
+        """Return how many of the first `most` recipients are at so many `domains`."""
+        seen = set()
+        for count, index in enumerate(islice(self.indices, most)):
+            seen.add(self.account.recipients[index].rpartition("@")[2].lower())
+            if len(seen) > domains:
+                return count
+        return most
 
     def rest(self) -> Transmission:
         """Return the next transmission, with the recipients that are left."""
@@ -566,6 +586,7 @@ class Dialogue:
         self.upcoming: deque[Transmission] = deque()
         self._messages = self._most_messages = messages
         self._recipients = recipients
+        self._most_domains: int | None = None
         self._accounts: deque[Account] = deque()
         self._offered: Transmission | None = None
         self._ended: Transmission | None = None
@@ -596,6 +617,7 @@ class Dialogue:
         self.link = link
         limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
         self._most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
+        self._most_domains = limits.get("RCPTDOMAINMAX")
         if "RCPTMAX" in limits:
             link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
 
@@ -613,10 +635,11 @@ class Dialogue:
     def awaited(self) -> list[Stage]:
         """Return the stages of the commands that wait for a reply."""
         waiting = []
-        for transmission in (self._ended, self._offered):
-            if transmission is not None:
-                first, last = transmission.answered, transmission.written
-                waiting += [c.stage for c in transmission.commands[first:last]]
+        if (ended := self._ended) is not None:
+            waiting = [Stage.END] * (ended.written - ended.answered)
+        if (offered := self._offered) is not None:
+            unanswered = offered.commands[offered.answered : offered.written]
+            waiting += [command.stage for command in unanswered]
         return waiting
 
     def receive(self, reply: Reply) -> None:
@@ -637,7 +660,10 @@ class Dialogue:
             if isinstance(step, Loss):
                 self.lost(_error(step, stage, reply))
                 return
-        self._take(transmission, step, index, reply, link)
+        if step is Step.SPLIT:
+            self._split(transmission, link)
+        else:
+            transmission.take(step, index, reply)
         transmission.answered += 1
         if ended is not None:
             if transmission.answered == transmission.written:
@@ -648,20 +674,11 @@ class Dialogue:
         elif stage is not Stage.SESSION:
             transmission.state = State.BOUND
 
-    def _take(
-        self,
-        transmission: Transmission,
-        step: Step | Loss,
-        index: int,
-        reply: Reply,
-        link: Link,
-    ) -> None:
-        if step is Step.SPLIT:
-            first, second = transmission.split()
-            link.most_recipients = min(link.most_recipients, len(first.indices))
-            self.upcoming.extendleft((second, first))
-        else:
-            transmission.take(step, index, reply)
+    def _split(self, transmission: Transmission, link: Link) -> None:
+        """Have two smaller transmissions follow for the one that the relay refused."""
+        first, second = transmission.split()
+        link.most_recipients = min(link.most_recipients, len(first.indices))
+        self.upcoming.extendleft((second, first))
 
     def _meaning(
         self, command: Command, reply: Reply, transmission: Transmission, link: Link
@@ -742,10 +759,10 @@ class Dialogue:
         while self.upcoming and link.messages < self._most_messages:
             transmission = self.upcoming.popleft()
             most = min(self._recipients, link.most_recipients)
+            if self._most_domains is not None:
+                most = transmission.within(most, self._most_domains)
             if len(transmission.indices) > most:
-                rest = transmission.indices[most:]
-                self.upcoming.appendleft(Transmission(transmission.account, rest))
-                transmission.indices = transmission.indices[:most]
+                self.upcoming.appendleft(transmission.cut(most))
             if transmission.prepare(link):
                 is_bound = transmission.has_moved or not link.messages
                 transmission.state = State.BOUND if is_bound else State.OFFERED
@@ -811,7 +828,10 @@ class Dialogue:
             if isinstance(step, Loss):
                 error = _error(step, Stage.END, last)
             else:
-                self._take(ended, step, command.recipient, last, link)
+                if step is Step.SPLIT:
+                    self._split(ended, link)
+                else:
+                    ended.take(step, command.recipient, last)
                 ended.answered += 1
                 if ended.answered == ended.written:
                     ended.state = State.DONE
@@ -881,12 +901,16 @@ def _final(index: int) -> Command:
 def _is_too_many(stage: Stage, reply: Reply, transmission: Transmission) -> bool:
     """Return True if a refusal is about the number, and fewer recipients are possible.
 
-    To RCPT, others were accepted before. To DATA or the final dot, there is more than
-    one. 503 to DATA after that to RCPT says that the relay has given up the whole.
+    To RCPT, others were accepted before. A plain 452 or 552 is enough there, but 452
+    4.2.2 is a full mailbox. To DATA or the final dot, there is more than one. 503 to
+    DATA after a refusal to RCPT says that the relay has given up the whole.
     """
     others = len(transmission.accepted)
-    if stage is Stage.RCPT:
-        return others > 0 and (reply.code in (452, 552) or is_about_number(reply))
+    if stage is Stage.RCPT and others:
+        is_plain = reply.enhanced[1:3] in ("", ".0", ".5")
+        if is_plain and reply.code in (452, 552) and not _NOT_NUMBER.search(reply.text):
+            return True
+        return is_about_number(reply)
     if stage is Stage.DATA and transmission.left:
         return reply.code == 503 or is_about_number(reply)
     is_whole = stage in (Stage.DATA, Stage.END)

@@ -126,7 +126,7 @@ class Addresses:
                     break
                 if len(addresses) > 1 and address not in self._failed:
                     text = "address %s: %s; it is tried last for %g minutes"
-                    log.warning(text, address, error, _REMEMBERED / 60)
+                    log.info(text, address, error, _REMEMBERED / 60)
                 self.failed(address)
             else:
                 self._answered = address, time.monotonic()
@@ -159,8 +159,8 @@ def shared(
 ) -> Pool:
     """Return the pool with these settings: one for all that need it in this process.
 
-    It lives as long as it is used. Credentials are settings, so that nobody gets a
-    connection that somebody else has logged in on.
+    It lives as long as it is used. Credentials are settings, too: a connection that is
+    logged in is only lent to mailers with the same credentials.
     """
     key: tuple[object, ...] | None = relay, messages, idle_timeout, pipelining
     try:
@@ -347,7 +347,9 @@ def _sweep(
                 pool._sweeper = None
                 return
             wait = idle[0][0] + pool._idle_timeout - time.monotonic()
-            del pool
+            del pool  # If this was the last reference, `_abandon` has emptied `idle`.
+            if not idle:
+                continue
             if wait > 0:
                 changed.wait(wait)
                 continue
