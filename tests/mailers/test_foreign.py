@@ -1094,7 +1094,8 @@ def test_a_pipeline_that_is_as_close_as_send_is_used(make: Any) -> None:
     with ScriptedRelay() as relay:
         reports = transmit(make(relay.port), to([ANN]), to([BOB], 2))
         assert all(report.sent for _, report in reports)
-        assert [command[:4] for command in relay.groups[-2]][:2] == [".", "MAIL"]
+        begun = [[command[:4] for command in group][:2] for group in relay.groups]
+        assert [".", "MAIL"] in begun
         assert not any(b"X-Seen" in m.data for m in relay.messages)
 
 
