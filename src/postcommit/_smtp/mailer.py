@@ -42,10 +42,6 @@ _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LITERAL = re.compile(r"\[([0-9.]+|IPv6:([0-9A-Fa-f.]*:[0-9A-Fa-f.:]*))\]")
 
 
-# Options that are of no effect after the constructor.
-_READ_ONLY = frozenset((*getFieldNames(ISMTPMailer), "token", "ssl_context"))
-
-
 def _is_helo_name(name: str) -> bool:
     """Return whether `name` is a domain or an address literal."""
     literal = _LITERAL.fullmatch(name)
@@ -137,11 +133,6 @@ class SMTPMailer(BaseMailer):
             pipelining=self.pipelining,
         )
         self.relay: Relay = self._pool.relay
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _READ_ONLY and "relay" in vars(self):
-            raise AttributeError(f"{name} cannot be changed; make another mailer")
-        super().__setattr__(name, value)
 
     def _check_hosts(self) -> None:
         """Raise `OptionError` for a name or an address that can never work."""
