@@ -41,7 +41,9 @@ class NotOfferedError(smtplib.SMTPNotSupportedError, RuntimeError):
     """
 
 
-class RefusedError(smtplib.SMTPRecipientsRefused, smtplib.SMTPResponseException):
+class RefusedError(  # type: ignore[misc]
+    smtplib.SMTPRecipientsRefused, smtplib.SMTPResponseException
+):
     """The relay refused the message for all its recipients, with the same reply.
 
     smtplib raises SMTPRecipientsRefused if the reply was about the recipients, and an

@@ -15,9 +15,18 @@ def queued_delivery(path: str) -> QueuedMailDelivery:
     """Return the delivery into the queue at `path`.
 
     It is the same for all callers, so that the mails of one transaction have one data
-    manager, although an application makes a delivery for each of them.
+    manager, although an application makes a delivery for each of them. Another folder
+    at this path is another queue. For example, a queue that was removed is created
+    again.
     """
-    return _delivery_at(os.path.abspath(path))
+    path = os.path.abspath(path)
+    try:
+        found = os.stat(path)
+    except OSError:
+        return QueuedMailDelivery(path)
+    return _delivery_at(path, found.st_dev, found.st_ino)
 
 
-_delivery_at = lru_cache(_MOST_QUEUES)(QueuedMailDelivery)
+@lru_cache(_MOST_QUEUES)
+def _delivery_at(path: str, device: int, inode: int) -> QueuedMailDelivery:
+    return QueuedMailDelivery(path)

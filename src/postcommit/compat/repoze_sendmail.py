@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import email
 import subprocess
+from abc import ABC
+from abc import abstractmethod
 from collections.abc import Sequence
 from email.message import Message
 from email.utils import formatdate
@@ -184,7 +186,7 @@ class _Program(sendmail.SendmailMailer):
 # Deliveries
 
 
-class _Delivery:
+class _Delivery(ABC):
     """The base of both deliveries.
 
     `transaction_manager` may be anything: it is looked at with the first `send`.
@@ -195,9 +197,9 @@ class _Delivery:
             transaction_manager = transaction.manager
         self.transaction_manager = transaction_manager
 
+    @abstractmethod
     def _ours(self) -> Any:
         """Return the delivery of ours."""
-        raise NotImplementedError
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`.
@@ -234,7 +236,7 @@ class DirectMailDelivery(_Delivery):
             mailer = self.mailer
             # What has a pipeline, or is an `IMailer`, takes bytes.
             is_new = hasattr(type(mailer), "pipeline") or IMailer.providedBy(mailer)
-            taking = mailer if is_new else _TakingMessages(mailer)
+            taking: Any = mailer if is_new else _TakingMessages(mailer)
             self._delivery = _delivery.DirectMailDelivery(taking)
         return self._delivery
 

@@ -12,6 +12,7 @@ class                                 is in zope.sendmail
 """
 from __future__ import annotations
 
+import smtplib
 import threading
 from typing import Any
 
@@ -24,8 +25,8 @@ from postcommit.compat._queued import queued_delivery
 from postcommit.compat._relay import StandIn
 from postcommit.compat._relay import address
 from postcommit.compat._relay import addresses
+from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
-from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
 
 
@@ -43,8 +44,11 @@ class SMTPMailer(StandIn):
 
     `port` may be a text. `timeout` is in seconds, and for each step of the dialogue,
     except for the reply to the end of the message. A user name without a password does
-    not log in. `send` raises what smtplib raises.
+    not log in. `send` raises what smtplib raises. `smtp` is the class that smtplib would
+    use, for code that looks at it.
     """
+
+    smtp: Any = None
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class SMTPMailer(StandIn):
         self.force_tls = force_tls
         self.implicit_tls = implicit_tls
         self.timeout = timeout
+        if self.smtp is None:
+            self.smtp = smtplib.SMTP_SSL if implicit_tls else smtplib.SMTP
 
     @property
     def _is_implicit(self) -> bool:
@@ -87,7 +93,7 @@ class DirectMailDelivery(_delivery.DirectMailDelivery):
 
     def __init__(self, mailer: Any) -> None:
         can_vote = callable(getattr(mailer, "vote", None))
-        is_asked = can_vote or IRelayCheck(mailer, None) is not None  # type: ignore[call-arg]
+        is_asked = can_vote or IRelayCheck(mailer, None) is not None
         super().__init__(mailer, check_relay=is_asked)
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
@@ -95,7 +101,7 @@ class DirectMailDelivery(_delivery.DirectMailDelivery):
         return super().send(address(fromaddr), addresses(toaddrs), message)
 
 
-@implementer(IQueuedMailDelivery)
+@implementer(IMailDelivery)
 class QueuedMailDelivery:
     """Accepts messages into the queue at `queuePath` when the transaction commits."""
 
