@@ -50,6 +50,8 @@ from postcommit._transaction.event import MailErrorEvent
 from postcommit._transaction.event import MailRejectedEvent
 from postcommit._transaction.event import MailSentEvent
 from postcommit._transaction.event import MailUncertainEvent
+from postcommit.compat import repoze_sendmail
+from postcommit.compat import zope_sendmail
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
 from postcommit.zcml import Option
@@ -128,6 +130,11 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),
+        (interfaces.IMailDelivery, zope_sendmail.QueuedMailDelivery(queue)),
+        (interfaces.IDirectMailDelivery, zope_sendmail.DirectMailDelivery(mailer)),
+        (interfaces.IMailDelivery, repoze_sendmail.QueuedMailDelivery(queue)),
+        (interfaces.IMailDelivery, repoze_sendmail.DirectMailDelivery(mailer)),
+        (interfaces.ISendmailMailer, repoze_sendmail.SendmailMailer()._program()),
         (interfaces.IMailQueueProcessor, QueueProcessor(queue, mailer)),
         (interfaces.IMailQueueProcessor, _Idle(QueueProcessor(queue, mailer))),
         (interfaces.IMailSentEvent, MailSentEvent("1@x.org")),

@@ -44,11 +44,9 @@ class SMTPMailer(StandIn):
 
     `port` may be a text. `timeout` is in seconds, and for each step of the dialogue,
     except for the reply to the end of the message. A user name without a password does
-    not log in. `send` raises what smtplib raises. `smtp` is the class that smtplib would
-    use, for code that looks at it.
+    not log in. `send` raises what smtplib raises. `smtp` is a class of smtplib, for code
+    that looks at it. It is not used.
     """
-
-    smtp: Any = None
 
     def __init__(
         self,
@@ -69,8 +67,7 @@ class SMTPMailer(StandIn):
         self.force_tls = force_tls
         self.implicit_tls = implicit_tls
         self.timeout = timeout
-        if self.smtp is None:
-            self.smtp = smtplib.SMTP_SSL if implicit_tls else smtplib.SMTP
+        self.smtp = smtplib.SMTP_SSL if implicit_tls else smtplib.SMTP
 
     @property
     def _is_implicit(self) -> bool:
