@@ -127,6 +127,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IPipeline, pipeline_of(ScriptedPipelineMailer())),
         (interfaces.IPipeline, pipeline_of(ScriptedMailer())),
         (interfaces.IPipeline, FileMailer(str(tmp_path / "mail")).pipeline()),
+        (interfaces.IPipeline, zope_sendmail.SMTPMailer().pipeline()),
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),

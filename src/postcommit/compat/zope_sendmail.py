@@ -44,8 +44,8 @@ class SMTPMailer(StandIn):
 
     `port` may be a text. `timeout` is in seconds, and for each step of the dialogue,
     except for the reply to the end of the message. A user name without a password does
-    not log in. `send` raises what smtplib raises. `smtp` is a class of smtplib, for code
-    that looks at it. It is not used.
+    not log in. `send` raises what smtplib raises. `smtp` is a class of smtplib, for
+    code that looks at it. It is not used.
     """
 
     def __init__(
