@@ -40,8 +40,10 @@ app._setObject("queued", MailHost(
 ))
 for host in ("direct", "queued"):
     addDTMLMethod(app, f"send_{host}", file=f'''
+<dtml-in expr="_.range(_.int(REQUEST.get('mails', 1)))">
 <dtml-call expr="{host}.send('Subject: x\\\\n\\\\nx', _.list(to),
     'site@example.org', immediate=REQUEST.get('immediate') and 1 or 0)">
+</dtml-in>
 <dtml-if fail><dtml-raise type="ValueError">no</dtml-raise></dtml-if>sent''')
 transaction.commit()
 """
@@ -132,7 +134,10 @@ class Site:
                 return error.code, error.read().decode()
 
     def send(self, host: str, *to: str, **options: Any) -> int:
-        """Send a mail through a page. Returns the status of the page."""
+        """Send a mail through a page. Returns the status of the page.
+
+        The options are `immediate`, `fail` after that, and the number of `mails`.
+        """
         fields = [("to:list", address) for address in to] + list(options.items())
         return self.get(f"/send_{host}?{urllib.parse.urlencode(fields)}")[0]
 
