@@ -129,6 +129,23 @@ class TestZCML:
         self.configure(self.meta, '<mail:mailHost immediate="true" />')
         assert module.MailBase._send is send
 
+    def test_plone_has_included_it_elsewhere(self, tmp_path: Path) -> None:
+        send = module.MailBase._send
+        overrides = tmp_path / "overrides.zcml"
+        overrides.write_text(
+            '<configure xmlns:mail="http://namespaces.zope.org/mail">'
+            '<mail:mailHost immediate="false" /></configure>'
+        )
+        plone = tmp_path / "plone.zcml"
+        plone.write_text(
+            '<configure xmlns="http://namespaces.zope.org/zope">'
+            f"{self.include}</configure>"
+        )
+        self.configure(
+            f'<include file="{plone}" />', f'<includeOverrides file="{overrides}" />'
+        )
+        assert module.MailBase._send is not send
+
     def test_nothing_else_can_be_chosen(self) -> None:
         with pytest.raises(ConfigurationError, match="immediate"):
             self.configure(self.meta, '<mail:mailHost immediate="maybe" />')

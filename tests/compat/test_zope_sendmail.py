@@ -106,9 +106,21 @@ class TestMailer:
         assert [message.recipients for message in relay.messages] == [(A,), (A,)]
         assert {message.sender for message in relay.messages} == {S}
 
-    def test_no_recipients_are_refused(self, relay: ScriptedRelay) -> None:
-        with pytest.raises(ValueError, match="recipient"):
-            mailer_of(relay).send(S, [], MESSAGE)
+    @pytest.mark.parametrize("to", [["root"], "root", ["a@example.org\r\nDATA"], []])
+    def test_an_address_that_cannot_work_is_an_error_of_both_kinds(
+        self, relay: ScriptedRelay, to: Any
+    ) -> None:
+        for kind in (ValueError, smtplib.SMTPRecipientsRefused):
+            with pytest.raises(kind):
+                mailer_of(relay).send(S, to, MESSAGE)
+        assert relay.connections == 0
+
+    def test_the_address_that_cannot_work_is_named(self, relay: ScriptedRelay) -> None:
+        with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
+            mailer_of(relay).send(S, [A, "root"], MESSAGE)
+        [(address, (code, text))] = caught.value.recipients.items()
+        assert (address, code) == ("root", 553)
+        assert b"before and after an @" in text
 
     def test_the_vote_raises_as_smtplib_does(self, relay: ScriptedRelay) -> None:
         mailer = mailer_of(relay)

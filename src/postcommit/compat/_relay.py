@@ -6,6 +6,7 @@ So mailers with the same options share one of ours, and its connections.
 from __future__ import annotations
 
 import os
+import smtplib
 import ssl
 from abc import ABC
 from abc import abstractmethod
@@ -29,6 +30,7 @@ from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._smtp.mailer import SMTPMailer
+from postcommit.errors import AddressError
 from postcommit.errors import RelayError
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Outgoing
@@ -94,7 +96,10 @@ class StandIn(ABC):
         The report is logged and announced in any case, see `IMailer.send`.
         """
         taken = self._taken(message)
-        report = self._relay().send(address(fromaddr), addresses(toaddrs), taken)
+        try:
+            report = self._relay().send(address(fromaddr), addresses(toaddrs), taken)
+        except AddressError as error:
+            raise RefusedAddressError(error) from error
         report.raise_as_smtplib()
 
     def _taken(self, message: Any) -> Any:
@@ -151,6 +156,18 @@ class StandIn(ABC):
         if self.no_tls and (not has_login or may_be_loopback(str(self.hostname))):
             return TLSMode.NONE
         return TLSMode.AUTO
+
+
+class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
+    """An address that no relay was asked about, because it can never work.
+
+    It is a ValueError as elsewhere in postcommit. It is an error of smtplib, too, because
+    the older libraries left the address to the relay, and their callers catch that.
+    """
+
+    def __init__(self, error: AddressError) -> None:
+        self.address = error.address
+        super().__init__({str(error.address): (553, f"5.1.3 {error}".encode())})
 
 
 class _OnlySend:

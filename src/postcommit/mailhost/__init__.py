@@ -10,6 +10,7 @@ packages may include them, before or after ours.
 """
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import zope.sendmail.mailer
@@ -18,6 +19,8 @@ from Products.MailHost import MailHost as older
 from postcommit.compat import zope_sendmail
 from postcommit.compat._replaced import Replacement
 
+
+log = logging.getLogger("postcommit.mailhost")
 
 # Attributes of a mailer of zope.sendmail, which are also its arguments.
 _OPTIONS = (
@@ -80,6 +83,7 @@ def replace(*, immediate: bool = True) -> None:
         _immediate.restore()
     else:
         _immediate.replace()
+    log.info("The mail hosts of Products.MailHost send through postcommit")
 
 
 def restore() -> None:
