@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import configparser
 import functools
+import re
 import smtplib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from zope.configuration.xmlconfig import string as configure
 from zope.sendmail.interfaces import IMailer
 
 from postcommit import Maildir
+from postcommit.compat._relay import ENVIRONMENT
 from tests.support.certificates import Authority
 from tests.support.smtpd import ScriptedRelay
 
@@ -342,3 +344,23 @@ class TestQueue:
         thread.run(forever=False)
         assert len(relay.messages) == 1
         assert host.queueLength() == 0
+
+
+class TestPage:
+    """What ``docs/plone.rst`` says is so."""
+
+    page = (ROOT / "docs" / "plone.rst").read_text()
+
+    def test_the_lines(self) -> None:
+        assert TestZCML.include in self.page
+        assert '<mail:mailHost immediate="false" />' in self.page
+        assert "pip install 'postcommit[mailhost]'" in self.page
+
+    def test_the_variables(self) -> None:
+        assert set(re.findall(r"``(POSTCOMMIT_\w+)", self.page)) == set(ENVIRONMENT)
+
+    def test_the_line_in_the_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("INFO", "postcommit.mailhost"):
+            ours.replace()
+        [record] = caplog.records
+        assert f"``{record.getMessage()}``" in self.page

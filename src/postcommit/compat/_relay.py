@@ -161,8 +161,8 @@ class StandIn(ABC):
 class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
     """An address that no relay was asked about, because it can never work.
 
-    It is a ValueError as elsewhere in postcommit. It is an error of smtplib, too, because
-    the older libraries left the address to the relay, and their callers catch that.
+    It is a ValueError, as elsewhere in postcommit. It is an error of smtplib, too: the
+    older libraries left the address to the relay, and their callers catch such errors.
     """
 
     def __init__(self, error: AddressError) -> None:
