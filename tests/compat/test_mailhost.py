@@ -5,6 +5,7 @@ import configparser
 import functools
 import re
 import smtplib
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,13 @@ def replaced() -> None:
 
 def host_of(relay: ScriptedRelay, **options: Any) -> Any:
     return module.MailHost("mail", "", "127.0.0.1", relay.port, **options)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def names() -> dict[str, Any]:
@@ -300,6 +308,34 @@ class TestQueue:
         relay.wait_until(lambda: relay.messages)
         host.manage_restartQueueThread("stop")
         assert host.queueLength() == 1
+        see = f"see: postcommit status {host.smtp_queue_directory}"
+        assert str(host.queueLength()) == f"1 (1 deferred; {see})"
+
+    def test_its_form_counts_what_needs_attention(
+        self, host: Any, relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MAILHOST_QUEUE_ONLY", "1")
+        relay.reply("RCPT", "550 5.1.1 no such user", address=A)
+        for _ in range(2):
+            host.send(MESSAGE)
+            transaction.commit()
+        assert str(host.queueLength()) == "2"
+        host._startQueueProcessorThread()
+        folder = Path(host.smtp_queue_directory) / ".Failed"
+        wait_for(lambda: len(list(folder.glob("*/*"))) == 2)
+        host._stopQueueProcessorThread()
+        assert host.queueLength() == 0
+        see = f"see: postcommit status {host.smtp_queue_directory}"
+        assert str(host.queueLength()) == f"0 (2 dead letters; {see})"
+
+    def test_its_form_says_that_the_queue_pauses(
+        self, host: Any, relay: ScriptedRelay
+    ) -> None:
+        relay.down()
+        host.send(MESSAGE)
+        transaction.commit()
+        wait_for(lambda: "paused" in str(host.queueLength()))
+        assert host.queueLength() == 1
 
     def test_the_thread_can_be_started_again(
         self, host: Any, relay: ScriptedRelay
@@ -337,6 +373,7 @@ class TestQueue:
         host.send(MESSAGE)
         transaction.commit()
         ours.restore()
+        assert type(host.queueLength()) is int
         assert host.queueLength() == 1
         thread = module.QueueProcessorThread()
         thread.setMailer(host._makeMailer())

@@ -103,6 +103,8 @@ def test_a_recipient_that_is_refused_for_now_is_deferred(
     [name] = site.entries("cur")
     entry = (site.queue / "cur" / name).read_text()
     assert f"X-Zope-To: {A}\n" in entry
+    form = site.get("/queued/manage_main")[1]
+    assert f"1 (1 deferred; see: postcommit status {site.queue})" in form
     (site.queue / "cur" / name).unlink()
 
 

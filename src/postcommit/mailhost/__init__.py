@@ -1,9 +1,10 @@
 """For Zope and Plone: ``<include package="postcommit.mailhost" />``.
 
 The include puts our classes in the place of the five names that Products.MailHost has
-from zope.sendmail, in the module ``Products.MailHost.MailHost``. Mail hosts, their
-settings and their forms stay as they are. Nothing is stored in the ZODB. `restore`
-undoes it, and so does a start without the include.
+from zope.sendmail, in the module ``Products.MailHost.MailHost``. Mail hosts and their
+settings stay as they are. Their form also counts deferred mail and dead letters.
+Nothing is stored in the ZODB. `restore` undoes it, and so does a start without the
+include.
 
 zope.sendmail stays installed. Its own directives and utilities work as before. Other
 packages may include them, before or after ours.
@@ -18,6 +19,7 @@ from Products.MailHost import MailHost as older
 
 from postcommit.compat import zope_sendmail
 from postcommit.compat._replaced import Replacement
+from postcommit.mailhost._length import queue_length
 
 
 log = logging.getLogger("postcommit.mailhost")
@@ -68,6 +70,8 @@ _classes = Replacement(
     },
 )
 
+_form = Replacement(older.MailBase, {"queueLength": queue_length})
+
 _immediate = Replacement(older.MailBase, {"_send": _send_with_the_transaction})
 
 
@@ -79,6 +83,7 @@ def replace(*, immediate: bool = True) -> None:
     after a conflict would send it again.
     """
     _classes.replace()
+    _form.replace()
     if immediate:
         _immediate.restore()
     else:
@@ -89,4 +94,5 @@ def replace(*, immediate: bool = True) -> None:
 def restore() -> None:
     """Undo `replace`. Threads that drain a queue go on until they are stopped."""
     _immediate.restore()
+    _form.restore()
     _classes.restore()
