@@ -175,12 +175,12 @@ def test_a_deferral_of_ours_has_a_temporary_code() -> None:
     assert caught.value.recipients == {A: (451, b"4.3.0 memory"), B: (452, b"full")}
 
 
-def test_a_failure_around_another_one_is_the_inner_one() -> None:
+def test_the_failure_of_several_addresses_is_the_error_of_the_last() -> None:
     inner = RelayError("inner")
     inner.__cause__ = ConnectionRefusedError(111, "no")
     outer = RelayError("outer")
     outer.__cause__ = inner
-    with pytest.raises(ConnectionRefusedError, match="inner"):
+    with pytest.raises(ConnectionRefusedError, match="outer"):
         DeliveryReport("x@y", (A,), relay_failure=outer).raise_as_smtplib()
 
 

@@ -71,10 +71,16 @@ def as_smtplib(report: DeliveryReport) -> Exception | None:
     return _of_refusals(report)
 
 
-def _of_error(failure: RelayError) -> Exception:
+def cause_of(failure: RelayError) -> BaseException | None:
+    """Return the error behind `failure`, and behind that of the last address tried."""
     cause = failure.__cause__
-    if isinstance(cause, RelayError):
-        return _of_error(cause)
+    while isinstance(cause, RelayError):
+        cause = cause.__cause__
+    return cause
+
+
+def _of_error(failure: RelayError) -> Exception:
+    cause = cause_of(failure)
     # The relay has closed the connection if there is no number.
     if isinstance(cause, OSError) and (cause.errno or isinstance(cause, TimeoutError)):
         return _with_text(cause, str(failure))

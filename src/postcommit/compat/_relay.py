@@ -25,6 +25,7 @@ from postcommit._build import may_be_loopback
 from postcommit._config.options import Given
 from postcommit._config.sources import PREFIX
 from postcommit._config.sources import from_environment
+from postcommit._mail.as_smtplib import cause_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
@@ -244,7 +245,7 @@ def _with_explanation(
 
 def _explained(failure: RelayError) -> RelayError:
     """Return `failure`, with the remedy if it is a certificate."""
-    cause = failure.__cause__
+    cause = cause_of(failure)
     if not isinstance(cause, ssl.SSLCertVerificationError):
         return failure
     explained = RelayError(f"{failure}; {_HINT}", failure.reply)
