@@ -81,7 +81,7 @@ def cause_of(failure: RelayError) -> BaseException | None:
 
 def _of_error(failure: RelayError) -> Exception:
     cause = cause_of(failure)
-    # The relay has closed the connection if there is no number.
+    # An error without a number is ours: the relay has closed the connection.
     if isinstance(cause, OSError) and (cause.errno or isinstance(cause, TimeoutError)):
         return _with_text(cause, str(failure))
     if " offers " in str(failure):

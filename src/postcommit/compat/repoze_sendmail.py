@@ -234,7 +234,7 @@ class DirectMailDelivery(_Delivery):
     def _ours(self) -> _delivery.DirectMailDelivery:
         if self._delivery is None:
             mailer = self.mailer
-            # What has a pipeline, or is an `IMailer`, takes bytes.
+            # A mailer with a pipeline, and an `IMailer`, take bytes.
             is_new = hasattr(type(mailer), "pipeline") or IMailer.providedBy(mailer)
             taking: Any = mailer if is_new else _TakingMessages(mailer)
             self._delivery = _delivery.DirectMailDelivery(taking)

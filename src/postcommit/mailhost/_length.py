@@ -1,4 +1,4 @@
-"""What the form of a mail host shows of its queue."""
+"""The length of a mail host's queue, as its form shows it."""
 from __future__ import annotations
 
 import html
