@@ -210,6 +210,20 @@ class TestSending:
         transaction.commit()
         assert len(relay.messages) == 1
 
+    def test_another_package_may_have_its_own_send(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent = []
+
+        # As Products.PrintingMailHost does.
+        def printing(self: Any, *arguments: Any, immediate: bool = False) -> None:
+            sent.append(immediate)
+
+        monkeypatch.setattr(module.MailBase, "_send", printing)
+        ours.replace(immediate=False)
+        module.MailHost("mail").send(MESSAGE, immediate=True)
+        assert sent == [False]
+
     def test_the_settings_of_the_mail_host_are_used(self) -> None:
         host = module.MailHost(
             "mail", smtp_host="relay", smtp_port=26, smtp_uid="ann", smtp_pwd="secret"

@@ -277,6 +277,29 @@ class TestDirectDelivery:
         assert [message.recipients for message in relay.messages] == [(B,)]
 
 
+class TestAddresses:
+    """An address that cannot work is an error of ours and of smtplib."""
+
+    def test_a_mailer(self, relay: ScriptedRelay) -> None:
+        with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
+            mailer_of(relay).send(S, ["root"], message_of())
+        assert isinstance(caught.value, ValueError)
+
+    def test_a_program(self) -> None:
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            SendmailMailer("/bin/false").send(S, ["root"], message_of())
+
+    def test_deliveries(self, relay: ScriptedRelay, tmp_path: Path) -> None:
+        for delivery in (
+            DirectMailDelivery(mailer_of(relay)),
+            QueuedMailDelivery(str(tmp_path / "queue")),
+        ):
+            with pytest.raises(smtplib.SMTPRecipientsRefused):
+                delivery.send(S, ["root"], message_of())
+        transaction.commit()
+        assert relay.messages == []
+
+
 class TestQueuedDelivery:
     def test_mail_is_in_the_queue_with_the_commit(
         self, tmp_path: Path, relay: ScriptedRelay

@@ -115,6 +115,17 @@ class TestMailer:
                 mailer_of(relay).send(S, to, MESSAGE)
         assert relay.connections == 0
 
+    def test_deliveries_refuse_it_when_it_is_given(
+        self, relay: ScriptedRelay, tmp_path: Path
+    ) -> None:
+        for delivery in (
+            DirectMailDelivery(mailer_of(relay)),
+            QueuedMailDelivery(str(tmp_path / "queue")),
+        ):
+            for kind in (ValueError, smtplib.SMTPException):
+                with pytest.raises(kind):
+                    delivery.send(S, ["root"], MESSAGE)
+
     def test_the_address_that_cannot_work_is_named(self, relay: ScriptedRelay) -> None:
         with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
             mailer_of(relay).send(S, [A, "root"], MESSAGE)

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from email.header import Header
 from functools import lru_cache
@@ -97,10 +98,8 @@ class StandIn(ABC):
         The report is logged and announced in any case, see `IMailer.send`.
         """
         taken = self._taken(message)
-        try:
+        with addresses_refused():
             report = self._relay().send(address(fromaddr), addresses(toaddrs), taken)
-        except AddressError as error:
-            raise RefusedAddressError(error) from error
         report.raise_as_smtplib()
 
     def _taken(self, message: Any) -> Any:
@@ -169,6 +168,15 @@ class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
     def __init__(self, error: AddressError) -> None:
         self.address = error.address
         super().__init__({str(error.address): (553, f"5.1.3 {error}".encode())})
+
+
+@contextmanager
+def addresses_refused() -> Iterator[None]:
+    """Raise `RefusedAddressError` in place of `AddressError`."""
+    try:
+        yield
+    except AddressError as error:
+        raise RefusedAddressError(error) from error
 
 
 class _OnlySend:

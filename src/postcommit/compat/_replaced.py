@@ -18,6 +18,10 @@ class Replacement:
         self._older: dict[str, Any] = {}
         self._changing = threading.Lock()
 
+    def older(self, name: str) -> Any:
+        """Return what was at `name` before; only while the objects are in place."""
+        return self._older[name]
+
     def replace(self) -> None:
         """Put the objects in place."""
         with self._changing:

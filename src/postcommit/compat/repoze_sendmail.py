@@ -33,6 +33,7 @@ from postcommit.compat._queued import queued_delivery
 from postcommit.compat._relay import StandIn
 from postcommit.compat._relay import address
 from postcommit.compat._relay import addresses
+from postcommit.compat._relay import addresses_refused
 from postcommit.errors import RelayError
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
@@ -131,7 +132,8 @@ class SendmailMailer:
         """
         program = self._program()
         to = addresses(toaddrs) or None
-        report = program.send(address(fromaddr), to, _checked(message))
+        with addresses_refused():
+            report = program.send(address(fromaddr), to, _checked(message))
         failure = report.relay_failure
         if isinstance(failure, RelayError) and program.returncode is None:
             raise failure.__cause__ or failure
@@ -215,7 +217,8 @@ class _Delivery(ABC):
         if message["Date"] is None:
             message["Date"] = formatdate()
         bound = self._ours().bind(self.transaction_manager)
-        message_id: str = bound.send(sender, addresses(toaddrs), message)
+        with addresses_refused():
+            message_id: str = bound.send(sender, addresses(toaddrs), message)
         return f"<{message_id}>"
 
 

@@ -25,6 +25,7 @@ from postcommit.compat._queued import queued_delivery
 from postcommit.compat._relay import StandIn
 from postcommit.compat._relay import address
 from postcommit.compat._relay import addresses
+from postcommit.compat._relay import addresses_refused
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IRelayCheck
@@ -95,7 +96,8 @@ class DirectMailDelivery(_delivery.DirectMailDelivery):
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`."""
-        return super().send(address(fromaddr), addresses(toaddrs), message)
+        with addresses_refused():
+            return super().send(address(fromaddr), addresses(toaddrs), message)
 
 
 @implementer(IMailDelivery)
@@ -113,7 +115,8 @@ class QueuedMailDelivery:
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`."""
         delivery = queued_delivery(self.queuePath)
-        return delivery.send(address(fromaddr), addresses(toaddrs), message)
+        with addresses_refused():
+            return delivery.send(address(fromaddr), addresses(toaddrs), message)
 
 
 class QueueProcessorThread(threading.Thread):

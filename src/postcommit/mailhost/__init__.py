@@ -54,10 +54,8 @@ def _send_with_the_transaction(
     self: Any, mfrom: Any, mto: Any, messageText: Any, immediate: bool = False
 ) -> None:
     """Send with the commit of the transaction, also if `immediate` is true."""
-    _older_send(self, mfrom, mto, messageText, immediate=False)
+    _immediate.older("_send")(self, mfrom, mto, messageText, immediate=False)
 
-
-_older_send = older.MailBase._send
 
 _classes = Replacement(
     older,
