@@ -10,7 +10,6 @@ import pytest
 SLOW = (
     # They start programs, some of them for each line or system call.
     "tests/cli",
-    "tests/compat/test_zope_site.py",
     "tests/functional",
     "tests/test_benchmarks.py",
     "tests/cli/test_main.py::test_streams_may_be_closed",
