@@ -13,6 +13,7 @@ from postcommit._mail.report import Reply
 from postcommit._mail.report import giving_up
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
+from tests.support.mailers import BYE
 from tests.support.mailers import LATER
 from tests.support.mailers import LOST
 from tests.support.mailers import NEVER
@@ -70,3 +71,12 @@ def test_what_the_relay_did_not_say_is_no_answer(
     status: Status, reply: Reply, expected: bool
 ) -> None:
     assert is_answer(DeliveryReport.alike("1", ["a@x.org"], status, reply)) is expected
+
+
+def test_an_answer_about_one_recipient_is_an_answer() -> None:
+    assert is_answer(REPORT)
+
+
+def test_a_relay_that_fails_after_its_first_replies_gives_no_answer() -> None:
+    first = Outcome("ann@x.org", Status.SENT, OK)
+    assert not is_answer(DeliveryReport("1@x.org", tuple(FATES), (first,), BYE, True))

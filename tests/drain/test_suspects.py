@@ -6,8 +6,10 @@ import pytest
 from postcommit._drain import breaker as module
 from postcommit._drain.breaker import Breaker
 from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
 from postcommit.interfaces import Status
 from tests.support.mailers import BYE
+from tests.support.mailers import LOST
 from tests.support.mailers import OK
 
 
@@ -59,6 +61,15 @@ def test_a_failure_before_any_message_is_the_relays() -> None:
     for _ in range(2):
         assert suspects.attribute(ONE, report, answered=False) is report
         suspects.answered(TWO)
+    assert not suspects.suspects
+
+
+def test_without_a_failure_of_the_relay_nothing_is_suspected() -> None:
+    """A mailer written elsewhere may say that it failed, and name no failure."""
+    suspects = Suspects()
+    outcome = Outcome("a@x.org", Status.UNCERTAIN, LOST)
+    report = DeliveryReport("1@x.org", ("a@x.org",), (outcome,), None, True)
+    assert suspects.attribute(ONE, report, answered=False) is report
     assert not suspects.suspects
 
 
