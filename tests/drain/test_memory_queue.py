@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,11 +20,13 @@ from postcommit._drain.schedule import Schedule
 from postcommit._drain.settle import Settler
 from postcommit._drain.worker import Worker
 from postcommit._mail.entry import Entry
+from postcommit._mail.report import DeliveryReport
 from postcommit._maildir.consumer import Unopened
 from postcommit._transaction.event import MailRejectedEvent
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from postcommit.interfaces import Tally
+from tests.support.mailers import BYE
 from tests.support.mailers import ScriptedMailer
 
 
@@ -269,6 +272,62 @@ def test_a_full_pass_says_that_there_may_be_more() -> None:
     assert len(bench.mailer.attempts) == 2
     assert not bench.worker.work(2)
     assert len(bench.mailer.attempts) == 3
+
+
+def refuse(bench: Bench) -> None:
+    """Have the relay refuse one more connection from now on."""
+
+    def send(fromaddr: str, toaddrs: Sequence[str], message: bytes) -> DeliveryReport:
+        return DeliveryReport("1@x.org", tuple(toaddrs), (), BYE, False, True)
+
+    bench.mailer.send = send  # type: ignore[method-assign]
+
+
+def half_open(breaker: Breaker) -> None:
+    """Let a pause begin, and be over."""
+    breaker.failed("away")
+    breaker.shorten()
+    assert breaker.state is CircuitState.HALF_OPEN
+
+
+def test_a_refused_connection_pauses_the_queue_if_no_other_worker_is_called() -> None:
+    bench = Bench(good, good)
+    refuse(bench)
+    assert not bench.worker.work(10)
+    assert not bench.worker.was_refused
+    assert bench.breaker.state is CircuitState.OPEN
+    assert bench.consumer.released == [0]
+
+
+def test_a_refused_connection_is_no_pause_while_others_are_in_use() -> None:
+    bench = Bench(good, good)
+    bench.worker.is_alone = False
+    refuse(bench)
+    assert bench.worker.work(10)
+    assert bench.worker.was_refused
+    assert bench.breaker.state is CircuitState.CLOSED
+    assert bench.consumer.released == [0]
+
+
+def test_a_probe_whose_connection_is_refused_makes_the_pause_longer() -> None:
+    bench = Bench(good)
+    bench.worker.is_alone = False
+    refuse(bench)
+    half_open(bench.breaker)
+    assert not bench.worker.work(10)
+    assert bench.breaker.state is CircuitState.OPEN
+    assert bench.breaker.count == 2
+
+
+def test_a_worker_that_ends_does_not_end_the_probe_of_another() -> None:
+    def another_worker_probes() -> Entry:
+        half_open(bench.breaker)
+        assert bench.breaker.begin_probe()
+        return ENTRY
+
+    bench = Bench(another_worker_probes)
+    bench.worker.work(10)
+    assert bench.breaker.is_probed
 
 
 def test_a_claim_that_could_not_be_opened_raises_why() -> None:

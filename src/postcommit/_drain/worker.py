@@ -87,7 +87,7 @@ class Worker:
             self._failed = self._found_nothing = False
             if self._settler.unsettled:
                 for answered in self._settler.settle_again():
-                    breaker.note(None, answered=answered, since=self._since)
+                    breaker.note(None, answered=answered)
             # If the disk is broken, what is sent now could not be settled, either.
             error = self._settler.disk_error if self._settler.unsettled else None
             if error is None:
