@@ -25,6 +25,7 @@ from postcommit._maildir.consumer import Unopened
 from postcommit._transaction.event import MailRejectedEvent
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
+from postcommit.errors import RelayError
 from postcommit.interfaces import Tally
 from tests.support.mailers import BYE
 from tests.support.mailers import ScriptedMailer
@@ -149,6 +150,56 @@ def test_a_queue_that_fails_at_a_read_pauses_and_the_rest_is_left() -> None:
     assert str(reason) == "memory: cannot be read"
     assert bench.consumer.released[0] == 1
     assert bench.breaker.skipped == frozenset()
+
+
+def test_after_the_queue_failed_at_a_read_nothing_more_is_read() -> None:
+    """If the relay is quick, several entries are claimed at a time."""
+
+    def read() -> Entry:
+        read_later.append("read")
+        return ENTRY
+
+    read_later: list[str] = []
+    bench = Bench(good, failing(ALL_FAIL), read)
+    bench.worker.work(10)
+    assert read_later == []
+
+
+def test_large_entries_that_are_claimed_together_are_all_sent() -> None:
+    """They are read one at a time."""
+
+    def large() -> Entry:
+        return replace(ENTRY, message=ENTRY.message + bytes(1 << 17))
+
+    bench = Bench(*[large] * 8)
+    assert bench.worker.work(8)
+    assert len(bench.mailer.attempts) == 8
+    assert bench.consumer.released == []
+
+
+def test_an_entry_that_another_processor_may_have_is_not_sent() -> None:
+    bench = Bench(good, good, good)
+    bench.consumer.is_sure = lambda claim: claim.key != 1  # type: ignore
+    bench.worker.work(10)
+    assert [key for key, _ in bench.consumer.settled] == [0]
+    assert bench.consumer.released[0] == 1
+
+
+def test_a_relay_that_fails_after_a_pause_of_others_does_not_begin_another() -> None:
+    """The message was in flight when their pause began."""
+
+    def another_worker_pauses_and_goes_on(taken: object) -> None:
+        bench.breaker.failed("away")
+        bench.breaker.succeeded()
+
+    bench = Bench(good)
+    bench.consumer.clear = list  # type: ignore[attr-defined]
+    bench.mailer.before = another_worker_pauses_and_goes_on
+    bench.mailer.failure = RelayError("timed out")
+    bench.worker.work(10)
+    assert bench.breaker.state is CircuitState.CLOSED
+    assert bench.breaker.count == 1
+    assert bench.consumer.released == [0]
 
 
 def test_a_failure_that_began_before_a_pause_of_others_does_not_begin_another() -> None:
