@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
@@ -66,6 +67,7 @@ class Consumer:
         self.buried: list[tuple[int, str]] = []
         self.posted: list[object] = []
         self.answer = Settled.DONE
+        self.looks: list[int] = []  # the most entries that each look may claim
 
     def now(self) -> float:
         return 2000.0
@@ -74,6 +76,7 @@ class Consumer:
         return True
 
     def take(self, most: int, avoid: Collection[Hashable] = ()) -> list[Claim]:
+        self.looks.append(most)
         taken = [claim for claim in self.waiting if claim.key not in avoid][:most]
         self.waiting = [claim for claim in self.waiting if claim not in taken]
         return taken
@@ -165,16 +168,44 @@ def test_after_the_queue_failed_at_a_read_nothing_more_is_read() -> None:
     assert read_later == []
 
 
-def test_large_entries_that_are_claimed_together_are_all_sent() -> None:
-    """They are read one at a time."""
+def test_up_to_eight_entries_are_claimed_together_if_the_relay_is_quick() -> None:
+    bench = Bench(*[good] * 500)
+    bench.worker.work(500)
+    assert len(bench.mailer.attempts) == 500
+    assert max(bench.consumer.looks) == 8
 
-    def large() -> Entry:
-        return replace(ENTRY, message=ENTRY.message + bytes(1 << 17))
 
+def test_one_entry_is_claimed_at_a_time_if_the_relay_is_slow() -> None:
+    bench = Bench(*[good] * 8)
+    bench.mailer.before = lambda taken: time.sleep(0.003)
+    bench.worker.work(8)
+    assert len(bench.mailer.attempts) == 8
+    assert set(bench.consumer.looks) == {1}
+
+
+def large() -> Entry:
+    """Return an entry that is as much as may be read ahead, and a byte more."""
+    return replace(ENTRY, message=ENTRY.message.ljust((1 << 16) + 1))
+
+
+def test_large_entries_are_claimed_one_at_a_time() -> None:
     bench = Bench(*[large] * 8)
     assert bench.worker.work(8)
     assert len(bench.mailer.attempts) == 8
+    assert set(bench.consumer.looks) == {1}
+
+
+def test_large_entries_that_are_claimed_together_are_read_and_sent_in_turn() -> None:
+    def read() -> Entry:
+        ahead.append(len(ahead) + 15 - len(bench.mailer.attempts))
+        return large()
+
+    ahead: list[int] = []  # how many were read and not sent, before each is read
+    bench = Bench(*[good] * 15, *[read] * 12)
+    assert bench.worker.work(27)
+    assert len(bench.mailer.attempts) == 27
     assert bench.consumer.released == []
+    assert set(ahead[1:]) == {0}
 
 
 def test_an_entry_that_another_processor_may_have_is_not_sent() -> None:
