@@ -233,14 +233,23 @@ def test_a_relay_that_fails_after_a_pause_of_others_does_not_begin_another() -> 
     assert bench.consumer.released == [0]
 
 
-def test_a_failure_that_began_before_a_pause_of_others_does_not_begin_another() -> None:
+@pytest.mark.parametrize("step", ["take", "read"])
+def test_a_failure_that_began_before_a_pause_of_others_does_not_begin_another(
+    step: str,
+) -> None:
     def another_worker_pauses_and_goes_on() -> None:
         bench.breaker.failed("away")
         bench.breaker.succeeded()
 
+    def take(most: int, avoid: Collection[Hashable] = ()) -> list[Claim]:
+        another_worker_pauses_and_goes_on()
+        raise QueueError("memory", "cannot be read", ALL_FAIL)
+
     consumer_calls: list[str] = []
     bench = Bench(failing(ALL_FAIL, another_worker_pauses_and_goes_on))
     bench.consumer.clear = lambda: consumer_calls.append("clear")  # type: ignore
+    if step == "take":
+        bench.worker._take = take  # type: ignore[assignment]
     bench.worker.work(10)
     assert consumer_calls == ["clear"]
     assert bench.breaker.state is CircuitState.CLOSED
@@ -334,9 +343,13 @@ def test_what_is_not_an_entry_is_buried_and_announced_by_its_message_id() -> Non
     assert isinstance(rejected, MailRejectedEvent)
     assert rejected.messageId == "1@x.org"
     assert rejected.errorMessage == "unreadable: there is no envelope"
+    assert bench.consumer.released == []
+    assert bench.breaker.skipped == frozenset()
 
 
-def test_what_is_not_an_entry_and_cannot_be_read_either_is_released() -> None:
+def test_what_is_not_an_entry_and_cannot_be_read_either_is_released(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def beginning() -> bytes:
         raise QueueError("memory", "cannot be read", ONE_FAILS)
 
@@ -345,7 +358,15 @@ def test_what_is_not_an_entry_and_cannot_be_read_either_is_released() -> None:
     bench.worker.work(10)
     assert bench.consumer.buried == []
     assert set(bench.consumer.released) == {0}
+    assert bench.breaker.skipped == {0}
+    assert "memory: cannot be read" in caplog.text
     assert len(bench.mailer.attempts) == 1
+
+
+def test_an_empty_queue_is_looked_at_once() -> None:
+    bench = Bench()
+    assert not bench.worker.work(10)
+    assert bench.consumer.looks == [1]
 
 
 def test_a_full_pass_says_that_there_may_be_more() -> None:

@@ -214,7 +214,6 @@ class Worker:
                 if not claims and (self.tries_suspects or not self._is_probe):
                     claims = self._take(most, breaker.skipped)
         except QueueError as error:
-            self._failed = True
             breaker.note(error, since=self._since)
             return False
         self._found_nothing = not claims
