@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import transaction
 
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
@@ -22,13 +23,19 @@ from postcommit._drain.settle import Settler
 from postcommit._drain.worker import Worker
 from postcommit._mail.entry import Entry
 from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
 from postcommit._maildir.consumer import Unopened
 from postcommit._transaction.event import MailRejectedEvent
+from postcommit._transaction.event import MailSentEvent
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from postcommit.errors import RelayError
+from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
 from tests.support.mailers import BYE
+from tests.support.mailers import LATER
+from tests.support.mailers import NEVER
+from tests.support.mailers import OK
 from tests.support.mailers import ScriptedMailer
 
 
@@ -304,7 +311,9 @@ def fails_once(bench: Bench) -> Callable[[], float]:
     return now
 
 
-def test_an_error_of_the_program_postpones_the_entry_by_the_schedule() -> None:
+def test_an_error_of_the_program_postpones_the_entry_by_the_schedule(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bench = Bench(later)
     bench.consumer.now = fails_once(bench)  # type: ignore[method-assign]
     bench.worker.work(10)
@@ -312,6 +321,7 @@ def test_an_error_of_the_program_postpones_the_entry_by_the_schedule() -> None:
     assert key == 0
     # It is 1,000 seconds old, so the next attempt is 1,000 seconds away, or nearly so.
     assert due == pytest.approx(3000, abs=101)
+    assert "ArithmeticError: an error of the program" in caplog.text
     assert bench.consumer.settled == []
     assert bench.consumer.released == []
 
@@ -331,6 +341,129 @@ def test_an_entry_that_cannot_be_postponed_either_is_released(
     assert "cannot be changed" in caplog.text
 
 
+def lost() -> Entry:
+    """Return an entry whose message may have arrived: the connection is lost."""
+    return replace(ENTRY, recipients=("lost@x.org",))
+
+
+def cannot_settle(bench: Bench, error: Exception, times: int = 1) -> None:
+    """Have the queue settle nothing for a number of times."""
+    settle = bench.consumer.settle
+    errors = [error] * times
+
+    def settle_or_raise(claim: Claim, settlement: Settlement) -> Settled:
+        if errors:
+            raise errors.pop()
+        return settle(claim, settlement)
+
+    bench.consumer.settle = settle_or_raise  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("read", "state"),
+    [(good, CircuitState.CLOSED), (lost, CircuitState.HALF_OPEN)],
+)
+def test_what_is_settled_later_ends_the_pause_if_the_relay_gave_an_answer(
+    read: Callable[[], Entry], state: CircuitState
+) -> None:
+    bench = Bench(read)
+    bench.consumer.clear = list  # type: ignore[attr-defined]
+    cannot_settle(bench, QueueError("memory", "cannot be changed", ONE_FAILS))
+    assert not bench.worker.work(10)
+    assert bench.breaker.state is CircuitState.OPEN
+    assert bench.settler.tally == Tally()
+    assert bench.mailer.events == []
+    bench.breaker.shorten()
+    bench.worker.work(10)
+    assert bench.breaker.state is state
+    assert len(bench.consumer.settled) == len(bench.mailer.attempts) == 1
+    assert sum(bench.settler.tally) == len(bench.mailer.events) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "is_full"), [(errno.ENOSPC, True), (errno.EIO, False)]
+)
+def test_an_entry_that_needs_a_later_time_only_gets_it_on_a_full_disk(
+    number: int, is_full: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(later)
+    error = QueueError("memory", "cannot be changed", OSError(number, "no"))
+    cannot_settle(bench, error)
+    bench.worker.work(10)
+    assert bench.consumer.settled == []
+    if is_full:
+        [(key, due)] = bench.consumer.postponed
+        assert (key, due) == (0, pytest.approx(3000, abs=101))
+        assert bench.settler.tally == Tally(deferred=1)
+        assert "cannot be changed" not in caplog.text
+        assert "lost the entry" not in caplog.text
+    else:
+        assert bench.consumer.postponed == []
+        assert bench.settler.tally == Tally()
+        assert "memory/0: left in the queue" in caplog.text
+        assert "QueueError: memory: cannot be changed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [QueueError("memory", "cannot be changed", ONE_FAILS), MemoryError()]
+)
+def test_nothing_is_sent_while_two_entries_cannot_be_settled(error: Exception) -> None:
+    bench = Bench(good, good, good, good)
+    cannot_settle(bench, error, 5)
+    for sent in (1, 2, 2):
+        assert not bench.worker.work(10)
+        assert bench.breaker.state is CircuitState.OPEN
+        assert len(bench.mailer.attempts) == sent
+        bench.breaker._until = 0.0
+
+
+def fail_after(bench: Bench, *outcomes: Outcome) -> None:
+    """Have the relay fail when these recipients are decided."""
+
+    def send(fromaddr: str, toaddrs: Sequence[str], message: bytes) -> DeliveryReport:
+        return DeliveryReport(
+            "1@x.org", tuple(toaddrs), outcomes, RelayError("gone"), True
+        )
+
+    bench.mailer.send = send  # type: ignore[method-assign]
+
+
+def several() -> Entry:
+    return replace(ENTRY, recipients=("a@x.org", "b@x.org", "c@x.org"))
+
+
+def test_nothing_is_announced_of_recipients_that_a_relay_was_not_asked_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(several)
+    fail_after(bench, Outcome("a@x.org", Status.SENT, OK))
+    bench.worker.work(10)
+    left = replace(ENTRY, recipients=("b@x.org", "c@x.org"))
+    assert bench.consumer.settled == [(0, Settlement(left=left, due=2000.0))]
+    [event] = bench.mailer.events
+    assert isinstance(event, MailSentEvent)
+    assert event.recipients == ("a@x.org",)
+    assert "b@x.org" not in caplog.text
+
+
+def test_recipients_after_a_deferred_one_are_deferred_with_it() -> None:
+    """The relay may have hung up because of the message, so an attempt counts."""
+    bench = Bench(several)
+    fail_after(
+        bench,
+        Outcome("a@x.org", Status.REJECTED, NEVER),
+        Outcome("b@x.org", Status.DEFERRED, LATER),
+    )
+    bench.worker.work(10)
+    [(_, settlement)] = bench.consumer.settled
+    assert settlement.rejected is not None
+    assert settlement.rejected.recipients == ("a@x.org",)
+    assert settlement.left is not None
+    assert settlement.left.recipients == ("b@x.org", "c@x.org")
+    assert settlement.left.attempts == 1
+    assert settlement.due > 2000
+
+
 def no_entry() -> Entry:
     raise EntryError("there is no envelope")
 
@@ -345,6 +478,20 @@ def test_what_is_not_an_entry_is_buried_and_announced_by_its_message_id() -> Non
     assert rejected.errorMessage == "unreadable: there is no envelope"
     assert bench.consumer.released == []
     assert bench.breaker.skipped == frozenset()
+
+
+@pytest.mark.parametrize("read", [good, no_entry])
+def test_a_subscriber_is_called_in_a_transaction_that_is_committed(
+    read: Callable[[], Entry],
+) -> None:
+    def subscriber(event: object) -> None:
+        transaction.get().addAfterCommitHook(committed.append)
+
+    committed: list[bool] = []
+    bench = Bench(read)
+    bench.mailer.notify = subscriber  # type: ignore[method-assign]
+    bench.worker.work(10)
+    assert committed == [True]
 
 
 def test_what_is_not_an_entry_and_cannot_be_read_either_is_released(
