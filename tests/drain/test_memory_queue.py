@@ -405,16 +405,40 @@ def test_an_entry_that_needs_a_later_time_only_gets_it_on_a_full_disk(
 
 
 @pytest.mark.parametrize(
-    "error", [QueueError("memory", "cannot be changed", ONE_FAILS), MemoryError()]
+    ("error", "last"),
+    [
+        (QueueError("memory", "cannot be changed", ONE_FAILS), 2),
+        (MemoryError(), 2),
+        (QueueError("memory", "is full", OSError(errno.ENOSPC, "full")), 3),
+    ],
 )
-def test_nothing_is_sent_while_two_entries_cannot_be_settled(error: Exception) -> None:
+def test_two_entries_that_cannot_be_settled_stop_the_rest_unless_the_disk_is_full(
+    error: Exception, last: int
+) -> None:
+    """If it is full, entries that are sent and removed make room."""
     bench = Bench(good, good, good, good)
-    cannot_settle(bench, error, 5)
-    for sent in (1, 2, 2):
+    cannot_settle(bench, error, 10)
+    for sent in (1, 2, last):
         assert not bench.worker.work(10)
         assert bench.breaker.state is CircuitState.OPEN
         assert len(bench.mailer.attempts) == sent
         bench.breaker._until = 0.0
+
+
+def test_what_cannot_be_settled_at_the_end_is_postponed_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(good)
+    cannot_settle(bench, QueueError("memory", "cannot be changed", ONE_FAILS), 2)
+    bench.worker.work(10)
+    caplog.clear()
+    bench.settler.abandon()
+    assert bench.settler.unsettled == {}
+    assert bench.consumer.postponed == [(0, pytest.approx(3000, abs=101))]
+    [record] = caplog.records
+    assert record.levelname == "CRITICAL"
+    assert "memory/0: sent to a@x.org, but the queue could not note" in caplog.text
+    assert "QueueError: memory: cannot be changed" in caplog.text
 
 
 def fail_after(bench: Bench, *outcomes: Outcome) -> None:
