@@ -152,6 +152,35 @@ def test_a_stop_ends_it_early(queue: Queue) -> None:
     assert queue.left() == 500 - tally.sent
 
 
+def test_a_stop_keeps_back_what_was_claimed_ahead(queue: Queue) -> None:
+    threads: list[str] = []
+
+    def stop_at_the_tenth(taken: object) -> None:
+        threads.append(threading.current_thread().name)
+        if len(threads) == 10:
+            assert drain.is_going_on
+            drain.stop()
+            assert not drain.is_going_on
+
+    queue.send(100)
+    drain = queue.drain(workers=1)
+    queue.mailer.before = stop_at_the_tenth
+    assert drain.once() == Tally(10, 0, 0)
+    assert threads == ["postcommit-0"] * 10
+    assert queue.left() == 90
+
+
+def test_one_that_is_cancelled_is_over_and_leaves_no_thread(queue: Queue) -> None:
+    drain = queue.drain(workers=3)
+    drain.begin()
+    drain.cancel()
+    assert drain.wait(0)
+    assert not drain.is_going_on
+    for thread in drain._threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 # Until it is stopped
 
 
@@ -390,6 +419,19 @@ def test_the_relay_comes_back_to_a_queue_in_which_nothing_has_changed_for_long(
         queue.mailer.failure = None
         eventually(lambda: queue.left() == 0)
     assert len(queue.mailer.sent) == 1
+
+
+def test_it_sleeps_during_a_pause(queue: Queue) -> None:
+    queue.send()
+    queue.mailer.failure = RelayError("no connection")
+    with Running(queue.drain()) as drain:
+        eventually(lambda: pause_of(queue.store.path) is not None)
+        feeder = drain._feeder
+        assert feeder is not None
+        clock = time.pthread_getcpuclockid(feeder.ident or 0)
+        before = time.clock_gettime(clock)
+        time.sleep(0.5)
+        assert time.clock_gettime(clock) - before < 0.1
 
 
 def test_a_pause_is_posted_and_gone_with_the_drain(queue: Queue) -> None:
@@ -637,7 +679,7 @@ def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
     os.rename(queue.path / "tmp", queue.path / "away")
     (queue.path / "tmp").touch()
     with Running(queue.drain()):
-        eventually(lambda: "cannot clean up" in caplog.text)
+        eventually(lambda: f"{queue.path}: cannot clean up" in caplog.text)
         os.unlink(queue.path / "tmp")
         os.rename(queue.path / "away", queue.path / "tmp")
         queue.send()
@@ -783,7 +825,8 @@ def test_with_fewer_threads_than_wanted_it_works(
     drain = queue.drain(workers=3)
     drain._threads[2].start()
     assert drain.once() == Tally(1, 0, 0)
-    assert "2 of 3 workers could be started: threads can only" in caplog.text
+    told = f"{queue.path}: 2 of 3 workers could be started: threads can only"
+    assert told in caplog.text
     drain._threads[2].join(10)
 
 
