@@ -7,6 +7,8 @@ from collections.abc import Callable
 from collections.abc import Collection
 from typing import Any
 
+import pytest
+
 from postcommit._drain.runner import REVIEW_SECONDS
 from postcommit._drain.runner import Crew
 from postcommit.testing.clock import FakeClock
@@ -173,6 +175,25 @@ def test_the_others_are_called_if_a_worker_does_not_get_on() -> None:
     crew.review()
     assert workers.has_taken(3)
     assert workers.end()
+
+
+@pytest.mark.parametrize("state", ["called", "at work", "at work, nothing left"])
+def test_another_call_does_not_put_off_the_call_of_the_others(state: str) -> None:
+    """Each commit calls the workers, which may be often."""
+    clock = FakeClock(0)
+    due = Due("a")
+    crew = crew_of(3, due, clock, FakeClock(0))
+    crew.call()
+    if state != "called":
+        crew.begin()
+        assert crew.take(1) == ["a"]
+    if state == "at work, nothing left":
+        assert crew.take(1) == []
+    clock.advance(0.6 * REVIEW_SECONDS)
+    crew.call()
+    clock.advance(0.6 * REVIEW_SECONDS)
+    crew.review()
+    assert crew.called == 3
 
 
 class Course:
