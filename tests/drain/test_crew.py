@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from postcommit._drain import runner
 from postcommit._drain.runner import REVIEW_SECONDS
 from postcommit._drain.runner import Crew
 from postcommit.testing.clock import FakeClock
+from tests.support.service import eventually
 
 
 # Seconds over which it is looked at how the workers get on.
@@ -282,6 +284,44 @@ def test_refused_workers_are_not_called_for_five_minutes() -> None:
     assert (crew.called, crew.most) == (4, 4)
 
 
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    told = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return told
+
+
+def test_the_workers_that_are_left_are_logged_when_no_more_of_them_are_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    clock = FakeClock(0)
+    crew = Crew(Due(), 4, None, clock, name="queue")  # type: ignore[arg-type]
+    crew.call()
+    crew.called = 4
+    calls = [crew.begin() for _ in range(4)]
+    for _ in range(2):
+        clock.advance(0.9)
+        crew.done(calls.pop(), False, True)
+        crew.wait(until_idle=False)
+    clock.advance(0.9)
+    crew.wait(until_idle=False)
+    assert lines(caplog) == []
+    clock.advance(0.2)
+    crew.wait(until_idle=False)
+    [line] = lines(caplog)
+    assert line.startswith("queue: ")
+    assert line.endswith("working with 2 instead of 4 for 5 minutes")
+    clock.advance(60)
+    crew.wait(until_idle=False)
+    assert lines(caplog) == []
+    # If none of them is at work, nothing more can be refused.
+    crew.done(calls.pop(), False, True)
+    crew.done(calls.pop(), False)
+    crew.wait(until_idle=False)
+    [line] = lines(caplog)
+    assert line.endswith("working with 1 instead of 4 for 5 minutes")
+
+
 def test_when_all_is_done_one_worker_begins_again() -> None:
     clock = FakeClock(0)
     due = Due("ab")
@@ -316,8 +356,23 @@ def test_the_feeder_sleeps_while_all_workers_wait() -> None:
     feeder.join(0.6)
     assert feeder.is_alive()
     assert due.beats - beats <= 1
+    eventually(lambda: due.beats - beats > 1)
     crew.close()
     assert workers.end()
+    assert is_over(feeder)
+
+
+def test_the_feeder_gives_signs_of_life_while_a_single_worker_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "BEAT_SECONDS", 0.05)
+    due = Due("a")
+    crew = crew_of(1, due)
+    crew.call()
+    assert crew.begin()
+    feeder = waiting(crew)
+    eventually(lambda: due.beats >= 3)
+    crew.close()
     assert is_over(feeder)
 
 
