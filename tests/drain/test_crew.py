@@ -28,9 +28,11 @@ class Due:
         self.released: list[str] = []
         self.looks = 0
         self.beats = 0
+        self.avoided: Collection[Any] = ()
 
     def take(self, most: int, avoid: Collection[Any] = ()) -> list[Any]:
         self.looks += 1
+        self.avoided = avoid
         taken, self.entries = self.entries[:most], self.entries[most:]
         return taken
 
@@ -114,6 +116,17 @@ def test_the_feeder_waits_until_nothing_is_left_to_take() -> None:
     assert due.beats
     assert crew.take(2) == []
     assert is_over(feeder)
+
+
+def test_the_feeder_wakes_as_soon_as_a_single_worker_finds_nothing() -> None:
+    crew = crew_of(1, Due())
+    crew.call()
+    assert crew.begin()
+    feeder = waiting(crew)
+    feeder.join(0.05)
+    assert crew.take(1) == []
+    feeder.join(5)
+    assert not feeder.is_alive()
 
 
 def test_a_flush_waits_also_until_no_worker_is_busy() -> None:
@@ -398,7 +411,8 @@ def test_closing_lets_everybody_go() -> None:
 def test_at_a_rate_limit_one_entry_waits_for_its_slot_or_goes_back() -> None:
     due = Due("abc")
     crew = Crew(due, 2, 1000.0)  # type: ignore[arg-type]
-    assert crew.take(8) == ["a"]
+    assert crew.take(8, {"d"}) == ["a"]
+    assert due.avoided == {"d"}
     crew = Crew(due, 2, 0.001)  # type: ignore[arg-type]
     taken: list[list[Any]] = []
     threads = [in_thread(lambda: taken.append(crew.take(8))) for _ in range(2)]
@@ -410,3 +424,12 @@ def test_at_a_rate_limit_one_entry_waits_for_its_slot_or_goes_back() -> None:
     assert all(map(is_over, threads))
     assert taken == [[], []]
     assert due.released == ["b"]
+
+
+def test_where_nothing_is_due_no_slot_is_waited_for() -> None:
+    crew = Crew(Due(), 2, 0.001)  # type: ignore[arg-type]
+    taken: list[list[Any]] = []
+    looking = in_thread(lambda: taken.append(crew.take(8)))
+    looking.join(5)
+    crew.close()
+    assert taken == [[]]
