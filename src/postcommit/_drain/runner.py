@@ -455,6 +455,5 @@ class Crew:
         """End all waits. No worker is called any more."""
         with self._feeder:
             self._closed = True
-            self._is_work = False
             for waiting in (self._work_there, self._feeder, self._end):
                 waiting.notify_all()
