@@ -604,6 +604,21 @@ def test_a_worker_that_ends_does_not_end_the_probe_of_another() -> None:
     assert bench.breaker.is_probed
 
 
+def test_a_suspect_is_tried_after_a_pause_if_nothing_else_is_due() -> None:
+    def poison() -> Entry:
+        return replace(ENTRY, recipients=("poison@x.org",))
+
+    bench = Bench(poison)
+    tried: list[object] = []
+    bench.mailer.before = tried.append
+    for count in (1, 2):
+        bench.worker.work(10)
+        assert len(tried) == count
+        assert bench.breaker.suspects.keys() == {0}
+        bench.consumer.waiting.append(Claim(0, poison))  # it was released
+        bench.breaker.shorten()
+
+
 def test_a_claim_that_could_not_be_opened_raises_why() -> None:
     error = QueueError("queue/new/1", "cannot open the entry", ONE_FAILS)
     claim = Unopened("queue/new/1", error)
