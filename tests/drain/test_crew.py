@@ -130,7 +130,8 @@ def test_the_feeder_wakes_as_soon_as_a_single_worker_finds_nothing() -> None:
 
 
 def test_a_flush_waits_also_until_no_worker_is_busy() -> None:
-    crew = crew_of(1, Due("a"))
+    due = Due("a")
+    crew = crew_of(2, due)
     crew.wait(until_idle=True)
     crew.call()
     call = crew.begin()
@@ -139,6 +140,7 @@ def test_a_flush_waits_also_until_no_worker_is_busy() -> None:
     flush = waiting(crew, until_idle=True)
     flush.join(0.05)
     assert flush.is_alive()
+    assert due.beats == 0  # it sleeps
     crew.done(call, False)
     assert is_over(flush)
 
@@ -354,6 +356,24 @@ def test_when_all_is_done_one_worker_begins_again() -> None:
     assert workers.has_taken(1)
     crew.close()
     assert workers.end()
+
+
+def test_while_one_is_at_work_the_others_stay_called() -> None:
+    clock = FakeClock(0)
+    crew = crew_of(3, Due(), clock, FakeClock(0))
+    crew.call()
+    clock.advance(1)
+    crew.review()
+    first = crew.begin()
+    assert crew.begin()
+    assert crew.take(1) == []
+    crew.done(first, False)
+    crew.call()
+    began: list[int] = []
+    another = in_thread(lambda: began.append(crew.begin()))
+    another.join(5)
+    crew.close()
+    assert began == [2]
 
 
 def test_the_feeder_sleeps_while_all_workers_wait() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from postcommit._drain import worker
 from postcommit._drain.breaker import pause_after
 from postcommit._drain.runner import Drain
 from postcommit._drain.runner import Pace
@@ -153,7 +154,11 @@ def test_a_stop_ends_it_early(queue: Queue) -> None:
     assert queue.left() == 500 - tally.sent
 
 
-def test_a_stop_keeps_back_what_was_claimed_ahead(queue: Queue) -> None:
+def test_a_stop_keeps_back_what_was_claimed_ahead(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_QUICK", HOUR)  # on a slow disk, too
+
     threads: list[str] = []
 
     def stop_at_the_tenth(taken: object) -> None:

@@ -437,7 +437,7 @@ class Crew:
         with self._feeder:
             self._busy -= 1
             if is_refused:
-                self.most = max(1, min(self.most - 1, self._busy))
+                self.most = max(1, self._busy)
                 self.called = min(self.called, self.most)
                 self._refused = self._clock()
                 self._is_fewer_logged = False
