@@ -19,6 +19,8 @@ from postcommit._drain.schedule import Schedule
 from postcommit._mail.entry import Entry
 from postcommit._maildir.consumer import Consumer
 from postcommit._maildir.entry import BEGINNING
+from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.entry import preamble_of
 from postcommit._maildir.files import birth_time
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
@@ -221,6 +223,20 @@ def test_a_file_larger_than_the_memory_is_not_read(
     with pytest.raises(EntryError):
         claim.read()
     assert len(claim.beginning()) == BEGINNING
+
+
+def test_the_lines_of_an_attempt_are_written_if_there_is_anything_to_keep() -> None:
+    """A number without a reply, or a reply that an attempt which did not count left."""
+    for attempts, reply in [(0, "450 Later"), (3, ""), (0, "")]:
+        entry = Entry(SENDER, RECIPIENTS, MESSAGE, attempts, reply)
+        read = parse_entry(preamble_of(entry) + MESSAGE)
+        assert (read.attempts, read.last_reply) == (attempts, reply)
+
+
+def test_a_recipient_that_is_no_utf_8_is_named_by_its_line() -> None:
+    data = b"X-Zope-From: a@x.org\nX-Zope-To: \xff\nx"
+    with pytest.raises(EntryError, match="X-Zope-To: is no UTF-8"):
+        parse_entry(data)
 
 
 def test_a_large_entry_is_read_whole(store: Store, consumer: Consumer) -> None:
