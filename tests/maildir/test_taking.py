@@ -18,6 +18,7 @@ from postcommit._drain.contract import Settlement
 from postcommit._drain.schedule import Schedule
 from postcommit._mail.entry import Entry
 from postcommit._maildir.consumer import Consumer
+from postcommit._maildir.consumer import Scan
 from postcommit._maildir.entry import BEGINNING
 from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.entry import preamble_of
@@ -117,11 +118,62 @@ def test_a_process_without_descriptors_takes_nothing_and_names_the_queue(
     store.claim = fail_second  # type: ignore[method-assign]
     with pytest.raises(QueueError, match="cannot work on the entries") as caught:
         consumer.take(2)
-    assert caught.value.path == store.path
+    reason = f"{store.path}: cannot work on the entries: {os.strerror(number)}"
+    assert str(caught.value) == reason
     assert caught.value.scope == "queue"
     store.claim = claim  # type: ignore[method-assign]
     taken = consumer.take(2) + consumer.take(2)
     assert keys(taken) == names
+
+
+def test_a_new_entry_that_was_released_comes_before_those_that_came_later(
+    store: Store, consumer: Consumer
+) -> None:
+    names = [wait(store) for _ in range(3)]
+    consumer.release(consumer.take(1))
+    claims = [claim for _ in names for claim in consumer.take(1)]
+    assert keys(claims) == names
+
+
+def test_a_new_entry_of_a_clock_that_was_put_back_is_due_when_it_is_not_avoided(
+    store: Store, consumer: Consumer
+) -> None:
+    path = write(store, "new/1.x")
+    os.utime(path, (time.time() + 3000,) * 2)
+    forget_changes(store)
+    assert consumer.take(1, {"1.x"}) == []
+    assert keys(consumer.take(1)) == ["1.x"]
+
+
+def test_a_change_during_the_rest_after_a_look_is_seen_when_the_rest_is_over(
+    store: Store,
+) -> None:
+    uptime = 0.0
+    scan = Scan(store.maildir, SCHEDULE, time.time, lambda: uptime)
+    path = write(store, "cur/1.x")
+    os.utime(path, (time.time() + 3000,) * 2)
+    forget_changes(store)
+    assert scan.next() is None
+    second = write(store, "cur/2.x")
+    os.utime(second, (1e9, 1e9))
+    os.utime(second.parent, (1.1e9, 1.1e9))  # another time, of long ago
+    assert scan.next() is None
+    assert scan.seconds_to_wait() > 0
+    uptime += 1
+    assert scan.next() == str(second)
+
+
+def test_a_sweep_removes_what_a_dead_sender_has_left(
+    store: Store, consumer: Consumer
+) -> None:
+    path = write(store, "tmp/old")
+    os.utime(path, (1e9, 1e9))
+    consumer.sweep()
+    assert not path.exists()
+    os.rmdir(path.parent)
+    path.parent.touch()
+    with pytest.raises(QueueError, match="cannot clean up"):
+        consumer.sweep()
 
 
 def test_a_pipe_among_the_entries_is_named_when_it_is_read(
@@ -129,8 +181,10 @@ def test_a_pipe_among_the_entries_is_named_when_it_is_read(
 ) -> None:
     os.mkfifo(f"{store.path}/new/1.pipe")
     [claim] = consumer.take(1)
-    with pytest.raises(QueueError, match="is no regular file"):
+    with pytest.raises(QueueError) as caught:
         claim.read()
+    reason = f"{claim.name}: is no regular file; remove it from the queue"
+    assert str(caught.value) == reason
     assert claim.name == f"{store.path}/new/1.pipe"
 
 
