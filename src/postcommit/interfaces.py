@@ -25,7 +25,6 @@ such as `SMTPMailer` or `MailSentEvent`, it is in `postcommit`.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -80,17 +79,12 @@ from postcommit._types import TransactionManager as TransactionManager
 _ = MessageFactory("postcommit")
 
 
-# The second slash may be missing: pathlib, for example, drops it.
-_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
-
-
-def can_be_path(value: str) -> bool:
-    """Return whether `value` can be a path of the file system; a URL is not one."""
-    try:
-        has_breaks = set(os.fsencode(value)) & set(b"\0\r\n")
-    except UnicodeEncodeError:
-        return False
-    return not has_breaks and _URL.match(value) is None
+#: Whether a text can be a path of the file system. A path has no line break and no NUL.
+#: Of the surrogates, it has only those that stand for bytes (PEP 383). A URL is not a
+#: path. Its second slash may be missing: pathlib, for example, drops it.
+can_be_path = re.compile(
+    r"(?![A-Za-z][\w+.-]+:/)[^\0\r\n\ud800-\udc7f\udd00-\udfff]*"
+).fullmatch
 
 
 def is_path(field: Field) -> bool:

@@ -608,7 +608,8 @@ def parse(data: bytes) -> Reply:
         elif not code:
             raise _not_smtp(line)
         text = line.rstrip(b"\r").decode("utf-8", "replace")
-        texts.append(printable(text.replace("\t", " "), _INSTEAD))
+        text = text.replace("\t", " ")
+        texts.append(text if text.isprintable() else printable(text, _INSTEAD))
     for text in reversed(texts):
         enhanced = _ENHANCED.match(text)
         if enhanced is not None and enhanced[1][0] == str(code)[0]:
