@@ -15,6 +15,7 @@ from pathlib import Path
 # These want an extra, or pytest.
 EXTRAS = (
     "postcommit._cli.demo",
+    "postcommit.mailhost",
     "postcommit.pyramid",
     "postcommit.testing.plugin",
     "postcommit._zcml",

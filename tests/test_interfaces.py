@@ -52,6 +52,8 @@ from postcommit._transaction.event import MailRejectedEvent
 from postcommit._transaction.event import MailSentEvent
 from postcommit._transaction.event import MailUncertainEvent
 from postcommit._zcml import Option
+from postcommit.compat import repoze_sendmail
+from postcommit.compat import zope_sendmail
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
 from tests.support.mailers import ScriptedMailer
@@ -128,9 +130,15 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IPipeline, pipeline_of(ScriptedPipelineMailer())),
         (interfaces.IPipeline, pipeline_of(ScriptedMailer())),
         (interfaces.IPipeline, FileMailer(str(tmp_path / "mail")).pipeline()),
+        (interfaces.IPipeline, zope_sendmail.SMTPMailer().pipeline()),
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),
+        (interfaces.IMailDelivery, zope_sendmail.QueuedMailDelivery(queue)),
+        (interfaces.IDirectMailDelivery, zope_sendmail.DirectMailDelivery(mailer)),
+        (interfaces.IMailDelivery, repoze_sendmail.QueuedMailDelivery(queue)),
+        (interfaces.IMailDelivery, repoze_sendmail.DirectMailDelivery(mailer)),
+        (interfaces.ISendmailMailer, repoze_sendmail.SendmailMailer()._program()),
         (interfaces.IMailQueueProcessor, QueueProcessor(queue, mailer)),
         (interfaces.IMailQueueProcessor, _Idle(QueueProcessor(queue, mailer))),
         (interfaces.IMailSentEvent, MailSentEvent("1@x.org")),

@@ -144,9 +144,14 @@ class DeliveryReport(Protocol):
 
     @property
     def failed_mid_message(self) -> bool: ...
+    @property
+    def too_many_connections(self) -> bool: ...
 
     def raise_for_failure(self) -> None:
         """Raise `DeliveryError` unless every recipient was sent."""
+
+    def raise_as_smtplib(self) -> None:
+        """Raise what smtplib would raise, unless at least one recipient was sent."""
 
 
 # Sending

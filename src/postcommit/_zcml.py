@@ -383,13 +383,14 @@ def _with_older(contract: Any) -> list[Any]:
     """Return `contract` and that of zope.sendmail, if this is installed.
 
     Code that looks up utilities by the contract of zope.sendmail finds ours, and
-    deliveries find mailers that are registered for it.
+    deliveries find mailers that are registered for it. A program may have imported our
+    interfaces by the older name, too. Then both are the same, and returned once.
     """
     try:
         older = import_module("zope.sendmail.interfaces")
     except ImportError:
         return [contract]
-    return [contract, getattr(older, contract.__name__)]
+    return list(dict.fromkeys([contract, getattr(older, contract.__name__)]))
 
 
 def _register(

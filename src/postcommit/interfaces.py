@@ -199,9 +199,19 @@ class IDeliveryReport(Interface):
         "True if the relay failed in the middle of this message, for example by"
         " answering 421 to a recipient. It may then be a poison message."
     )
+    too_many_connections = Attribute(
+        "True if the relay has refused one more connection while others of the mailer"
+        " were in use; only with `relay_failure`."
+    )
 
     def raise_for_failure() -> None:
         """Raise `DeliveryError` unless every recipient was sent."""
+
+    def raise_as_smtplib() -> None:
+        """Raise what smtplib would raise, unless at least one recipient was sent.
+
+        For code that was written for smtplib.
+        """
 
 
 # Sending

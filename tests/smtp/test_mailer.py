@@ -9,7 +9,6 @@ import socket
 import pytest
 from zope.interface.verify import verifyClass
 from zope.interface.verify import verifyObject
-from zope.schema import getFieldNames
 from zope.schema import getFieldsInOrder
 
 from postcommit._smtp.mailer import SMTPMailer
@@ -105,19 +104,6 @@ def test_options_that_can_never_work(name, value):
 )
 def test_names_and_addresses_of_a_relay(hostname):
     assert SMTPMailer(hostname).hostname == hostname
-
-
-@pytest.mark.parametrize(
-    "name", [*getFieldNames(ISMTPMailer), "token", "ssl_context"]
-)
-def test_an_option_cannot_be_changed(name):
-    """It would show, and have no effect."""
-    mailer = SMTPMailer("127.0.0.1")
-    before = getattr(mailer, name)
-    with pytest.raises(AttributeError, match=f"{name} cannot be changed; make another"):
-        setattr(mailer, name, before)
-    assert getattr(mailer, name) == before
-    mailer.notify = str
 
 
 def test_returns_a_report(relay, connect):

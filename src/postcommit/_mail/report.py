@@ -14,6 +14,7 @@ from dataclasses import replace
 from zope.interface import implementer
 
 from postcommit._log import one_line
+from postcommit._mail.as_smtplib import as_smtplib
 from postcommit.errors import DeliveryError
 from postcommit.errors import RelayError
 from postcommit.interfaces import IDeliveryReport
@@ -110,6 +111,17 @@ class DeliveryReport:
         if failed:
             outcomes = (f"{o.recipient}: {o.status.value}, {o.reply}" for o in failed)
             raise DeliveryError(self, "; ".join(outcomes))
+
+    def raise_as_smtplib(self) -> None:
+        """Raise what smtplib would raise, unless at least one recipient was sent.
+
+        For code that was written for smtplib. `postcommit._mail.as_smtplib` has the
+        exceptions.
+        """
+        error = as_smtplib(self)
+        if error is not None:
+            failure = self.relay_failure
+            raise error from failure if isinstance(failure, RelayError) else None
 
     @property
     def undecided(self) -> tuple[str, ...]:

@@ -42,7 +42,6 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LITERAL = re.compile(r"\[([0-9.]+|IPv6:([0-9A-Fa-f.]*:[0-9A-Fa-f.:]*))\]")
 
-
 _NO_HOST = (
     "must be a name, an address, or the path of a unix socket; the port is an option of"
     " its own"
@@ -51,9 +50,6 @@ _NO_HELO_NAME = (
     "must be a name such as 'shop.example.org', in ASCII, or an address such as"
     " '[192.0.2.1]' or '[IPv6:2001:db8::1]'"
 )
-
-# Options that are of no effect after the constructor.
-_READ_ONLY = frozenset((*getFieldNames(ISMTPMailer), "token", "ssl_context"))
 
 
 def _is_helo_name(name: str) -> bool:
@@ -148,11 +144,6 @@ class SMTPMailer(BaseMailer):
             pipelining=self.pipelining,
         )
         vars(self).update(_pool=pool, relay=pool.relay)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _READ_ONLY and "relay" in vars(self):
-            raise AttributeError(f"{name} cannot be changed; make another mailer")
-        super().__setattr__(name, value)
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use.

@@ -1,0 +1,59 @@
+"""The length of a mail host's queue, as its form shows it."""
+from __future__ import annotations
+
+import html
+import shlex
+from typing import Any
+
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import Survey
+from postcommit._maildir.mending import MaildirOperators
+from postcommit.errors import QueueError
+
+
+# Seconds for looking at the queue. The form needs the counts only.
+_PATIENCE = 0.1
+
+_SHOWN = {
+    EntryState.DEFERRED: ("deferred", "deferred"),
+    EntryState.FAILED: ("dead letter", "dead letters"),
+    EntryState.IN_DOUBT: ("in doubt", "in doubt"),
+}
+
+
+class QueueLength(int):
+    """The number of entries that wait. As text, it says if some need attention.
+
+    For example, ``3 (1 deferred, 2 dead letters; see: postcommit status /queue)``.
+    """
+
+    def __new__(cls, survey: Survey, path: str) -> QueueLength:
+        counts = survey.counts
+        waiting = counts[EntryState.WAITING] + counts[EntryState.DEFERRED]
+        length = super().__new__(cls, waiting)
+        notes = [
+            f"{counts[state]} {words[counts[state] != 1]}"
+            for state, words in _SHOWN.items()
+            if counts[state]
+        ]
+        if survey.pause is not None:
+            notes.append("paused")
+        length._text = str(waiting)
+        if notes:
+            command = html.escape(f"postcommit status {shlex.quote(path)}")
+            length._text += f" ({', '.join(notes)}; see: {command})"
+        return length
+
+    _text: str
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def queue_length(self: Any) -> QueueLength | str:
+    """Return the length of the queue of a mail host, or what is wrong with it."""
+    path = self.smtp_queue_directory
+    try:
+        return QueueLength(MaildirOperators(path).survey(_PATIENCE), path)
+    except QueueError:
+        return f"n/a - {path} is not a maildir - please verify your configuration"
