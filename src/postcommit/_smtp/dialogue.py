@@ -322,15 +322,38 @@ class Account:
             self.settle(self.everybody, Status.REJECTED, fault)
 
     def fit(self, extensions: Mapping[str, str]) -> bytes | Reply:
-        """Return the message as `fitting` does, and keep it, also as `stuffed`.
+        """Return the message as a relay with `extensions` takes it, or why it cannot.
 
-        All transmissions on one connection share it.
+        Without 8BITMIME it is encoded in ASCII. With SIZE there is a limit of bytes. It
+        is kept, also as it is sent (`stuffed`), for all transmissions on a connection.
         """
-        if self.extensions is not extensions:
-            self.extensions = extensions
-            self.fitted = fitted = fitting(self.message, extensions)
-            self.stuffed = b"" if isinstance(fitted, Reply) else stuffed(fitted)
-        return self.fitted
+        if self.extensions is extensions:
+            return self.fitted
+        fitted: bytes | Reply = self.message
+        if not self.message.isascii() and "8BITMIME" not in extensions:
+            try:
+                fitted = complete(to_seven_bits(self.message))
+            except MemoryError:
+                fitted = _NO_MEMORY
+            except Exception as error:
+                # An error of any kind is about this message. The others go on.
+                text = f"{_NO_8BITMIME}, and {type(error).__name__}: {error}"
+                fitted = Reply(0, "5.6.3", text)
+        limit = extensions.get("SIZE", "")
+        is_limited = _SIZE.fullmatch(limit) is not None and int(limit) > 0
+        if is_limited and isinstance(fitted, bytes) and len(fitted) > int(limit):
+            text = f"The message has {len(fitted)} bytes, the relay takes {limit}"
+            fitted = Reply(0, "5.3.4", text)
+        self.extensions, self.fitted, self.stuffed = extensions, fitted, b""
+        if isinstance(fitted, bytes):
+            # Dots at the beginning of a line are doubled (RFC 5321, 4.5.2).
+            stuffed = fitted
+            if _DOT.search(stuffed):
+                stuffed = stuffed.replace(b"\n.", b"\n..")
+            if stuffed.startswith(b"."):
+                stuffed = b"." + stuffed
+            self.stuffed = stuffed + END_OF_DATA
+        return fitted
 
     def settle(self, indices: Sequence[int], status: Status, reply: Reply) -> None:
         """Give an outcome to those of `indices` that lack it."""
@@ -573,8 +596,9 @@ class Dialogue:
     offered or bound.
 
     `link` is the connection in use, or None: then a driver opens one if something is
-    `upcoming`. `failure` is set when the relay failed: then nothing is tried any more.
-    `pipelining` is False once the relay was out of step.
+    `upcoming`. `most_messages` is the number that the relay takes on it (MAILMAX).
+    `failure` is set when the relay failed: then nothing is tried any more. `pipelining`
+    is False once the relay was out of step.
     """
 
     def __init__(
@@ -584,7 +608,7 @@ class Dialogue:
         self.failure: RelayError | None = None
         self.pipelining = True
         self.upcoming: deque[Transmission] = deque()
-        self._messages = self._most_messages = messages
+        self._messages = self.most_messages = messages
         self._recipients = recipients
         self._most_domains: int | None = None
         self._accounts: deque[Account] = deque()
@@ -616,16 +640,10 @@ class Dialogue:
         """Use `link` from now on, within the limits that the relay announces."""
         self.link = link
         limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
-        self._most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
+        self.most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
         self._most_domains = limits.get("RCPTDOMAINMAX")
         if "RCPTMAX" in limits:
             link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether the relay takes no more messages on this connection (MAILMAX)."""
-        most = self._most_messages
-        return self.link is not None and self.link.messages >= most < self._messages
 
     def failed(self, failure: RelayError) -> None:
         """Give up: no connection is to be had."""
@@ -755,7 +773,7 @@ class Dialogue:
 
     def _next(self, link: Link) -> Transmission | None:
         """Return the next transmission that `link` can take, ready to be written."""
-        while self.upcoming and link.messages < self._most_messages:
+        while self.upcoming and link.messages < self.most_messages:
             transmission = self.upcoming.popleft()
             most = min(self._recipients, link.most_recipients)
             if self._most_domains is not None:
@@ -1022,37 +1040,3 @@ def complete(message: bytes) -> bytes:
     if message and not message.endswith(b"\n"):
         message += b"\r\n"
     return message
-
-
-def fitting(message: bytes, extensions: Mapping[str, str]) -> bytes | Reply:
-    """Return `message`, which is complete, as the relay takes it, or why it cannot.
-
-    Without 8BITMIME it is encoded in ASCII. With SIZE there is a limit of bytes.
-    """
-    if not message.isascii() and "8BITMIME" not in extensions:
-        try:
-            message = complete(to_seven_bits(message))
-        except MemoryError:
-            return _NO_MEMORY
-        except Exception as error:
-            # An error of any kind is about this message. The others go on.
-            text = f"{_NO_8BITMIME}, and {type(error).__name__}: {error}"
-            return Reply(0, "5.6.3", text)
-    limit = extensions.get("SIZE", "")
-    if _SIZE.fullmatch(limit) and 0 < int(limit) < len(message):
-        text = f"The message has {len(message)} bytes, the relay takes {limit}"
-        return Reply(0, "5.3.4", text)
-    return message
-
-
-def stuffed(message: bytes) -> bytes:
-    """Return `message` ready to be sent, as `complete` and with the final dot.
-
-    Dots at the beginning of a line are doubled (RFC 5321, 4.5.2).
-    """
-    message = complete(message)
-    if _DOT.search(message):
-        message = message.replace(b"\n.", b"\n..")
-    if message.startswith(b"."):
-        message = b"." + message
-    return message + END_OF_DATA
