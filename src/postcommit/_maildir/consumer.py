@@ -343,7 +343,22 @@ class Scan:
             return None
         try:
             if not self._passes:
-                self._begin()
+                # A new look. It begins with the new entries, see `_find`.
+                self.looks += 1
+                self._looked_for_new = -math.inf
+                due = min(self._next_due, self._last_due)
+                is_one_due = due < math.inf and not self._wait(due)
+                is_worth = self._has_changed("cur") or is_one_due
+                # Nobody rings again when the rest is over.
+                self._is_put_off = is_worth and self._monotonic() < self._not_before
+                if self._is_put_off:
+                    self._seen["cur"] = None
+                elif is_worth:
+                    with self._lock:
+                        self._last_due = min(self._next_due, self._last_due)
+                        self._next_due = math.inf
+                    deferred = self._maildir.parts("cur")
+                    self._passes.append(_Pass(deferred, is_deferred=True))
             while self._released:
                 path = self._released.popleft()
                 if stem(path) not in avoid:
@@ -356,27 +371,6 @@ class Scan:
         finally:
             self._looking.release()
 
-    def _begin(self) -> None:
-        self.looks += 1
-        due = min(self._next_due, self._last_due)
-        is_one_due = due < math.inf and not self._wait(due)
-        is_worth = self._has_changed("cur") or is_one_due
-        # Nobody rings again when the rest is over.
-        self._is_put_off = is_worth and self._monotonic() < self._not_before
-        if self._is_put_off:
-            self._seen["cur"] = None
-        elif is_worth:
-            with self._lock:
-                self._last_due = min(self._next_due, self._last_due)
-                self._next_due = math.inf
-            self._passes.append(_Pass(self._maildir.parts("cur"), is_deferred=True))
-        self._look_for_new()
-
-    def _look_for_new(self) -> None:
-        self._looked_for_new = self._monotonic()
-        if self._has_changed("new"):
-            self._passes.append(_Pass(self._maildir.parts("new")))
-
     def _has_changed(self, folder: str) -> bool:
         """Return whether `folder` has changed since the last call."""
         found = os.stat(f"{self._maildir.path}/{folder}")
@@ -388,14 +382,20 @@ class Scan:
         return True
 
     def _find(self, avoid: Collection[Hashable], until: float) -> str | None:
-        while self._passes and not self.is_stopped:
-            this = self._passes[-1]
+        while not self.is_stopped:
             now = self._monotonic()
             if now > until:
                 return None
-            if this.is_deferred and now - self._looked_for_new > _NEW_EVERY:
-                self._look_for_new()
-                this = self._passes[-1]
+            # New entries come first, also those that come during a long pass over the
+            # deferred ones.
+            is_new = bool(self._passes) and not self._passes[-1].is_deferred
+            if not is_new and now - self._looked_for_new > _NEW_EVERY:
+                self._looked_for_new = now
+                if self._has_changed("new"):
+                    self._passes.append(_Pass(self._maildir.parts("new")))
+            if not self._passes:
+                break
+            this = self._passes[-1]
             path = this.next()
             if path is None:
                 self._passes.pop()
