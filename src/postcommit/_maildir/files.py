@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
 from importlib import import_module
-from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
@@ -59,7 +58,7 @@ _LOOK = 0.0002
 class OpenFile:
     """An open file; `descriptor` is -1 once it is closed, or in a forked child.
 
-    A context manager that closes it. An object that is dropped closes itself.
+    An object that is dropped closes itself.
     """
 
     descriptor = -1
@@ -94,17 +93,6 @@ class OpenFile:
                 os.close(descriptor)
         finally:
             guard.busy.pop(self, None)
-
-    def __enter__(self) -> OpenFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         try:

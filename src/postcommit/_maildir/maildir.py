@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import closing
 from contextlib import suppress
 
 from zope.interface import implementer
@@ -215,7 +216,7 @@ class Staged:
         if self._file is not None:
             os.fsync(self._file.descriptor)
             return
-        with OpenFile(self.path, os.O_RDONLY) as file:
+        with closing(OpenFile(self.path, os.O_RDONLY)) as file:
             os.fsync(file.descriptor)
 
     def reveal(self) -> None:
@@ -365,13 +366,14 @@ def try_out(folder: str) -> tuple[str, bool]:
     without_colons = f"is on a file system without ':' in file names, {_NEEDED}"
     names_later = False
     try:
-        remove(plain)
-        with suppress(OSError), OpenFile(folder, _NAMELESS) as file:
+        with suppress(FileNotFoundError):
+            os.unlink(plain)
+        with suppress(OSError), closing(OpenFile(folder, _NAMELESS)) as file:
             named = f"/proc/self/fd/{file.descriptor}"
             with suppress(FileExistsError):  # another process tries it at this moment
                 os.link(named, path, src_dir_fd=file.descriptor)
             names_later = True
-        with OpenFile(path, flags) as file:
+        with closing(OpenFile(path, flags)) as file:
             # Over SMB, this may be a stream of the file before the colon.
             if os.path.lexists(plain):
                 return without_colons, False
@@ -445,7 +447,7 @@ def _give_to_owner(path: str, owner_of: str) -> None:
 
     By its descriptor, because this owner may put a link in its place meanwhile.
     """
-    with OpenFile(path, _FOLDER) as folder:
+    with closing(OpenFile(path, _FOLDER)) as folder:
         for name in FOLDERS:
             part = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=folder.descriptor)
             try:

@@ -25,6 +25,7 @@ import select
 import stat
 import threading
 import time
+from contextlib import closing
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ def ring(queue_path: str) -> None:
     if not os.access(path, os.F_OK):
         return  # this look costs less than a failure
     try:
-        with OpenFile(path, os.O_WRONLY | os.O_NONBLOCK) as pipe:
+        with closing(OpenFile(path, os.O_WRONLY | os.O_NONBLOCK)) as pipe:
             if stat.S_ISFIFO(os.fstat(pipe.descriptor).st_mode):
                 os.write(pipe.descriptor, b"!")
     except OSError:
@@ -120,7 +121,7 @@ def lacks_pipes(folder: str) -> bool:
         os.mkfifo(path, 0o600)
     except OSError:
         # Only the pipe is the reason if a file is possible.
-        with suppress(OSError), OpenFile(path, CREATE):
+        with suppress(OSError), closing(OpenFile(path, CREATE)):
             return True
     finally:
         with suppress(OSError):
@@ -322,7 +323,7 @@ class PauseNote:
         # In tmp, from where a processor removes what a crash has left.
         temporary = os.path.join(self._queue_path, "tmp", unique_name())
         try:
-            with OpenFile(temporary, CREATE) as file:
+            with closing(OpenFile(temporary, CREATE)) as file:
                 give_to_owner(file.descriptor, self._queue_path)
                 write(file.descriptor, [json.dumps(note).encode(), b"\n"])
             lock = FileLock(temporary)

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import MutableMapping
 from collections.abc import Sequence
+from contextlib import closing
 from contextlib import suppress
 from functools import partial
 
@@ -340,7 +341,7 @@ class Store:
         # Maildir++ readers recognise a subfolder by this file.
         mark = f"{path}/maildirfolder"
         if not os.path.lexists(mark):
-            with suppress(FileExistsError), OpenFile(mark, CREATE) as file:
+            with suppress(FileExistsError), closing(OpenFile(mark, CREATE)) as file:
                 give_to_owner(file.descriptor, self.path)
         return failed
 
@@ -348,7 +349,7 @@ class Store:
         """Write a durable file to ``tmp``, and return its path."""
         path = os.path.join(self.path, subfolder, "tmp", unique_name())
         try:
-            with OpenFile(path, CREATE) as file:
+            with closing(OpenFile(path, CREATE)) as file:
                 give_to_owner(file.descriptor, self.path)
                 write(file.descriptor, lines)
                 os.utime(file.descriptor, (mtime, mtime))
@@ -652,7 +653,7 @@ def _message_in(path: str) -> bytes:
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with OpenFile(path, flags) as file:
+        with closing(OpenFile(path, flags)) as file:
             data = os.read(file.descriptor, os.fstat(file.descriptor).st_size)
         return parse_entry(data).message
     except EntryError:
