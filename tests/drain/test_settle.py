@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from postcommit._drain.breaker import is_answer
+from postcommit._drain.breaker import Breaker
 from postcommit._drain.settle import part
 from postcommit._drain.settle import tally_of
 from postcommit._mail.entry import Entry
@@ -69,4 +69,5 @@ def test_a_part_without_recipients_is_none() -> None:
 def test_what_the_relay_did_not_say_is_no_answer(
     status: Status, reply: Reply, expected: bool
 ) -> None:
-    assert is_answer(DeliveryReport.alike("1", ["a@x.org"], status, reply)) is expected
+    report = DeliveryReport.alike("1", ["a@x.org"], status, reply)
+    assert Breaker("queue").attribute("1", report) == (report, expected)

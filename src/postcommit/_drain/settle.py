@@ -99,8 +99,12 @@ class Settler:
         Then it is one of the `unsettled`. `answered` is kept for `settle_again`. If an
         error of the program prevents a decision, the entry is tried later.
         """
+        settlement = Settlement()  # if all are sent, the entry is removed
         try:
-            report, settlement = self._decide(claim, report)
+            if report.relay_failure is not None or any(
+                outcome.status is not Status.SENT for outcome in report.outcomes
+            ):
+                report, settlement = self._decide(claim, report)
         except Exception as error:
             # An error of the program, or no memory: it concerns this entry only.
             self._postpone(claim)
@@ -112,10 +116,6 @@ class Settler:
         self, claim: IClaim, report: DeliveryReport
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
-        if report.relay_failure is None and all(
-            outcome.status is Status.SENT for outcome in report.outcomes
-        ):
-            return report, Settlement()
         entry, now = claim.entry, self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.
         # Nor for recipients that were not reached because the relay failed.
