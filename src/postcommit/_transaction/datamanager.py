@@ -153,8 +153,7 @@ class DataManager:
     def tpc_begin(self, transaction: ITransaction) -> None:
         """Nothing to do before the vote."""
 
-    def commit(self, transaction: ITransaction) -> None:
-        """Nothing to do before the vote."""
+    commit = tpc_begin  # the same holds for it
 
     def tpc_vote(self, transaction: ITransaction) -> None:
         """Prepare the items; raise to refuse the commit."""
@@ -179,11 +178,11 @@ class DataManager:
             afterwards = self._batch.publish(self.items)
         except BaseException as error:
             if not _is_interrupt(error):  # the batch failed, and has logged how
-                self._end()
+                self._phase, self.items = Phase.ENDED, []
             raise
         if afterwards is not None:
             call_after_commit(transaction, afterwards)
-        self._end()
+        self._phase, self.items = Phase.ENDED, []
 
     def tpc_abort(self, transaction: ITransaction) -> None:
         """As `abort`."""
@@ -195,20 +194,15 @@ class DataManager:
             return
         if self._phase is Phase.PREPARED and _is_decided(transaction):
             self.tpc_finish(transaction)
-        elif self._phase is Phase.FINISHING or (
+            return
+        if self._phase is Phase.FINISHING or (
             self._phase is Phase.PREPARED and _is_in_doubt(transaction)
         ):
             self._batch.abandon(self.items)
-            self._end()
-        elif self._phase in (Phase.JOINED, Phase.PREPARED):
+        elif self._phase is not Phase.ENDED:
             self._batch.discard(self.items)
-            self._end()
-
-    def _end(self) -> None:
-        # Called when the work is done: after an interrupt, the next abort does it
-        # again.
-        self._phase = Phase.ENDED
-        self.items = []
+        # Set when the work is done: after an interrupt, the next abort does it again.
+        self._phase, self.items = Phase.ENDED, []
 
     def sortKey(self) -> str:
         """Return the position among the resources, see `IDataManager`."""

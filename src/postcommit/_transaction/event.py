@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable
 from collections.abc import Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 
 import zope.event
@@ -45,12 +47,12 @@ committing: ContextVar[ITransactionManager | None] = ContextVar(
 
 
 @implementer(IMailSentEvent)
+@dataclass(eq=False, repr=False)
 class MailSentEvent:
     """The relay has taken the message for `recipients`, see `IMailSentEvent`."""
 
-    def __init__(self, messageId: str, *, recipients: tuple[str, ...] = ()) -> None:
-        self.messageId = messageId
-        self.recipients = recipients
+    messageId: str
+    recipients: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
         to = ", ".join(self.recipients)
@@ -58,21 +60,14 @@ class MailSentEvent:
 
 
 @implementer(IMailErrorEvent)
+@dataclass(eq=False, repr=False)
 class MailErrorEvent:
     """An attempt failed for `recipients`, see `IMailErrorEvent`."""
 
-    def __init__(
-        self,
-        messageId: str,
-        errorMessage: str,
-        *,
-        recipients: tuple[str, ...] = (),
-        reply: Reply | None = None,
-    ) -> None:
-        self.messageId = messageId
-        self.errorMessage = errorMessage
-        self.recipients = recipients
-        self.reply = reply
+    messageId: str
+    errorMessage: str
+    recipients: tuple[str, ...] = field(default=(), kw_only=True)
+    reply: Reply | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         to = ", ".join(self.recipients)
