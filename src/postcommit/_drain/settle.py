@@ -166,8 +166,12 @@ class Settler:
         self.unsettled.pop(claim, None)
         if settled is not Settled.DONE:
             _log_loss(claim, report, settled)
+        statuses = [outcome.status for outcome in report.outcomes]
+        sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
+        given_up = sum(outcome.given_up for outcome in report.outcomes)
+        counts = sent, len(statuses) - sent - rejected - given_up, rejected, given_up
         with self._lock:
-            self.tally = Tally(*map(add, self.tally, tally_of(report)))
+            self.tally = Tally(*map(add, self.tally, counts))
         announce(report, notify_of(self._mailer), transaction.manager)
 
     def bury_unreadable(self, claim: IClaim, error: EntryError) -> None:
@@ -299,14 +303,6 @@ def _is_as_before(entry: Entry, settlement: Settlement) -> bool:
         entry.recipients,
         entry.uncertain,
     )
-
-
-def tally_of(report: DeliveryReport) -> Tally:
-    """Return how many recipients have which outcome."""
-    statuses = [outcome.status for outcome in report.outcomes]
-    sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
-    given_up = sum(outcome.given_up for outcome in report.outcomes)
-    return Tally(sent, len(statuses) - sent - rejected - given_up, rejected, given_up)
 
 
 def uncertain_attempts(entry: Entry, outcomes: Iterable[Outcome]) -> int:

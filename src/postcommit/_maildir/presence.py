@@ -273,18 +273,21 @@ def pause_of(queue_path: str) -> Pause | None:
         return None
 
 
+@dataclass
 class PauseNote:
     """The note of one processor that it pauses. One thread at a time may use it.
 
     Its methods raise no OSError: a pause must not become worse by being shown.
     """
 
-    def __init__(self, queue_path: str) -> None:
-        self._queue_path = queue_path
-        self._path = f"{queue_path}/{PAUSED}"
-        self.lock: FileLock | None = None  # of the note, if there is one
-        self._reason = ""
-        self._since: float | None = None
+    _queue_path: str
+    lock: FileLock | None = None  # of the note, if there is one
+    _reason: str = ""
+    _since: float | None = None
+
+    @property
+    def _path(self) -> str:
+        return f"{self._queue_path}/{PAUSED}"
 
     def post(self, reason: object, seconds: float) -> None:
         """Show that the queue pauses, for so many more `seconds`."""

@@ -315,11 +315,20 @@ class Account:
         self.extensions: Mapping[str, str] | None = None
         self.fitted: bytes | Reply = b""
         self.stuffed = b""
-        for index, recipient in enumerate(self.recipients):
-            if fault := fault_of(recipient):
-                self.settle((index,), Status.REJECTED, fault)
-        if self.sender and (fault := fault_of(self.sender)):
-            self.settle(self.everybody, Status.REJECTED, fault)
+        # An address that would be something else on the wire is rejected now: a line
+        # break in it, for example, would begin another command.
+        concerned: list[Sequence[int]] = [(index,) for index in self.everybody]
+        envelope = [*zip(concerned, self.recipients, strict=True)]
+        if self.sender:
+            envelope.append((self.everybody, self.sender))
+        for indices, address in envelope:
+            try:
+                if parse_address(address) == address:
+                    continue
+                fault = f"Not a bare address: {address!r}"
+            except AddressError as error:
+                fault = str(error)
+            self.settle(indices, Status.REJECTED, Reply(0, "5.1.3", fault))
 
     def fit(self, extensions: Mapping[str, str]) -> bytes | Reply:
         """Return the message as a relay with `extensions` takes it, or why it cannot.
@@ -610,7 +619,6 @@ class Dialogue:
         self.upcoming: deque[Transmission] = deque()
         self._messages = self.most_messages = messages
         self._recipients = recipients
-        self._most_domains: int | None = None
         self._accounts: deque[Account] = deque()
         self._offered: Transmission | None = None
         self._ended: Transmission | None = None
@@ -635,15 +643,6 @@ class Dialogue:
             yield account.key, account.report()
 
     # For the driver
-
-    def opened(self, link: Link) -> None:
-        """Use `link` from now on, within the limits that the relay announces."""
-        self.link = link
-        limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
-        self.most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
-        self._most_domains = limits.get("RCPTDOMAINMAX")
-        if "RCPTMAX" in limits:
-            link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
 
     def failed(self, failure: RelayError) -> None:
         """Give up: no connection is to be had."""
@@ -773,11 +772,15 @@ class Dialogue:
 
     def _next(self, link: Link) -> Transmission | None:
         """Return the next transmission that `link` can take, ready to be written."""
+        limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
+        self.most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
+        if "RCPTMAX" in limits:
+            link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
         while self.upcoming and link.messages < self.most_messages:
             transmission = self.upcoming.popleft()
             most = min(self._recipients, link.most_recipients)
-            if self._most_domains is not None:
-                most = transmission.within(most, self._most_domains)
+            if "RCPTDOMAINMAX" in limits:
+                most = transmission.within(most, limits["RCPTDOMAINMAX"])
             if len(transmission.indices) > most:
                 self.upcoming.appendleft(transmission.cut(most))
             if transmission.prepare(link):
@@ -986,19 +989,6 @@ def _text(error: BaseException) -> str:
 
 # A message and its envelope in the form that a relay takes: pure functions.
 # `extensions` is what the relay offers: keywords, in upper case, to parameters.
-
-
-def fault_of(address: str) -> Reply | None:
-    """Return why `address` is not a bare address that can work, or None.
-
-    A line break in an address, for example, would begin another command.
-    """
-    try:
-        if parse_address(address) == address:
-            return None
-        return Reply(0, "5.1.3", f"Not a bare address: {address!r}")
-    except AddressError as error:
-        return Reply(0, "5.1.3", str(error))
 
 
 def limits_of(extensions: Mapping[str, str]) -> dict[str, int]:

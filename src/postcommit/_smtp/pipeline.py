@@ -82,7 +82,7 @@ class SMTPPipeline(Pipeline):
                 fresh = dialogue.upcoming[0].has_moved
                 try:
                     self._connection = self._pool.checkout(fresh=fresh)
-                    dialogue.opened(self._connection)
+                    dialogue.link = self._connection
                 except RelayError as error:
                     dialogue.failed(error)
             else:

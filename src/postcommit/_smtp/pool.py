@@ -9,6 +9,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 from weakref import WeakValueDictionary
@@ -94,6 +96,7 @@ def all_failed(
     return kind(f"no connection to {relay}: {text}", reply)
 
 
+@dataclass
 class Addresses:
     """The addresses of `relay`, and which of them can be used. Threads may share it.
 
@@ -101,10 +104,9 @@ class Addresses:
     So an address that swallows everything costs its time-out once.
     """
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-        self._answered: tuple[Address | None, float] = None, -math.inf
-        self._failed: dict[Address, float] = {}
+    _relay: Relay
+    _answered: tuple[Address | None, float] = None, -math.inf
+    _failed: dict[Address, float] = field(default_factory=dict)
 
     def connect(self, failures: list[Failure]) -> Connection | None:
         """Return a connection that is ready for the first message.
