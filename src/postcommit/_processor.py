@@ -161,12 +161,12 @@ class QueueProcessor(ReadOnlyOptions):
             del self._drains[drain]
 
     @property
-    def last_beat(self) -> float | None:
+    def last_sign(self) -> float | None:
         """When it last gave a sign of life, a time of `time.monotonic`.
 
-        None if nothing runs. A processor that hangs gives none: see `BEAT_SECONDS`.
+        None if nothing runs. A processor that hangs gives none: see `SIGN_SECONDS`.
         """
-        return max((drain.last_beat for drain in self._own_drains()), default=None)
+        return max((drain.last_sign for drain in self._own_drains()), default=None)
 
     def _own_drains(self) -> list[Drain]:
         # A forked child must not stop the drains of its parent.

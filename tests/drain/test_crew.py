@@ -23,7 +23,7 @@ class Due:
         self.entries = list(entries)
         self.released: list[str] = []
         self.looks = 0
-        self.beats = 0
+        self.signs = 0
 
     def take(self, most: int, avoid: Collection[Any] = ()) -> list[Any]:
         self.looks += 1
@@ -36,8 +36,8 @@ class Due:
     def release(self, claims: list[Any]) -> None:
         self.released += claims
 
-    def beat(self) -> None:
-        self.beats += 1
+    def give_sign(self) -> None:
+        self.signs += 1
 
 
 def crew_of(workers: int, due: Due, *clocks: FakeClock) -> Crew:
@@ -107,7 +107,7 @@ def test_the_feeder_waits_until_nothing_is_left_to_take() -> None:
     assert crew.take(2) == ["a", "b"]
     feeder.join(0.05)
     assert feeder.is_alive()
-    assert due.beats
+    assert due.signs
     assert crew.take(2) == []
     assert is_over(feeder)
 
@@ -291,10 +291,10 @@ def test_the_feeder_sleeps_while_all_workers_wait() -> None:
     feeder = waiting(crew)
     assert workers.has_taken(2)
     time.sleep(0.2)  # the last review in which something had been taken
-    beats = due.beats
+    signs = due.signs
     feeder.join(0.6)
     assert feeder.is_alive()
-    assert due.beats - beats <= 1
+    assert due.signs - signs <= 1
     crew.close()
     assert workers.end()
     assert is_over(feeder)

@@ -134,7 +134,7 @@ class IQueue(Interface):
 class IConsumer(Interface):
     """One drain, as the queue sees it: all that ends with the drain."""
 
-    last_beat: float = Attribute("When `beat` was last called, in `time.monotonic`.")
+    last_sign: float = Attribute("When the last sign of life was given (monotonic).")
 
     def now() -> float:
         """Return the queue's time. Any thread."""
@@ -195,12 +195,12 @@ class IConsumer(Interface):
         """
 
     def wait(timeout: float) -> None:
-        """Sleep until somebody rings, `timeout` seconds at most. Calls `beat`.
+        """Sleep until somebody rings, `timeout` seconds at most. Calls `give_sign`.
 
         Only the feeder calls it. Never raises.
         """
 
-    def beat() -> None:
+    def give_sign() -> None:
         """Show that the feeder does not hang. Only it calls this; never raises."""
 
     def ring() -> None:

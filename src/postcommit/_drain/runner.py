@@ -36,7 +36,7 @@ log = Log("postcommit.drain.runner")
 _ROUND = 50
 
 # Maximum number of seconds between two signs of life.
-BEAT_SECONDS = 10.0
+SIGN_SECONDS = 10.0
 
 # Number of seconds between two looks for what senders that died have left.
 _SWEEP_SECONDS = 3600.0
@@ -137,9 +137,9 @@ class Drain:
         return thread is self._feeder or thread in self._threads
 
     @property
-    def last_beat(self) -> float:
+    def last_sign(self) -> float:
         """When its feeder last gave a sign of life, a time of `time.monotonic`."""
-        return self._consumer.last_beat
+        return self._consumer.last_sign
 
     def begin(self) -> None:
         """Start the workers, or fewer of them if the system has no more threads.
@@ -335,7 +335,7 @@ class Crew:
     def wait(self, *, until_idle: bool) -> None:
         """Wait until nothing is left to take, with `until_idle` also for busy workers.
 
-        Meanwhile the workers are reviewed, and `IConsumer.beat` is called.
+        Meanwhile the workers are reviewed, and `IConsumer.give_sign` is called.
         """
         while True:
             with self._feeder:
@@ -344,7 +344,7 @@ class Crew:
                 is_busy = self._is_work or (until_idle and self._busy)
                 if self._closed or not is_busy:
                     return
-                seconds = BEAT_SECONDS
+                seconds = SIGN_SECONDS
                 if self._is_work and self._workers > 1:
                     seconds = REVIEW_SECONDS
                     if self.called == self.most:
@@ -352,7 +352,7 @@ class Crew:
                         seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
                 self._feeder.wait(seconds)
             self.review()
-            self._consumer.beat()
+            self._consumer.give_sign()
 
     def _log_fewer(self) -> None:
         """Log once how many workers are left, when no more of them are refused."""

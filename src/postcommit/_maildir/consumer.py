@@ -46,8 +46,8 @@ from postcommit._maildir.files import FileLock
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import unable
 from postcommit._maildir.maildir import Maildir
-from postcommit._maildir.presence import Bell
 from postcommit._maildir.presence import PauseNote
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.presence import ring
 from postcommit.errors import QueueError
 
@@ -88,23 +88,23 @@ class Consumer:
         self._store = store
         self._schedule = schedule
         self._scan = Scan(store.maildir, schedule, clock)
-        self._bell = Bell(store.path)
+        self._wakeup = Wakeup(store.path)
         self._note = PauseNote(store.path)
         # By name, of all claims, also of one that an exception has made us forget.
         self._locks: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
         self._lock = threading.Lock()  # around the slot
         self._slot = time.monotonic()
         self._next_log = -math.inf
-        self.wait = self._bell.wait
-        self.beat = self._bell.beat
-        self.ring = self._bell.ring
+        self.wait = self._wakeup.wait
+        self.give_sign = self._wakeup.give_sign
+        self.ring = self._wakeup.ring
         self.post = self._note.post
         self.clear = self._note.clear
 
     @property
-    def last_beat(self) -> float:
+    def last_sign(self) -> float:
         """When the feeder last gave a sign of life, in `time.monotonic`."""
-        return self._bell.last_beat
+        return self._wakeup.last_sign
 
     def is_sure(self, claim: IClaim) -> bool:
         """Return True: the kernel keeps a lock for as long as its holder lives."""
@@ -201,7 +201,7 @@ class Consumer:
 
     def _note_due(self, due: float) -> None:
         self._scan.note_due(due)
-        self._bell.ring()  # the feeder may have to wake earlier
+        self._wakeup.ring()  # the feeder may have to wake earlier
 
     def bury_unreadable(self, claim: IClaim, reason: str) -> None:
         """Make what is not an entry a dead letter, and release it."""
@@ -251,7 +251,7 @@ class Consumer:
     def stop(self) -> None:
         """Make `take` return nothing any more, and wake the feeder."""
         self._scan.is_stopped = True
-        self._bell.ring()
+        self._wakeup.ring()
 
     def sweep(self) -> None:
         """Remove what was half written more than 36 hours ago."""
@@ -268,7 +268,7 @@ class Consumer:
             lock.release()
         if self._note.lock is not None:
             self._note.clear()
-        self._bell.close()
+        self._wakeup.close()
         # The last ring may have woken only us, and we do nothing more.
         ring(self._store.path)
 

@@ -219,7 +219,7 @@ class Staged:
         with closing(OpenFile(self.path, os.O_RDONLY)) as file:
             os.fsync(file.descriptor)
 
-    def reveal(self) -> None:
+    def give_name(self) -> None:
         """Give the file its name in ``tmp``, if it has none yet."""
         if self._file is not None:
             self.move(self.path)

@@ -129,7 +129,7 @@ def lacks_pipes(folder: str) -> bool:
     return False
 
 
-class Bell:
+class Wakeup:
     """Wakes the thread that waits: from this process or, through the pipe, another.
 
     One thread waits and gives signs of life. Any may ring.
@@ -141,10 +141,10 @@ class Bell:
         self._outside: list[OpenFile] = []
         self._lock = threading.RLock()  # a signal handler may ring
         self._trouble = self._missing = ""
-        self.last_beat = -math.inf  # in `time.monotonic`
+        self.last_sign = -math.inf  # in `time.monotonic`
         self._found: os.stat_result | None = None
         self._open()
-        self.beat()
+        self.give_sign()
 
     def _open(self) -> None:
         """Open the queue's pipe, in place of one that nobody finds."""
@@ -158,7 +158,7 @@ class Bell:
             return
         with self._lock:
             if self._inside[1].descriptor == -1:
-                pipe.close()  # the bell was closed meanwhile
+                pipe.close()  # the wakeup was closed meanwhile
                 return
             self._found = os.fstat(pipe.descriptor)
             lost, self._outside = self._outside, [pipe]
@@ -166,7 +166,7 @@ class Bell:
                 with suppress(OSError):
                     old.close()
         self._missing = ""
-        if self.last_beat > -math.inf:
+        if self.last_sign > -math.inf:
             log.warning("%s: is opened, it was replaced", self._path)
             self.ring()  # there may be work
 
@@ -193,11 +193,11 @@ class Bell:
             except OSError:
                 pass  # full, it was rung often enough; or closed a moment ago
 
-    def beat(self) -> None:
+    def give_sign(self) -> None:
         """Give a sign of life; once a second is often enough."""
         now = time.monotonic()
-        if now - self.last_beat >= _LEAST_SECONDS:
-            self.last_beat = now
+        if now - self.last_sign >= _LEAST_SECONDS:
+            self.last_sign = now
             # Commits do not find our pipe if somebody has replaced the folder, for
             # example by a copy.
             ours = self._found
@@ -228,7 +228,7 @@ class Bell:
             for descriptor, _ in rung:
                 with suppress(BlockingIOError):  # another processor may have read it
                     os.read(descriptor, 65536)
-            self.beat()  # this may open the pipe again
+            self.give_sign()  # this may open the pipe again
             if rung or not left:
                 return
 

@@ -418,7 +418,7 @@ class Staging:
 
     def _mark(self, items: Sequence[Staged]) -> FileLock:
         """Give the items their prepared names; return the lock of the leader."""
-        items[0].reveal()
+        items[0].give_name()
         self._leader = leader = FileLock(items[0].path)
         if not leader.acquire():
             raise QueueError(items[0].path, "is locked by another process")
