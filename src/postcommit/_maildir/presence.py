@@ -4,10 +4,10 @@ Two files in the queue's folder:
 
 ============  =====================================================================
 ``.wakeup``   a named pipe. A commit writes a byte into it, and a processor sleeps
-              until there is one. Without a reader, or without pipes in the file
+              until it is there. Without a reader, or without pipes in the file
               system, nothing happens: the polling interval remains. A processor
-              lives if one has the pipe open to read. The time of access is its last
-              sign of life; commits change the time of modification
+              lives if the pipe is open to read. The time of access is its last
+              sign of life. Commits change the time of modification
 ``.paused``   why the queue pauses, as JSON. The time of modification is when the
               relay is tried next. The processor has it locked, and the kernel drops
               that lock with the processor, so a file without a lock means nothing
@@ -59,7 +59,7 @@ _LONGEST = 1000
 
 
 def ring(queue_path: str) -> None:
-    """Wake a processor of the queue, if there is one. Never raises."""
+    """Wake a processor of the queue, if any. Never raises."""
     path = f"{queue_path}/{WAKEUP}"
     if not os.access(path, os.F_OK):
         return  # this look costs less than a failure
@@ -76,7 +76,7 @@ def ring(queue_path: str) -> None:
 def heartbeat(queue_path: str) -> float | None:
     """Return when a living processor of the queue gave its last sign of life.
 
-    In seconds since the epoch; None if no processor lives. Raises OSError if that
+    In seconds since the epoch, or None if no processor lives. Raises OSError if that
     cannot be found out.
     """
     path = f"{queue_path}/{WAKEUP}"
@@ -103,7 +103,7 @@ def open_wakeup(queue_path: str) -> OpenFile:
         if not stat.S_ISFIFO(os.stat(path).st_mode):
             raise
     # Also to write: a pipe without writers is at its end, which would always wake us.
-    # A new pipe is no link, unless the owner of the folder has put one there meanwhile.
+    # A new pipe is not a link, unless the owner of the folder has just replaced it.
     follow = os.O_NOFOLLOW if is_new else 0
     pipe = OpenFile(path, os.O_RDWR | os.O_NONBLOCK | follow)
     # It may also have become the second name of another file of root's.
@@ -113,7 +113,7 @@ def open_wakeup(queue_path: str) -> OpenFile:
 
 
 def lacks_pipes(folder: str) -> bool:
-    """Return whether the file system of `folder`, a ``tmp``, has no named pipes."""
+    """Return whether the file system of `folder`, a ``tmp``, lacks named pipes."""
     path = f"{folder}/{PROBE}-pipe"
     with suppress(OSError):
         os.unlink(path)
@@ -147,7 +147,7 @@ class Wakeup:
         self.give_sign()
 
     def _open(self) -> None:
-        """Open the queue's pipe, in place of one that nobody finds."""
+        """Open the queue's pipe, in place of a pipe that no commit finds."""
         try:
             pipe = open_wakeup(os.path.dirname(self._path))
         except OSError as error:
@@ -158,7 +158,7 @@ class Wakeup:
             return
         with self._lock:
             if self._inside[1].descriptor == -1:
-                pipe.close()  # the wakeup was closed meanwhile
+                pipe.close()  # it was closed in the meantime
                 return
             self._found = os.fstat(pipe.descriptor)
             lost, self._outside = self._outside, [pipe]
@@ -171,8 +171,8 @@ class Wakeup:
             self.ring()  # there may be work
 
     def close(self) -> None:
-        """Close the pipe. Ringing has no effect any more."""
-        # Asked without the lock: in a forked child, which has no open copy, a thread
+        """Close the pipe. After that, ringing does nothing."""
+        # Asked without the lock: in a forked child, which keeps no open copy, a thread
         # that held it does not exist.
         if self._inside[1].descriptor == -1:
             return
@@ -194,7 +194,7 @@ class Wakeup:
                 pass  # full, it was rung often enough; or closed a moment ago
 
     def give_sign(self) -> None:
-        """Give a sign of life; once a second is often enough."""
+        """Give a sign of life. Once a second is often enough."""
         now = time.monotonic()
         if now - self.last_sign >= _LEAST_SECONDS:
             self.last_sign = now
@@ -238,10 +238,10 @@ class Wakeup:
 
 @dataclass(frozen=True)
 class Pause:
-    """A living processor pauses; times are in seconds since the epoch.
+    """A living processor pauses. Times are in seconds since the epoch.
 
-    `next_attempt` is when it tries one entry; if that has passed, it tries the first
-    one that is due. `reason` is one line, `process` the processor's id.
+    `next_attempt` is when it tries one entry. If that has passed, it tries the first
+    that is due. `reason` is one line, `process` the processor's id.
     """
 
     since: float
@@ -251,9 +251,9 @@ class Pause:
 
 
 def pause_of(queue_path: str) -> Pause | None:
-    """Return why the queue pauses; None if it does not, or nothing can be read.
+    """Return why the queue pauses, or None if it does not, or nothing can be read.
 
-    Of several processors that pause, it is the one that failed last.
+    Of several processors that pause, it is that which failed last.
     """
     try:
         lock = FileLock(f"{queue_path}/{PAUSED}")
@@ -281,7 +281,7 @@ class PauseNote:
     """
 
     _queue_path: str
-    lock: FileLock | None = None  # of the note, if there is one
+    lock: FileLock | None = None  # of the note, if any
     _reason: str = ""
     _since: float | None = None
 
@@ -290,7 +290,7 @@ class PauseNote:
         return f"{self._queue_path}/{PAUSED}"
 
     def post(self, reason: object, seconds: float) -> None:
-        """Show that the queue pauses, for so many more `seconds`."""
+        """Show that the queue pauses, for `seconds` more."""
         now = time.time()
         if self._since is None:
             self._since = now
@@ -302,7 +302,7 @@ class PauseNote:
             else:
                 self._write(told, self._since, now + seconds)
         except OSError:
-            self._withdraw()  # no note is better than one that is not true any more
+            self._withdraw()  # better than an outdated note
 
     def clear(self) -> None:
         """Show that it does not pause any more."""
