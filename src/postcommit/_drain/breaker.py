@@ -124,7 +124,7 @@ class Breaker:
         return CircuitState.OPEN if is_open else CircuitState.HALF_OPEN
 
     def seconds_left(self) -> float:
-        """Return for how long the breaker stays open; 0 if it is not."""
+        """Return for how long the breaker stays open, or 0 if it is not."""
         return max(0.0, self._until - self._clock())
 
     # Before the attempt
@@ -239,7 +239,7 @@ class Breaker:
                 self._consumer.ring()  # there is work for all workers again
 
     def shorten(self) -> bool:
-        """End the pause now if it is the first one. Return True once for each pause."""
+        """End the pause now if it is the first. Return True once for each pause."""
         with self._lock:
             if self._failures != 1 or self._shortened == self.count:
                 return False

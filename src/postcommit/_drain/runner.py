@@ -142,10 +142,10 @@ class Drain:
         return self._consumer.last_sign
 
     def begin(self) -> None:
-        """Start the workers, or fewer of them if the system has no more threads.
+        """Start the workers, or fewer of them if the system gives no more threads.
 
-        Raises RuntimeError or MemoryError if it has no thread at all. Then nothing has
-        begun.
+        Raises RuntimeError or MemoryError if it gives no thread at all. Then nothing
+        has begun.
         """
         for thread in self._threads:
             try:
@@ -184,7 +184,7 @@ class Drain:
                     self._consumer.wait(self._seconds_to_sleep())
 
     def once(self) -> Tally:
-        """Try once all that is due; end early if the relay is in trouble."""
+        """Try once all that is due. End early if the relay is in trouble."""
         for worker in self._workers:
             worker.tries_suspects = False  # that is for a drain that has waited
         with self._running():
@@ -281,7 +281,7 @@ class Crew:
     lock, which costs more than it brings.
 
     If the relay refuses one more connection, no more workers are called for
-    `FEWER_SECONDS` than were busy besides the one that was refused.
+    `FEWER_SECONDS` than were busy besides the worker that was refused.
 
     `called` is how many may work now, and `most` how many may be called. After `close`,
     no method waits.
@@ -389,7 +389,7 @@ class Crew:
     # The workers
 
     def begin(self) -> int:
-        """Wait until a worker is called; return the number of the call, 0 when closed.
+        """Wait until a worker is called. Return the number of the call, 0 when closed.
 
         The worker may find nothing, because others are faster. It ends with `done`.
         """
@@ -401,7 +401,7 @@ class Crew:
             return 0 if self._closed else self._calls
 
     def take(self, most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
-        """Claim entries for a worker; see `IConsumer`. Keeps to the rate limit."""
+        """Claim entries for a worker. See `IConsumer`. Keeps to the rate limit."""
         call = self._calls
         if self._rate_limit is None:
             claims = self._consumer.take(most, avoid)

@@ -222,7 +222,7 @@ class Settler:
             _log_lost_report(claim, settling.report, settling.error)
 
     def _postpone(self, claim: IClaim) -> None:
-        """Have the entry tried later, and not at the next look; never raise.
+        """Have the entry tried later, and not at the next look. Never raises.
 
         If that is not possible, it is released as it is.
         """
@@ -236,7 +236,7 @@ class Settler:
 
 
 class _Unsettled(NamedTuple):
-    """A settlement that could not be applied. The same one is tried again later."""
+    """A settlement that could not be applied. It is tried again later."""
 
     claim: IClaim
     report: DeliveryReport
@@ -315,7 +315,7 @@ def part(
 ) -> Entry | None:
     """Return the entry with those recipients whose outcome belongs to the part.
 
-    Return None if the part has no recipients.
+    Return None if the part is without recipients.
     """
     outcomes = [outcome for outcome in report.outcomes if belongs(outcome)]
     if not outcomes:

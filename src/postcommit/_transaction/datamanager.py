@@ -122,7 +122,7 @@ class DataManager:
     def add(self, item: Any) -> None:
         """Publish `item` when the transaction commits.
 
-        Raises what `transaction.join` raises if it takes no more work; then `item` is
+        Raises what `transaction.join` raises if it takes no more work. Then `item` is
         discarded.
         """
         count = len(self.items)
@@ -156,11 +156,11 @@ class DataManager:
     commit = tpc_begin  # the same holds for it
 
     def tpc_vote(self, transaction: ITransaction) -> None:
-        """Prepare the items; raise to refuse the commit."""
+        """Prepare the items, or raise to refuse the commit."""
         if self._process != os.getpid():
             raise ForkedError("the transaction is that of the parent process")
         # Only a private attribute says whether other resources take part. If it is
-        # missing, or names another one (which may drive us), there may be others.
+        # missing, or names another (which may drive us), there may be others.
         resources: Any = getattr(transaction, "_resources", ())
         is_alone = len(resources) == 1 and resources[0] is self
         self._batch.prepare(self.items, alone=is_alone)
@@ -189,7 +189,7 @@ class DataManager:
         self.abort(transaction)
 
     def abort(self, transaction: ITransaction) -> None:
-        """Discard the items, or what the table of the module says; in any phase."""
+        """Discard the items, or what the table of the module says. In any phase."""
         if self._process != os.getpid():
             return
         if self._phase is Phase.PREPARED and _is_decided(transaction):
@@ -290,7 +290,7 @@ def _call(
 def _raise_at_the_end(transaction: Any, interrupt: BaseException) -> None:
     """Raise `interrupt` from the ``commit()`` or ``abort()`` that ends `transaction`.
 
-    `transaction` calls after-commit hooks one after the other. It catches and logs all
+    `transaction` calls after-commit hooks in turn. It catches and logs all
     that they raise, also KeyboardInterrupt and SystemExit. To raise in a
     synchronizer instead would skip the hooks of others, and leave the manager with a
     transaction that has ended. So the interrupt is raised where the last step is

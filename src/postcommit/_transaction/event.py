@@ -92,8 +92,8 @@ class MailUncertainEvent(MailErrorEvent):
 def events_of(report: DeliveryReport) -> list[MailEvent]:
     """Return the events of `report`, none if `IMailer.send` has published them.
 
-    There is one for each status and reply, with the recipients that share them. A relay
-    failure defers the recipients without an outcome.
+    There is an event for each status and reply, with the recipients that share them. A
+    relay failure defers the recipients without an outcome.
     """
     if report.announced:
         return []
@@ -205,7 +205,7 @@ def log_report(report: DeliveryReport) -> None:
 def dispatch_events(
     events: Iterable[MailEvent], notify: Notify, manager: ITransactionManager | None
 ) -> BaseException | None:
-    """Publish `events`, each in a transaction of its own; never raise.
+    """Publish `events`, each in a transaction of its own. Never raises.
 
     If `manager` is None, the subscribers are called in the current transaction. One
     that raises is logged.
@@ -242,7 +242,7 @@ def _attempt(
     manager: ITransactionManager,
     may_be_repeated: bool,
 ) -> bool:
-    """Call the subscribers in a transaction; return False if it is to be repeated."""
+    """Call the subscribers in a transaction. Return False if it is to be repeated."""
     own = own_transaction(manager)
     try:
         with own:
@@ -263,8 +263,8 @@ class own_transaction:
     `failed_for_now` is true afterwards if the body or the commit raised an error that
     `transaction` calls retryable, for example a conflict.
 
-    A transaction that has just been committed is still its manager's current
-    one while the after-commit hooks run, and no new one can begin. It is set
+    A transaction that has just been committed is still the current transaction
+    of its manager while the after-commit hooks run, and no new one can begin. It is set
     aside for the body, and put back, so that `transaction` finds what it
     expects. The attribute is private; ``tests/transactions/test_event.py`` notices a
     change of it.
@@ -274,7 +274,7 @@ class own_transaction:
     _is_aside = False
 
     def __init__(self, manager: ITransactionManager) -> None:
-        # The thread-local manager wraps another one.
+        # The thread-local manager wraps another.
         self._manager: Any = getattr(manager, "manager", manager)
 
     def __enter__(self) -> None:
