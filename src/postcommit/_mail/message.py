@@ -41,8 +41,8 @@ from postcommit.interfaces import Addresses
 from postcommit.interfaces import Sendable
 
 
-# Domain of a new Message-Id if neither the sender nor From has one. The name of this
-# host would need DNS, which can take long.
+# Domain of a new Message-Id if neither the sender nor From has a domain. The name of
+# this host would need DNS, which can take long.
 _NO_DOMAIN = "localhost.localdomain"
 
 # CR and LF also end a line, because each becomes CRLF on the wire. Otherwise a field
@@ -311,7 +311,7 @@ def to_crlf(data: bytes) -> bytes:
 
 
 def message_id_of(data: bytes) -> str:
-    """Return the id of a message, without brackets; ``''`` without a good one."""
+    """Return the id of a message without brackets, ``''`` if missing or malformed."""
     if data.startswith((b"\n", b"\r\n")):
         return ""  # no header
     end = _END_OF_HEADER.search(data)
@@ -324,7 +324,7 @@ def message_id_of(data: bytes) -> str:
 
 
 def _message_id(header: bytes) -> str:
-    """Return the id in a header, ``''`` if it has none.
+    """Return the id in a header, ``''`` if it is missing.
 
     Raises `MessageError` if there are several, or if it is malformed.
     """
@@ -356,7 +356,7 @@ def _envelope(
     mailboxes: _Mailboxes,
     prefix: str,
 ) -> tuple[str, tuple[str, ...]]:
-    """Return sender and recipients; those that are None are in the header.
+    """Return sender and recipients. Those that are None are in the header.
 
     The names of their fields begin with `prefix`.
     """

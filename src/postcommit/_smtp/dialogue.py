@@ -999,7 +999,7 @@ def limits_of(extensions: Mapping[str, str]) -> dict[str, int]:
 
 
 def envid(message_id: str) -> str:
-    """Return the parameter ENVID of MAIL for `message_id`; empty if there is none.
+    """Return the parameter ENVID of MAIL for `message_id`, or '' if that is empty.
 
     It is encoded as xtext (RFC 3461, 4), and has at most 100 characters. A longer
     message id loses its end.

@@ -45,7 +45,7 @@ _pools: WeakValueDictionary[tuple[object, ...] | None, Pool] = WeakValueDictiona
 class Failure(NamedTuple):
     """An address that could not be used: why, and how far the connection had come.
 
-    `phase` is None if there was no connection.
+    `phase` is None without a connection.
     """
 
     address: Address
