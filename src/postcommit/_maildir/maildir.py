@@ -100,6 +100,14 @@ def check_path(path: str) -> None:
 class Maildir:
     """A Maildir folder. See `IMaildir`, and `IMaildirFactory` for the arguments."""
 
+    tmp: str
+    new: str
+    cur: str
+    #: Whether root works for somebody else, to whom each new file is given.
+    is_foreign: bool
+    #: Another one if the folder was replaced.
+    identity: tuple[str, int, int]
+
     def __init__(self, dirname: str, create: bool = False) -> None:
         self.path: str = os.fsdecode(dirname)
         with explained(self.path, "open the Maildir", MaildirError):
@@ -117,9 +125,7 @@ class Maildir:
             # Asked once, because a call for each message would take 3 % of a commit.
             self.tmp, self.new, self.cur = (f"{self.path}/{name}" for name in FOLDERS)
             tmp = os.stat(self.tmp)
-            #: Whether root works for somebody else, to whom each new file is given.
             self.is_foreign = os.geteuid() == 0 != tmp.st_uid
-            #: Another one if the folder was replaced.
             self.identity = self.path, tmp.st_dev, tmp.st_ino
 
     def __iter__(self) -> Iterator[str]:

@@ -32,6 +32,7 @@ from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._smtp.mailer import SMTPMailer
+from postcommit._transaction.event import Notify
 from postcommit.errors import AddressError
 from postcommit.errors import RelayError
 from postcommit.interfaces import ISMTPMailer
@@ -82,7 +83,7 @@ class StandIn(ABC):
     certfile: Any = None
     keyfile: Any = None
 
-    notify = staticmethod(zope.event.notify)
+    notify: Notify = staticmethod(zope.event.notify)
 
     def __init_subclass__(cls) -> None:
         """Let `pipeline` decide, also for a subclass that has a `send` of its own."""

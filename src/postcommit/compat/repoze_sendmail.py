@@ -109,7 +109,7 @@ class SendmailMailer:
     template they are the only recipients: addresses in the header are ignored.
     """
 
-    sendmail_app = "/usr/sbin/sendmail"
+    sendmail_app: str = "/usr/sbin/sendmail"
     sendmail_template: Sequence[str] | None = None
 
     def __init_subclass__(cls) -> None:

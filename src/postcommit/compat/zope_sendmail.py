@@ -68,7 +68,9 @@ class SMTPMailer(StandIn):
         self.force_tls = force_tls
         self.implicit_tls = implicit_tls
         self.timeout = timeout
-        self.smtp = smtplib.SMTP_SSL if implicit_tls else smtplib.SMTP
+        self.smtp: type[smtplib.SMTP] = smtplib.SMTP
+        if implicit_tls:
+            self.smtp = smtplib.SMTP_SSL
 
     @property
     def _is_implicit(self) -> bool:

@@ -22,7 +22,7 @@ from postcommit.compat._replaced import Replacement
 from postcommit.mailhost._length import queue_length
 
 
-log = logging.getLogger("postcommit.mailhost")
+log: logging.Logger = logging.getLogger("postcommit.mailhost")
 
 # Attributes of a mailer of zope.sendmail, which are also its arguments.
 _OPTIONS = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.types import examples
+from tests.typed import examples
 
 
 def test_each_example_is_in_a_module(tmp_path: Path) -> None:

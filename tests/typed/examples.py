@@ -1,6 +1,6 @@
 """Writes the Python examples of README.rst and docs as modules, for type checkers.
 
-``python -m tests.types.examples FOLDER`` writes the package ``examples`` into FOLDER:
+``python -m tests.typed.examples FOLDER`` writes the package ``examples`` into FOLDER:
 a module for each block of the README, and a module for each page of the docs. An
 example whose result is a traceback is left out: its call is wrong on purpose.
 """
