@@ -27,7 +27,7 @@ class Due:
         self.entries = list(entries)
         self.released: list[str] = []
         self.looks = 0
-        self.beats = 0
+        self.signs = 0
         self.avoided: Collection[Any] = ()
 
     def take(self, most: int, avoid: Collection[Any] = ()) -> list[Any]:
@@ -42,8 +42,8 @@ class Due:
     def release(self, claims: list[Any]) -> None:
         self.released += claims
 
-    def beat(self) -> None:
-        self.beats += 1
+    def give_sign(self) -> None:
+        self.signs += 1
 
 
 def crew_of(workers: int, due: Due, *clocks: FakeClock) -> Crew:
@@ -113,7 +113,7 @@ def test_the_feeder_waits_until_nothing_is_left_to_take() -> None:
     assert crew.take(2) == ["a", "b"]
     feeder.join(0.05)
     assert feeder.is_alive()
-    assert due.beats
+    assert due.signs
     assert crew.take(2) == []
     assert is_over(feeder)
 
@@ -140,7 +140,7 @@ def test_a_flush_waits_also_until_no_worker_is_busy() -> None:
     flush = waiting(crew, until_idle=True)
     flush.join(0.05)
     assert flush.is_alive()
-    assert due.beats == 0  # it sleeps
+    assert due.signs == 0  # it sleeps
     crew.done(call, False)
     assert is_over(flush)
 
@@ -385,11 +385,11 @@ def test_the_feeder_sleeps_while_all_workers_wait() -> None:
     feeder = waiting(crew)
     assert workers.has_taken(2)
     time.sleep(0.2)  # the last review in which something had been taken
-    beats = due.beats
+    signs = due.signs
     feeder.join(0.6)
     assert feeder.is_alive()
-    assert due.beats - beats <= 1
-    eventually(lambda: due.beats - beats > 1)
+    assert due.signs - signs <= 1
+    eventually(lambda: due.signs - signs > 1)
     crew.close()
     assert workers.end()
     assert is_over(feeder)
@@ -398,13 +398,13 @@ def test_the_feeder_sleeps_while_all_workers_wait() -> None:
 def test_the_feeder_gives_signs_of_life_while_a_single_worker_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runner, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(runner, "SIGN_SECONDS", 0.05)
     due = Due("a")
     crew = crew_of(1, due)
     crew.call()
     assert crew.begin()
     feeder = waiting(crew)
-    eventually(lambda: due.beats >= 3)
+    eventually(lambda: due.signs >= 3)
     crew.close()
     assert is_over(feeder)
 

@@ -280,7 +280,7 @@ def test_a_rate_limit_spreads_the_messages(queue: Queue) -> None:
 def test_it_gives_signs_of_life_also_while_it_waits_for_workers(
     queue: Queue, rate_limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("postcommit._drain.runner.BEAT_SECONDS", 0.001)
+    monkeypatch.setattr("postcommit._drain.runner.SIGN_SECONDS", 0.001)
     monkeypatch.setattr("postcommit._maildir.presence._LEAST_SECONDS", 0.0)
     reached, released = threading.Event(), threading.Event()
 

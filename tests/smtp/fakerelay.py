@@ -166,7 +166,7 @@ class Connection:
                 self._refuse(int(how), self._recipients())
         raise self.end
 
-    def read(self, stage: Stage | None) -> Reply:
+    def read(self, stage: Stage | None, timeout: float | None = None) -> Reply:
         found = take(self._coming, 0)
         if found is None:
             self._seen = self._coming

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
-from postcommit._drain.breaker import is_answer
 from postcommit._drain.contract import IClaim
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.settle import Settler
@@ -131,8 +130,7 @@ class Worker:
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
         """Attribute each report, settle and announce it, and tell the breaker."""
         for claim, report in reports:
-            answered = is_answer(report)
-            report = self._breaker.attribute(claim.key, report, answered=answered)
+            report, answered = self._breaker.attribute(claim.key, report)
             trouble: object = report.relay_failure
             is_refused = report.too_many_connections and not (
                 self.is_alone or self._is_probe

@@ -68,17 +68,15 @@ class Credentials:
         password: str | None,
         token: Callable[[], str] | None,
         mechanism: str | None,
-    ) -> Credentials | None:
-        """Return the credentials, or None without a user name and a token.
+    ) -> Credentials:
+        """Return the credentials. One of the arguments, at least, is given.
 
-        Raises `OptionError` for other parts without these.
+        Raises `OptionError` if neither the user name nor the token is.
         """
         if username or token is not None:
             return cls(username or "", password, token, mechanism)
-        for name, value in (("password", password), ("auth", mechanism)):
-            if value:
-                raise OptionError(name, value, "has no effect without a username")
-        return None
+        name, value = ("password", password) if password else ("auth", mechanism)
+        raise OptionError(name, value, "has no effect without a username")
 
     def __post_init__(self) -> None:
         if not self.username:

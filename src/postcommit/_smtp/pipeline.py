@@ -82,7 +82,7 @@ class SMTPPipeline(Pipeline):
                 fresh = dialogue.upcoming[0].has_moved
                 try:
                     self._connection = self._pool.checkout(fresh=fresh)
-                    dialogue.opened(self._connection)
+                    dialogue.link = self._connection
                 except RelayError as error:
                     dialogue.failed(error)
             else:
@@ -113,9 +113,9 @@ class SMTPPipeline(Pipeline):
             self._pool.discard(connection)
             self._connection = None
         elif not dialogue.awaited():
-            is_used_up = dialogue.is_used_up
             dialogue.link = self._connection = None
-            if is_used_up:
+            # The relay may take fewer messages on a connection than the pool allows.
+            if connection.messages >= dialogue.most_messages < self._pool.messages:
                 connection.quit()
                 self._pool.discard(connection)
             else:

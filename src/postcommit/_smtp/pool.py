@@ -9,6 +9,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 from weakref import WeakValueDictionary
@@ -43,7 +45,7 @@ _pools: WeakValueDictionary[tuple[object, ...] | None, Pool] = WeakValueDictiona
 class Failure(NamedTuple):
     """An address that could not be used: why, and how far the connection had come.
 
-    `phase` is None if there was no connection.
+    `phase` is None without a connection.
     """
 
     address: Address
@@ -94,6 +96,7 @@ def all_failed(
     return kind(f"no connection to {relay}: {text}", reply)
 
 
+@dataclass
 class Addresses:
     """The addresses of `relay`, and which of them can be used. Threads may share it.
 
@@ -101,10 +104,9 @@ class Addresses:
     So an address that swallows everything costs its time-out once.
     """
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-        self._answered: tuple[Address | None, float] = None, -math.inf
-        self._failed: dict[Address, float] = {}
+    _relay: Relay
+    _answered: tuple[Address | None, float] = None, -math.inf
+    _failed: dict[Address, float] = field(default_factory=dict)
 
     def connect(self, failures: list[Failure]) -> Connection | None:
         """Return a connection that is ready for the first message.
@@ -113,8 +115,15 @@ class Addresses:
         tried (RFC 5321, 5.1), except for a refused login. None if none is left. Adds to
         `failures`. Raises `RelayError` if there is no address.
         """
-        addresses = self._in_order()
-        for address in addresses:
+        found = addresses_of(self._relay)
+        # Without those that the name no longer has, or that failed long ago.
+        recently, never = time.monotonic() - _REMEMBERED, -math.inf
+        when = {address: self._failed.get(address, never) for address in found}
+        self._failed = {address: at for address, at in when.items() if at > recently}
+        last, at = self._answered
+        first = last if at > recently else None
+        failed = dict(self._failed)
+        for address in sorted(found, key=lambda a: (failed.get(a, never), a != first)):
             connection = None
             try:
                 connection = connect(self._relay, address)
@@ -124,7 +133,7 @@ class Addresses:
                 failures.append(Failure(address, error, phase))
                 if failures[-1].is_login_refused:
                     break
-                if len(addresses) > 1 and address not in self._failed:
+                if len(found) > 1 and address not in self._failed:
                     text = "address %s: %s; it is tried last for %g minutes"
                     log.info(text, address, error, _REMEMBERED / 60)
                 self.failed(address)
@@ -140,18 +149,6 @@ class Addresses:
     def failed(self, address: Address) -> None:
         """Try `address` last for some minutes."""
         self._failed[address] = time.monotonic()
-
-    def _in_order(self) -> list[Address]:
-        """Look the name up, and return the addresses in the order to try them."""
-        found = addresses_of(self._relay)
-        recently = time.monotonic() - _REMEMBERED
-        never = -math.inf
-        when = {address: self._failed.get(address, never) for address in found}
-        failed = {address: at for address, at in when.items() if at > recently}
-        self._failed = dict(failed)  # without those that the name no longer has
-        last, at = self._answered
-        first = last if at > recently else None
-        return sorted(found, key=lambda a: (failed.get(a, never), a != first))
 
 
 def shared(
