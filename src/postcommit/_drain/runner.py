@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import sub
 
+from postcommit._drain.breaker import FIRST_PAUSE
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
 from postcommit._drain.contract import IClaim
@@ -172,16 +173,30 @@ class Drain:
         self._breaker.show_to(self._consumer)
         with self._running():
             while not self._stopping:
-                self._sweep()
-                # Asked once: a pause that ends now must not be taken for none below.
-                # One that begins later rings, so that `wait` returns at once.
-                if self._breaker.state is CircuitState.OPEN:
-                    self._consumer.wait(self._breaker.seconds_left())
-                else:
-                    self._breaker.skipped = frozenset()  # they are tried again
-                    self._crew.call()
-                    self._crew.wait(until_idle=False)
-                    self._consumer.wait(self._seconds_to_sleep())
+                try:
+                    self._feed()
+                except Exception as error:
+                    self._feeder_failed(error)
+
+    def _feed(self) -> None:
+        """Call the workers, and sleep until there may be work again."""
+        self._sweep()
+        # Asked once: a pause that ends now must not be taken for none below. One that
+        # begins later rings, so that `wait` returns at once.
+        if self._breaker.state is CircuitState.OPEN:
+            self._consumer.wait(self._breaker.seconds_left())
+        else:
+            self._breaker.skipped = frozenset()  # they are tried again
+            self._crew.call()
+            self._crew.wait(until_idle=False)
+            self._consumer.wait(self._seconds_to_sleep())
+
+    def _feeder_failed(self, error: Exception) -> None:
+        """Pause after an error that nobody expects: the thread has to live."""
+        if self._breaker.state is not CircuitState.OPEN:
+            log.error("%s: the feeder failed", self._name, exc_info=error)
+        self._breaker.failed(error)
+        time.sleep(FIRST_PAUSE)  # also if the consumer cannot wait
 
     def once(self) -> Tally:
         """Try once all that is due; end early if the relay is in trouble."""
