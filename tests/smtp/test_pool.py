@@ -398,7 +398,7 @@ def test_close_does_not_cut_the_message_of_another(relay, connect):
 REFUSALS = [
     {"after": "421 4.7.0 mx Error: too many connections from 127.0.0.1"},
     {"after": "421 Too many concurrent SMTP connections; please try again later."},
-    {"after": "421 4.3.2 Service not available"},
+    {"after": "421 Service not available"},
     {"after": "450 4.7.0 Not now"},
     {"after": "554 5.7.0 Limit"},
     {"after": "554 Too many connections"},
@@ -449,6 +449,25 @@ def test_nobody_listens_any_more(relay, connect):
     assert type(caught.value) is RelayError
 
 
+def test_a_restart_of_the_relay_is_not_about_the_number(relay, connect):
+    """One thread connects again, before the other has noticed its loss."""
+    pool = connect(relay)._pool
+    lost = [pool.checkout() for _ in range(2)]
+    relay.down()
+    pool.discard(lost[0])
+    with pytest.raises(RelayError, match="Connection refused") as caught:
+        pool.checkout()
+    assert type(caught.value) is RelayError
+    relay.up()
+    connection = pool.checkout()
+    relay.refuse()
+    with pytest.raises(TooManyConnections):
+        pool.checkout()
+    for each in (lost[1], connection):
+        pool.discard(each)
+        assert not each.is_hung_up, "it is closed"
+
+
 def test_too_many_at_ehlo(relay, connect):
     mailer, end = in_use(relay, connect)
     relay.reply("EHLO", "421 4.7.0 Too many connections")
@@ -460,6 +479,7 @@ def test_too_many_at_ehlo(relay, connect):
     ("stage", "reply"),
     [
         ("CONNECT", "554 5.7.1 Blocked"),
+        ("CONNECT", "421 4.3.2 Shutting down"),
         ("EHLO", "550 5.7.0 No"),
         ("CONNECT", b"hello\r\n"),
     ],
@@ -506,7 +526,7 @@ def test_of_two_that_connect_at_once_one_is_too_many(relay, connect):
 
 def test_a_relay_that_refuses_all_is_in_trouble(relay, connect):
     """However many connect at once."""
-    relay.drop("CONNECT", after="421 4.3.2 Busy")
+    relay.drop("CONNECT", after="421 4.7.0 Busy")
     mailer = connect(relay)
     reports = []
 

@@ -283,7 +283,8 @@ class Drain:
                     is_more = self._breaker.state is not CircuitState.OPEN
                     log.exception("%s: a worker failed", self._name)
                 finally:
-                    self._crew.done(call, is_more, worker.was_refused)
+                    is_paused = since != self._breaker.count
+                    self._crew.done(call, is_more, worker.was_refused, is_paused)
             except BaseException:  # the thread must live: others wait for its work
                 log.exception("%s: a worker failed at its end", self._name)
 
@@ -443,15 +444,24 @@ class Crew:
                         return []
             return claims
 
-    def done(self, call: int, is_more: bool, is_refused: bool = False) -> None:
+    def done(
+        self,
+        call: int,
+        is_more: bool,
+        is_refused: bool = False,
+        is_paused: bool = False,
+    ) -> None:
         """End what `begin` began. `is_more` says that there may be more to take.
 
         `is_refused` says that the relay took no connection of this worker, while others
-        were in use.
+        were in use. `is_paused` says that a pause has begun meanwhile: the relay is
+        away, and has not refused connections because of their number.
         """
         with self._feeder:
             self._busy -= 1
-            if is_refused:
+            if is_paused:
+                self.most, self._is_fewer_logged = self._workers, True
+            elif is_refused:
                 self.most = max(1, min(self.most - 1, self._busy))
                 self.called = min(self.called, self.most)
                 self._refused = self._clock()

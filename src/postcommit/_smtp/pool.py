@@ -11,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
+from weakref import WeakSet
 from weakref import WeakValueDictionary
 
 from postcommit import _forks as forks
@@ -69,7 +70,9 @@ class Failure(NamedTuple):
         text = reply.text.lower()
         is_said = "too many" in text or "concurrent" in text
         is_policy = self.phase is Phase.GREETING and reply.enhanced[1:] == ".7.0"
-        return reply.code == 421 or is_said or is_policy
+        # 4.3.2 says that the relay shuts down (RFC 3463, 3.4).
+        is_closed = reply.code == 421 and reply.enhanced != "4.3.2"
+        return is_closed or is_said or is_policy
 
 
 def all_failed(
@@ -240,7 +243,8 @@ class Pool:
         """Return a new connection, which counts as busy."""
         with self._changed:
             self._opening += 1
-            is_crowded = len(self._busy) > 0
+            # Weak, because the traceback of an error keeps it.
+            others = WeakSet([*self._busy, *(idle for _, idle in self._idle)])
         failures: list[Failure] = []
         try:
             connection = self._addresses.connect(failures)
@@ -254,13 +258,25 @@ class Pool:
                 self._changed.notify_all()
         kind = RelayError
         if any(failure.is_one_too_many for failure in failures):
-            with self._changed:
+            is_crowded = self._has_others(others)
+            if not is_crowded:
                 # Another thread may be getting the last connection that is permitted.
-                if not is_crowded:
+                with self._changed:
                     self._changed.wait_for(self._is_clear, _PATIENCE)
-                if is_crowded or self._idle or len(self._busy):
-                    kind = TooManyConnections
+                is_crowded = self._has_others(others)
+            if is_crowded:
+                kind = TooManyConnections
         raise all_failed(self.relay, failures, kind) from failures[-1].error
+
+    def _has_others(self, known: WeakSet[Connection]) -> bool:
+        """Return whether the relay works on connections besides a new one.
+
+        `known` are those of the time before. After a restart of the relay, all of them
+        are lost, and threads that read nothing at the moment have not noticed it.
+        """
+        with self._changed:
+            others = {*known, *self._busy, *(idle for _, idle in self._idle)}
+        return any(not (other.is_lost or other.is_hung_up) for other in others)
 
     def _is_clear(self) -> bool:
         """Return whether other threads have connections, or do not get any."""
@@ -299,6 +315,7 @@ class Pool:
         If that was so from its first message on, the next connection goes to another
         address of the relay.
         """
+        connection.is_lost = True
         with self._changed:
             self._busy.pop(connection, None)
         is_new = connection.messages <= 1 and not connection.is_proven
