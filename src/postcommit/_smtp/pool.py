@@ -282,30 +282,30 @@ class Pool:
         """Return whether other threads have connections, or do not get any."""
         return bool(self._idle) or len(self._busy) > 0 or not self._opening
 
-    def checkin(self, connection: Connection) -> None:
-        """Take back a connection between two messages."""
+    def checkin(self, connection: Connection, *, keep: bool = True) -> None:
+        """Take back a connection between two messages. Without `keep`, close it."""
+        sweeper = None
         with self._changed:
-            is_used_up = connection.messages >= self.messages
+            is_used_up = not keep or connection.messages >= self.messages
             was_kept = self._busy.pop(connection, False)  # otherwise close() was called
             keep = was_kept and not is_used_up and self._idle_timeout > 0
             if keep:
                 connection.is_proven = True
                 self._idle.append((time.monotonic(), connection))
                 if self._sweeper is None:
-                    sweeper = threading.Thread(
+                    self._sweeper = sweeper = threading.Thread(
                         target=_sweep,
                         name="postcommit-smtp-idle",
                         args=(weakref.ref(self), self._changed, self._idle),
                         daemon=True,
                     )
-                    try:
-                        sweeper.start()
-                    except RuntimeError:
-                        # No thread to be had, as when the interpreter exits. The
-                        # message was sent, and `checkout` looks at the age as well.
-                        pass
-                    else:
-                        self._sweeper = sweeper
+        if sweeper is not None:
+            try:
+                sweeper.start()
+            except RuntimeError:
+                # No thread to be had, as when the interpreter exits. The message was
+                # sent, and `checkout` looks at the age as well.
+                self._sweeper = None
         if not keep:
             connection.quit()
 
