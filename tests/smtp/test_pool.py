@@ -48,6 +48,36 @@ def test_messages_per_connection(relay, connect):
     assert relay.commands.count("QUIT") == 5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extensions": ["LIMITS MAILMAX=1"]},
+        {"extensions": ["PIPELINING"]},
+    ],
+)
+def test_an_address_is_not_to_blame_for_a_connection_that_we_end(
+    start, connect, options
+):
+    relay = start(**options)
+    mailer = connect(relay, protocol="smtp" if "LIMITS" in str(options) else "lmtp")
+    if mailer.protocol == "lmtp":
+        # Such a relay waits for a final dot that has no reply.
+        relay.reply("RCPT", "550 5.1.1 Nobody")
+        relay.reply("DATA", "354 Go on")
+    for number in range(2):
+        mailer.send(SENDER, B, message(number))
+    assert relay.connections == 2
+    assert mailer._pool._addresses._failed == {}
+
+
+def test_an_address_is_not_to_blame_for_an_interrupt(relay, connect):
+    mailer = connect(relay)
+    with pytest.raises(Interrupt), mailer.pipeline() as pipeline:
+        pipeline._connection = mailer._pool.checkout()
+        raise Interrupt
+    assert mailer._pool._addresses._failed == {}
+
+
 def test_closed_by_the_relay_meanwhile(relay, connect):
     mailer = connect(relay)
     send(mailer)

@@ -309,17 +309,17 @@ class Pool:
         if not keep:
             connection.quit()
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: Connection, *, is_lost: bool = True) -> None:
         """Take back a connection that cannot be used any more.
 
-        If that was so from its first message on, the next connection goes to another
-        address of the relay.
+        If it is lost, and was so from its first message on, the next connection goes to
+        another address of the relay.
         """
-        connection.is_lost = True
+        connection.is_lost = is_lost
         with self._changed:
             self._busy.pop(connection, None)
         is_new = connection.messages <= 1 and not connection.is_proven
-        if is_new and connection.address is not None:
+        if is_lost and is_new and connection.address is not None:
             self._addresses.failed(connection.address)
         connection.close()
 
