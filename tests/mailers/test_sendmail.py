@@ -126,6 +126,13 @@ def test_killed(sendmail, number):
     assert number.name in str(report.uncertain[0].reply)
 
 
+def test_killed_by_a_signal_without_a_name(sendmail):
+    number = signal.SIGRTMIN + 1
+    report = sendmail(f"os.kill(0, {number})").send(SENDER, B, MESSAGE)
+    assert told(report) == ["uncertain"]
+    assert f"killed by signal {number}" in str(report.uncertain[0].reply)
+
+
 def test_no_such_program(tmp_path):
     mailer = SendmailMailer(str(tmp_path / "missing"), notify=[].append)
     report = mailer.send(SENDER, B, MESSAGE)

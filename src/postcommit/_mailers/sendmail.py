@@ -136,13 +136,21 @@ class SendmailMailer(BaseMailer):
         if code == os.EX_OK:
             return Status.SENT, Reply(0, "2.0.0", text)
         if code < 0:
-            text = f"{self.command} was killed by {signal.Signals(-code).name}"
+            text = f"{self.command} was killed by {_name_of(-code)}"
             return Status.UNCERTAIN, Reply(0, "4.3.0", text)
         if code in _BROKEN:
             raise OSError(text)
         if code in _REJECTED:
             return Status.REJECTED, Reply(0, "5.0.0", text)
         return Status.DEFERRED, Reply(0, "4.0.0", text)
+
+
+def _name_of(number: int) -> str:
+    """Return the name of a signal. Most of the real-time signals have only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
