@@ -72,9 +72,9 @@ def test_an_address_is_not_to_blame_for_a_connection_that_we_end(
 
 def test_an_address_is_not_to_blame_for_an_interrupt(relay, connect):
     mailer = connect(relay)
-    with pytest.raises(Interrupt), mailer.pipeline() as pipeline:
-        pipeline._connection = mailer._pool.checkout()
-        raise Interrupt
+    pipeline = mailer.pipeline()
+    pipeline._connection = mailer._pool.checkout()
+    pipeline.__exit__(Interrupt, Interrupt(), None)
     assert mailer._pool._addresses._failed == {}
 
 

@@ -93,9 +93,9 @@ class SendmailMailer(BaseMailer):
             except BaseException as error:
                 if outcomes:
                     # For the pipeline. They must not get the message again.
-                    done = tuple(outcomes)
-                    report = _interrupted(message_id, recipients, done, len(some), error)
-                    error.report = report  # type: ignore[attr-defined]
+                    error.report = _interrupted(  # type: ignore[attr-defined]
+                        message_id, recipients, tuple(outcomes), len(some), error
+                    )
                 raise
             outcomes += [Outcome(recipient, status, reply) for recipient in some]
             if reply.enhanced == _TOO_LONG:
