@@ -109,13 +109,21 @@ class Addresses:
         self._answered: tuple[Address | None, float] = None, -math.inf
         self._failed: dict[Address, float] = {}
 
-    def connect(self, failures: list[Failure]) -> Connection | None:
+    def connect(
+        self,
+        failures: list[Failure],
+        is_in_use: Callable[[Address], bool] = lambda address: False,
+    ) -> Connection | None:
         """Return a connection that is ready for the first message.
 
         All that comes before a message belongs to the address, so that the next one is
         tried (RFC 5321, 5.1), except for a refused login. None if none is left. Adds to
         `failures`. Raises `RelayError` if there is no address.
+
+        An address that refuses one connection too many is not one that failed.
+        `is_in_use` says whether others go to it.
         """
+        is_spared = False
         addresses = self._in_order()
         for address in addresses:
             connection = None
@@ -127,12 +135,16 @@ class Addresses:
                 failures.append(Failure(address, error, phase))
                 if failures[-1].is_login_refused:
                     break
+                if failures[-1].is_one_too_many and is_in_use(address):
+                    is_spared = True
+                    continue
                 if len(addresses) > 1 and address not in self._failed:
                     text = "address %s: %s; it is tried last for %g minutes"
                     log.info(text, address, error, _REMEMBERED / 60)
                 self.failed(address)
             else:
-                self._answered = address, time.monotonic()
+                if not is_spared:
+                    self._answered = address, time.monotonic()
                 self._failed.pop(address, None)
                 return connection
             finally:
@@ -247,7 +259,9 @@ class Pool:
             others = WeakSet([*self._busy, *(idle for _, idle in self._idle)])
         failures: list[Failure] = []
         try:
-            connection = self._addresses.connect(failures)
+            connection = self._addresses.connect(
+                failures, lambda address: self._has_others(others, address)
+            )
             if connection is not None:
                 with self._changed:
                     self._busy[connection] = True
@@ -268,15 +282,21 @@ class Pool:
                 kind = TooManyConnections
         raise all_failed(self.relay, failures, kind) from failures[-1].error
 
-    def _has_others(self, known: WeakSet[Connection]) -> bool:
+    def _has_others(
+        self, known: WeakSet[Connection], address: Address | None = None
+    ) -> bool:
         """Return whether the relay works on connections besides a new one.
 
-        `known` are those of the time before. After a restart of the relay, all of them
+        `known` are those of the time before, `address` that of the relay. After a restart of the relay, all of them
         are lost, and threads that read nothing at the moment have not noticed it.
         """
         with self._changed:
             others = {*known, *self._busy, *(idle for _, idle in self._idle)}
-        return any(not (other.is_lost or other.is_hung_up) for other in others)
+        return any(
+            address in (None, other.address)
+            and not (other.is_lost or other.is_hung_up)
+            for other in others
+        )
 
     def _is_clear(self) -> bool:
         """Return whether other threads have connections, or do not get any."""
