@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -352,6 +353,27 @@ def test_equal_settings_share(options):
     one, other = SMTPMailer(**options), SMTPMailer(**options)
     assert one._pool is other._pool
     assert one.relay is other.relay
+
+
+def test_threads_that_make_equal_mailers_at_once_share():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for port in range(1, 201):
+            start, made = threading.Barrier(4), []
+
+            def make(port=port, start=start, made=made):
+                start.wait()
+                made.append(SMTPMailer(port=port))
+
+            threads = [threading.Thread(target=make) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len({id(mailer._pool) for mailer in made}) == 1
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class Token:

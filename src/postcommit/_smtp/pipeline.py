@@ -114,7 +114,8 @@ class SMTPPipeline(Pipeline):
         except OSError as error:
             dialogue.lost(error, connection.sent, self._last_words(connection))
         if dialogue.link is None:
-            self._pool.pipelining &= dialogue.pipelining
+            if not dialogue.pipelining:
+                self._pool.pipelining = False
             self._pool.discard(connection, is_lost=is_lost)
             self._connection = None
         elif not dialogue.awaited():

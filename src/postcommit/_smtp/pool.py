@@ -29,7 +29,8 @@ from postcommit.errors import TooManyConnections
 log = Log("postcommit.smtp.pool")
 
 # Seconds for which an address that failed is tried last, and the address that answered
-# is tried first. Then the order is that of the name service again.
+# is tried first. Then the order is that of the name service again. And the seconds
+# without pipelining after a stray reply.
 _REMEMBERED = 600.0
 
 # Maximum seconds to wait for other threads that connect at the same time, before a
@@ -38,7 +39,22 @@ _PATIENCE = 5.0
 
 # The pools in use, by their settings. The keys have passwords, and each key leaves
 # together with its pool.
-_pools: WeakValueDictionary[tuple[object, ...] | None, Pool] = WeakValueDictionary()
+_pools: WeakValueDictionary[tuple[object, ...], Pool] = WeakValueDictionary()
+
+
+class _Sharing:
+    """The lock around a look into `_pools`."""
+
+    def __init__(self) -> None:
+        self._renew()
+        forks.register(self, _Sharing._renew)
+
+    def _renew(self) -> None:
+        # In a forked child, a thread that does not exist there may have held it.
+        self.lock = threading.RLock()
+
+
+_sharing = _Sharing()
 
 
 class Failure(NamedTuple):
@@ -177,19 +193,15 @@ def shared(
     It lives as long as it is used. Credentials are settings, too: a connection that is
     logged in is only lent to mailers with the same credentials.
     """
-    key: tuple[object, ...] | None = relay, messages, idle_timeout, pipelining
+    key: tuple[object, ...] = relay, messages, idle_timeout, pipelining
+    made = Pool(
+        relay, messages=messages, idle_timeout=idle_timeout, pipelining=pipelining
+    )
     try:
-        pool = _pools.get(key)
+        with _sharing.lock:
+            return _pools.setdefault(key, made)
     except TypeError:  # a token function without a hash
-        key = pool = None
-    if pool is None:
-        pool = Pool(
-            relay, messages=messages, idle_timeout=idle_timeout, pipelining=pipelining
-        )
-        if key is not None:
-            # No lock: a child that is forked at this moment would never get it.
-            _pools[key] = pool
-    return pool
+        return made
 
 
 class Pool:
@@ -206,7 +218,8 @@ class Pool:
     ) -> None:
         self.relay = relay
         self.messages = messages
-        self.pipelining = pipelining
+        self._pipelining = pipelining
+        self._out_of_step = -math.inf  # the time of the last stray reply
         self._addresses = Addresses(relay)
         self._idle_timeout = idle_timeout
         self._begin()
@@ -222,6 +235,15 @@ class Pool:
         self._sweeper: threading.Thread | None = None
         self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
         self._last_rites.atexit = False
+
+    @property
+    def pipelining(self) -> bool:
+        """Whether to use pipelining: not for some minutes after it is set to False."""
+        return self._pipelining and time.monotonic() - self._out_of_step >= _REMEMBERED
+
+    @pipelining.setter
+    def pipelining(self, is_possible: bool) -> None:
+        self._out_of_step = -math.inf if is_possible else time.monotonic()
 
     def checkout(self, *, fresh: bool = False) -> Connection:
         """Return a connection. With `fresh`, it was never used.
