@@ -355,33 +355,40 @@ class Crew:
         """
         while True:
             with self._feeder:
-                if not self._is_fewer_logged:
-                    self._log_fewer()
                 is_busy = self._is_work or (until_idle and self._busy)
-                if self._closed or not is_busy:
-                    return
+                is_over = self._closed or not is_busy
                 seconds = BEAT_SECONDS
                 if self._is_work and self._workers > 1:
                     seconds = REVIEW_SECONDS
                     if self.called == self.most:
                         has_gone_on = self._taken > self._reviewed[2]
                         seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
-                self._feeder.wait(seconds)
+                if not is_over:
+                    self._feeder.wait(seconds)
+            self._log_fewer()
+            if is_over:
+                return
             self.review()
             self._consumer.beat()
 
     def _log_fewer(self) -> None:
-        """Log once how many workers are left, when no more of them are refused."""
-        if not self._busy or self._clock() - self._refused >= _CALM_SECONDS:
-            self._is_fewer_logged = True
-            log.info(
-                "%s: the relay takes no more connections: working with %d instead of"
-                " %d for %d minutes",
-                self._name,
-                self.most,
-                self._workers,
-                FEWER_SECONDS // 60,
-            )
+        """Log once how many workers are left, when no more of them are refused.
+
+        Not while the lock is held: a slow handler would keep the workers waiting.
+        """
+        with self._feeder:
+            is_calm = self._clock() - self._refused >= _CALM_SECONDS
+            if self._is_fewer_logged or (self._busy and not is_calm):
+                return
+            self._is_fewer_logged, most = True, self.most
+        log.info(
+            "%s: the relay takes no more connections: working with %d instead of"
+            " %d for %d minutes",
+            self._name,
+            most,
+            self._workers,
+            FEWER_SECONDS // 60,
+        )
 
     def review(self) -> None:
         """Call more workers if they wait, or fewer if they contend."""
