@@ -54,6 +54,9 @@ _READ_SIZE = 1 << 16
 # relay shall not fill our memory.
 MAX_REPLY = 1 << 16
 
+# Events of a socket that the other side has closed. Not every system has the second.
+_HUNG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+
 # Seconds to wait for bytes that are already there.
 _AT_ONCE = 0.001
 
@@ -220,7 +223,7 @@ class Connection:
     transaction may be open, so that RSET has to come first. `most_recipients` is the
     number that the relay accepts for one transmission, as far as is known. `phase` is
     how far `greet` has come, or failed. `is_proven` says that a pool has lent the
-    connection before.
+    connection before, and `is_lost` that it could not be used any more.
 
     `sent` is the number of bytes of the last `write` that the system has taken, and
     that may have reached the relay. Time-outs are in seconds. Methods that wait raise
@@ -234,7 +237,7 @@ class Connection:
         self.relay = relay
         self.address = address
         self.phase = Phase.GREETING
-        self.is_proven = False
+        self.is_proven = self.is_lost = False
         self.extensions: dict[str, str] = {}
         self.pipelining = False
         self.messages = 0
@@ -340,6 +343,16 @@ class Connection:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return self._position == len(self._data) and not poll.poll(0)
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the relay has closed it. Any thread may ask, at any time."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, _HUNG_UP)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):  # it is being closed
+            return False
 
     def is_alive(self) -> bool:
         """Ask the relay whether it is still there."""
