@@ -109,6 +109,7 @@ class Loss(enum.Enum):
     CLOSED = "closed or reset"
     SILENT = "no reply in time"
     REFUSED = "the relay refuses to work at all"
+    ENOUGH = "closed or refused, but the relay took others of the same message before"
     OUT_OF_STEP = "a reply to another command, a stray one or no SMTP, with pipelining"
     CONFUSED = "the same without pipelining"
     NOT_REACHED = "the relay failed at the message before"
@@ -212,6 +213,7 @@ LOSSES: dict[tuple[State, Loss], Fate] = {
     (State.BOUND, Loss.CLOSED): Fate.DEFERRED,
     (State.BOUND, Loss.SILENT): Fate.RELAY,
     (State.BOUND, Loss.REFUSED): Fate.RELAY,
+    (State.BOUND, Loss.ENOUGH): Fate.AGAIN,
     (State.BOUND, Loss.OUT_OF_STEP): Fate.AGAIN,
     (State.BOUND, Loss.CONFUSED): Fate.RELAY,
     (State.ENDING, Loss.CLOSED): Fate.DEFERRED,
@@ -223,6 +225,10 @@ LOSSES: dict[tuple[State, Loss], Fate] = {
     (State.ENDED, Loss.OUT_OF_STEP): Fate.UNCERTAIN,
     (State.ENDED, Loss.CONFUSED): Fate.UNCERTAIN,
 }
+
+
+# A relay has these ways to say that it wants no more on a connection.
+_ENDED_BY_RELAY = (Loss.CLOSED, Loss.REFUSED)
 
 
 class Peer(Protocol):
@@ -352,16 +358,21 @@ class Account:
         """Account for a relay that failed while `indices` were transmitted to.
 
         The relay may hang up because of recipients of this message, and would do so
-        each time. So if it failed in the middle of the message, and had replied to
-        recipients before, these outcomes stay and the others are deferred.
+        each time. So if it failed in the middle of the message, and had replied to some
+        of `indices` before, these outcomes stay and the others of `indices` are
+        deferred. Recipients of other transmissions are not concerned.
         """
-        if mid_message and any(map(_was_replied, self.outcomes.values())):
+        outcomes = [self.outcomes[index] for index in indices if index in self.outcomes]
+        if mid_message and any(map(_was_replied, outcomes)):
             reply = failure.reply
             said = reply if isinstance(reply, Reply) else _interrupted(failure)
-            self.settle(self.everybody, Status.DEFERRED, said)
+            self.settle(indices, Status.DEFERRED, said)
         else:
             self.reopen(indices)
-            self.failure, self.failed_mid_message = failure, mid_message
+            # If the relay took others of the message before, the message itself is not
+            # the cause. In the next attempt `indices` come first.
+            is_first = not any(map(_was_replied, self.outcomes.values()))
+            self.failure, self.failed_mid_message = failure, mid_message and is_first
             self.is_done = True
 
     def report(self) -> DeliveryReport:
@@ -590,6 +601,7 @@ class Dialogue:
         self._accounts: deque[Account] = deque()
         self._offered: Transmission | None = None
         self._ended: Transmission | None = None
+        self._sent: Account | None = None  # the last one sent on this connection
         self._dot = 0  # number of bytes of the last write up to the final dot in it
 
     # For the caller
@@ -614,7 +626,7 @@ class Dialogue:
 
     def opened(self, link: Link) -> None:
         """Use `link` from now on, within the limits that the relay announces."""
-        self.link = link
+        self.link, self._sent = link, None
         limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
         self._most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
         self._most_domains = limits.get("RCPTDOMAINMAX")
@@ -669,7 +681,9 @@ class Dialogue:
             if transmission.answered == transmission.written:
                 transmission.state = State.DONE
                 self._ended = None
-            if step is not Step.SEND_ALL:
+            if step is Step.SEND_ALL:
+                self._sent = transmission.account
+            else:
                 link.is_dirty = True
         elif stage is not Stage.SESSION:
             transmission.state = State.BOUND
@@ -801,6 +815,8 @@ class Dialogue:
             if account.is_done and ended is not None and ended.account is account:
                 offered.state = State.DONE  # the message has its report
             else:
+                if self._has_enough(offered, behind):
+                    behind = Loss.ENOUGH
                 self._suffer(offered, behind, error)
         elif ended is None and not link.messages:
             # A new connection, which failed before anything was offered. Another one
@@ -842,6 +858,14 @@ class Dialogue:
             account.settle(behind, Status.UNCERTAIN, _unanswered(error))
         self._suffer(ended, loss, error)
         return error
+
+    def _has_enough(self, transmission: Transmission, loss: Loss) -> bool:
+        """Return True if the relay may take the transmission on a new connection.
+
+        It ended this one after it had taken an earlier transmission of the message.
+        """
+        is_ended = transmission.state is State.BOUND and loss in _ENDED_BY_RELAY
+        return is_ended and self._sent is transmission.account
 
     def _suffer(self, transmission: Transmission, loss: Loss, error: OSError) -> None:
         """Do what a cell of `LOSSES` says."""

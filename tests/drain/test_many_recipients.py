@@ -1,0 +1,105 @@
+"""An entry to so many recipients that one attempt has several transmissions."""
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postcommit import FailoverMailer
+from postcommit import QueueProcessor
+from postcommit import SMTPMailer
+from postcommit._mail.entry import Entry
+from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.store import Store
+from postcommit.interfaces import SupportsSend
+from postcommit.interfaces import Tally
+from tests.support.smtpd import ScriptedRelay
+
+
+MESSAGE = b"Message-Id: <1@x.org>\n\nText.\n"
+
+BYE = b"421 4.3.2 Shutting down\r\n"
+
+
+def many(count: int) -> tuple[str, ...]:
+    return tuple(f"r{number}@x.org" for number in range(count))
+
+
+def send(queue: Path, count: int) -> None:
+    Store(str(queue)).stage("shop@x.org", many(count), [MESSAGE]).commit()
+
+
+def left_in(queue: Path) -> list[Entry]:
+    """Return the entries that are left, after making them due."""
+    paths = sorted([*queue.glob("new/*"), *queue.glob("cur/*")])
+    for path in paths:
+        os.utime(path, (1, 1))
+    return [parse_entry(path.read_bytes()) for path in paths]
+
+
+def flush(queue: Path, mailer: SupportsSend, **options: Any) -> Tally:
+    return QueueProcessor(str(queue), mailer, **options).flush()
+
+
+def mailer(relay: ScriptedRelay, **options: Any) -> SMTPMailer:
+    return SMTPMailer("127.0.0.1", relay.port, **options)
+
+
+def got(*relays: ScriptedRelay) -> Counter[str]:
+    messages = [message for relay in relays for message in relay.messages]
+    return Counter(r for message in messages for r in message.recipients)
+
+
+def shut_down(relay: ScriptedRelay, stage: str, after: int, ending: bytes) -> None:
+    """Have `relay` end at `stage`, after so many commands, and take no connections."""
+    seen = [0]
+
+    def act(dialogue: Any, usual: str) -> int:
+        seen[0] += 1
+        if seen[0] <= after:
+            return int(dialogue.say(usual.encode() + b"\r\n"))
+        relay.reply("CONNECT", "554 5.3.2 Not now")
+        dialogue.closing = "close"
+        return int(dialogue.say(ending)) if ending else 0
+
+    relay.on(stage, act)
+
+
+ENDS = pytest.mark.parametrize(
+    ("stage", "after", "ending"),
+    [
+        ("MAIL", 1, BYE),
+        ("RCPT", 60, BYE),
+        ("RCPT", 60, b""),
+        ("DATA", 1, BYE),
+        ("END", 1, BYE),
+    ],
+)
+
+
+@ENDS
+def test_a_relay_that_shuts_down_uses_up_no_attempt(
+    tmp_path: Path, stage: str, after: int, ending: bytes
+) -> None:
+    with ScriptedRelay() as relay:
+        shut_down(relay, stage, after, ending)
+        send(tmp_path / "q", 200)
+        assert flush(tmp_path / "q", mailer(relay)) == Tally(50)
+        [entry] = left_in(tmp_path / "q")
+        assert (entry.recipients, entry.attempts) == (many(200)[50:], 0)
+
+
+@ENDS
+def test_the_next_relay_takes_the_others(
+    tmp_path: Path, stage: str, after: int, ending: bytes
+) -> None:
+    with ScriptedRelay() as relay, ScriptedRelay() as other:
+        shut_down(relay, stage, after, ending)
+        send(tmp_path / "q", 200)
+        both = FailoverMailer([mailer(relay), mailer(other)])
+        assert flush(tmp_path / "q", both) == Tally(200)
+        assert got(relay).total() == 50
+        assert got(relay, other) == Counter(many(200))
