@@ -364,6 +364,59 @@ def test_a_loss_at_the_end_of_the_second(start, connect, without):
 
 
 @WITHOUT
+@pytest.mark.parametrize("refusals", [0, 1, 20])
+@pytest.mark.parametrize("ending", [b"421 4.7.0 Error: too many errors\r\n", b""])
+@pytest.mark.parametrize("reply", ["452 4.5.3 Too many recipients", "452 No more"])
+def test_a_relay_that_ends_after_refusals_for_the_number(
+    start, connect, without, refusals, ending, reply
+):
+    """Its refusals have shown the limit. Postfix ends after 20 errors, for example."""
+    relay = start(without=without)
+    errors = Counter()
+
+    def rcpt(dialogue, usual):
+        if len(dialogue.recipients) < 10:
+            return dialogue.say(usual.encode() + b"\r\n")
+        errors[dialogue.number] += 1
+        if errors[dialogue.number] <= refusals:
+            return dialogue.say(reply.encode() + b"\r\n")
+        dialogue.closing = "close"
+        return dialogue.say(ending) if ending else 0
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY)
+    if not refusals:
+        # Nothing has shown a limit.
+        assert report.relay_failure is not None if ending else report.deferred
+        return
+    assert told(report) == ["sent"] * 120
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(MANY)
+    assert relay.connections <= 3
+
+
+@WITHOUT
+def test_a_limit_that_gets_smaller_until_it_is_one(start, connect, without):
+    """The relay ends after each second recipient: it takes no message of two."""
+    relay = start(without=without)
+    most = Counter()
+
+    def rcpt(dialogue, usual):
+        taken = len(dialogue.recipients)
+        if taken < max(10 - dialogue.number, 1):
+            return dialogue.say(usual.encode() + b"\r\n")
+        most[dialogue.number] += 1
+        if most[dialogue.number] > 1 or taken == 1:
+            dialogue.closing = "close"
+        return dialogue.say(b"452 4.5.3 Too many recipients\r\n")
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY[:20])
+    assert told(report) == ["sent"] * 20
+    assert relay.connections <= 12
+
+
+@WITHOUT
 def test_the_relay_fails_in_the_second(start, connect, without):
     """What was decided stays. The others are left to the next attempt."""
     relay = start(without=without)

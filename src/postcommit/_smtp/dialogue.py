@@ -109,7 +109,7 @@ class Loss(enum.Enum):
     CLOSED = "closed or reset"
     SILENT = "no reply in time"
     REFUSED = "the relay refuses to work at all"
-    ENOUGH = "closed or refused, but the relay took others of the same message before"
+    ENOUGH = "closed or refused by a relay that may only have enough recipients"
     OUT_OF_STEP = "a reply to another command, a stray one or no SMTP, with pipelining"
     CONFUSED = "the same without pipelining"
     NOT_REACHED = "the relay failed at the message before"
@@ -862,10 +862,17 @@ class Dialogue:
     def _has_enough(self, transmission: Transmission, loss: Loss) -> bool:
         """Return True if the relay may take the transmission on a new connection.
 
-        It ended this one after it had taken an earlier transmission of the message.
+        It ended this one after it had taken an earlier transmission of the message, or
+        had shown how many recipients it takes: Postfix, for example, says 421 after 20
+        refusals. The next transmission is to no more than that, so that this happens
+        only as long as the number becomes smaller.
         """
-        is_ended = transmission.state is State.BOUND and loss in _ENDED_BY_RELAY
-        return is_ended and self._sent is transmission.account
+        if transmission.state is not State.BOUND or loss not in _ENDED_BY_RELAY:
+            return False
+        if transmission.limit is not None:
+            self._recipients = transmission.limit
+            return True
+        return self._sent is transmission.account
 
     def _suffer(self, transmission: Transmission, loss: Loss, error: OSError) -> None:
         """Do what a cell of `LOSSES` says."""
