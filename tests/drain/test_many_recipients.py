@@ -103,3 +103,43 @@ def test_the_next_relay_takes_the_others(
         assert flush(tmp_path / "q", both) == Tally(200)
         assert got(relay).total() == 50
         assert got(relay, other) == Counter(many(200))
+
+
+def test_uncertain_attempts_are_those_of_the_recipient(tmp_path: Path) -> None:
+    """Each attempt has another part that is uncertain, and one that is deferred."""
+    with ScriptedRelay() as relay:
+        attempt = 0
+
+        def part_of(address: str) -> int:
+            return int(address.partition("@")[0].strip("<r")) // 20
+
+        def rcpt(dialogue: Any, usual: str) -> int:
+            address = relay.commands[-1].partition("<")[2]
+            said = b"450 4.2.0 Later" if part_of(address) > attempt else b"250 Ok"
+            return int(dialogue.say(said + b"\r\n"))
+
+        def end(dialogue: Any, usual: str) -> int:
+            if part_of(dialogue.recipients[0]) == attempt:
+                dialogue.closing = "close"
+                return 0
+            return int(dialogue.say(b"250 Ok\r\n"))
+
+        relay.on("RCPT", rcpt)
+        relay.on("END", end)
+        queue = tmp_path / "q"
+        send(queue, 60)
+        by_20 = mailer(relay, recipients_per_transaction=20)
+        assert flush(queue, by_20) == Tally(deferred=60)
+        [entry] = left_in(queue)
+        assert (entry.uncertain, entry.doubts) == (1, (1,) * 20 + (0,) * 40)
+        attempt = 1
+        assert flush(queue, by_20) == Tally(sent=20, deferred=40)
+        [entry] = left_in(queue)
+        assert (entry.uncertain, entry.doubts) == (1, (1,) * 20 + (0,) * 20)
+        attempt = 2
+        assert flush(queue, by_20) == Tally(sent=20, deferred=20)
+        [entry] = left_in(queue)
+        assert entry.recipients == many(60)[40:]
+        assert (entry.attempts, entry.uncertain, entry.doubts) == (3, 1, ())
+        attempt = 3
+        assert flush(queue, by_20) == Tally(sent=20)
