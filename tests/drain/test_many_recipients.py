@@ -143,3 +143,23 @@ def test_uncertain_attempts_are_those_of_the_recipient(tmp_path: Path) -> None:
         assert (entry.attempts, entry.uncertain, entry.doubts) == (3, 1, ())
         attempt = 3
         assert flush(queue, by_20) == Tally(sent=20)
+
+
+def test_dead_letters_of_an_attempt_that_a_relay_failure_cuts_in_two(
+    tmp_path: Path,
+) -> None:
+    """No attempt is counted for the others, and their dead letter has its own name."""
+    refused = (many(60)[3], many(60)[33])
+    with ScriptedRelay() as relay, ScriptedRelay() as other:
+        relay.reply("RCPT", "550 5.1.1 Unknown", address=refused[0])
+        other.reply("RCPT", "550 5.1.1 Unknown", address=refused[1])
+        shut_down(relay, "MAIL", 1, BYE)
+        queue = tmp_path / "q"
+        send(queue, 60)
+        by_20 = mailer(relay, recipients_per_transaction=20)
+        assert flush(queue, by_20) == Tally(sent=19, rejected=1)
+        # One more that is left, so that the dead letter has a name of its own again.
+        other.reply("RCPT", "450 4.2.0 Later", address=many(60)[59])
+        assert flush(queue, mailer(other)) == Tally(sent=38, deferred=1, rejected=1)
+    dead = [parse_entry(p.read_bytes()) for p in queue.glob(".Failed/new/*")]
+    assert {entry.recipients for entry in dead} == {(r,) for r in refused}
