@@ -6,12 +6,14 @@ must be, and zope.configuration adds file and line.
 """
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from zope.component import getUtilitiesFor
 from zope.component import queryUtility
 from zope.component.zcml import Permission
 from zope.component.zcml import handler
@@ -169,8 +171,8 @@ class _IMailers(IMailerDirective):
     mailers = Tokens(
         title=_("Mailers"),
         description=_(
-            "The names of the mailers, in the order in which they are tried. Their"
-            " directives come before this one."
+            "The names of the mailers, in the order in which they are tried, separated"
+            " by blanks or commas. Their directives come before this one."
         ),
         value_type=TextLine(),
         min_length=1,
@@ -260,6 +262,9 @@ def failoverMailer(
 ) -> None:
     """Register a mailer. See `IFailoverMailerDirective`."""
     given = _given(f"mail:failoverMailer {name}", IFailoverMailer, options)
+    mailers = " ".join(mailers).replace(",", " ").split()
+    if not mailers:
+        raise ConfigurationError("mailers: must have the name of at least one mailer")
     if name in mailers:
         raise ConfigurationError(f"mailers: {name!r} cannot be a part of itself")
     for part in mailers:
@@ -373,6 +378,9 @@ def _find_mailer(name: str, hint: str = "") -> SupportsSend:
         if found is not None:
             return found  # type: ignore[no-any-return]
     shown = masked("mailer", name)
+    defined = [one for one, _ in getUtilitiesFor(IMailer)]
+    near = difflib.get_close_matches(name, defined, 1)
+    hint += f"; do you mean {near[0]!r}?" if near else ""
     raise ConfigurationError(f"the mailer {shown!r} is not defined{hint}")
 
 
