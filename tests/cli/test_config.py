@@ -266,6 +266,8 @@ OURS = "[postcommit]\n"
             ["[app:qp]: username='u'", "and no_tls forbids TLS"],
         ),
         (f"{OURS}hots = mx", ["no such option; do you mean hostname?"]),
+        (f"{OURS}failover_mailers = mx2", ["no such option; do you mean failover?"]),
+        (f"{OURS}backup.host = mx", ["section of its own, [postcommit:backup]"]),
         (f"{OURS}queue_path = %(here)s/q", ["%(here)s is not replaced here"]),
         ("[Postcommit]\nport = 1", ["do you mean [postcommit]?"]),
         (f"{OURS}smtp_host = mx", ["no such option; do you mean hostname?"]),

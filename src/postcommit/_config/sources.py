@@ -249,6 +249,12 @@ def _ours(
     source: str, items: Iterable[tuple[str, str]], known: Iterable[str]
 ) -> dict[str, Given]:
     """Return the options of a section of ours, which is not interpolated."""
+    items = list(items)
+    for name, _ in items:
+        relay, dot, _ = name.partition(".")
+        if dot:
+            reason = f"a further relay is a section of its own, [{OURS}:{relay}]"
+            raise ConfigError(source, name, "***", reason)
     found = _known(source, items, known)
     for name, one in found.items():
         variable = _VARIABLE.search(one.value)
