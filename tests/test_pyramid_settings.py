@@ -149,6 +149,10 @@ def test_mailers_publish_as_told() -> None:
         ({"mailer": "failover"}, "mail.failover_mailers: is needed by mailer=fa"),
         ({"failover_retry_after": "5"}, "has no effect without mail.failover_mailers"),
         ({"failover_mailers": "smtp smpt"}, "no mailer 'smpt'; do you mean 'smtp'?"),
+        (
+            {"failover_mailers": "smtp b", "host": "mx", "b.host": "MX", "b.port": 25},
+            "failover_mailers='smtp b': 'smtp' and 'b' are the same relay",
+        ),
         ({"failover_mailers": "smtp ses"}, "no mailer 'ses' (smtp, sendmail, file)"),
         ({"failover_mailers": "smtp smtp"}, "'smtp' is there twice"),
         ({"failover_mailers": "a:pw@mx"}, "there is no mailer '***@mx' (smtp"),

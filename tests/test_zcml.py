@@ -299,6 +299,15 @@ def test_the_next_mailer_sends_if_the_relay_of_the_first_fails(
     assert change.startswith(f"<SMTPMailer 127.0.0.1:{dead.port}> failed, mail goes")
 
 
+def test_the_same_relay_twice(configure: Any) -> None:
+    """Both would fail together. Another login is another account."""
+    local = '<mail:smtpMailer name="local" hostname="localhost" {} />'
+    both = '<mail:failoverMailer name="m" mailers="smtp local" />'
+    with pytest.raises(ConfigurationError, match="'smtp' and 'local' are the same"):
+        configure(local.format("") + both)
+    configure(local.format('username="me" password="x"') + both)
+
+
 # Errors, with file and line
 
 

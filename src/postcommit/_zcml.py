@@ -30,6 +30,7 @@ from zope.schema.interfaces import IFromUnicode
 from zope.schema.interfaces import InvalidValue
 
 from postcommit._build import build
+from postcommit._build import twin
 from postcommit._config import legacy
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
@@ -275,6 +276,11 @@ def failoverMailer(
     def make() -> Any:
         hint = ", or only after this one, which it is a part of"
         found = [_find_mailer(part, hint) for part in mailers]
+        for number, mailer in enumerate(found):
+            other = twin(mailer, found[:number])
+            if other is not None:
+                pair = f"{mailers[found.index(other)]!r} and {mailers[number]!r}"
+                raise ConfigurationError(f"mailers: {pair} are the same relay")
         return build(IFailoverMailer, given, mailers=found)
 
     for contract in _with_older(IMailer):

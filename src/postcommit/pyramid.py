@@ -55,6 +55,7 @@ except ModuleNotFoundError as _missing:
 
 from postcommit._build import MAILERS
 from postcommit._build import build
+from postcommit._build import twin
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import truth
@@ -223,10 +224,19 @@ class MailSettings:
         self._warn_of_unused({chosen.value, *parts}, mailers, parts)
         if parts:
             found = [mailers[part] for part in parts]
+            self._check_twins(found, parts)
             mailers[_FAILOVER] = build(
                 IFailoverMailer, self._given, mailers=found, notify=notify
             )
         return {"": mailers[chosen.value], **mailers}
+
+    def _check_twins(self, mailers: list[Any], names: list[str]) -> None:
+        for number, mailer in enumerate(mailers):
+            other = twin(mailer, mailers[:number])
+            if other is not None:
+                first = names[mailers.index(other)]
+                reason = f"{first!r} and {names[number]!r} are the same relay"
+                raise self._given["failover_mailers"].refused(reason)
 
     def _host_is_missing(
         self, name: str, further: Mapping[str, dict[str, Given]]

@@ -26,6 +26,7 @@ from typing import NoReturn
 
 from postcommit._build import build
 from postcommit._build import consistent
+from postcommit._build import twin
 from postcommit._cli import arguments as args
 from postcommit._cli.owner import is_root
 from postcommit._config import sources
@@ -208,19 +209,11 @@ class Configuration:
 def _check_is_new(
     relay: SMTPMailer, relays: list[tuple[str, SMTPMailer]], given: Given
 ) -> None:
-    """Raise `OptionError` if one of `relays` is the same, with the same login.
-
-    It would fail together with the first one.
-    """
+    """Raise `OptionError` if one of `relays` is the same, with the same login."""
     for name, other in relays:
-        if _identity(relay) == _identity(other):
+        if twin(relay, [other]):
             reason = f"the relay {relay.relay} is there twice, first as [{name}]"
             raise given.refused(reason)
-
-
-def _identity(relay: SMTPMailer) -> tuple[object, ...]:
-    port = None if relay.relay.is_unix else relay.port
-    return relay.hostname.lower(), port, relay.username, relay.source_address
 
 
 def _host(failover: Given, text: str) -> dict[str, Given]:
