@@ -132,6 +132,10 @@ def test_mailers_publish_as_told() -> None:
         ({"ssl": "0", "tls": "implicit"}, "mail.ssl='0': contradicts mail.tls='imp"),
         ({"username": "me", "password": 7}, "mail.password='***': must be a str"),
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
+        (
+            {"mailer": "bakcup", "backup.host": "mx"},
+            "file, backup, failover; do you mean 'backup'?",
+        ),
         ({"mailer": ["smtp"]}, "mail.mailer=['smtp']: must be one of smtp, sendmail"),
         ({"mailer": "file"}, "mail.folder: is needed by the mailer 'file'"),
         ({"folder": "a", "top_level_directory": "a"}, "is the same"),
@@ -166,8 +170,8 @@ def test_mailers_publish_as_told() -> None:
         ({"backup.hots": "mx"}, "mail.backup.hots='***': there is no such option; do"),
         ({"backup.hots": "mx"}, "do you mean mail.backup.host?"),
         ({"backup.queue_path": "q"}, "mail.backup.queue_path='***': there is no such"),
-        ({"backup.port": "26"}, "mail.backup.hostname: is needed by the mailer"),
-        ({"backup.tls": "none"}, "mail.backup.hostname: is needed by the mailer"),
+        ({"backup.port": "26"}, "mail.backup.host: is needed by the mailer"),
+        ({"backup.tls": "none"}, "mail.backup.host: is needed by the mailer"),
         (
             {"backup.host": "mx", "bakcup.port": "26"},
             "is needed by the mailer 'bakcup'; or do you mean mail.backup?",

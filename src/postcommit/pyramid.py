@@ -204,7 +204,8 @@ class MailSettings:
         names = [*MAILERS, *further]
         parts = self._failover_mailers(names)
         if chosen.value not in (*names, _FAILOVER):
-            raise chosen.refused(f"must be one of {', '.join((*names, _FAILOVER))}")
+            known = ", ".join((*names, _FAILOVER))
+            raise chosen.refused(f"must be one of {known}{_hint(chosen.value, names)}")
         if chosen.value == _FAILOVER and not parts:
             name = f"{self._prefix}failover_mailers"
             raise OptionError(name, MISSING, "is needed by mailer=failover")
@@ -246,7 +247,7 @@ class MailSettings:
         near = difflib.get_close_matches(name, others, 1)
         hint = f"; or do you mean {self._prefix}{near[0]}?" if near else ""
         reason = f"is needed by the mailer {name!r}{hint}"
-        return OptionError(f"{self._prefix}{name}.hostname", MISSING, reason)
+        return OptionError(f"{self._prefix}{name}.host", MISSING, reason)
 
     def _warn_of_unused(
         self, used: set[str], mailers: Mapping[str, Any], parts: list[str]
@@ -281,11 +282,10 @@ class MailSettings:
             if part == _FAILOVER:
                 raise given.refused(f"{part!r} cannot be a part of itself")
             if part not in names:
-                near = difflib.get_close_matches(str(part), names, 1)
-                hint = f"; do you mean {near[0]!r}?" if near else ""
                 known = ", ".join(names)
                 shown = masked("failover_mailers", part)
-                raise given.refused(f"there is no mailer {shown!r}{hint} ({known})")
+                reason = f"there is no mailer {shown!r}{_hint(part, names)} ({known})"
+                raise given.refused(reason)
             if part in parts[:number]:
                 raise given.refused(f"{part!r} is there twice")
         return list(parts)
@@ -295,6 +295,12 @@ class MailSettings:
             check_queue_path(queue_path.value)
         except QueueError as error:
             raise queue_path.refused(error.reason) from error
+
+
+def _hint(name: object, names: list[str]) -> str:
+    """Return the question for one of `names` that is nearly `name`, or nothing."""
+    near = difflib.get_close_matches(str(name), names, 1)
+    return f"; do you mean {near[0]!r}?" if near else ""
 
 
 def _apart(
