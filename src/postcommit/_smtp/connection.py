@@ -123,7 +123,10 @@ class Relay:
         return self.hostname.startswith("/")
 
     def __str__(self) -> str:
-        return self.hostname if self.is_unix else f"{self.hostname}:{self.port}"
+        if self.is_unix:
+            return self.hostname
+        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
+        return f"{host}:{self.port}"
 
 
 class Address(NamedTuple):
@@ -460,14 +463,21 @@ class Connection:
         raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
     def _refusal(self, what: str, reply: Reply) -> RelayError:
-        return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
+        hint = ""
+        if what in ("HELO", "LHLO") and reply.code in (500, 502):
+            speaks = "lmtp" if what == "HELO" else "smtp"
+            hint = f"; set protocol to {speaks!r} if it speaks {speaks.upper()}"
+        return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:
-            raise RelayError(
-                f"{self.relay} offers no STARTTLS; set tls to 'implicit' if it"
-                " speaks TLS from the start (port 465), to 'none' to do without"
-            )
+            hint = "set tls to 'none'"
+            if not self.relay.is_unix:
+                hint = (
+                    "set tls to 'implicit' if it speaks TLS from the start (port 465),"
+                    " to 'none' to do without"
+                )
+            raise RelayError(f"{self.relay} offers no STARTTLS; {hint}")
         reply = self.command("STARTTLS")
         if reply.code != 220:
             raise self._refusal("STARTTLS", reply)
@@ -488,12 +498,12 @@ class Connection:
             tls.read_again()
             start = "" if tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
             start += f" -servername {tls.server_name}" if tls.server_name else ""
-            host = f"[{relay.hostname}]" if ":" in relay.hostname else relay.hostname
+            place = "-unix" if relay.is_unix else "-connect"
             reason = error.verify_message.rstrip(".")
             raise RelayError(
                 f"the certificate of {relay} cannot be trusted: {reason};"
-                f" {remedy(error)}; to see it: openssl s_client{start} -connect"
-                f" {host}:{relay.port} </dev/null | openssl x509 -noout -text"
+                f" {remedy(error)}; to see it: openssl s_client{start} {place}"
+                f" {relay} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
             tls.read_again()
@@ -534,8 +544,9 @@ class Connection:
         usable = [name for name in known if name in offered]
         if not usable:
             choice = credentials.mechanism
+            offer = f"AUTH {' '.join(offered)}" if offered else "no AUTH"
             raise RelayError(
-                f"{relay} offers AUTH {' '.join(offered) or 'not at all'};"
+                f"{relay} offers {offer};"
                 f" {' or '.join(known)} is needed to log in"
                 + (f", because of auth={choice!r}" if choice else "")
             )

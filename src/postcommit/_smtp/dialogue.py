@@ -7,7 +7,7 @@ for, and one report for each message.
 A message is transmitted to some of its recipients at a time. The rules for such a
 `Transmission` are tables: `MOVES` for what is written, `REPLIES` and `FINALS` for what
 the relay says, and `LOSSES` for a connection that is lost. They stand first, before the
-code that follows them, and docs/smtp.rst shows them as they are here.
+code that follows them, and docs/dialogue.rst shows them as they are here.
 """
 from __future__ import annotations
 
