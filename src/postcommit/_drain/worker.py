@@ -34,7 +34,7 @@ _BYTES_AHEAD = 1 << 16
 # An entry to many recipients is tried in parts of a few seconds, so that a stop soon
 # ends, and a crash makes few of them get it again. These are the maximum number of
 # transmissions of a part, and how many seconds let the next part have more or fewer.
-_MOST_AT_A_TIME = 20
+_MOST_AT_A_TIME = 10
 _SHORT, _LONG = 1.0, 5.0
 
 # `IConsumer.take`, or what a runner makes of it.
