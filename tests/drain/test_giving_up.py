@@ -293,11 +293,13 @@ def test_a_clock_that_is_wrong_at_the_attempt_does_not_age_it(queue: Queue) -> N
     assert after.name == f"{before.name}:2,"
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
-def test_the_numbers_of_each_recipient_survive_the_file(numbers: list[int]) -> None:
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 1))
+def test_the_numbers_of_each_recipient_survive_the_file(
+    numbers: list[int], attempts: int
+) -> None:
     recipients = tuple(f"{index}@x.org" for index in range(len(numbers)))
     doubts = dict(zip(recipients, numbers, strict=True))
-    entry = only(Entry("", recipients, MESSAGE, 3, "no"), recipients, doubts)
+    entry = only(Entry("", recipients, MESSAGE, attempts), recipients, doubts)
     assert parse_entry(preamble_of(entry) + entry.message) == entry
     assert entry.uncertain_by_recipient() == doubts
     assert entry.uncertain == max(numbers)

@@ -58,11 +58,11 @@ def test_each_recipient_is_counted_once(
 
 
 def test_each_part_has_its_recipients_and_their_replies() -> None:
-    assert part(ENTRY, REPORT, lambda o: o.status is Status.REJECTED) == Entry(
+    assert part(ENTRY, REPORT.outcomes, lambda o: o.status is Status.REJECTED) == Entry(
         "shop@x.org", ("dan@x.org",), b"Text.", 3, str(NEVER)
     )
     final = (Status.SENT, Status.REJECTED)
-    left = part(ENTRY, REPORT, lambda o: o.status not in final)
+    left = part(ENTRY, REPORT.outcomes, lambda o: o.status not in final)
     assert left is not None
     assert left.uncertain == 1
     assert left.recipients == ("bob@x.org", "carol@x.org")
@@ -70,7 +70,7 @@ def test_each_part_has_its_recipients_and_their_replies() -> None:
 
 
 def test_a_part_without_recipients_is_none() -> None:
-    assert part(ENTRY, REPORT, lambda outcome: False) is None
+    assert part(ENTRY, REPORT.outcomes, lambda outcome: False) is None
 
 
 @pytest.mark.parametrize(

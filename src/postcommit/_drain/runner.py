@@ -103,6 +103,9 @@ class Drain:
         self._feeder: threading.Thread | None = None
         shared = self._consumer, mailer, self._breaker, self._settler, self._crew.take
         self._workers = [Worker(*shared) for _ in range(pace.workers)]
+        if pace.rate_limit is not None:
+            for worker in self._workers:
+                worker.most_at_a_time = 1  # each one has a slot of its own
         self._threads = [
             threading.Thread(
                 target=self._work, args=(worker,), name=f"postcommit-{n}", daemon=True

@@ -8,6 +8,8 @@ some deferred or uncertain  is rewritten with just those, due by the schedule
 some rejected               those are kept as a dead letter, the rest goes on
 the relay failed            is left as it is, and no attempt counts; recipients
                             that were decided before are settled
+about a part of a long one  is rewritten without those that were decided, due at
+                            once, and no attempt counts until the last part
 uncertain for the third     those recipients may have the message: they are kept as
 time (``max_uncertain``)    a dead letter, but are not called rejected
 too old                     what would be deferred is rejected, but never after
@@ -22,6 +24,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Hashable
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -41,7 +45,6 @@ from postcommit._mail.entry import Entry
 from postcommit._mail.message import message_id_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
-from postcommit._mail.report import deferring
 from postcommit._mail.report import giving_up
 from postcommit._mail.report import giving_up_uncertain
 from postcommit._mailers.foreign import notify_of
@@ -83,12 +86,27 @@ class Settler:
     ) -> None:
         self.tally = Tally()
         self.unsettled: dict[IClaim, _Unsettled] = {}
+        # By the key of an entry: the outcomes in its earlier parts of recipients that
+        # are tried again. They wait for the last part, because an entry has one time.
+        self._kept: dict[Hashable, tuple[Outcome, ...]] = {}
         self._consumer = consumer
         self._mailer = mailer
         self._schedule = schedule
         self._breaker = breaker
         self._lock = threading.Lock()  # around the tally
         self._is_settling_again = threading.Lock()
+
+    def part_of(self, claim: IClaim, most: int) -> Entry:
+        """Return the claimed entry, with the next recipients to try: `most` at most."""
+        entry = claim.entry
+        kept = {o.recipient for o in self._kept.get(claim.key, ())}
+        if not kept and len(entry.recipients) <= most:
+            return entry
+        left = tuple(r for r in entry.recipients if r not in kept)
+        if not left:  # another processor has tried the others
+            self._kept.pop(claim.key, None)
+            left = entry.recipients
+        return replace(entry, recipients=left[:most], doubts=())
 
     def settle(
         self, claim: IClaim, report: DeliveryReport, *, answered: bool = False
@@ -116,7 +134,11 @@ class Settler:
         self, claim: IClaim, report: DeliveryReport
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
-        entry, now = claim.entry, self._consumer.now()
+        entry = claim.entry
+        is_all = len(report.outcomes) == len(entry.recipients)
+        if is_all and all(o.status is Status.SENT for o in report.outcomes):
+            return report, Settlement()
+        now = self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.
         # Nor for recipients that were not reached because the relay failed.
         if entry.attempts and self._schedule.is_too_old(claim.accepted, now):
@@ -126,29 +148,50 @@ class Settler:
             numbers = uncertain_attempts(entry, report.outcomes)
             given_up = {r for r, number in numbers.items() if number >= most}
             report = giving_up_uncertain(report, given_up)
-        rest: tuple[str, ...] = ()
-        if report.relay_failure is not None:
-            if any(map(_is_left, report.outcomes)):
-                report = deferring(report)  # an entry has one time for all
-            else:
-                rest = report.undecided
-                report = replace(
-                    report,
-                    relay_failure=None,
-                    failed_mid_message=False,
-                    too_many_connections=False,
-                )
-        uncertain = part(entry, report, lambda o: o.given_up)
+        has_failed = report.relay_failure is not None
+        if has_failed:
+            report = replace(
+                report,
+                relay_failure=None,
+                failed_mid_message=False,
+                too_many_connections=False,
+            )
+        uncertain = part(entry, report.outcomes, lambda o: o.given_up)
         if uncertain is not None:
             reply = f"{UNCERTAIN}: {uncertain.last_reply}"
             uncertain = replace(uncertain, last_reply=reply)
-        if rest:  # no attempt counts for them
-            left: Entry | None = only(entry, rest, entry.uncertain_by_recipient())
-            due = now
-        else:
-            left = part(entry, report, _is_left)
-            due = self._schedule.next_attempt(claim.accepted, now) if left else 0.0
+        left = self._left(claim, report, has_failed=has_failed)
+        due = now
+        if left is not None and left.attempts > entry.attempts:
+            due = self._schedule.next_attempt(claim.accepted, now)
         return report, Settlement(_rejected(entry, report), uncertain, left, due)
+
+    def _left(
+        self, claim: IClaim, report: DeliveryReport, *, has_failed: bool
+    ) -> Entry | None:
+        """Return what is left of the entry.
+
+        No attempt counts while there are recipients that were not tried, because the
+        relay has failed, or because this was a part of the entry. Those that are tried
+        again wait for them, unless this process ends. If a part has no recipient less,
+        the others wait as well: the relay may defer them, too, or fail at the message.
+        """
+        entry = claim.entry
+        new = {outcome.recipient for outcome in report.outcomes}
+        old = set(entry.recipients) - new
+        earlier = [o for o in self._kept.pop(claim.key, ()) if o.recipient in old]
+        kept = (*earlier, *filter(_is_left, report.outcomes))
+        names = {outcome.recipient for outcome in earlier} | new
+        rest = tuple(r for r in entry.recipients if r not in names)
+        recipients = (*rest, *(outcome.recipient for outcome in kept))
+        if not recipients:
+            return None
+        left = only(entry, recipients, uncertain_attempts(entry, report.outcomes))
+        if rest and (has_failed or not all(map(_is_left, report.outcomes))):
+            if kept:
+                self._kept[claim.key] = kept
+            return left
+        return replace(left, attempts=entry.attempts + 1, last_reply=_reply_of(kept))
 
     def _apply(self, settling: _Unsettled) -> None:
         claim, report, settlement = settling.claim, settling.report, settling.settlement
@@ -331,24 +374,27 @@ def only(entry: Entry, recipients: tuple[str, ...], numbers: dict[str, int]) -> 
 
 
 def part(
-    entry: Entry, report: DeliveryReport, belongs: Callable[[Outcome], bool]
+    entry: Entry, outcomes: Iterable[Outcome], belongs: Callable[[Outcome], bool]
 ) -> Entry | None:
     """Return the entry with those recipients whose outcome belongs to the part.
 
     Return None if the part is without recipients.
     """
-    outcomes = [outcome for outcome in report.outcomes if belongs(outcome)]
+    outcomes = [outcome for outcome in outcomes if belongs(outcome)]
     if not outcomes:
         return None
-    # The reply that the outcomes share, or each with its recipient.
-    replies = dict.fromkeys(str(outcome.reply) for outcome in outcomes)
-    if len(replies) == 1:
-        reply = next(iter(replies))
-    else:
-        reply = "; ".join(f"{o.recipient}: {o.reply}" for o in outcomes)
     recipients = tuple(outcome.recipient for outcome in outcomes)
     rest = only(entry, recipients, uncertain_attempts(entry, outcomes))
+    reply = _reply_of(outcomes)
     return replace(rest, attempts=entry.attempts + 1, last_reply=reply)
+
+
+def _reply_of(outcomes: Collection[Outcome]) -> str:
+    """Return the reply that the outcomes share, or each with its recipient."""
+    replies = dict.fromkeys(str(outcome.reply) for outcome in outcomes)
+    if len(replies) == 1:
+        return next(iter(replies))
+    return "; ".join(f"{o.recipient}: {o.reply}" for o in outcomes)
 
 
 def _is_left(outcome: Outcome) -> bool:
@@ -356,4 +402,4 @@ def _is_left(outcome: Outcome) -> bool:
 
 
 def _rejected(entry: Entry, report: DeliveryReport) -> Entry | None:
-    return part(entry, report, lambda outcome: outcome.status is Status.REJECTED)
+    return part(entry, report.outcomes, lambda o: o.status is Status.REJECTED)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from postcommit._drain.breaker import CircuitState
 from postcommit._drain.contract import IClaim
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.settle import Settler
+from postcommit._mail.entry import Entry
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.foreign import pipeline_of
 from postcommit.errors import EntryError
@@ -27,6 +29,12 @@ from postcommit.interfaces import SupportsSend
 _QUICK = 0.002
 _MOST_AHEAD = 8
 _BYTES_AHEAD = 1 << 16
+
+# An entry to many recipients is tried in parts of a few seconds, so that a stop soon
+# ends, and a crash makes few of them get it again. These are the maximum number of
+# transmissions of a part, and how many seconds let the next part have more or fewer.
+_MOST_AT_A_TIME = 10
+_SHORT, _LONG = 1.0, 5.0
 
 # `IConsumer.take`, or what a runner makes of it.
 Take = Callable[[int, Collection[Hashable]], list[IClaim]]
@@ -42,6 +50,8 @@ class Worker:
     `was_refused` says after `work` that the relay takes no more connections: it refused
     one while others of the mailer were in use. That is not its failure, unless
     `is_alone` says that no other worker is called.
+
+    `most_at_a_time` is the maximum number of transmissions of one claim.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class Worker:
         self.is_stopping = False
         self.is_alone = True
         self.was_refused = False
+        self.most_at_a_time = _MOST_AT_A_TIME
         self._consumer = consumer
         self._mailer = mailer
         self._breaker = breaker
@@ -67,6 +78,8 @@ class Worker:
         self._looked = -math.inf
         self._portion = 1  # the number of entries to claim at a time
         self._was_large = False
+        self._transmissions = 2  # of a part
+        self._began: dict[IClaim, float] = {}  # when a part of it was offered
 
     def work(self, most: int) -> bool:
         """Work on up to `most` entries. Return True if there may be more to do now.
@@ -104,7 +117,7 @@ class Worker:
         try:
             with pipeline:
                 while claim := self._next():
-                    pipeline.offer(claim.entry, key=claim)
+                    pipeline.offer(self._part_of(claim), key=claim)
                     self._conclude(pipeline.completed())
                 self._conclude(pipeline.drain())
             if self._in_flight:
@@ -118,8 +131,34 @@ class Worker:
                 left = [*self._in_flight, *self._ready, *self._claimed]
                 for claims in (self._in_flight, self._ready, self._claimed):
                     claims.clear()
+                self._began.clear()
                 if left:
                     self._release(left)
+
+    def _part_of(self, claim: IClaim) -> Entry:
+        """Return the claimed entry, with as many recipients as are tried at a time."""
+        entry = claim.entry
+        if len(entry.recipients) == 1:
+            return entry
+        size = size_of(self._mailer)
+        if size is None:
+            return self._settler.part_of(claim, sys.maxsize)
+        count = min(self._transmissions, self.most_at_a_time)
+        part = self._settler.part_of(claim, size * count)
+        if part is not entry:
+            self._began[claim] = time.monotonic()
+        return part
+
+    def _note_part(self, claim: IClaim) -> None:
+        """Adapt the size of the next part to the seconds that this one took."""
+        began = self._began.pop(claim, None)
+        if began is not None:
+            self._found_nothing = False  # the next part is due
+            seconds = time.monotonic() - began
+            if seconds < _SHORT:
+                self._transmissions = min(2 * self._transmissions, _MOST_AT_A_TIME)
+            elif seconds > _LONG:
+                self._transmissions = max(self._transmissions // 2, 1)
 
     def _release(self, claims: list[IClaim]) -> None:
         """Release entries that may be tried again at once."""
@@ -130,6 +169,7 @@ class Worker:
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
         """Attribute each report, settle and announce it, and tell the breaker."""
         for claim, report in reports:
+            self._note_part(claim)
             report, answered = self._breaker.attribute(claim.key, report)
             trouble: object = report.relay_failure
             is_refused = report.too_many_connections and not (
@@ -234,3 +274,17 @@ class Worker:
         else:
             # Any other error concerns this entry only, and the loop goes on.
             self._breaker.skip(claim, error)
+
+
+def size_of(mailer: object) -> int | None:
+    """Return how many recipients `mailer` has in one transmission.
+
+    The largest number, if it uses several mailers. None if they are not split.
+    """
+    mailers = getattr(mailer, "mailers", None)
+    if isinstance(mailers, tuple):
+        sizes = [size_of(each) for each in mailers]
+        known = [size for size in sizes if size is not None]
+        return max(known) if known and len(known) == len(sizes) else None
+    size = getattr(mailer, "recipients_per_transaction", None)
+    return size if isinstance(size, int) else None

@@ -190,6 +190,8 @@ class Consumer:
         self._store.defer(claim, left, settlement.due, claim.accepted)
         claim.release()
         self._note_due(settlement.due)
+        if not self._schedule.seconds_until(settlement.due, self.now()):
+            self._scan.released(claim.path)  # it comes last in this look
         return Settled.DONE
 
     def postpone(self, claim: IClaim, due: float) -> None:

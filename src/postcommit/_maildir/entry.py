@@ -80,7 +80,8 @@ def preamble(
         TO,
         ", ".join(recipients).encode(),
     )
-    if not (attempts or last_reply or beginning.lower().startswith(b"x-zope-")):
+    is_plain = not beginning.lower().startswith(b"x-zope-")
+    if is_plain and not (attempts or uncertain or last_reply):
         return envelope
     # A reply from a mailer written elsewhere may have halves of characters.
     one_line = " ".join(last_reply.split()).encode(errors="replace")
