@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import math
 import smtplib
+import socket
+import ssl
+import traceback
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -48,6 +51,14 @@ log = Log("postcommit.mailers.foreign")
 
 # Beginnings of the errors of smtplib's `login` if it cannot try a password.
 _NO_LOGIN = ("No suitable authentication method", "Server AUTH mechanism infinite loop")
+
+# Errors that only come before a message: we say so, or there is no connection.
+_BEFORE = (
+    RelayError,
+    ConnectionRefusedError,
+    socket.gaierror,
+    ssl.SSLCertVerificationError,
+)
 
 
 def pipeline_of(mailer: SupportsSend) -> Pipeline:
@@ -356,6 +367,10 @@ def _from_exception(error: Exception, mail: Outgoing) -> object:
         return _from_response(error, mail)
     if isinstance(error, OSError) and _is_the_relays(error):
         return _failed(mail, _failure(error))
+    if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
+        # For example the read time-out of an HTTP request with the message in it.
+        text = f"The message may have been sent: {_described(error)}"
+        return _alike(mail, Status.UNCERTAIN, Reply(0, "4.4.2", text))
     final = isinstance(error, ValueError | smtplib.SMTPNotSupportedError)
     status = Status.REJECTED if final else Status.DEFERRED
     reply = Reply(0, "5.6.0" if final else "4.3.0", _described(error))
@@ -382,12 +397,17 @@ def _is_the_relays(error: OSError) -> bool:
     """Return whether `error` came before any message: of the network, or of a login.
 
     If smtplib misses STARTTLS or AUTH, it is the relay's. SMTPUTF8 is for a message.
+    smtplib replaces the errors of a socket that is connected, so that those which it
+    lets out are of the connection itself, or of TLS.
     """
     if isinstance(error, smtplib.SMTPNotSupportedError):
         return "SMTPUTF8" not in text_of(error)
     if isinstance(error, smtplib.SMTPException):
         return text_of(error).startswith(_NO_LOGIN)
-    return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, _BEFORE) or any(
+        frame.f_globals.get("__name__") == "smtplib" for frame, _ in frames
+    )
 
 
 def _described(error: BaseException) -> str:
