@@ -6,6 +6,7 @@ import pytest
 from postcommit._drain import breaker as module
 from postcommit._drain.breaker import Breaker
 from postcommit._mail.report import DeliveryReport
+from postcommit.errors import RelayError
 from postcommit.interfaces import Status
 from tests.support.mailers import BYE
 from tests.support.mailers import OK
@@ -26,7 +27,8 @@ class Suspects(Breaker):
 
     def failed_at(self, key: str) -> bool:
         """Return whether the message is to blame for the failure of the relay."""
-        report = DeliveryReport("1@x.org", ("a@x.org",), (), BYE, True)
+        failure = RelayError(str(BYE), BYE)
+        report = DeliveryReport("1@x.org", ("a@x.org",), (), failure, True)
         attributed = self.attribute(key, report, answered=False)
         assert (attributed is report) == (attributed.relay_failure is not None)
         return attributed.relay_failure is None

@@ -255,7 +255,10 @@ def test_who_was_decided_before_the_relay_failed_keeps_the_outcome() -> None:
     failure, outcome = Reply(421, "4.3.2", "Not now"), Outcome(BOB, Status.SENT, OK)
     some = DeliveryReport("1@x.org", BOTH, (outcome,), failure)
     report = accounting_for(some, to(BOTH))
-    assert report == some
+    assert report.outcomes == (outcome,)
+    assert isinstance(report.relay_failure, RelayError)
+    assert report.relay_failure.reply == failure
+    assert str(report.relay_failure) == "421 4.3.2 Not now"
     assert report.undecided == (ANN,)
 
 
@@ -683,8 +686,9 @@ def test_a_reply_about_the_relay_is_its_failure(
 ) -> None:
     report = from_exception(error, to(BOTH))
     assert report.outcomes == ()
-    assert isinstance(report.relay_failure, Reply)
-    assert report.relay_failure.code == error.smtp_code
+    assert isinstance(report.relay_failure, RelayError)
+    assert report.relay_failure.reply is not None
+    assert report.relay_failure.reply.code == error.smtp_code
     in_the_middle = (smtplib.SMTPSenderRefused, smtplib.SMTPDataError)
     assert report.failed_mid_message is isinstance(error, in_the_middle)
 
@@ -800,6 +804,13 @@ def fill(server: socket.socket, waiting: ExitStack) -> None:
 def test_a_relay_error_keeps_its_reply() -> None:
     error = RelayError("Away", Reply(421))
     assert from_exception(error, to(BOTH)).relay_failure is error
+
+
+def test_a_relay_error_with_another_reply_gets_one() -> None:
+    odd: Any = "421 Bye"
+    failure = from_exception(RelayError("Away", odd), to(BOTH)).relay_failure
+    assert isinstance(failure, RelayError)
+    assert (str(failure), failure.reply) == ("Away", Reply(0, "", "421 Bye"))
 
 
 EVERY_ERROR = [

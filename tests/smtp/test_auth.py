@@ -141,7 +141,7 @@ def test_refused(start, connect):
     relay = start(users=USERS, mechanisms=["PLAIN", "LOGIN"])
     mailer = connect(relay, username="me", password="wrong")
     report = mailer.send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == 535
+    assert report.relay_failure.reply.code == 535
     assert relay.messages == []
     assert len(logins(relay)) == 1  # LOGIN would say the same
 
@@ -172,7 +172,8 @@ def test_refused_for_now(start, connect, reply):
     relay = start(users=USERS, mechanisms=["PLAIN"])
     relay.reply("AUTH", reply)
     report = connect(relay, **ME).send(SENDER, B, MESSAGE)
-    assert str(report.relay_failure) == reply
+    told = f"127.0.0.1:{relay.port}: login refused: {reply}"
+    assert str(report.relay_failure) == told
 
 
 def test_hangs_up(start, connect):
@@ -279,7 +280,7 @@ def test_the_fresh_token_is_refused_too(start, connect, mechanism):
     relay = start(tokens=["good"], mechanisms=[mechanism])
     mailer = connect(relay, username="me", token=Tokens("bad", "worse", "good"))
     report = mailer.send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == 535
+    assert report.relay_failure.reply.code == 535
     assert send(mailer) == ["sent"]
     assert mailer.token.calls == 3
     # The token that was refused last is not tried again.

@@ -477,7 +477,7 @@ def test_a_login_that_is_refused_is_not_about_the_number(start, connect):
     connection = mailer._pool.checkout()
     relay.users["me"] = "changed"
     report = mailer.send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == 535
+    assert report.relay_failure.reply.code == 535
     assert not report.too_many_connections
     mailer._pool.discard(connection)
 

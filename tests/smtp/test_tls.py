@@ -154,7 +154,7 @@ def test_starttls_refused(start, connect, authority, tls, reply):
     relay = start(tls=authority.server())
     relay.reply("STARTTLS", reply)
     report = connect(relay, tls=tls).send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == int(reply[:3])
+    assert report.relay_failure.reply.code == int(reply[:3])
     assert relay.messages == []
 
 

@@ -270,14 +270,16 @@ def _sound_reply(said: object) -> Reply:
     )
 
 
-def _sound_failure(failure: object) -> Reply | RelayError:
-    """Return `failure` as a reply, or as an error that has a text."""
+def _sound_failure(failure: object) -> RelayError:
+    """Return `failure` as an error that has a text. It may be a reply only."""
     if not isinstance(failure, BaseException):
-        return _sound_reply(failure)
+        return _of_reply(_sound_reply(failure))
     text = text_of(failure)
-    if isinstance(failure, RelayError) and text != type(failure).__name__:
+    reply = _attribute(failure, "reply", None)
+    is_told = reply is None or _is_sound_reply(reply)
+    if isinstance(failure, RelayError) and is_told and text != type(failure).__name__:
         return failure
-    sound = RelayError(text)
+    sound = RelayError(text, None if reply is None else _sound_reply(reply))
     sound.__cause__ = failure
     return sound
 
@@ -383,7 +385,7 @@ def _alike(mail: Outgoing, status: Status, reply: Reply) -> DeliveryReport:
 
 
 def _failed(
-    mail: Outgoing, failure: Reply | RelayError, *, mid_message: bool = False
+    mail: Outgoing, failure: RelayError, *, mid_message: bool = False
 ) -> DeliveryReport:
     return DeliveryReport(
         message_id_of(mail.message),
@@ -416,6 +418,10 @@ def _described(error: BaseException) -> str:
     return name if text == name else f"{name}: {text}"
 
 
+def _of_reply(reply: Reply) -> RelayError:
+    return RelayError(str(reply), reply)
+
+
 def _failure(error: OSError) -> RelayError:
     if isinstance(error, RelayError):
         return error
@@ -436,7 +442,8 @@ def _from_response(
     reply = _reply((error.smtp_code, error.smtp_error))
     status = None if stage is Stage.SESSION else judge(stage, reply.code)
     if status is None:
-        return _failed(mail, reply, mid_message=stage is not Stage.SESSION)
+        is_early = stage is Stage.SESSION
+        return _failed(mail, _of_reply(reply), mid_message=not is_early)
     if status is Status.SENT:
         status = Status.DEFERRED  # an exception, whatever its code, is not a success
     return _alike(mail, status, reply)
@@ -455,7 +462,7 @@ def _from_refusals(
         reply = _reply(refused.get(name, f"Not sent: {text_of(error)}"))
         status = judge(Stage.RCPT, reply.code)
         if status is None:
-            return _failed(mail, reply, mid_message=True)
+            return _failed(mail, _of_reply(reply), mid_message=True)
         if status is Status.SENT:
             status = Status.DEFERRED
         outcomes.append(Outcome(recipient, status, reply))

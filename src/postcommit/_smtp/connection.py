@@ -427,7 +427,7 @@ class Connection:
             verb = "HELO"
             reply = self.command(f"HELO {name}")
         if reply.code != 250:
-            raise self._refusal(verb, reply)
+            raise self._refusal(verb, reply, name)
         self.pipelining = "PIPELINING" in self.extensions
 
     def _expect_silence(self) -> None:
@@ -449,8 +449,12 @@ class Connection:
             raise self._refusal("connection", reply)
         raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
-    def _refusal(self, what: str, reply: Reply) -> RelayError:
-        return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
+    def _refusal(self, what: str, reply: Reply, name: str | None = None) -> RelayError:
+        """Return the error for `reply` to `what`. `name` is what a hello has said."""
+        hint = ""
+        if name is not None and reply.code in (501, 504):
+            hint = f"; set helo_name to a name that the relay accepts, it is {name!r}"
+        return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:

@@ -126,9 +126,7 @@ class StandIn(ABC):
         try:
             self._relay().mailer.check()
         except RelayError as error:
-            explained = _explained(error)
-            reply: Any = explained.reply
-            failed = DeliveryReport("", (), relay_failure=reply or explained)
+            failed = DeliveryReport("", (), relay_failure=_explained(error))
             failed.raise_as_smtplib()
 
     def _relay(self) -> Relay:
@@ -251,7 +249,7 @@ def _with_explanation(
 ) -> tuple[Any, DeliveryReport]:
     key, report = completed
     failure = report.relay_failure
-    if isinstance(failure, RelayError):
+    if failure is not None:
         report = replace(report, relay_failure=_explained(failure))
     return key, report
 
