@@ -8,11 +8,16 @@ import signal
 import socket
 import struct
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
+import transaction
 
+from postcommit import DirectMailDelivery
+from postcommit import FailoverMailer
 from postcommit import _forks as forks
+from postcommit._mail.message import compose
 from postcommit._smtp import pool as pools
 from postcommit._smtp.connection import Connection
 from postcommit._smtp.mailer import SMTPMailer
@@ -24,6 +29,7 @@ from tests.smtp.messages import B
 from tests.smtp.messages import C
 from tests.smtp.messages import message
 from tests.smtp.messages import told
+from tests.support.script import lines
 
 
 def send(mailer, number=1):
@@ -405,6 +411,14 @@ REFUSALS = [
 ]
 
 
+def try_once(mailer, text):
+    """Transmit as a processor does: without waiting for another connection."""
+    with mailer.pipeline() as pipeline:
+        pipeline.offer(compose(SENDER, B, text))
+        [(_, report)] = pipeline.drain()
+    return report
+
+
 def in_use(relay, connect):
     """Return a mailer with a message under way, and what ends it."""
     mailer = connect(relay)
@@ -424,7 +438,7 @@ def in_use(relay, connect):
 def test_one_connection_too_many(relay, connect, how):
     mailer, end = in_use(relay, connect)
     relay.drop("CONNECT", **how)
-    report = mailer.send(SENDER, B, message(2))
+    report = try_once(mailer, message(2))
     assert told(report) == "relay"
     assert report.too_many_connections
     end()
@@ -450,7 +464,7 @@ def test_nobody_listens_any_more(relay, connect):
 def test_too_many_at_ehlo(relay, connect):
     mailer, end = in_use(relay, connect)
     relay.reply("EHLO", "421 4.7.0 Too many connections")
-    assert mailer.send(SENDER, B, message(2)).too_many_connections
+    assert try_once(mailer, message(2)).too_many_connections
     end()
 
 
@@ -492,7 +506,7 @@ def test_of_two_that_connect_at_once_one_is_too_many(relay, connect):
     relay.drop("CONNECT", after="421 4.7.0 Too many connections")
     reports = []
     second = threading.Thread(
-        target=lambda: reports.append(mailer.send(SENDER, B, message(2)))
+        target=lambda: reports.append(try_once(mailer, message(2)))
     )
     second.start()
     relay.wait_until(lambda: relay.connections == 2 and relay.open == 1)
@@ -517,6 +531,109 @@ def test_a_relay_that_refuses_all_is_in_trouble(relay, connect):
     for thread in threads:
         thread.join(10)
     assert [report.too_many_connections for report in reports] == [False] * 4
+
+
+# Waiting for a connection in use
+
+
+def limit_to(relay, most):
+    """Let the relay refuse each connection over `most`."""
+
+    def greet(dialogue, usual):
+        if relay.open <= most:
+            return dialogue.say(lines(usual))
+        dialogue.closing = "close"
+        return dialogue.say(b"421 4.7.0 Too many connections\r\n")
+
+    relay.on("CONNECT", greet)
+
+
+def test_many_threads_share_the_connections_that_a_relay_permits(relay, connect):
+    limit_to(relay, 2)
+    delivery = DirectMailDelivery(connect(relay))
+
+    def commit(number):
+        with transaction.manager:
+            delivery.send(SENDER, B, message(number))
+
+    threads = [threading.Thread(target=commit, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(relay.messages) == 12
+
+
+@pytest.mark.parametrize(
+    "options", [{"idle_timeout": 0}, {"messages_per_connection": 1}]
+)
+def test_a_connection_that_is_not_kept_makes_room(relay, connect, options):
+    limit_to(relay, 1)
+    mailer = connect(relay, **options)
+    hold = relay.hold("END", times=1)
+    reports = []
+    threads = [
+        threading.Thread(
+            target=lambda n=n: reports.append(mailer.send(SENDER, B, message(n)))
+        )
+        for n in range(2)
+    ]
+    threads[0].start()
+    assert hold.reached.wait(5)
+    threads[1].start()
+    relay.wait_until(lambda: relay.connections == 2 and relay.open == 1)
+    hold.release()
+    for thread in threads:
+        thread.join(10)
+    assert [told(report) for report in reports] == [["sent"], ["sent"]]
+
+
+def test_nobody_waits_for_longer_than_connecting_may_take(relay, connect):
+    limit_to(relay, 1)
+    mailer = connect(relay, connect_timeout=0.3)
+    hold = relay.hold("END", times=1)
+    thread = threading.Thread(target=send, args=(mailer,))
+    thread.start()
+    assert hold.reached.wait(5)
+    begin = time.monotonic()
+    report = mailer.send(SENDER, B, message(2))
+    assert 0.3 <= time.monotonic() - begin < 5
+    assert report.too_many_connections
+    hold.release()
+    thread.join(5)
+
+
+def test_no_thread_waits_for_itself(relay, connect):
+    """As a subscriber that sends while a processor of the same thread has one."""
+    limit_to(relay, 1)
+    mailer = connect(relay, connect_timeout=20)
+    connection = mailer._pool.checkout()
+    begin = time.monotonic()
+    report = mailer.send(SENDER, B, message(2))
+    assert time.monotonic() - begin < 5
+    assert report.too_many_connections
+    mailer._pool.checkin(connection)
+    assert told(mailer.send(SENDER, B, message(3))) == ["sent"]
+
+
+def test_the_next_mailer_is_not_kept_waiting(relay, start, connect):
+    limit_to(relay, 1)
+    mailer, end = in_use(relay, connect)
+    second = start()
+    failover = FailoverMailer([mailer, connect(second)])
+    begin = time.monotonic()
+    assert told(failover.send(SENDER, B, message(2))) == ["sent"]
+    assert time.monotonic() - begin < 5
+    assert len(second.messages) == 1
+    end()
+
+
+def test_wait_when_the_others_have_just_gone(relay, connect):
+    pool = connect(relay)._pool
+    assert pool.wait(time.monotonic() + 5)
+    assert not pool.wait(time.monotonic() - 1)
+    pool.checkin(pool.checkout())
+    assert pool.wait(time.monotonic() + 5)
 
 
 # Interrupts

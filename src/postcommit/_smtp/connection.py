@@ -220,7 +220,7 @@ class Connection:
     transaction may be open, so that RSET has to come first. `most_recipients` is the
     number that the relay accepts for one transmission, as far as is known. `phase` is
     how far `greet` has come, or failed. `is_proven` says that a pool has lent the
-    connection before.
+    connection before, and `borrower` to which thread it is lent.
 
     `sent` is the number of bytes of the last `write` that the system has taken, and
     that may have reached the relay. Time-outs are in seconds. Methods that wait raise
@@ -235,6 +235,7 @@ class Connection:
         self.address = address
         self.phase = Phase.GREETING
         self.is_proven = False
+        self.borrower: int | None = None
         self.extensions: dict[str, str] = {}
         self.pipelining = False
         self.messages = 0

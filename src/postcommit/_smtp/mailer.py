@@ -196,6 +196,7 @@ class SMTPMailer(BaseMailer):
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
         with self.pipeline() as pipeline:
+            pipeline.waits = True
             pipeline.offer(mail)
             [(_, report)] = pipeline.drain()
         return report

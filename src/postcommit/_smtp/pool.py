@@ -204,6 +204,8 @@ class Pool:
         # thread that is interrupted leaves nothing behind.
         self._busy: WeakKeyDictionary[Connection, bool] = WeakKeyDictionary()
         self._opening = 0
+        # The threads in `wait`, and the connections that came back for one of them.
+        self._waiting = self._returned = 0
         self._sweeper: threading.Thread | None = None
         self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
         self._last_rites.atexit = False
@@ -234,7 +236,46 @@ class Pool:
             connection = self._open()
         # It may have been switched off since the connection was opened.
         connection.pipelining &= self.pipelining
+        connection.borrower = threading.get_ident()
         return connection
+
+    def wait(self, deadline: float) -> bool:
+        """Wait until `deadline` for a connection that is lent to another thread.
+
+        Return whether it is worth trying to get one. Each connection that comes back
+        wakes one thread, so that the others do not run into the relay's limit again.
+        A thread does not wait for its own connections: for example, a subscriber may
+        send a message while the processor that calls it has one.
+        """
+        with self._changed:
+            if self._idle:
+                return True
+            self._waiting += 1
+            try:
+                seconds = deadline - time.monotonic()
+                self._changed.wait_for(self._is_worth_trying, seconds)
+                if self._returned:
+                    self._returned -= 1
+                    return True
+                # All of the others are gone.
+                return not self._busy and not self._opening and seconds > 0
+            finally:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._returned = 0
+
+    def _is_worth_trying(self) -> bool:
+        """Return whether a connection has come back, or none can come back."""
+        me = threading.get_ident()
+        others = any(connection.borrower != me for connection in list(self._busy))
+        return self._returned > 0 or not (others or self._opening)
+
+    def _came_back(self) -> None:
+        """Wake a thread that waits for a connection, if any."""
+        with self._changed:
+            if self._waiting:
+                self._returned += 1
+                self._changed.notify_all()
 
     def _open(self) -> Connection:
         """Return a new connection, which counts as busy."""
@@ -292,6 +333,7 @@ class Pool:
                         self._sweeper = sweeper
         if not keep:
             connection.quit()
+        self._came_back()
 
     def discard(self, connection: Connection) -> None:
         """Take back a connection that cannot be used any more.
@@ -305,6 +347,7 @@ class Pool:
         if is_new and connection.address is not None:
             self._addresses.failed(connection.address)
         connection.close()
+        self._came_back()
 
     def close(self) -> None:
         """Close the idle connections now, the others when they are taken back."""

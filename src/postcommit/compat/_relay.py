@@ -216,6 +216,7 @@ class Relay(BaseMailer):
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
         with self.pipeline() as pipeline:
+            pipeline.waits = True
             pipeline.offer(mail)
             [(_, report)] = pipeline.drain()
         return report
@@ -235,6 +236,7 @@ class _Explaining(Pipeline):
         self._pipeline.__exit__(kind, error, traceback)
 
     def offer(self, mail: Outgoing, key: Any = None) -> None:
+        self._pipeline.waits = self.waits
         self._pipeline.offer(mail, key)
 
     def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
