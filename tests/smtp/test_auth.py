@@ -615,6 +615,25 @@ def test_no_local_variable_has_it_after_a_lie(start, connect):
     assert_kept(all_that_shows(error))
 
 
+@pytest.mark.parametrize("form", [SECRET, base64.b64encode(SECRET.encode()).decode()])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "XOAUTH2"])
+def test_a_relay_that_repeats_it_is_not_quoted(start, connect, caplog, mechanism, form):
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    relay.reply("AUTH", f"535 5.7.8 Wrong: {form} is not for me")
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    with caplog.at_level(logging.DEBUG):
+        failure = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert failure.reply.text == "Wrong: *** is not for me"
+    assert_kept(str(failure) + caplog.text)
+
+
+def test_a_short_password_is_not_looked_for_in_words(start, connect):
+    relay = start(users=USERS, mechanisms=["PLAIN"])
+    relay.reply("AUTH", "535 5.7.8 Wrong")
+    mailer = connect(relay, username="me", password="ron")
+    assert mailer.send(SENDER, B, MESSAGE).relay_failure.reply.text == "Wrong"
+
+
 # aiosmtpd
 
 

@@ -121,17 +121,22 @@ class SMTPMailer(BaseMailer):
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         given = locals()
-        for name in getFieldNames(ISMTPMailer):
-            setattr(self, name, _check(name, given[name]))
-        self.token, self.ssl_context = token, ssl_context
-        self.notify = notify
-        self._check_hosts()
-        self._pool = shared(
-            self._relay(),
-            messages=self.messages_per_connection,
-            idle_timeout=self.idle_timeout,
-            pipelining=self.pipelining,
-        )
+        try:
+            for name in getFieldNames(ISMTPMailer):
+                setattr(self, name, _check(name, given[name]))
+            self.token, self.ssl_context = token, ssl_context
+            self.notify = notify
+            self._check_hosts()
+            self._pool = shared(
+                self._relay(),
+                messages=self.messages_per_connection,
+                idle_timeout=self.idle_timeout,
+                pipelining=self.pipelining,
+            )
+        except Exception as error:
+            # Frames of a traceback have local variables, and these have the password.
+            del given, password
+            raise error.with_traceback(None)  # noqa: B904
         self.relay: Relay = self._pool.relay
 
     def _check_hosts(self) -> None:
@@ -183,7 +188,8 @@ class SMTPMailer(BaseMailer):
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.relay}>"
+        # A debugger may show a mailer whose constructor has raised.
+        return f"<{type(self).__name__} {vars(self).get('relay', 'without options')}>"
 
     def pipeline(self) -> Pipeline:
         """Return a pipeline over the connections of this mailer.
