@@ -390,7 +390,7 @@ class Connection:
             self._hello()
             if mode is TLSMode.STARTTLS or (
                 mode is TLSMode.AUTO
-                and "STARTTLS" in self.extensions
+                and ("STARTTLS" in self.extensions or relay.tls.needing)
                 and not relay.is_unix
             ):
                 self._upgrade()
@@ -398,6 +398,8 @@ class Connection:
                 self.phase = Phase.LOGIN
                 self._log_in(relay.credentials)
             self._expect_silence()
+            if not (self.is_encrypted or self.is_loopback):
+                relay.tls.log_clear(str(relay))
             self.phase = Phase.READY
         except RelayError:
             raise
@@ -459,9 +461,13 @@ class Connection:
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:
+            needing, without = "", "to 'none' to do without"
+            if self.relay.tls.mode is TLSMode.AUTO:
+                needing = f", and {', '.join(self.relay.tls.needing)} cannot be used"
+                without = "or omit these options to send in clear"
             raise RelayError(
-                f"{self.relay} offers no STARTTLS; set tls to 'implicit' if it"
-                " speaks TLS from the start (port 465), to 'none' to do without"
+                f"{self.relay} offers no STARTTLS{needing}; set tls to 'implicit' if it"
+                f" speaks TLS from the start (port 465), {without}"
             )
         reply = self.command("STARTTLS")
         if reply.code != 220:
