@@ -511,7 +511,7 @@ def test_what_has_no_name_is_seen_when_it_is_committed(maildir: Maildir) -> None
 def test_what_has_no_name_gets_it_once(maildir: Maildir) -> None:
     message = maildir.add([b"x"], nameless=True)
     for _ in range(2):
-        message.reveal()
+        message.give_name()
         assert files(Path(maildir.path)) == [f"tmp/{message.name}"]
     message.sync()
     message.move(f"{message.path}:moved")

@@ -57,7 +57,7 @@ _KNOWN = (
     *_CHOICES,
 )
 
-# The host and the port of a further relay. Without a match, there is no port.
+# The host and the port of a further relay. Without a match, the port is missing.
 _PLACE = re.compile(r"(\[[^]]*\]|[^:]*)(?::([^:]*))?")
 
 _INSTEAD = "--password-file, POSTCOMMIT_PASSWORD_FILE or systemd's LoadCredential"

@@ -20,7 +20,7 @@ from postcommit._smtp.pool import all_failed
 from postcommit.errors import RelayError
 
 
-# Time-out in seconds if the mailer has none, because a person waits.
+# Time-out in seconds if the mailer sets none, because a person waits.
 _PATIENCE = 30.0
 
 _ATTRIBUTES = {
