@@ -458,6 +458,8 @@ REFUSALS = [
     {"after": "450 4.7.0 Not now"},
     {"after": "554 5.7.0 Limit"},
     {"after": "554 Too many connections"},
+    {"after": "554 No"},
+    {"after": "554 5.7.1 Blocked"},
     {},
     {"reset": True},
 ]
@@ -542,7 +544,7 @@ def test_too_many_at_ehlo(relay, connect):
 @pytest.mark.parametrize(
     ("stage", "reply"),
     [
-        ("CONNECT", "554 5.7.1 Blocked"),
+        ("CONNECT", "421 4.3.2 Shutting down"),
         ("CONNECT", "421 4.3.2 Shutting down"),
         ("EHLO", "550 5.7.0 No"),
         ("CONNECT", b"hello\r\n"),

@@ -91,11 +91,12 @@ class Failure(NamedTuple):
         if self.is_login_refused or reply.code < 400:
             return False
         text = reply.text.lower()
-        is_said = "too many" in text or "concurrent" in text
-        is_policy = self.phase is Phase.GREETING and reply.enhanced[1:] == ".7.0"
-        # 4.3.2 says that the relay shuts down (RFC 3463, 3.4).
-        is_closed = reply.code == 421 and reply.enhanced != "4.3.2"
-        return is_closed or is_said or is_policy
+        if "too many" in text or "concurrent" in text:
+            return True
+        # 4.3.2 says that the relay shuts down (RFC 3463, 3.4). In place of a greeting,
+        # relays have all sorts of replies to one connection more.
+        is_shutdown = reply.code == 421 and reply.enhanced == "4.3.2"
+        return not is_shutdown and (reply.code == 421 or self.phase is Phase.GREETING)
 
 
 def all_failed(
