@@ -326,3 +326,42 @@ def test_nothing_before_an_at_sign_is_shown(secret: str, host: str) -> None:
     for value in (marked, marked.encode(errors="replace"), [marked], {"x": marked}):
         error = OptionError("hostname", value, "must be a name")
         assert SECRET not in f"{error} {error!r} {error.value!r}"
+
+
+class Quiet(dict[str, Any]):
+    """Options that do not show in the frame of this test."""
+
+    def __repr__(self) -> str:
+        return "<options>"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hostname": "mx.example.org:25"},
+        {"port": 0},
+        {"auth": "xoauth2"},
+        {"tls": "none", "cafile": "/x"},
+        {"ssl_context": 5},
+    ],
+    ids=str,
+)
+def test_a_mailer_that_cannot_be_made_leaves_no_password_in_the_traceback(
+    wrong: dict[str, Any],
+) -> None:
+    options = Quiet(hostname="mx.example.org", username="shop", password=SECRET)
+    options |= wrong
+    with pytest.raises(OptionError) as caught:
+        SMTPMailer(**options)
+    for frame, _ in traceback.walk_tb(caught.value.__traceback__):
+        for name, value in dict(frame.f_locals).items():
+            assert SECRET not in repr(value), (frame.f_code.co_name, name)
+    made = traceback.TracebackException.from_exception(
+        caught.value, capture_locals=True
+    )
+    assert SECRET not in "".join(made.format())
+
+
+def test_a_mailer_without_options_can_be_shown() -> None:
+    mailer = SMTPMailer.__new__(SMTPMailer)
+    assert repr(mailer) == "<SMTPMailer without options>"

@@ -280,6 +280,7 @@ class _Transmitting:
 
     def _transmit(self, items: Sequence[Composed]) -> None:
         pipeline = pipeline_of(self._mailer)
+        pipeline.waits = True
         token = committing.set(self._transaction_manager)
         try:
             with pipeline:

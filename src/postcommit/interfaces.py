@@ -193,8 +193,9 @@ class IDeliveryReport(Interface):
         ),
     )
     relay_failure = Attribute(
-        "The `IReply` by which the relay refused to work, or the `RelayError`"
-        " where it did not say; None where the relay is well."
+        "The `RelayError` that says why the relay does not work: its text names each"
+        " address that was tried, and its `reply` is the last `IReply`, or None without"
+        " one. None where the relay is well."
     )
     failed_mid_message = Attribute(
         "True if the relay failed in the middle of this message, for example by"

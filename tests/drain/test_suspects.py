@@ -7,6 +7,7 @@ from postcommit._drain import breaker as module
 from postcommit._drain.breaker import Breaker
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
+from postcommit.errors import RelayError
 from postcommit.interfaces import Status
 from tests.support.mailers import BYE
 from tests.support.mailers import LOST
@@ -28,7 +29,8 @@ class Suspects(Breaker):
 
     def failed_at(self, key: str) -> bool:
         """Return whether the message is to blame for the failure of the relay."""
-        report = DeliveryReport("1@x.org", ("a@x.org",), (), BYE, True)
+        failure = RelayError(str(BYE), BYE)
+        report = DeliveryReport("1@x.org", ("a@x.org",), (), failure, True)
         attributed, answered = self.attribute(key, report)
         assert not answered
         assert (attributed is report) == (attributed.relay_failure is not None)

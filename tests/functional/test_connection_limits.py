@@ -67,7 +67,7 @@ def be_one_too_many(port: int) -> None:
     report = mailer.send("shop@example.org", "ann@example.org", "Subject: x\n\n")
     assert report.too_many_connections
     assert report.relay_failure is not None
-    assert report.relay_failure.code == 421
+    assert report.relay_failure.reply.code == 421
     for connection in connections:
         connection.quit()
         pool.discard(connection)

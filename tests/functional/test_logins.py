@@ -129,7 +129,7 @@ def test_each_mechanism(start_postfix: Callable[..., Postfix]) -> None:
             wrong = {**ME, "password": "wrong"}
             mailer = SMTPMailer("127.0.0.1", postfix.port, auth=auth, **wrong)
             report = mailer.send("a@example.org", "ann@example.org", "Subject: x\n\n")
-            assert str(report.relay_failure).startswith("535 5.7.8")
+            assert str(report.relay_failure.reply).startswith("535 5.7.8")
         expected = ["SCRAM-SHA-256", "SCRAM-SHA-256", "CRAM-MD5", "PLAIN", "LOGIN"]
         assert mechanisms_of(postfix) == expected
         assert len(postfix.wait_for("ann", 5)) == 5

@@ -150,12 +150,12 @@ def test_a_relay_failure_leaves_the_decided_recipients_and_defers_the_others() -
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
-        (Reply(421, "4.7.0", "Try again later"), "421 4.7.0 Try again later"),
+        (RelayError("mx: full", Reply(421, "4.7.0", "Later")), "421 4.7.0 Later"),
         (RelayError("mute"), "4.4.2 The relay fails at this message: mute"),
     ],
 )
 def test_a_message_that_is_to_blame_is_deferred(
-    failure: Reply | RelayError, said: str
+    failure: RelayError, said: str
 ) -> None:
     report = deferring(DeliveryReport("1@x.org", BOTH, (), failure, True))
     assert statuses(report) == dict.fromkeys(BOTH, Status.DEFERRED)

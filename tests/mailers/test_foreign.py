@@ -5,10 +5,12 @@ import functools
 import logging
 import os
 import smtplib
+import socket
 import ssl
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+from contextlib import ExitStack
 from email import message_from_bytes
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,7 +255,10 @@ def test_who_was_decided_before_the_relay_failed_keeps_the_outcome() -> None:
     failure, outcome = Reply(421, "4.3.2", "Not now"), Outcome(BOB, Status.SENT, OK)
     some = DeliveryReport("1@x.org", BOTH, (outcome,), failure)
     report = accounting_for(some, to(BOTH))
-    assert report == some
+    assert report.outcomes == (outcome,)
+    assert isinstance(report.relay_failure, RelayError)
+    assert report.relay_failure.reply == failure
+    assert str(report.relay_failure) == "421 4.3.2 Not now"
     assert report.undecided == (ANN,)
 
 
@@ -681,8 +686,9 @@ def test_a_reply_about_the_relay_is_its_failure(
 ) -> None:
     report = from_exception(error, to(BOTH))
     assert report.outcomes == ()
-    assert isinstance(report.relay_failure, Reply)
-    assert report.relay_failure.code == error.smtp_code
+    assert isinstance(report.relay_failure, RelayError)
+    assert report.relay_failure.reply is not None
+    assert report.relay_failure.reply.code == error.smtp_code
     in_the_middle = (smtplib.SMTPSenderRefused, smtplib.SMTPDataError)
     assert report.failed_mid_message is isinstance(error, in_the_middle)
 
@@ -691,8 +697,8 @@ def test_a_reply_about_the_relay_is_its_failure(
     "error",
     [
         ConnectionRefusedError("No"),
-        TimeoutError("Late"),
-        ssl.SSLError("Bad"),
+        socket.gaierror("No such name"),
+        ssl.SSLCertVerificationError("Bad"),
         smtplib.SMTPNotSupportedError("STARTTLS extension not supported by server."),
         smtplib.SMTPException("No suitable authentication method found."),
     ],
@@ -706,13 +712,105 @@ def test_an_error_before_any_message_is_the_relays_failure(error: OSError) -> No
 
 
 def test_the_text_of_a_network_error_is_one_line() -> None:
-    report = from_exception(OSError("a\nb\x1b"), to(BOTH))
-    assert str(report.relay_failure) == "OSError: a b�"
+    report = from_exception(ConnectionRefusedError("a\nb\x1b"), to(BOTH))
+    assert str(report.relay_failure) == "ConnectionRefusedError: a b�"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError("Read timed out"),
+        ConnectionResetError("Reset by peer"),
+        BrokenPipeError("Broken pipe"),
+        ssl.SSLError("Bad record"),
+        type("ReadTimeout", (OSError,), {})("Read timed out"),
+    ],
+)
+def test_a_network_error_that_may_come_behind_the_message_is_uncertain(
+    error: OSError,
+) -> None:
+    report = from_exception(error, to(BOTH))
+    assert report.relay_failure is None
+    assert statuses(report) == {ANN: Status.UNCERTAIN, BOB: Status.UNCERTAIN}
+    assert str(error) in str(report.outcomes[0].reply)
+    assert not report.outcomes[0].reply.code
+
+
+class HandingOverMailer:
+    """As one for an API over HTTP, whose answer does not come in time."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def send(self, fromaddr: str, toaddrs: Sequence[str], message: bytes) -> None:
+        self.taken += toaddrs
+        raise TimeoutError("Read timed out. (read timeout=10)")
+
+
+def test_a_message_that_was_handed_over_does_not_go_to_the_next_relay() -> None:
+    first, second = HandingOverMailer(), RecordingMailer()
+    report = FailoverMailer([first, second]).send("me@x.org", ANN, message(1))
+    assert statuses(report) == {ANN: Status.UNCERTAIN}
+    assert (first.taken, second.outbox) == ([ANN], [])
+
+
+def test_a_message_that_was_handed_over_is_not_sent_for_ever(queue: Queue) -> None:
+    queue.send(ANN)
+    mailer, clock = HandingOverMailer(), FakeClock()
+    processor = QueueProcessor(
+        str(queue.path), mailer, workers=1, clock=clock, max_uncertain=2
+    )
+    tallies = []
+    for _ in range(4):
+        tallies.append(processor.flush())
+        clock.advance(86_400)
+    assert mailer.taken == [ANN, ANN]
+    assert tallies[0].uncertain == 0
+    assert tallies[1].uncertain == 1
+
+
+@pytest.mark.parametrize("kind", [smtplib.SMTP, smtplib.SMTP_SSL])
+def test_what_smtplib_raises_while_it_connects_comes_before_the_message(
+    kind: type[smtplib.SMTP], queue: Queue
+) -> None:
+    """TimeoutError from connect(), and SSLError from the handshake."""
+
+    class Mailer:
+        def send(self, fromaddr: str, toaddrs: Sequence[str], message: bytes) -> None:
+            kind("127.0.0.1", port, timeout=0.2).sendmail(fromaddr, toaddrs, message)
+
+    queue.send(ANN)
+    before = queue.files()
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        port = server.getsockname()[1]
+        with ExitStack() as waiting:
+            if kind is smtplib.SMTP:
+                fill(server, waiting)
+            [(_, report)] = transmit(Mailer(), to([ANN]))
+            assert isinstance(report.relay_failure, RelayError)
+            assert isinstance(report.relay_failure.__cause__, TimeoutError)
+            assert queue.flush(Mailer()) == Tally(0, 0, 0)
+    assert queue.files() == before
+
+
+def fill(server: socket.socket, waiting: ExitStack) -> None:
+    """Fill the backlog of `server`, so that one more connect() is not answered."""
+    for _ in range(4):
+        client = waiting.enter_context(socket.socket())
+        client.setblocking(False)
+        client.connect_ex(server.getsockname())
 
 
 def test_a_relay_error_keeps_its_reply() -> None:
     error = RelayError("Away", Reply(421))
     assert from_exception(error, to(BOTH)).relay_failure is error
+
+
+def test_a_relay_error_with_another_reply_gets_one() -> None:
+    odd: Any = "421 Bye"
+    failure = from_exception(RelayError("Away", odd), to(BOTH)).relay_failure
+    assert isinstance(failure, RelayError)
+    assert (str(failure), failure.reply) == ("Away", Reply(0, "", "421 Bye"))
 
 
 EVERY_ERROR = [

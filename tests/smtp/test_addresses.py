@@ -194,7 +194,8 @@ def test_a_refused_login_is_not_tried_elsewhere(site, hosts, connect):
         site.well(host, users={"me": "secret"})
     mailer = connect(site, hostname=NAME, username="me", password="wrong")
     report = hosts.run(mailer.send, SENDER, B, MESSAGE)
-    assert str(report.relay_failure) == "535 5.7.8 Wrong credentials"
+    told = f"{NAME}:{site.port}: login refused: 535 5.7.8 Wrong credentials"
+    assert str(report.relay_failure) == told
     assert [relay.connections for relay in site.relays.values()] == [1, 0, 0]
     with pytest.raises(RelayError, match=f"^{NAME}:{site.port}: login refused: 535"):
         hosts.run(mailer.check)
@@ -230,6 +231,11 @@ def test_all_are_sick_in_their_own_ways(site, hosts, connect, caplog):
         f"address 127.0.0.1: {NAME}:{site.port}: greeting refused: 421 4.3.2 Busy;"
         " it is tried last for 10 minutes"
     )
+    # The report says the same.
+    failure = hosts.run(mailer.send, SENDER, B, MESSAGE).relay_failure
+    assert failure.reply == caught.value.reply
+    for reason in ("greeting refused: 421", "Connection refused", "hung up"):
+        assert reason in str(failure)
     # An address that recovers is found, and the log does not repeat itself.
     site.relays["127.0.0.3"].script.clear()
     assert told(hosts.run(mailer.send, SENDER, B, MESSAGE)) == ["sent"]

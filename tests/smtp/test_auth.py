@@ -141,7 +141,7 @@ def test_refused(start, connect):
     relay = start(users=USERS, mechanisms=["PLAIN", "LOGIN"])
     mailer = connect(relay, username="me", password="wrong")
     report = mailer.send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == 535
+    assert report.relay_failure.reply.code == 535
     assert relay.messages == []
     assert len(logins(relay)) == 1  # LOGIN would say the same
 
@@ -172,7 +172,8 @@ def test_refused_for_now(start, connect, reply):
     relay = start(users=USERS, mechanisms=["PLAIN"])
     relay.reply("AUTH", reply)
     report = connect(relay, **ME).send(SENDER, B, MESSAGE)
-    assert str(report.relay_failure) == reply
+    told = f"127.0.0.1:{relay.port}: login refused: {reply}"
+    assert str(report.relay_failure) == told
 
 
 def test_hangs_up(start, connect):
@@ -279,7 +280,7 @@ def test_the_fresh_token_is_refused_too(start, connect, mechanism):
     relay = start(tokens=["good"], mechanisms=[mechanism])
     mailer = connect(relay, username="me", token=Tokens("bad", "worse", "good"))
     report = mailer.send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == 535
+    assert report.relay_failure.reply.code == 535
     assert send(mailer) == ["sent"]
     assert mailer.token.calls == 3
     # The token that was refused last is not tried again.
@@ -623,6 +624,25 @@ def test_no_local_variable_has_it_after_a_lie(start, connect):
     error = mailer.send(SENDER, B, MESSAGE).relay_failure
     assert "does not prove" in all_that_shows(error)
     assert_kept(all_that_shows(error))
+
+
+@pytest.mark.parametrize("form", [SECRET, base64.b64encode(SECRET.encode()).decode()])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "XOAUTH2"])
+def test_a_relay_that_repeats_it_is_not_quoted(start, connect, caplog, mechanism, form):
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    relay.reply("AUTH", f"535 5.7.8 Wrong: {form} is not for me")
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    with caplog.at_level(logging.DEBUG):
+        failure = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert failure.reply.text == "Wrong: *** is not for me"
+    assert_kept(str(failure) + caplog.text)
+
+
+def test_a_short_password_is_not_looked_for_in_words(start, connect):
+    relay = start(users=USERS, mechanisms=["PLAIN"])
+    relay.reply("AUTH", "535 5.7.8 Wrong")
+    mailer = connect(relay, username="me", password="ron")
+    assert mailer.send(SENDER, B, MESSAGE).relay_failure.reply.text == "Wrong"
 
 
 # aiosmtpd

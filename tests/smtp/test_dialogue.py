@@ -476,7 +476,7 @@ def test_impossible_addresses_do_not_defer_the_others():
     say(talk, MAIL=BYE)
     report = reports(talk)[0]
     assert [outcome.recipient for outcome in report.outcomes] == ["no address"]
-    assert report.relay_failure == BYE
+    assert report.relay_failure.reply == BYE
     assert report.failed_mid_message
 
 

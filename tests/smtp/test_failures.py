@@ -5,7 +5,6 @@ import pytest
 
 from postcommit._mail.report import Reply
 from postcommit.errors import RelayError
-from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 from tests.smtp.messages import MESSAGE
 from tests.smtp.messages import SENDER
@@ -56,7 +55,9 @@ def test_replies(start, connect, without, stage, reply, expected):
     assert told(report) == expected
     assert relay.messages == []
     if expected == RELAY:
-        assert report.relay_failure == Reply(int(reply[:3]), reply[4:9], reply[10:])
+        said = Reply(int(reply[:3]), reply[4:9], reply[10:])
+        assert report.relay_failure.reply == said
+        assert str(report.relay_failure).endswith(reply)
     else:
         assert {str(outcome.reply) for outcome in report.outcomes} == {reply}
     # nothing of it leaks into the next message
@@ -86,7 +87,7 @@ def test_hanging_up(start, connect, without, stage, expected, reset):
     assert told(report) == expected
     if expected == RELAY:
         assert isinstance(report.relay_failure, RelayError)
-        assert not IReply.providedBy(report.relay_failure)
+        assert report.relay_failure.reply is None
     assert told(mailer.send(SENDER, [B, C], message(2))) == SENT
 
 
@@ -317,10 +318,10 @@ def test_a_greeting_with_two_codes(start, connect, without):
     relay.reply("CONNECT", ["220-mx.example.org ESMTP", denied])
     mailer = connect(relay)
     report = mailer.send(SENDER, [B, C], MESSAGE)
-    assert report.relay_failure.code == 521
-    assert report.relay_failure.enhanced == "5.3.2"
+    assert report.relay_failure.reply.code == 521
+    assert report.relay_failure.reply.enhanced == "5.3.2"
     for text in ("mx.example.org ESMTP", "Service denied: blocked using dnsbl.example"):
-        assert text in report.relay_failure.text
+        assert text in report.relay_failure.reply.text
         with pytest.raises(RelayError, match=text):
             mailer.check()
 

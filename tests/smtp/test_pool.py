@@ -9,11 +9,16 @@ import socket
 import struct
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
+import transaction
 
+from postcommit import DirectMailDelivery
+from postcommit import FailoverMailer
 from postcommit import _forks as forks
+from postcommit._mail.message import compose
 from postcommit._smtp import pool as pools
 from postcommit._smtp.connection import Connection
 from postcommit._smtp.mailer import SMTPMailer
@@ -25,6 +30,7 @@ from tests.smtp.messages import B
 from tests.smtp.messages import C
 from tests.smtp.messages import message
 from tests.smtp.messages import told
+from tests.support.script import lines
 
 
 def send(mailer, number=1):
@@ -452,9 +458,19 @@ REFUSALS = [
     {"after": "450 4.7.0 Not now"},
     {"after": "554 5.7.0 Limit"},
     {"after": "554 Too many connections"},
+    {"after": "554 No"},
+    {"after": "554 5.7.1 Blocked"},
     {},
     {"reset": True},
 ]
+
+
+def try_once(mailer, text):
+    """Transmit as a processor does: without waiting for another connection."""
+    with mailer.pipeline() as pipeline:
+        pipeline.offer(compose(SENDER, B, text))
+        [(_, report)] = pipeline.drain()
+    return report
 
 
 def in_use(relay, connect):
@@ -476,7 +492,7 @@ def in_use(relay, connect):
 def test_one_connection_too_many(relay, connect, how):
     mailer, end = in_use(relay, connect)
     relay.drop("CONNECT", **how)
-    report = mailer.send(SENDER, B, message(2))
+    report = try_once(mailer, message(2))
     assert told(report) == "relay"
     assert report.too_many_connections
     end()
@@ -521,14 +537,13 @@ def test_a_restart_of_the_relay_is_not_about_the_number(relay, connect):
 def test_too_many_at_ehlo(relay, connect):
     mailer, end = in_use(relay, connect)
     relay.reply("EHLO", "421 4.7.0 Too many connections")
-    assert mailer.send(SENDER, B, message(2)).too_many_connections
+    assert try_once(mailer, message(2)).too_many_connections
     end()
 
 
 @pytest.mark.parametrize(
     ("stage", "reply"),
     [
-        ("CONNECT", "554 5.7.1 Blocked"),
         ("CONNECT", "421 4.3.2 Shutting down"),
         ("EHLO", "550 5.7.0 No"),
         ("CONNECT", b"hello\r\n"),
@@ -549,7 +564,7 @@ def test_a_login_that_is_refused_is_not_about_the_number(start, connect):
     connection = mailer._pool.checkout()
     relay.users["me"] = "changed"
     report = mailer.send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == 535
+    assert report.relay_failure.reply.code == 535
     assert not report.too_many_connections
     mailer._pool.discard(connection)
 
@@ -564,7 +579,7 @@ def test_of_two_that_connect_at_once_one_is_too_many(relay, connect):
     relay.drop("CONNECT", after="421 4.7.0 Too many connections")
     reports = []
     second = threading.Thread(
-        target=lambda: reports.append(mailer.send(SENDER, B, message(2)))
+        target=lambda: reports.append(try_once(mailer, message(2)))
     )
     second.start()
     relay.wait_until(lambda: relay.connections == 2 and relay.open == 1)
@@ -589,6 +604,109 @@ def test_a_relay_that_refuses_all_is_in_trouble(relay, connect):
     for thread in threads:
         thread.join(10)
     assert [report.too_many_connections for report in reports] == [False] * 4
+
+
+# Waiting for a connection in use
+
+
+def limit_to(relay, most):
+    """Let the relay refuse each connection over `most`."""
+
+    def greet(dialogue, usual):
+        if relay.open <= most:
+            return dialogue.say(lines(usual))
+        dialogue.closing = "close"
+        return dialogue.say(b"421 4.7.0 Too many connections\r\n")
+
+    relay.on("CONNECT", greet)
+
+
+def test_many_threads_share_the_connections_that_a_relay_permits(relay, connect):
+    limit_to(relay, 2)
+    delivery = DirectMailDelivery(connect(relay))
+
+    def commit(number):
+        with transaction.manager:
+            delivery.send(SENDER, B, message(number))
+
+    threads = [threading.Thread(target=commit, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(relay.messages) == 12
+
+
+@pytest.mark.parametrize(
+    "options", [{"idle_timeout": 0}, {"messages_per_connection": 1}]
+)
+def test_a_connection_that_is_not_kept_makes_room(relay, connect, options):
+    limit_to(relay, 1)
+    mailer = connect(relay, **options)
+    hold = relay.hold("END", times=1)
+    reports = []
+    threads = [
+        threading.Thread(
+            target=lambda n=n: reports.append(mailer.send(SENDER, B, message(n)))
+        )
+        for n in range(2)
+    ]
+    threads[0].start()
+    assert hold.reached.wait(5)
+    threads[1].start()
+    relay.wait_until(lambda: relay.connections == 2 and relay.open == 1)
+    hold.release()
+    for thread in threads:
+        thread.join(10)
+    assert [told(report) for report in reports] == [["sent"], ["sent"]]
+
+
+def test_nobody_waits_for_longer_than_connecting_may_take(relay, connect):
+    limit_to(relay, 1)
+    mailer = connect(relay, connect_timeout=0.3)
+    hold = relay.hold("END", times=1)
+    thread = threading.Thread(target=send, args=(mailer,))
+    thread.start()
+    assert hold.reached.wait(5)
+    begin = time.monotonic()
+    report = mailer.send(SENDER, B, message(2))
+    assert 0.3 <= time.monotonic() - begin < 5
+    assert report.too_many_connections
+    hold.release()
+    thread.join(5)
+
+
+def test_no_thread_waits_for_itself(relay, connect):
+    """As a subscriber that sends while a processor of the same thread has one."""
+    limit_to(relay, 1)
+    mailer = connect(relay, connect_timeout=20)
+    connection = mailer._pool.checkout()
+    begin = time.monotonic()
+    report = mailer.send(SENDER, B, message(2))
+    assert time.monotonic() - begin < 5
+    assert report.too_many_connections
+    mailer._pool.checkin(connection)
+    assert told(mailer.send(SENDER, B, message(3))) == ["sent"]
+
+
+def test_the_next_mailer_is_not_kept_waiting(relay, start, connect):
+    limit_to(relay, 1)
+    mailer, end = in_use(relay, connect)
+    second = start()
+    failover = FailoverMailer([mailer, connect(second)])
+    begin = time.monotonic()
+    assert told(failover.send(SENDER, B, message(2))) == ["sent"]
+    assert time.monotonic() - begin < 5
+    assert len(second.messages) == 1
+    end()
+
+
+def test_wait_when_the_others_have_just_gone(relay, connect):
+    pool = connect(relay)._pool
+    assert pool.wait(time.monotonic() + 5)
+    assert not pool.wait(time.monotonic() - 1)
+    pool.checkin(pool.checkout())
+    assert pool.wait(time.monotonic() + 5)
 
 
 # Interrupts

@@ -154,7 +154,7 @@ def test_starttls_refused(start, connect, authority, tls, reply):
     relay = start(tls=authority.server())
     relay.reply("STARTTLS", reply)
     report = connect(relay, tls=tls).send(SENDER, B, MESSAGE)
-    assert report.relay_failure.code == int(reply[:3])
+    assert report.relay_failure.reply.code == int(reply[:3])
     assert relay.messages == []
 
 
@@ -651,7 +651,11 @@ def test_the_table_of_modes(
         )
         expected = certificate == "good" or not must_be_good
     else:
-        expected = tls != "starttls" and not (login and place == "outside")
+        expected = (
+            tls != "starttls"
+            and not (login and place == "outside")
+            and "cafile" not in options
+        )
     assert (report.relay_failure is None) == expected, report.relay_failure
     if expected:
         [message] = relay.messages
@@ -685,6 +689,47 @@ def test_what_is_not_verified_is_said_once(
     said = [text for text in caplog.messages if "verified" in text]
     told = f"{outside}:{relay.port}: the relay's certificate is not verified: {reason}"
     assert said == [told]
+
+
+def test_each_reason_is_said_once(start, connect, authority, outside, caplog):
+    server = authority.server()
+    relay = start(tls=server, host=outside, users={"me": "secret"})
+    strict = {"tls": "starttls", "verify": False}
+    with caplog.at_level("INFO", "postcommit.smtp"):
+        assert send(connect(relay, hostname=outside)) == ["sent"]
+        assert send(connect(relay, hostname=outside, **LOGIN, **strict)) == ["sent"]
+    said = [text.partition("verified: ")[2] for text in caplog.messages]
+    assert list(filter(None, said)) == ["tls='auto' without a login", "verify=False"]
+
+
+@pytest.mark.parametrize(
+    ("tls", "reason"),
+    [("none", "tls='none'"), ("auto", "tls='auto', and it offers no STARTTLS")],
+)
+def test_mail_in_clear_is_said_once(start, connect, outside, caplog, tls, reason):
+    relay = start(host=outside)
+    with caplog.at_level("INFO", "postcommit.smtp"):
+        assert send(connect(start(), tls=tls)) == ["sent"]  # to loopback
+        for _ in range(2):
+            mailer = connect(relay, hostname=outside, tls=tls, idle_timeout=0)
+            assert send(mailer) == send(mailer) == ["sent"]
+    said = [text for text in caplog.messages if "in clear" in text]
+    assert said == [f"{outside}:{relay.port}: mail goes out in clear: {reason}"]
+
+
+@pytest.mark.parametrize("name", ["cafile", "server_name", "certfile"])
+@pytest.mark.parametrize("refuses_ehlo", [False, True])
+def test_an_option_for_tls_makes_it_required(start, connect, name, refuses_ehlo):
+    """An attacker on the way may hide the offer of STARTTLS."""
+    relay = start()
+    if refuses_ehlo:
+        relay.reply("EHLO", "502 5.5.1 No")
+    mailer = connect(relay, tls="auto", **{name: "mx.example.org"})
+    report = mailer.send(SENDER, B, MESSAGE)
+    told = f"offers no STARTTLS, and {name} cannot be used; set tls to 'implicit'"
+    assert told in str(report.relay_failure)
+    assert "omit these options" in str(report.relay_failure)
+    assert relay.messages == []
 
 
 def test_nothing_is_said_of_loopback_or_of_a_good_certificate(

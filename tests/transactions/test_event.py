@@ -92,14 +92,16 @@ def test_an_error_event_has_the_reply_and_says_it() -> None:
     assert uncertain.errorMessage == "4.4.2 Connection lost"
 
 
-@pytest.mark.parametrize("failure", [Reply(535, "", "Expired"), RelayError("Away")])
+@pytest.mark.parametrize(
+    "failure", [RelayError("mx: 535 No", Reply(535, "", "No")), RelayError("Away")]
+)
 def test_a_relay_failure_defers_all_recipients(failure: Any) -> None:
     made = DeliveryReport("1@x.org", ("a@x.org", "b@x.org"), relay_failure=failure)
     [event] = events_of(made)
     assert isinstance(event, MailDeferredEvent)
     assert event.recipients == ("a@x.org", "b@x.org")
     assert event.errorMessage == str(failure)
-    assert event.reply == (failure if isinstance(failure, Reply) else None)
+    assert event.reply == failure.reply
 
 
 @pytest.mark.parametrize(
@@ -151,17 +153,18 @@ def test_a_relay_failure_is_about_the_recipients_without_an_outcome(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    failure = Reply(421, "4.3.2", "Bye")
+    reply = Reply(421, "4.3.2", "Bye")
+    failure = RelayError("mx: greeting refused: 421 4.3.2 Bye", reply)
     sent = Outcome("b@x.org", Status.SENT, OK)
     failed = DeliveryReport("1@x.org", ("a@x.org", "b@x.org"), (sent,), failure)
     first, second = events_of(failed)
     assert (type(first), first.recipients) == (MailSentEvent, ("b@x.org",))
     assert (type(second), second.recipients) == (MailDeferredEvent, ("a@x.org",))
-    assert second.reply is failure  # type: ignore[attr-defined]
+    assert second.reply is reply  # type: ignore[attr-defined]
     announce(failed, repr, TransactionManager())
     assert caplog.messages == [
         "<1@x.org> to b@x.org: sent: 250 2.0.0 Queued",
-        "<1@x.org> to a@x.org: not sent: the relay failed: 421 4.3.2 Bye",
+        f"<1@x.org> to a@x.org: not sent: the relay failed: {failure}",
     ]
 
 

@@ -119,9 +119,8 @@ class Settler:
         """
         settlement = Settlement()  # if all are sent, the entry is removed
         try:
-            if report.relay_failure is not None or any(
-                outcome.status is not Status.SENT for outcome in report.outcomes
-            ):
+            is_part = len(report.outcomes) != len(claim.entry.recipients)
+            if is_part or any(o.status is not Status.SENT for o in report.outcomes):
                 report, settlement = self._decide(claim, report)
         except Exception as error:
             # An error of the program, or no memory: it concerns this entry only.
@@ -134,11 +133,7 @@ class Settler:
         self, claim: IClaim, report: DeliveryReport
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
-        entry = claim.entry
-        is_all = len(report.outcomes) == len(entry.recipients)
-        if is_all and all(o.status is Status.SENT for o in report.outcomes):
-            return report, Settlement()
-        now = self._consumer.now()
+        entry, now = claim.entry, self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.
         # Nor for recipients that were not reached because the relay failed.
         if entry.attempts and self._schedule.is_too_old(claim.accepted, now):

@@ -26,7 +26,7 @@ from postcommit.errors import RelayError
 
 if TYPE_CHECKING:
     from postcommit._mail.report import DeliveryReport
-    from postcommit._mail.report import Reply
+    from postcommit.interfaces import Reply
 
 
 # Codes of replies that only AUTH has (RFC 4954, section 6).
@@ -64,11 +64,9 @@ def as_smtplib(report: DeliveryReport) -> Exception | None:
     if report.sent:
         return None
     failure = report.relay_failure
-    if isinstance(failure, RelayError):
-        return _of_error(failure)
-    if failure is not None:
-        return _of_reply(failure)
-    return _of_refusals(report)
+    if failure is None:
+        return _of_refusals(report)
+    return _of_error(failure) if failure.reply is None else _of_reply(failure.reply)
 
 
 def cause_of(failure: RelayError) -> BaseException | None:

@@ -71,7 +71,7 @@ class DeliveryReport:
     message_id: str
     recipients: tuple[str, ...]
     outcomes: tuple[Outcome, ...] = ()
-    relay_failure: Reply | RelayError | None = None
+    relay_failure: RelayError | None = None
     failed_mid_message: bool = False
     too_many_connections: bool = False
     announced: bool = field(default=False, compare=False, repr=False)
@@ -121,8 +121,7 @@ class DeliveryReport:
         """
         error = as_smtplib(self)
         if error is not None:
-            failure = self.relay_failure
-            raise error from failure if isinstance(failure, RelayError) else None
+            raise error from self.relay_failure
 
     @property
     def undecided(self) -> tuple[str, ...]:
@@ -136,11 +135,12 @@ class DeliveryReport:
 def deferring(report: DeliveryReport) -> DeliveryReport:
     """Return `report` with the undecided recipients deferred, not a relay failure."""
     failure = report.relay_failure
-    if not isinstance(failure, Reply):
-        failure = Reply(0, "4.4.2", f"The relay fails at this message: {failure}")
+    reply = failure.reply if failure is not None else None
+    if not isinstance(reply, Reply):
+        reply = Reply(0, "4.4.2", f"The relay fails at this message: {failure}")
     decided = {outcome.recipient: outcome for outcome in report.outcomes}
     outcomes = tuple(
-        decided.get(recipient) or Outcome(recipient, Status.DEFERRED, failure)
+        decided.get(recipient) or Outcome(recipient, Status.DEFERRED, reply)
         for recipient in report.recipients
     )
     return DeliveryReport(report.message_id, report.recipients, outcomes)

@@ -31,7 +31,13 @@ from postcommit.interfaces import Status
 
 @implementer(IPipeline)
 class Pipeline(AbstractContextManager["Pipeline"], ABC):
-    """The base of our own pipelines, see `IPipeline`. Their reports are not checked."""
+    """The base of our own pipelines, see `IPipeline`. Their reports are not checked.
+
+    `waits` says to wait for a connection in use if the relay refuses one more. It is
+    for a caller that cannot go on with fewer connections, as a processor can.
+    """
+
+    waits = False
 
     @abstractmethod
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Any
-from typing import TypeAlias
-from typing import TypeVar
 from typing import cast
 
 import zope.event
@@ -31,7 +29,6 @@ from postcommit._mail.entry import Entry
 from postcommit._mail.message import message_id_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
-from postcommit._mail.report import Reply
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._mailers.foreign import pipeline_of
@@ -48,9 +45,6 @@ from postcommit.interfaces import SupportsSend
 log = Log("postcommit.mailers.failover")
 
 _check = functools.partial(checked, IFailoverMailer)
-
-_Failure: TypeAlias = Reply | RelayError
-_F = TypeVar("_F", bound=_Failure)
 
 
 @dataclass(slots=True, eq=False)
@@ -185,7 +179,7 @@ class FailoverMailer(BaseMailer):
                 chosen.retry_at = now + self.retry_after
             return chosen
 
-    def note(self, member: _Member, failure: _Failure | None) -> None:
+    def note(self, member: _Member, failure: RelayError | None) -> None:
         """Note that the relay of `member` works, or has failed. Log the change."""
         if member.retry_at is None and failure is None:
             return
@@ -261,7 +255,7 @@ class FailoverPipeline(Pipeline):
     def __init__(self, mailer: FailoverMailer) -> None:
         self._mailer = mailer
         self._flights: deque[_Flight] = deque()
-        self._failures: dict[_Member, _Failure] = {}
+        self._failures: dict[_Member, RelayError] = {}
         self._too_many_connections = False
         self._member: _Member | None = None
         self._open: Pipeline | None = None
@@ -420,7 +414,7 @@ def _failure_of(error: OSError) -> RelayError:
     return failure
 
 
-def _all_failed(failures: Mapping[_Member, _F]) -> _F | RelayError:
+def _all_failed(failures: Mapping[_Member, RelayError]) -> RelayError:
     """Return the failure of the only mailer, or an error that names each of them."""
     if len(failures) == 1:
         return next(iter(failures.values()))

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import math
 import smtplib
+import socket
+import ssl
+import traceback
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -48,6 +51,14 @@ log = Log("postcommit.mailers.foreign")
 
 # Beginnings of the errors of smtplib's `login` if it cannot try a password.
 _NO_LOGIN = ("No suitable authentication method", "Server AUTH mechanism infinite loop")
+
+# Errors that only come before a message: we say so, or there is no connection.
+_BEFORE = (
+    RelayError,
+    ConnectionRefusedError,
+    socket.gaierror,
+    ssl.SSLCertVerificationError,
+)
 
 
 def pipeline_of(mailer: SupportsSend) -> Pipeline:
@@ -257,14 +268,16 @@ def _sound_reply(said: object) -> Reply:
     )
 
 
-def _sound_failure(failure: object) -> Reply | RelayError:
-    """Return `failure` as a reply, or as an error that has a text."""
+def _sound_failure(failure: object) -> RelayError:
+    """Return `failure` as an error that has a text. It may be a reply only."""
     if not isinstance(failure, BaseException):
-        return _sound_reply(failure)
+        return _of_reply(_sound_reply(failure))
     text = text_of(failure)
-    if isinstance(failure, RelayError) and text != type(failure).__name__:
+    reply = _attribute(failure, "reply", None)
+    is_told = reply is None or _is_sound_reply(reply)
+    if isinstance(failure, RelayError) and is_told and text != type(failure).__name__:
         return failure
-    sound = RelayError(text)
+    sound = RelayError(text, None if reply is None else _sound_reply(reply))
     sound.__cause__ = failure
     return sound
 
@@ -354,6 +367,10 @@ def _from_exception(error: Exception, mail: Outgoing) -> object:
         return _from_response(error, mail)
     if isinstance(error, OSError) and _is_the_relays(error):
         return _failed(mail, _failure(error))
+    if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
+        # For example the read time-out of an HTTP request with the message in it.
+        text = f"The message may have been sent: {_described(error)}"
+        return _alike(mail, Status.UNCERTAIN, Reply(0, "4.4.2", text))
     final = isinstance(error, ValueError | smtplib.SMTPNotSupportedError)
     status = Status.REJECTED if final else Status.DEFERRED
     reply = Reply(0, "5.6.0" if final else "4.3.0", _described(error))
@@ -366,7 +383,7 @@ def _alike(mail: Outgoing, status: Status, reply: Reply) -> DeliveryReport:
 
 
 def _failed(
-    mail: Outgoing, failure: Reply | RelayError, *, mid_message: bool = False
+    mail: Outgoing, failure: RelayError, *, mid_message: bool = False
 ) -> DeliveryReport:
     return DeliveryReport(
         message_id_of(mail.message),
@@ -380,18 +397,27 @@ def _is_the_relays(error: OSError) -> bool:
     """Return whether `error` came before any message: of the network, or of a login.
 
     If smtplib misses STARTTLS or AUTH, it is the relay's. SMTPUTF8 is for a message.
+    smtplib replaces the errors of a socket that is connected, so that those which it
+    lets out are of the connection itself, or of TLS.
     """
     if isinstance(error, smtplib.SMTPNotSupportedError):
         return "SMTPUTF8" not in text_of(error)
     if isinstance(error, smtplib.SMTPException):
         return text_of(error).startswith(_NO_LOGIN)
-    return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, _BEFORE) or any(
+        frame.f_globals.get("__name__") == "smtplib" for frame, _ in frames
+    )
 
 
 def _described(error: BaseException) -> str:
     """Return the class of `error` and its text, if it has one."""
     name, text = type(error).__name__, text_of(error)
     return name if text == name else f"{name}: {text}"
+
+
+def _of_reply(reply: Reply) -> RelayError:
+    return RelayError(str(reply), reply)
 
 
 def _failure(error: OSError) -> RelayError:
@@ -414,7 +440,8 @@ def _from_response(
     reply = _reply((error.smtp_code, error.smtp_error))
     status = None if stage is Stage.SESSION else judge(stage, reply.code)
     if status is None:
-        return _failed(mail, reply, mid_message=stage is not Stage.SESSION)
+        is_early = stage is Stage.SESSION
+        return _failed(mail, _of_reply(reply), mid_message=not is_early)
     if status is Status.SENT:
         status = Status.DEFERRED  # an exception, whatever its code, is not a success
     return _alike(mail, status, reply)
@@ -433,7 +460,7 @@ def _from_refusals(
         reply = _reply(refused.get(name, f"Not sent: {text_of(error)}"))
         status = judge(Stage.RCPT, reply.code)
         if status is None:
-            return _failed(mail, reply, mid_message=True)
+            return _failed(mail, _of_reply(reply), mid_message=True)
         if status is Status.SENT:
             status = Status.DEFERRED
         outcomes.append(Outcome(recipient, status, reply))

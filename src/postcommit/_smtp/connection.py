@@ -226,7 +226,8 @@ class Connection:
     transaction may be open, so that RSET has to come first. `most_recipients` is the
     number that the relay accepts for one transmission, as far as is known. `phase` is
     how far `greet` has come, or failed. `is_proven` says that a pool has lent the
-    connection before, and `is_lost` that it could not be used any more.
+    connection before, `borrower` to which thread it is lent, and `is_lost` that it
+    could not be used any more.
 
     `sent` is the number of bytes of the last `write` that the system has taken, and
     that may have reached the relay. Time-outs are in seconds. Methods that wait raise
@@ -241,6 +242,7 @@ class Connection:
         self.address = address
         self.phase = Phase.GREETING
         self.is_proven = self.is_lost = False
+        self.borrower: int | None = None
         self.extensions: dict[str, str] = {}
         self.pipelining = False
         self.messages = 0
@@ -398,7 +400,7 @@ class Connection:
             self._hello()
             if mode is TLSMode.STARTTLS or (
                 mode is TLSMode.AUTO
-                and "STARTTLS" in self.extensions
+                and ("STARTTLS" in self.extensions or relay.tls.needing)
                 and not relay.is_unix
             ):
                 self._upgrade()
@@ -406,6 +408,8 @@ class Connection:
                 self.phase = Phase.LOGIN
                 self._log_in(relay.credentials)
             self._expect_silence()
+            if not (self.is_encrypted or self.is_loopback):
+                relay.tls.log_clear(str(relay))
             self.phase = Phase.READY
         except RelayError:
             raise
@@ -441,7 +445,7 @@ class Connection:
             verb = "HELO"
             reply = self.command(f"HELO {name}")
         if reply.code != 250:
-            raise self._refusal(verb, reply)
+            raise self._refusal(verb, reply, name)
         self.pipelining = "PIPELINING" in self.extensions
 
     def _expect_silence(self) -> None:
@@ -462,22 +466,28 @@ class Connection:
             raise self._refusal("connection", reply)
         raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
-    def _refusal(self, what: str, reply: Reply) -> RelayError:
+    def _refusal(self, what: str, reply: Reply, name: str | None = None) -> RelayError:
+        """Return the error for `reply` to `what`. `name` is what a hello has said."""
         hint = ""
-        if what in ("HELO", "LHLO") and reply.code in (500, 502):
+        if name is not None and reply.code in (501, 504):
+            hint = f"; set helo_name to a name that the relay accepts, it is {name!r}"
+        elif what in ("HELO", "LHLO") and reply.code in (500, 502):
             speaks = "lmtp" if what == "HELO" else "smtp"
             hint = f"; set protocol to {speaks!r} if it speaks {speaks.upper()}"
         return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:
-            hint = "set tls to 'none'"
-            if not self.relay.is_unix:
-                hint = (
-                    "set tls to 'implicit' if it speaks TLS from the start (port 465),"
-                    " to 'none' to do without"
-                )
-            raise RelayError(f"{self.relay} offers no STARTTLS; {hint}")
+            needing, without = "", "to 'none' to do without"
+            if self.relay.tls.mode is TLSMode.AUTO:
+                needing = f", and {', '.join(self.relay.tls.needing)} cannot be used"
+                without = "or omit these options to send in clear"
+            implicit = "to 'implicit' if it speaks TLS from the start (port 465), "
+            if self.relay.is_unix:
+                implicit = ""
+            raise RelayError(
+                f"{self.relay} offers no STARTTLS{needing}; set tls {implicit}{without}"
+            )
         reply = self.command("STARTTLS")
         if reply.code != 220:
             raise self._refusal("STARTTLS", reply)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from stringprep import in_table_b1
 from stringprep import in_table_c12
 from typing import Any
@@ -39,6 +40,9 @@ _MAX_INITIAL = 360
 
 # Maximum number of iterations of SCRAM, about a second. The relay chooses the number.
 _MOST_ITERATIONS = 2_000_000
+
+# Minimum number of characters of a secret that is masked in a reply.
+_LEAST_MASKED = 4
 
 _CANCEL = "*"
 
@@ -144,10 +148,10 @@ class Credentials:
         """
         secret = self._secret()
         if self.token is None:
-            return self._converse(command, name, secret)
+            return _without(secret, self._converse(command, name, secret))
         reply = Reply()
         try:
-            reply = self._converse(command, name, secret)
+            reply = _without(secret, self._converse(command, name, secret))
         finally:
             if reply.code == 235:
                 self._kept[:] = [secret]
@@ -205,6 +209,18 @@ def _called(function: Callable[[], object]) -> str:
         kind = "an empty str" if token == "" else type(token).__name__
         failure = RelayError(f"the token function returned {kind}, not a token")
     raise failure
+
+
+def _without(secret: str, reply: Reply) -> Reply:
+    """Return `reply` without the secret, which some relays repeat when they refuse it.
+
+    A shorter secret than `_LEAST_MASKED` may be a part of any word.
+    """
+    text = reply.text
+    if len(secret) >= _LEAST_MASKED:
+        for form in (secret, _encode(_bytes(secret))):
+            text = text.replace(form, "***")
+    return replace(reply, text=text)
 
 
 def _encode(response: bytes) -> str:

@@ -413,12 +413,11 @@ class Account:
         if failure is None:
             outcomes = tuple(map(decided.__getitem__, self.everybody))
             return DeliveryReport(self.message_id, self.recipients, outcomes)
-        said = failure.reply
         return DeliveryReport(
             self.message_id,
             self.recipients,
             tuple(decided[index] for index in sorted(decided)),
-            relay_failure=said if isinstance(said, Reply) else failure,
+            relay_failure=failure,
             failed_mid_message=self.failed_mid_message,
             too_many_connections=isinstance(failure, TooManyConnections),
         )

@@ -5,6 +5,7 @@ import functools
 import re
 import ssl
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import zope.event
@@ -133,10 +134,20 @@ class SMTPMailer(BaseMailer):
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         given = locals()
-        # Set like this, because an assignment asks each time whether it is permitted.
+        try:
+            self._set(given)
+        except Exception as error:
+            # Frames of a traceback have local variables, and these have the password.
+            del given, password
+            raise error.with_traceback(None)  # noqa: B904
+
+    def _set(self, given: Mapping[str, Any]) -> None:
+        """Check the arguments of the constructor, and make the attributes of them."""
+        # Set like this, because an assignment asks each time if it is permitted.
         for name in getFieldNames(ISMTPMailer):
             vars(self)[name] = _check(name, given[name])
-        vars(self).update(token=token, ssl_context=ssl_context, notify=notify)
+        for name in ("token", "ssl_context", "notify"):
+            vars(self)[name] = given[name]
         pool = shared(
             self._relay(),
             messages=self.messages_per_connection,
@@ -190,7 +201,8 @@ class SMTPMailer(BaseMailer):
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.relay}>"
+        # A debugger may show a mailer whose constructor has raised.
+        return f"<{type(self).__name__} {vars(self).get('relay', 'without options')}>"
 
     def pipeline(self) -> Pipeline:
         """Return a pipeline over the connections of this mailer.
@@ -203,6 +215,7 @@ class SMTPMailer(BaseMailer):
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
         with self.pipeline() as pipeline:
+            pipeline.waits = True
             pipeline.offer(mail)
             [(_, report)] = pipeline.drain()
         return report

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 from typing import Protocol
@@ -10,15 +11,18 @@ from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
 from postcommit._mailers.base import Pipeline
 from postcommit._smtp.connection import Connection
+from postcommit._smtp.connection import Relay
 from postcommit._smtp.dialogue import Account
 from postcommit._smtp.dialogue import Dialogue
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.interfaces import Outgoing
 
 
 class Connections(Protocol):
     """Lends connections. `messages` is the maximum number of messages for each."""
 
+    relay: Relay
     messages: int
     pipelining: bool
 
@@ -35,6 +39,12 @@ class Connections(Protocol):
         """Take back a connection that cannot be used any more.
 
         `is_lost` says that this is due to the relay.
+        """
+
+    def wait(self, deadline: float) -> bool:
+        """Wait until `deadline` for a connection that is lent to another thread.
+
+        Return whether it is worth trying to get one.
         """
 
 
@@ -84,7 +94,7 @@ class SMTPPipeline(Pipeline):
             elif self._connection is None:
                 fresh = dialogue.upcoming[0].has_moved
                 try:
-                    self._connection = self._pool.checkout(fresh=fresh)
+                    self._connection = self._checkout(fresh=fresh)
                     dialogue.link = self._connection
                 except RelayError as error:
                     dialogue.failed(error)
@@ -93,6 +103,26 @@ class SMTPPipeline(Pipeline):
         except Exception as error:
             self._give_up(error)
             raise
+
+    def _checkout(self, *, fresh: bool) -> Connection:
+        """Return a connection, see `Connections.checkout`.
+
+        If the relay refuses one more, and this pipeline `waits`, wait for another
+        thread's connection as long as connecting may take. One that has just come back
+        need not be `fresh`.
+        """
+        deadline = None
+        while True:
+            try:
+                return self._pool.checkout(fresh=fresh and deadline is None)
+            except TooManyConnections:
+                if not self.waits:
+                    raise
+                if deadline is None:
+                    limit = self._pool.relay.timeouts.connect
+                    deadline = time.monotonic() + limit
+                if not self._pool.wait(deadline):
+                    raise
 
     def _converse(self, connection: Connection) -> None:
         """Listen, then speak."""

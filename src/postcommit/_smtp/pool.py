@@ -39,6 +39,11 @@ _REMEMBERED = 600.0
 # refusal is taken for that of the only connection.
 _PATIENCE = 5.0
 
+# Seconds for which a relay may still count a connection that was closed, and seconds
+# between two attempts in that time.
+_LINGERING = 1.0
+_MOMENT = 0.05
+
 # The pools in use, by their settings. The keys have passwords, and each key leaves
 # together with its pool.
 _pools: WeakValueDictionary[tuple[object, ...], Pool] = WeakValueDictionary()
@@ -86,11 +91,12 @@ class Failure(NamedTuple):
         if self.is_login_refused or reply.code < 400:
             return False
         text = reply.text.lower()
-        is_said = "too many" in text or "concurrent" in text
-        is_policy = self.phase is Phase.GREETING and reply.enhanced[1:] == ".7.0"
-        # 4.3.2 says that the relay shuts down (RFC 3463, 3.4).
-        is_closed = reply.code == 421 and reply.enhanced != "4.3.2"
-        return is_closed or is_said or is_policy
+        if "too many" in text or "concurrent" in text:
+            return True
+        # 4.3.2 says that the relay shuts down (RFC 3463, 3.4). In place of a greeting,
+        # relays have all sorts of replies to one connection more.
+        is_shutdown = reply.code == 421 and reply.enhanced == "4.3.2"
+        return not is_shutdown and (reply.code == 421 or self.phase is Phase.GREETING)
 
 
 def all_failed(
@@ -234,6 +240,9 @@ class Pool:
         # thread that is interrupted leaves nothing behind.
         self._busy: WeakKeyDictionary[Connection, bool] = WeakKeyDictionary()
         self._opening = 0
+        # The threads in `wait`, and the connections that came back for one of them.
+        self._waiting = self._returned = 0
+        self._closed = -math.inf  # the time when a connection was closed that worked
         self._sweeper: threading.Thread | None = None
         self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
         self._last_rites.atexit = False
@@ -273,7 +282,48 @@ class Pool:
             connection = self._open()
         # It may have been switched off since the connection was opened.
         connection.pipelining &= self.pipelining
+        connection.borrower = threading.get_ident()
         return connection
+
+    def wait(self, deadline: float) -> bool:
+        """Wait until `deadline` for a connection that is lent to another thread.
+
+        Return whether it is worth trying to get one. Each connection that comes back
+        wakes one thread, so that the others do not run into the relay's limit again.
+        A thread does not wait for its own connections: for example, a subscriber may
+        send a message while the processor that calls it has one.
+        """
+        with self._changed:
+            if self._idle:
+                return True
+            self._waiting += 1
+            try:
+                seconds = deadline - time.monotonic()
+                self._changed.wait_for(self._is_worth_trying, seconds)
+                if self._returned:
+                    self._returned -= 1
+                    return True
+                if self._busy or self._opening or seconds <= 0:
+                    return False
+                self._changed.wait(min(_MOMENT, seconds))  # all of the others are gone
+                return True
+            finally:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._returned = 0
+
+    def _is_worth_trying(self) -> bool:
+        """Return whether a connection has come back, or none can come back."""
+        me = threading.get_ident()
+        others = any(connection.borrower != me for connection in list(self._busy))
+        return self._returned > 0 or not (others or self._opening)
+
+    def _came_back(self) -> None:
+        """Wake a thread that waits for a connection, if any."""
+        with self._changed:
+            if self._waiting:
+                self._returned += 1
+                self._changed.notify_all()
 
     def _open(self) -> Connection:
         """Return a new connection, which counts as busy."""
@@ -296,7 +346,7 @@ class Pool:
                 self._changed.notify_all()
         kind = RelayError
         if any(failure.is_one_too_many for failure in failures):
-            is_crowded = self._has_others(others)
+            is_crowded = self._has_others(others) or self._is_lingering()
             if not is_crowded:
                 # Another thread may be getting the last connection that is permitted.
                 with self._changed:
@@ -323,6 +373,10 @@ class Pool:
             for other in others
         )
 
+    def _is_lingering(self) -> bool:
+        """Return whether the relay may still count a connection that was closed."""
+        return time.monotonic() - self._closed < _LINGERING
+
     def _is_clear(self) -> bool:
         """Return whether other threads have connections, or do not get any."""
         return bool(self._idle) or len(self._busy) > 0 or not self._opening
@@ -334,7 +388,9 @@ class Pool:
             is_used_up = not keep or connection.messages >= self.messages
             was_kept = self._busy.pop(connection, False)  # otherwise close() was called
             keep = was_kept and not is_used_up and self._idle_timeout > 0
-            if keep:
+            if not keep:
+                self._closed = time.monotonic()  # about now
+            else:
                 connection.is_proven = True
                 self._idle.append((time.monotonic(), connection))
                 if self._sweeper is None:
@@ -353,6 +409,8 @@ class Pool:
                 self._sweeper = None
         if not keep:
             connection.quit()
+            self._closed = time.monotonic()
+        self._came_back()
 
     def discard(self, connection: Connection, *, is_lost: bool = True) -> None:
         """Take back a connection that cannot be used any more.
@@ -367,6 +425,7 @@ class Pool:
         if is_lost and is_new and connection.address is not None:
             self._addresses.failed(connection.address)
         connection.close()
+        self._came_back()
 
     def close(self) -> None:
         """Close the idle connections now, the others when they are taken back."""

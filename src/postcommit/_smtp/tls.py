@@ -36,8 +36,9 @@ _WRONG_TIME = (9, 10)  # not yet valid, expired
 # OpenSSL's names for alerts about the client's certificate (RFC 8446, 6.2).
 _ABOUT_CLIENT = re.compile("ALERT_.*(?:CERTIFICATE|UNKNOWN_CA)")
 
-# Relays for which the log already says that their certificate is not verified.
-_logged: set[str] = set()
+# Relays for which the log already says that their certificate is not verified, or that
+# mail goes out in clear, each with the reason.
+_logged: set[tuple[str, str]] = set()
 
 
 class _Kept(NamedTuple):
@@ -85,6 +86,16 @@ class TLS:
                 raise OptionError("verify", self.verify, reason)
         if self.certfile is None:
             _refuse({"keyfile": self.keyfile}, "has no effect without certfile")
+
+    @property
+    def needing(self) -> list[str]:
+        """The names of the given options that have no effect without TLS."""
+        options = {
+            "cafile": self.cafile,
+            "server_name": self.server_name,
+            "certfile": self.certfile,
+        }
+        return [name for name, value in options.items() if value is not None]
 
     @property
     def shows_certificate(self) -> bool:
@@ -137,13 +148,18 @@ class TLS:
 
         `relay` is its name.
         """
-        if context.verify_mode is not ssl.CERT_NONE or relay in _logged:
+        if context.verify_mode is not ssl.CERT_NONE:
             return
-        _logged.add(relay)
         reason = "verify=False" if not self.verify else "tls='auto' without a login"
         if self.given is not None:
             reason = "as the ssl_context has it"
-        log.info("%s: the relay's certificate is not verified: %s", relay, reason)
+        _log_once(relay, f"the relay's certificate is not verified: {reason}")
+
+    def log_clear(self, relay: str) -> None:
+        """Log once for each relay that mail goes to it in clear."""
+        is_off = self.mode is TLSMode.NONE
+        reason = "tls='none'" if is_off else "tls='auto', and it offers no STARTTLS"
+        _log_once(relay, f"mail goes out in clear: {reason}")
 
     def _current(self, verify: bool) -> ssl.SSLContext:
         """Return the context of the files as they are now."""
@@ -186,6 +202,12 @@ class TLS:
         if self.certfile is not None:
             _load_pair(context, self.certfile, self.keyfile)
         return context
+
+
+def _log_once(relay: str, text: str) -> None:
+    if (relay, text) not in _logged:
+        _logged.add((relay, text))
+        log.info("%s: %s", relay, text)
 
 
 def _check_context(context: object) -> None:

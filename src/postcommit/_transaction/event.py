@@ -116,7 +116,7 @@ def events_of(report: DeliveryReport) -> list[MailEvent]:
         said = reply if reply.code else None
         events.append(kind(message_id, str(reply), recipients=recipients, reply=said))
     if failure is not None and report.undecided:
-        said = failure if isinstance(failure, Reply) else None
+        said = failure.reply if isinstance(failure.reply, Reply) else None
         event = MailDeferredEvent(
             message_id, str(failure), recipients=report.undecided, reply=said
         )
@@ -166,7 +166,7 @@ def log_report(report: DeliveryReport) -> None:
     """Log one line for each recipient: message id, recipient, status, reply.
 
     The record also has them as attributes: `message_id`, `recipients`, `status` and
-    `reply`. If the relay failed without a reply, `reply` is the exception. Nothing is
+    `reply`. If the relay failed, `reply` is the `RelayError`, which has it. Nothing is
     logged if `IMailer.send` has announced the report.
     """
     if report.announced:

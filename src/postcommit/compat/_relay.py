@@ -126,9 +126,7 @@ class StandIn(ABC):
         try:
             self._relay().mailer.check()
         except RelayError as error:
-            explained = _explained(error)
-            reply: Any = explained.reply
-            failed = DeliveryReport("", (), relay_failure=reply or explained)
+            failed = DeliveryReport("", (), relay_failure=_explained(error))
             failed.raise_as_smtplib()
 
     def _relay(self) -> Relay:
@@ -218,6 +216,7 @@ class Relay(BaseMailer):
 
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
         with self.pipeline() as pipeline:
+            pipeline.waits = True
             pipeline.offer(mail)
             [(_, report)] = pipeline.drain()
         return report
@@ -237,6 +236,7 @@ class _Explaining(Pipeline):
         self._pipeline.__exit__(kind, error, traceback)
 
     def offer(self, mail: Outgoing, key: Any = None) -> None:
+        self._pipeline.waits = self.waits
         self._pipeline.offer(mail, key)
 
     def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
@@ -251,7 +251,7 @@ def _with_explanation(
 ) -> tuple[Any, DeliveryReport]:
     key, report = completed
     failure = report.relay_failure
-    if isinstance(failure, RelayError):
+    if failure is not None:
         report = replace(report, relay_failure=_explained(failure))
     return key, report
 

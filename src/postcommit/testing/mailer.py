@@ -124,7 +124,8 @@ class RecordingMailer(BaseMailer):
                 reply = self._find(recipient, Reply) or verdict
                 status = _status(reply, verdict)
                 if status is None:
-                    return DeliveryReport(message_id, recipients, relay_failure=reply)
+                    failed = RelayError(str(reply), reply)
+                    return DeliveryReport(message_id, recipients, relay_failure=failed)
                 outcomes.append(Outcome(recipient, status, reply))
         self._record(mail, outcomes, message_id)
         return DeliveryReport(message_id, recipients, tuple(outcomes))
