@@ -331,7 +331,7 @@ def test_texts_about_something_else(text):
     ],
 )
 def test_a_limit_that_is_learned(second, limit):
-    """A reply that does not tell its reason counts if the recipient is accepted then."""
+    """Without a reason, it counts once the recipient is accepted."""
     talk = begin(recipients=(B, C))
     talk.data_to_send()
     for reply in (OK, OK, second, GO_ON):
