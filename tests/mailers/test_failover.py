@@ -25,6 +25,7 @@ from postcommit._mail.report import Reply
 from postcommit._mailers.foreign import pipeline_of
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Status
@@ -270,7 +271,7 @@ def test_a_relay_that_failed_is_tried_with_one_message_after_a_time(
     transmit(mailer, mail(5), mail(6), mail(7))
     assert (ids(first), ids(second)) == ([5, 6, 7], [0, 1, 2, 3, 4])
     assert caplog.messages[1:] == [f"{first!r} works again"]
-    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
 def test_the_trial_waits_for_its_reply_before_the_next_message() -> None:
@@ -339,7 +340,7 @@ def test_if_all_have_failed_each_is_tried_at_once(
     for _ in range(3):
         assert transmit(mailer, mail(0))[0].relay_failure is not None
     levels = [record.levelname for record in caplog.records]
-    assert levels == ["INFO", "WARNING"]
+    assert levels == ["WARNING", "WARNING"]
     assert caplog.messages[1] == f"{second!r} failed, and no other works: it is dead"
     second.failure = None
     assert statuses(transmit(mailer, mail(1))[0]) == {"1": "sent"}
@@ -480,6 +481,18 @@ def test_a_check_that_raises_another_error_counts_as_a_failure() -> None:
 
     with pytest.raises(RelayError, match="ConnectionResetError: reset"):
         FailoverMailer([Odd()]).check()
+
+
+def test_a_relay_that_refuses_the_connection_of_a_check_has_not_failed() -> None:
+    class Crowded(RecordingMailer):
+        def check(self) -> None:
+            raise TooManyConnections("421 Too many")
+
+    first, second = Crowded(), RecordingMailer()
+    mailer = FailoverMailer([first, second])
+    mailer.check()
+    transmit(mailer, mail(1))[0].raise_for_failure()
+    assert (len(first.outbox), len(second.outbox)) == (1, 0)
 
 
 def test_a_relay_whose_check_failed_is_not_tried_again_by_the_commit() -> None:

@@ -111,12 +111,12 @@ class Relay:
             raise RelayError("down")
         return Connection(self)
 
-    def checkin(self, connection: Connection) -> None:
+    def checkin(self, connection: Connection, *, keep: bool = True) -> None:
         connection.assert_between_messages()
-        if connection.messages < self.messages and connection.end is None:
+        if keep and connection.messages < self.messages and connection.end is None:
             self.idle.append(connection)
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: Connection, *, is_lost: bool = True) -> None:
         pass
 
 
@@ -173,7 +173,7 @@ class Connection:
                 self._refuse(int(how), self._recipients())
         raise self.end
 
-    def read(self, stage: Stage | None) -> Reply:
+    def read(self, stage: Stage | None, timeout: float | None = None) -> Reply:
         found = take(self._coming, 0)
         if found is None:
             self._seen = self._coming

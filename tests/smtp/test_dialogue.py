@@ -428,7 +428,7 @@ def lose(state, loss):
             link.messages = 0
         talk.data_to_send()
         if loss is Loss.ENOUGH:
-            talk._sent = lost.account
+            talk._sent = link, lost.account
         if state in (State.ENDING, State.ENDED):
             for stage in talk.awaited():
                 talk.receive(ORDINARY[stage])

@@ -98,6 +98,8 @@ class Breaker:
         self.failing: dict[str, str] = {}
         self._clock = clock
         self._lock = threading.Lock()
+        self._showing = threading.Lock()
+        self._pause: tuple[object, float] = (None, 0.0)  # its reason and seconds
         self._failures = 0  # in a row
         self._until = 0.0
         self._shortened = 0  # the pause that was shortened last
@@ -124,7 +126,7 @@ class Breaker:
         return CircuitState.OPEN if is_open else CircuitState.HALF_OPEN
 
     def seconds_left(self) -> float:
-        """Return for how long the breaker stays open; 0 if it is not."""
+        """Return for how long the breaker stays open, or 0 if it is not."""
         return max(0.0, self._until - self._clock())
 
     # Before the attempt
@@ -152,14 +154,23 @@ class Breaker:
     # After the attempt
 
     def attribute(
-        self, key: Hashable, report: DeliveryReport, *, answered: bool
-    ) -> DeliveryReport:
+        self, key: Hashable, report: DeliveryReport
+    ) -> tuple[DeliveryReport, bool]:
         """Return `report`, with the failure attributed to a poison message.
+
+        Return also whether the relay gave an answer to the message. Silence, a lost
+        connection and a refusal without asking the relay are not answers. The reply by
+        which a relay fails is not an answer, either.
 
         A message is poison if the relay fails in the middle of it for the second time,
         and has answered for other messages since the first time. `key` is the key of
-        the claim. `answered` says whether the relay gave an answer to the message.
+        the claim.
         """
+        # A mailer written elsewhere may have sent it without a reply to show.
+        answered = report.relay_failure is None and any(
+            outcome.status is Status.SENT or outcome.reply.code != 0
+            for outcome in report.outcomes
+        )
         if answered:
             self._answers += 1  # not exact if threads collide, which does no harm
             if self.suspects:
@@ -173,8 +184,8 @@ class Breaker:
                 if len(self.suspects) > _MOST_SUSPECTS:
                     del self.suspects[next(iter(self.suspects))]
                 if self._answers > before:
-                    return deferring(report)
-        return report
+                    report = deferring(report)
+        return report, answered
 
     def note(
         self, trouble: object, *, answered: bool = False, since: int | None = None
@@ -196,25 +207,38 @@ class Breaker:
         flight when a pause began does not make it longer, whether it ends during the
         pause or after it.
         """
+        text = text_of(reason)
         with self._lock:
             is_old = since is not None and since != self.count
             if is_old and self.state is CircuitState.CLOSED:
                 return  # since then, the relay has shown that it is back
-            text = text_of(reason)
-            if text not in self._logged:
-                if len(self._logged) >= _MOST_REASONS:
-                    self._logged.clear()
-                self._logged.add(text)
-                log.error("%s: the queue pauses: %s", self.name, text)
-            if is_old or self.state is CircuitState.OPEN:
-                return
-            self.count += 1
-            self._failures += 1
-            seconds = pause_after(self._failures)
-            self._until = self._clock() + seconds
-            if self._consumer is not None:
-                self._consumer.post(reason, seconds)
-                self._consumer.ring()
+            is_news = text not in self._logged
+            if is_news and len(self._logged) >= _MOST_REASONS:
+                self._logged.clear()
+            self._logged.add(text)
+            is_longer = not is_old and self.state is not CircuitState.OPEN
+            if is_longer:
+                self.count += 1
+                self._failures += 1
+                seconds = pause_after(self._failures)
+                self._until = self._clock() + seconds
+                self._pause = reason, seconds
+        # Not while the lock is held: a slow disk or handler would keep workers waiting.
+        if is_news:
+            log.error("%s: the queue pauses: %s", self.name, text)
+        if is_longer:
+            self._show()
+
+    def _show(self) -> None:
+        """Show others the state now, whoever came first to change it."""
+        if self._consumer is None:
+            return
+        with self._showing:
+            if self._failures:
+                self._consumer.post(*self._pause)
+            else:
+                self._consumer.clear()
+        self._consumer.ring()  # if it is over, there is work for all workers again
 
     def succeeded(self) -> None:
         """Close: it works again."""
@@ -222,15 +246,12 @@ class Breaker:
             was_closed = not self._failures
             self._failures, self._until = 0, 0.0
             self._logged.clear()
-            if was_closed:
-                return
+        if not was_closed:
             log.info("%s: the queue goes on", self.name)
-            if self._consumer is not None:
-                self._consumer.clear()
-                self._consumer.ring()  # there is work for all workers again
+            self._show()
 
     def shorten(self) -> bool:
-        """End the pause now if it is the first one. Return True once for each pause."""
+        """End the pause now if it is the first. Return True once for each pause."""
         with self._lock:
             if self._failures != 1 or self._shortened == self.count:
                 return False
@@ -274,16 +295,3 @@ class Breaker:
 def pause_after(failures: int) -> float:
     """Return the seconds of a pause after this number of `failures` in a row."""
     return float(min(FIRST_PAUSE * 2 ** min(failures - 1, 16), LONGEST_PAUSE))
-
-
-def is_answer(report: DeliveryReport) -> bool:
-    """Return True if the relay gave an answer to the message.
-
-    Silence, a lost connection and a refusal without asking the relay are not answers.
-    The reply by which a relay fails is not an answer, either.
-    """
-    # A mailer written elsewhere may have sent it without a reply to show.
-    return report.relay_failure is None and any(
-        outcome.status is Status.SENT or outcome.reply.code != 0
-        for outcome in report.outcomes
-    )

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import sub
 
+from postcommit._drain.breaker import FIRST_PAUSE
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
 from postcommit._drain.contract import IClaim
@@ -36,7 +37,7 @@ log = Log("postcommit.drain.runner")
 _ROUND = 50
 
 # Maximum number of seconds between two signs of life.
-BEAT_SECONDS = 10.0
+SIGN_SECONDS = 10.0
 
 # Number of seconds between two looks for what senders that died have left.
 _SWEEP_SECONDS = 3600.0
@@ -140,15 +141,15 @@ class Drain:
         return thread is self._feeder or thread in self._threads
 
     @property
-    def last_beat(self) -> float:
+    def last_sign(self) -> float:
         """When its feeder last gave a sign of life, a time of `time.monotonic`."""
-        return self._consumer.last_beat
+        return self._consumer.last_sign
 
     def begin(self) -> None:
-        """Start the workers, or fewer of them if the system has no more threads.
+        """Start the workers, or fewer of them if the system gives no more threads.
 
-        Raises RuntimeError or MemoryError if it has no thread at all. Then nothing has
-        begun.
+        Raises RuntimeError or MemoryError if it gives no thread at all. Then nothing
+        has begun.
         """
         for thread in self._threads:
             try:
@@ -175,19 +176,33 @@ class Drain:
         self._breaker.show_to(self._consumer)
         with self._running():
             while not self._stopping:
-                self._sweep()
-                # Asked once: a pause that ends now must not be taken for none below.
-                # One that begins later rings, so that `wait` returns at once.
-                if self._breaker.state is CircuitState.OPEN:
-                    self._consumer.wait(self._breaker.seconds_left())
-                else:
-                    self._breaker.skipped = frozenset()  # they are tried again
-                    self._crew.call()
-                    self._crew.wait(until_idle=False)
-                    self._consumer.wait(self._seconds_to_sleep())
+                try:
+                    self._feed()
+                except Exception as error:
+                    self._feeder_failed(error)
+
+    def _feed(self) -> None:
+        """Call the workers, and sleep until there may be work again."""
+        self._sweep()
+        # Asked once: a pause that ends now must not be taken for none below. One that
+        # begins later rings, so that `wait` returns at once.
+        if self._breaker.state is CircuitState.OPEN:
+            self._consumer.wait(self._breaker.seconds_left())
+        else:
+            self._breaker.skipped = frozenset()  # they are tried again
+            self._crew.call()
+            self._crew.wait(until_idle=False)
+            self._consumer.wait(self._seconds_to_sleep())
+
+    def _feeder_failed(self, error: Exception) -> None:
+        """Pause after an error that nobody expects: the thread has to live."""
+        if self._breaker.state is not CircuitState.OPEN:
+            log.error("%s: the feeder failed", self._name, exc_info=error)
+        self._breaker.failed(error)
+        time.sleep(FIRST_PAUSE)  # also if the consumer cannot wait
 
     def once(self) -> Tally:
-        """Try once all that is due; end early if the relay is in trouble."""
+        """Try once all that is due. End early if the relay is in trouble."""
         for worker in self._workers:
             worker.tries_suspects = False  # that is for a drain that has waited
         with self._running():
@@ -271,7 +286,8 @@ class Drain:
                     is_more = self._breaker.state is not CircuitState.OPEN
                     log.exception("%s: a worker failed", self._name)
                 finally:
-                    self._crew.done(call, is_more, worker.was_refused)
+                    is_paused = since != self._breaker.count
+                    self._crew.done(call, is_more, worker.was_refused, is_paused)
             except BaseException:  # the thread must live: others wait for its work
                 log.exception("%s: a worker failed at its end", self._name)
 
@@ -284,7 +300,7 @@ class Crew:
     lock, which costs more than it brings.
 
     If the relay refuses one more connection, no more workers are called for
-    `FEWER_SECONDS` than were busy besides the one that was refused.
+    `FEWER_SECONDS` than were busy besides the worker that was refused.
 
     `called` is how many may work now, and `most` how many may be called. After `close`,
     no method waits.
@@ -338,37 +354,44 @@ class Crew:
     def wait(self, *, until_idle: bool) -> None:
         """Wait until nothing is left to take, with `until_idle` also for busy workers.
 
-        Meanwhile the workers are reviewed, and `IConsumer.beat` is called.
+        Meanwhile the workers are reviewed, and `IConsumer.give_sign` is called.
         """
         while True:
             with self._feeder:
-                if not self._is_fewer_logged:
-                    self._log_fewer()
                 is_busy = self._is_work or (until_idle and self._busy)
-                if self._closed or not is_busy:
-                    return
-                seconds = BEAT_SECONDS
+                is_over = self._closed or not is_busy
+                seconds = SIGN_SECONDS
                 if self._is_work and self._workers > 1:
                     seconds = REVIEW_SECONDS
                     if self.called == self.most:
                         has_gone_on = self._taken > self._reviewed[2]
                         seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
-                self._feeder.wait(seconds)
+                if not is_over:
+                    self._feeder.wait(seconds)
+            self._log_fewer()
+            if is_over:
+                return
             self.review()
-            self._consumer.beat()
+            self._consumer.give_sign()
 
     def _log_fewer(self) -> None:
-        """Log once how many workers are left, when no more of them are refused."""
-        if not self._busy or self._clock() - self._refused >= _CALM_SECONDS:
-            self._is_fewer_logged = True
-            log.info(
-                "%s: the relay takes no more connections: working with %d instead of"
-                " %d for %d minutes",
-                self._name,
-                self.most,
-                self._workers,
-                FEWER_SECONDS // 60,
-            )
+        """Log once how many workers are left, when no more of them are refused.
+
+        Not while the lock is held: a slow handler would keep the workers waiting.
+        """
+        with self._feeder:
+            is_calm = self._clock() - self._refused >= _CALM_SECONDS
+            if self._is_fewer_logged or (self._busy and not is_calm):
+                return
+            self._is_fewer_logged, most = True, self.most
+        log.info(
+            "%s: the relay takes no more connections: working with %d instead of"
+            " %d for %d minutes",
+            self._name,
+            most,
+            self._workers,
+            FEWER_SECONDS // 60,
+        )
 
     def review(self) -> None:
         """Call more workers if they wait, or fewer if they contend."""
@@ -392,7 +415,7 @@ class Crew:
     # The workers
 
     def begin(self) -> int:
-        """Wait until a worker is called; return the number of the call, 0 when closed.
+        """Wait until a worker is called. Return the number of the call, 0 when closed.
 
         The worker may find nothing, because others are faster. It ends with `done`.
         """
@@ -404,7 +427,7 @@ class Crew:
             return 0 if self._closed else self._calls
 
     def take(self, most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
-        """Claim entries for a worker; see `IConsumer`. Keeps to the rate limit."""
+        """Claim entries for a worker. See `IConsumer`. Keeps to the rate limit."""
         call = self._calls
         if self._rate_limit is None:
             claims = self._consumer.take(most, avoid)
@@ -431,16 +454,25 @@ class Crew:
                         return []
             return claims
 
-    def done(self, call: int, is_more: bool, is_refused: bool = False) -> None:
+    def done(
+        self,
+        call: int,
+        is_more: bool,
+        is_refused: bool = False,
+        is_paused: bool = False,
+    ) -> None:
         """End what `begin` began. `is_more` says that there may be more to take.
 
         `is_refused` says that the relay took no connection of this worker, while others
-        were in use.
+        were in use. `is_paused` says that a pause has begun meanwhile: the relay is
+        away, and has not refused connections because of their number.
         """
         with self._feeder:
             self._busy -= 1
-            if is_refused:
-                self.most = max(1, min(self.most - 1, self._busy))
+            if is_paused:
+                self.most, self._is_fewer_logged = self._workers, True
+            elif is_refused:
+                self.most = max(1, self._busy)
                 self.called = min(self.called, self.most)
                 self._refused = self._clock()
                 self._is_fewer_logged = False
@@ -458,6 +490,5 @@ class Crew:
         """End all waits. No worker is called any more."""
         with self._feeder:
             self._closed = True
-            self._is_work = False
             for waiting in (self._work_there, self._feeder, self._end):
                 waiting.notify_all()

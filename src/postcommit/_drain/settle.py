@@ -117,8 +117,11 @@ class Settler:
         Then it is one of the `unsettled`. `answered` is kept for `settle_again`. If an
         error of the program prevents a decision, the entry is tried later.
         """
+        settlement = Settlement()  # if all are sent, the entry is removed
         try:
-            report, settlement = self._decide(claim, report)
+            is_part = len(report.outcomes) != len(claim.entry.recipients)
+            if is_part or any(o.status is not Status.SENT for o in report.outcomes):
+                report, settlement = self._decide(claim, report)
         except Exception as error:
             # An error of the program, or no memory: it concerns this entry only.
             self._postpone(claim)
@@ -130,11 +133,7 @@ class Settler:
         self, claim: IClaim, report: DeliveryReport
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
-        entry = claim.entry
-        is_all = len(report.outcomes) == len(entry.recipients)
-        if is_all and all(o.status is Status.SENT for o in report.outcomes):
-            return report, Settlement()
-        now = self._consumer.now()
+        entry, now = claim.entry, self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.
         # Nor for recipients that were not reached because the relay failed.
         if entry.attempts and self._schedule.is_too_old(claim.accepted, now):
@@ -208,8 +207,12 @@ class Settler:
         self.unsettled.pop(claim, None)
         if settled is not Settled.DONE:
             _log_loss(claim, report, settled)
+        statuses = [outcome.status for outcome in report.outcomes]
+        sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
+        given_up = sum(outcome.given_up for outcome in report.outcomes)
+        counts = sent, len(statuses) - sent - rejected - given_up, rejected, given_up
         with self._lock:
-            self.tally = Tally(*map(add, self.tally, tally_of(report)))
+            self.tally = Tally(*map(add, self.tally, counts))
         announce(report, notify_of(self._mailer), transaction.manager)
 
     def bury_unreadable(self, claim: IClaim, error: EntryError) -> None:
@@ -260,7 +263,7 @@ class Settler:
             _log_lost_report(claim, settling.report, settling.error)
 
     def _postpone(self, claim: IClaim) -> None:
-        """Have the entry tried later, and not at the next look; never raise.
+        """Have the entry tried later, and not at the next look. Never raises.
 
         If that is not possible, it is released as it is.
         """
@@ -274,7 +277,7 @@ class Settler:
 
 
 class _Unsettled(NamedTuple):
-    """A settlement that could not be applied. The same one is tried again later."""
+    """A settlement that could not be applied. It is tried again later."""
 
     claim: IClaim
     report: DeliveryReport
@@ -344,14 +347,6 @@ def _is_as_before(entry: Entry, settlement: Settlement) -> bool:
     )
 
 
-def tally_of(report: DeliveryReport) -> Tally:
-    """Return how many recipients have which outcome."""
-    statuses = [outcome.status for outcome in report.outcomes]
-    sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
-    given_up = sum(outcome.given_up for outcome in report.outcomes)
-    return Tally(sent, len(statuses) - sent - rejected - given_up, rejected, given_up)
-
-
 def uncertain_attempts(entry: Entry, outcomes: Iterable[Outcome]) -> dict[str, int]:
     """Return the number of uncertain attempts by recipient, with these `outcomes`."""
     numbers = entry.uncertain_by_recipient()
@@ -378,7 +373,7 @@ def part(
 ) -> Entry | None:
     """Return the entry with those recipients whose outcome belongs to the part.
 
-    Return None if the part has no recipients.
+    Return None if the part is without recipients.
     """
     outcomes = [outcome for outcome in outcomes if belongs(outcome)]
     if not outcomes:

@@ -24,7 +24,7 @@ from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 
 
-# Maximum number of characters of a reply in one line; a relay may send 64 kB.
+# Maximum number of characters of a reply in one line. A relay may send 64 kB.
 _MOST_SHOWN = 2000
 
 # Shown in place of a character that cannot be printed.
@@ -63,9 +63,9 @@ class DeliveryReport:
     """The outcomes of one message in one attempt, see `IDeliveryReport`.
 
     `too_many_connections` is True if the relay refused one more connection while others
-    of this mailer were in use; only with `relay_failure`. `announced` is True if
-    `IMailer.send` has already logged the report and published its events, so that its
-    caller does not do so again.
+    of this mailer were in use. It is set only with `relay_failure`. `announced` is True
+    if `IMailer.send` has already logged the report and published its events, so that
+    its caller does not do so again.
     """
 
     message_id: str

@@ -1,6 +1,6 @@
 """An entry: one message with its envelope, as a file in the queue.
 
-The first two lines are the envelope; those of an entry that was tried are
+The first two lines are the envelope. Those of an entry that was tried are
 followed by two more. Then comes the message, byte for byte::
 
     X-Zope-From: shop@example.org

@@ -36,6 +36,7 @@ from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._mailers.foreign import pipeline_of
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.errors import masked
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IRelayCheck
@@ -135,7 +136,8 @@ class FailoverMailer(BaseMailer):
                     checker.check()
             except OSError as error:
                 failures[member] = _failure_of(error)
-                self.note(member, failures[member])
+                if not isinstance(error, TooManyConnections):  # it works
+                    self.note(member, failures[member])
             else:
                 with self._lock:
                     if member.retry_at is not None:
@@ -198,7 +200,7 @@ class FailoverMailer(BaseMailer):
             log.info("%s works again", member.name)
         elif failure is not None and has_worked and good:
             told = "%s failed, mail goes through %s: %s"
-            log.info(told, member.name, " and ".join(m.name for m in good), failure)
+            log.warning(told, member.name, " and ".join(m.name for m in good), failure)
         elif failure is not None and has_worked:
             log.warning("%s failed, and no other works: %s", member.name, failure)
 

@@ -95,22 +95,20 @@ def notify_of(mailer: SupportsSend) -> Notify:
 
     Call it for each report: a mailer may get another one while a processor runs.
     """
-    notify: Notify = _attribute(mailer, "notify", zope.event.notify)
-    return notify
+    try:
+        return cast(Notify, getattr(mailer, "notify", zope.event.notify))
+    except Exception:  # of a property
+        return cast(Notify, zope.event.notify)
 
 
 class _Sending(OneByOne):
     """A pipeline around the ``send()`` of a mailer."""
 
-    def offer(self, mail: Outgoing, key: Any = None) -> None:
-        try:
-            super().offer(mail, key)
-        except BaseException as interrupt:
-            # It came in a subscriber of a mailer of ours, to which this one delegates.
-            report = getattr(interrupt, "report", None)
-            if report is not None:
-                self._reports.append((key, accounting_for(report, mail)))
-            raise
+    def _known(
+        self, report: DeliveryReport | None, mail: Outgoing
+    ) -> DeliveryReport | None:
+        # It came in a subscriber of a mailer of ours, to which this one delegates.
+        return None if report is None else accounting_for(report, mail)
 
 
 class _Checked(Pipeline):
