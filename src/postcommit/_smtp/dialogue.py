@@ -772,16 +772,8 @@ class Dialogue:
                     return b""
             link.is_dirty = not content or not leaving.accepted
             self._offered = None
-            if leaving.doubtful is not None and leaving.accepted:
-                # Those who were left are accepted now: it was about the number.
-                link.most_recipients = min(link.most_recipients, leaving.doubtful)
-            if leaving.left:
-                rest = leaving.rest()
-                if leaving.is_sure and leaving.limit is not None:
-                    link.most_recipients = leaving.limit
-                else:
-                    rest.doubtful = leaving.limit
-                self.upcoming.appendleft(rest)
+            if leaving.left or leaving.doubtful is not None:
+                self._leave(leaving, link)
         if link.pipelining or not content:
             # If this raises, nothing of the content has left: it is not ENDING yet.
             self._offered = self._next(link)
@@ -797,6 +789,19 @@ class Dialogue:
             else:
                 leaving.state = State.DONE
         return content + envelope
+
+    def _leave(self, leaving: Transmission, link: Link) -> None:
+        """Have those follow who were left, and learn the limit of the relay."""
+        if leaving.doubtful is not None and leaving.accepted:
+            # Those who were left before are accepted now: it was about the number.
+            link.most_recipients = min(link.most_recipients, leaving.doubtful)
+        if leaving.left:
+            rest = leaving.rest()
+            if leaving.is_sure and leaving.limit is not None:
+                link.most_recipients = leaving.limit
+            else:
+                rest.doubtful = leaving.limit
+            self.upcoming.appendleft(rest)
 
     def _next(self, link: Link) -> Transmission | None:
         """Return the next transmission that `link` can take, ready to be written."""
