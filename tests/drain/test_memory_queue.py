@@ -488,7 +488,7 @@ def test_nothing_is_announced_of_recipients_that_a_relay_was_not_asked_about(
 
 
 def test_recipients_after_a_deferred_one_are_tried_before_it() -> None:
-    """The trouble of the relay uses up no attempt, and nobody is tried twice at once."""
+    """The trouble of the relay uses up no attempt."""
     bench = Bench(several)
     fail_after(
         bench,
