@@ -78,6 +78,9 @@ class Relay:
         }
         while list(self.tricks.values()).count(STRAY) > 1:
             self.tricks.popitem()
+        if STRAY in self.tricks.values():
+            # Before the end of a connection, it cannot be told from a real reply.
+            self.most_errors = self.most_named = None
         self.cuts = {
             chance.randrange(8): (
                 chance.choice(CUTS),

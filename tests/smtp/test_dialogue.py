@@ -89,6 +89,14 @@ def say(talk, **replies):
     return data
 
 
+def finish(talk, **replies):
+    """Give the replies as `say` until there is nothing more to write."""
+    while talk.awaited():
+        for stage in talk.awaited():
+            talk.receive(replies.get(stage.name, ORDINARY[stage]))
+        talk.data_to_send()
+
+
 def reports(talk):
     return dict(talk.completed())
 
@@ -275,6 +283,9 @@ NUMBERS = [
     "Your message has too many recipients",
     "Maximum of 100 recipients reached",
     "recipient limit exceeded",
+    "Limit on the number of recipients",
+    "Max rcpt per message",
+    "Maximum number of allowed recipients reached",
 ]
 OTHERS = [
     "",
@@ -287,6 +298,10 @@ OTHERS = [
     "too many connections",
     "Too many errors",
     "Recipient address rejected",
+    "No such account for recipient",
+    "Message refused by this account: recipient policy",
+    "Discount recipient spam",
+    "rejected, maximum spam score for recipients",
 ]
 
 
@@ -316,12 +331,38 @@ def test_texts_about_something_else(text):
     ],
 )
 def test_a_limit_that_is_learned(second, limit):
+    """Without a reason, it counts once the recipient is accepted."""
     talk = begin(recipients=(B, C))
     talk.data_to_send()
     for reply in (OK, OK, second, GO_ON):
         talk.receive(reply)
     talk.data_to_send()
+    assert talk.link.most_recipients == 1000
+    finish(talk)
     assert talk.link.most_recipients == limit
+
+
+@pytest.mark.parametrize("last", [OK, Reply(452, "", "Greylisted"), NO])
+def test_a_refusal_of_one_recipient_is_not_a_limit(last):
+    """Unless it is accepted in the next transmission."""
+    talk = begin(recipients=(B, C))
+    talk.data_to_send()
+    for reply in (OK, OK, Reply(452, "", "Greylisted"), GO_ON):
+        talk.receive(reply)
+    talk.data_to_send()
+    finish(talk, RCPT=last)
+    assert talk.link.most_recipients == (1 if last is OK else 1000)
+    kept = {OK: "sent", NO: "rejected"}.get(last, "deferred")
+    assert statuses(reports(talk)[0]) == ["sent", kept]
+
+
+def test_a_limit_that_the_relay_names_counts_at_once():
+    talk = begin(recipients=(B, C))
+    talk.data_to_send()
+    for reply in (OK, OK, Reply(452, "4.5.3", "Too many recipients"), GO_ON):
+        talk.receive(reply)
+    talk.data_to_send()
+    assert talk.link.most_recipients == 1
 
 
 def test_a_limit_is_none_if_the_next_recipient_is_accepted():

@@ -117,7 +117,10 @@ class Worker:
         try:
             with pipeline:
                 while claim := self._next():
-                    pipeline.offer(self._part_of(claim), key=claim)
+                    mail = claim.entry
+                    if len(mail.recipients) > 1:
+                        mail = self._part_of(claim)
+                    pipeline.offer(mail, key=claim)
                     self._conclude(pipeline.completed())
                 self._conclude(pipeline.drain())
             if self._in_flight:
@@ -137,28 +140,23 @@ class Worker:
 
     def _part_of(self, claim: IClaim) -> Entry:
         """Return the claimed entry, with as many recipients as are tried at a time."""
-        entry = claim.entry
-        if len(entry.recipients) == 1:
-            return entry
         size = size_of(self._mailer)
         if size is None:
             return self._settler.part_of(claim, sys.maxsize)
         count = min(self._transmissions, self.most_at_a_time)
         part = self._settler.part_of(claim, size * count)
-        if part is not entry:
+        if part is not claim.entry:
             self._began[claim] = time.monotonic()
         return part
 
     def _note_part(self, claim: IClaim) -> None:
         """Adapt the size of the next part to the seconds that this one took."""
-        began = self._began.pop(claim, None)
-        if began is not None:
-            self._found_nothing = False  # the next part is due
-            seconds = time.monotonic() - began
-            if seconds < _SHORT:
-                self._transmissions = min(2 * self._transmissions, _MOST_AT_A_TIME)
-            elif seconds > _LONG:
-                self._transmissions = max(self._transmissions // 2, 1)
+        self._found_nothing = False  # the next part is due
+        seconds = time.monotonic() - self._began.pop(claim)
+        if seconds < _SHORT:
+            self._transmissions = min(2 * self._transmissions, _MOST_AT_A_TIME)
+        elif seconds > _LONG:
+            self._transmissions = max(self._transmissions // 2, 1)
 
     def _release(self, claims: list[IClaim]) -> None:
         """Release entries that may be tried again at once."""
@@ -169,7 +167,8 @@ class Worker:
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
         """Attribute each report, settle and announce it, and tell the breaker."""
         for claim, report in reports:
-            self._note_part(claim)
+            if claim in self._began:
+                self._note_part(claim)
             report, answered = self._breaker.attribute(claim.key, report)
             trouble: object = report.relay_failure
             is_refused = report.too_many_connections and not (

@@ -62,9 +62,10 @@ _LIMIT = re.compile(r"(RCPTMAX|MAILMAX|RCPTDOMAINMAX)=([1-9][0-9]{0,5})")
 # The text of a reply that is about the number of recipients, such as "Recipient count
 # exceeds 50". It is not if the text is about something else, such as a rate.
 _NUMBER = re.compile(
-    r"too many[\w ]{0,20}(?:recipient|rcpt|addressee)"
-    r"|(?:recipient|rcpt)s?(?:'s)? (?:count|limit|number|exceed|maximum)"
-    r"|(?:number|count|limit|maximum|max)[\w ]{0,20}(?:recipient|rcpt)",
+    r"\btoo many[\w ]{0,20}\b(?:recipient|rcpt|addressee)"
+    r"|\b(?:recipient|rcpt)s?(?:'s)? (?:count|limit|number|exceed|maximum)"
+    r"|\b(?:number|count|limit|maximum|max)"
+    r"(?: (?:of|on|for|the|number|allowed|permitted|\d+))* (?:recipient|rcpt)",
     re.IGNORECASE,
 )
 _NOT_NUMBER = re.compile(
@@ -435,7 +436,9 @@ class Transmission:
     `commands` are those of the envelope, and then the final dot, or in LMTP one for
     each reply to it. `accepted` are the recipients that the relay has accepted, `left`
     those that go into the next transmission. `limit` is the number that the relay
-    accepts, if it has shown that. `is_welcome` says that it waits for the content.
+    accepts, if it has shown that. `is_sure` says that it was the relay's reason. Else
+    the next transmission tells, which has it as its `doubtful` limit: a recipient that
+    was left is accepted then. `is_welcome` says that it waits for the content.
     """
 
     account: Account
@@ -449,6 +452,8 @@ class Transmission:
     accepted: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     limit: int | None = None
+    is_sure: bool = False
+    doubtful: int | None = None
     is_welcome: bool = False
 
     def prepare(self, link: Link) -> bool:
@@ -531,7 +536,8 @@ class Transmission:
         if step is Step.ACCEPT:
             if index not in self.account.outcomes:
                 self.accepted.append(index)
-                self.limit = None  # a refusal before was not about the number
+                # A refusal before was not about the number.
+                self.limit, self.is_sure = None, False
         elif step is Step.SEND_ALL:
             settle(self.indices, Status.SENT, reply)
         elif step is Step.CONTENT:
@@ -542,6 +548,7 @@ class Transmission:
             self.left.append(index)
             self.limit = len(self.accepted)
             if is_about_number(reply):
+                self.is_sure = True
                 self._stop()
         elif step is Step.DEFER_ONE:
             settle((index,), Status.DEFERRED, reply)
@@ -764,10 +771,8 @@ class Dialogue:
                     return b""
             link.is_dirty = not content or not leaving.accepted
             self._offered = None
-            if leaving.left:
-                if leaving.limit is not None:
-                    link.most_recipients = leaving.limit
-                self.upcoming.appendleft(leaving.rest())
+            if leaving.left or leaving.doubtful is not None:
+                self._leave(leaving, link)
         if link.pipelining or not content:
             # If this raises, nothing of the content has left: it is not ENDING yet.
             self._offered = self._next(link)
@@ -783,6 +788,19 @@ class Dialogue:
             else:
                 leaving.state = State.DONE
         return content + envelope
+
+    def _leave(self, leaving: Transmission, link: Link) -> None:
+        """Have those follow who were left, and learn the limit of the relay."""
+        if leaving.doubtful is not None and leaving.accepted:
+            # Those who were left before are accepted now: it was about the number.
+            link.most_recipients = min(link.most_recipients, leaving.doubtful)
+        if leaving.left:
+            rest = leaving.rest()
+            if leaving.is_sure and leaving.limit is not None:
+                link.most_recipients = leaving.limit
+            else:
+                rest.doubtful = leaving.limit
+            self.upcoming.appendleft(rest)
 
     def _next(self, link: Link) -> Transmission | None:
         """Return the next transmission that `link` can take, ready to be written."""
