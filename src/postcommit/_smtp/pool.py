@@ -302,15 +302,19 @@ class Pool:
                 is_crowded = self._has_others(others)
             if is_crowded:
                 kind = TooManyConnections
-        raise all_failed(self.relay, failures, kind) from failures[-1].error
+        last = failures[-1].error
+        failure = all_failed(self.relay, failures, kind)
+        failure.is_lack = last.is_lack
+        raise failure from last
 
     def _has_others(
         self, known: WeakSet[Connection], address: Address | None = None
     ) -> bool:
         """Return whether the relay works on connections besides a new one.
 
-        `known` are those of the time before, `address` that of the relay. After a restart of the relay, all of them
-        are lost, and threads that read nothing at the moment have not noticed it.
+        `known` are those of the time before, `address` that of the relay. After a
+        restart of the relay, all of them are lost, and threads that read nothing at the
+        moment have not noticed it.
         """
         with self._changed:
             others = {*known, *self._busy, *(idle for _, idle in self._idle)}
