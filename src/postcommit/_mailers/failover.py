@@ -265,7 +265,6 @@ class FailoverPipeline(Pipeline):
         self._too_many_connections = False
         self._member: _Member | None = None
         self._open: Pipeline | None = None
-        self._is_given_up = False
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._give_up(error)
@@ -364,8 +363,7 @@ class FailoverPipeline(Pipeline):
         elif member is not None and any(map(_is_answer, report.outcomes)):
             self._mailer.note(member, None)
         report = flight.merged(report)
-        is_last = report.relay_failure is None or report.failed_mid_message
-        if is_last or self._is_given_up:
+        if report.relay_failure is None or report.failed_mid_message:
             flight.report = report
         else:
             flight.wait(report)
@@ -382,7 +380,6 @@ class FailoverPipeline(Pipeline):
 
     def _give_up(self, error: BaseException | None) -> None:
         """Close what is open, keep the reports that exist, and try nothing more."""
-        self._is_given_up = True
         pipeline, self._open = self._open, None
         try:
             if pipeline is not None:

@@ -234,6 +234,7 @@ class Pool:
         self._opening = 0
         self._sweeper: threading.Thread | None = None
         self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
+        # At exit, a daemon thread may hold the lock for ever.
         self._last_rites.atexit = False
 
     @property
@@ -386,7 +387,7 @@ class Pool:
         lock may have been held by a thread that does not exist here.
         """
         connections = [*(connection for _, connection in self._idle), *self._busy]
-        self._last_rites.detach()
+        self._last_rites.detach()  # they would wait for the lock of the parent
         self._begin()
         for connection in connections:
             connection.close()
