@@ -199,8 +199,8 @@ class FailoverMailer(BaseMailer):
         if failure is None and not has_worked:
             log.info("%s works again", member.name)
         elif failure is not None and has_worked and good:
-            told = "%s failed, mail goes through %s: %s"
-            log.info(told, member.name, " and ".join(m.name for m in good), failure)
+            text = "%s failed, mail goes through %s: %s"
+            log.info(text, member.name, " and ".join(m.name for m in good), failure)
         elif failure is not None and has_worked:
             log.warning("%s failed, and no other works: %s", member.name, failure)
 

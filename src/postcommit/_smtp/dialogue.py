@@ -1046,11 +1046,10 @@ def fitting(message: bytes, extensions: Mapping[str, str]) -> bytes | Reply:
 
 
 def stuffed(message: bytes) -> bytes:
-    """Return `message` ready to be sent, as `complete` and with the final dot.
+    """Return `message`, which is complete, ready to be sent, with the final dot.
 
     Dots at the beginning of a line are doubled (RFC 5321, 4.5.2).
     """
-    message = complete(message)
     if _DOT.search(message):
         message = message.replace(b"\n.", b"\n..")
     if message.startswith(b"."):
