@@ -114,14 +114,6 @@ class FailoverMailer(BaseMailer):
         """Return a pipeline over those of the mailers. See `IPipelineMailer`."""
         return FailoverPipeline(self)
 
-    def _transmit(self, mail: Outgoing) -> DeliveryReport:
-        with self.pipeline() as pipeline:
-            pipeline.offer(mail)
-            reports = [report for _, report in pipeline.drain()]
-        if not reports:
-            raise RuntimeError(f"{self!r}: no report for a message")
-        return reports[0]
-
     def check(self) -> None:
         """Return if a relay answers; raise `RelayError` if none does.
 
