@@ -300,6 +300,18 @@ class RelayError(PostcommitError, ConnectionError):
         self.reply = reply
         super().__init__(reason)
 
+    @classmethod
+    def of(cls, error: BaseException, reason: str = "") -> RelayError:
+        """Return `error` if it is one, otherwise an error that has it as its cause.
+
+        The default for `reason` is the class and the text of `error`.
+        """
+        if isinstance(error, RelayError):
+            return error
+        failure = cls(reason or f"{type(error).__name__}: {text_of(error)}")
+        failure.__cause__ = error
+        return failure
+
 
 class TooManyConnections(RelayError):
     """The relay refuses one more connection while others of the mailer are in use."""

@@ -127,7 +127,7 @@ class FailoverMailer(BaseMailer):
                 if checker is not None:
                     checker.check()
             except OSError as error:
-                failures[member] = _failure_of(error)
+                failures[member] = RelayError.of(error)
                 if not isinstance(error, TooManyConnections):  # it works
                     self.note(member, failures[member])
             else:
@@ -399,14 +399,6 @@ class FailoverPipeline(Pipeline):
 def _is_answer(outcome: Outcome) -> bool:
     """Return True unless the relay was silent, or was not asked."""
     return outcome.status is Status.SENT or outcome.reply.code != 0
-
-
-def _failure_of(error: OSError) -> RelayError:
-    if isinstance(error, RelayError):
-        return error
-    failure = RelayError(f"{type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
 
 
 def _all_failed(failures: Mapping[_Member, _F]) -> _F | RelayError:

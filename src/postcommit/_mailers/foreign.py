@@ -351,7 +351,8 @@ def _from_exception(error: Exception, mail: Outgoing) -> object:
     if isinstance(error, smtplib.SMTPResponseException):
         return _from_response(error, mail)
     if isinstance(error, OSError) and _is_the_relays(error):
-        return _failed(mail, _failure(error))
+        on_one_line = str(Reply(0, "", _described(error)))
+        return _failed(mail, RelayError.of(error, on_one_line))
     final = isinstance(error, ValueError | smtplib.SMTPNotSupportedError)
     status = Status.REJECTED if final else Status.DEFERRED
     reply = Reply(0, "5.6.0" if final else "4.3.0", _described(error))
@@ -390,14 +391,6 @@ def _described(error: BaseException) -> str:
     """Return the class of `error` and its text, if it has one."""
     name, text = type(error).__name__, text_of(error)
     return name if text == name else f"{name}: {text}"
-
-
-def _failure(error: OSError) -> RelayError:
-    if isinstance(error, RelayError):
-        return error
-    failure = RelayError(str(Reply(0, "", _described(error))))
-    failure.__cause__ = error
-    return failure
 
 
 def _from_response(
