@@ -51,7 +51,9 @@ def run_pytest(folder: Path, replace: str) -> subprocess.CompletedProcess[str]:
     """Run the tests in `folder` with our classes in the package `replace`."""
     options = ("-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "--rootdir", folder)
     plugin = ("-p", "tests.compat.replacing")
-    return _run("pytest", *options, *plugin, folder, REPLACE=replace)
+    # A function for zope.testrunner, which returns a suite, is not a test of pytest.
+    suite = ("-W", "ignore::pytest.PytestReturnNotNoneWarning")
+    return _run("pytest", *options, *plugin, *suite, folder, REPLACE=replace)
 
 
 def test_pyramid_mailer(tmp_path: Path) -> None:

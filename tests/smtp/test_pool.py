@@ -348,7 +348,6 @@ def function():
         {"cafile": "/ca.pem", "tls": "starttls", "timeout": 7, "helo_name": "web"},
         {"hostname": "/run/lmtp", "protocol": "lmtp"},
     ],
-    ids=str,
 )
 def test_equal_settings_share(options):
     one, other = SMTPMailer(**options), SMTPMailer(**options)
@@ -403,7 +402,6 @@ class Token:
         ({"password": "secret"}, {"password": "secret", "port": 26}),
         ({"password": "secret"}, {"password": "secret", "messages_per_connection": 7}),
     ],
-    ids=str,
 )
 def test_other_settings_do_not(one, other):
     mailers = [SMTPMailer(**{"username": "me", **options}) for options in (one, other)]

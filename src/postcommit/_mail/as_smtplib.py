@@ -57,7 +57,7 @@ class RefusedError(  # type: ignore[misc]
 
 
 def as_smtplib(report: DeliveryReport) -> Exception | None:
-    """Return the exception that smtplib would raise; None if it would raise nothing.
+    """Return the exception that smtplib would raise, or None if it would raise nothing.
 
     smtplib raises nothing if at least one recipient was sent.
     """
