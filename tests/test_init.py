@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +49,39 @@ def test_each_public_name_is_written_once(package: ModuleType) -> None:
     source = Path(package.__path__[0], "__init__.py").read_text()
     code = source.rpartition('"""')[2]
     assert not [name for name in names if name in code]
+
+
+def run(code: str, path: Path) -> str:
+    """Run `code` with what is at `path`, and return what it prints."""
+    code = f"import sys; sys.path[:0] = [{str(path)!r}]\n{code}"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_a_package_without_its_stub_says_what_is_missing(tmp_path: Path) -> None:
+    shutil.copytree(postcommit.__path__[0], tmp_path / "postcommit")
+    (tmp_path / "postcommit" / "__init__.pyi").unlink()
+    for code in ("from postcommit import Tally", "import postcommit; dir(postcommit)"):
+        last = run(code, tmp_path).splitlines()[-1]
+        assert re.fullmatch(
+            r"ImportError: .*/postcommit/__init__.pyi is missing, .*install.*", last
+        )
+
+
+def test_the_names_are_found_in_a_zip(tmp_path: Path) -> None:
+    root = Path(postcommit.__path__[0]).parent
+    with zipfile.ZipFile(tmp_path / "packages.zip", "w") as packages:
+        for path in root.glob("postcommit/**/*.py*"):
+            packages.write(path, path.relative_to(root))
+    code = "from postcommit import Tally; print(sys.modules['postcommit'].__file__)"
+    shown = run(code, tmp_path / "packages.zip")
+    assert shown.strip() == f"{tmp_path}/packages.zip/postcommit/__init__.py"
+
+
+def test_an_import_reads_no_other_packages_machinery() -> None:
+    code = "import postcommit; print('pkgutil' in sys.modules)"
+    assert run(code, Path(postcommit.__path__[0]).parent).strip() == "False"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -5,7 +5,7 @@ that defines it. Type checkers read it, and so does `exports`.
 """
 from __future__ import annotations
 
-import pkgutil
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +18,13 @@ def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]
 
     @cache
     def homes() -> dict[str, str]:
-        stub = (pkgutil.get_data(package, "__init__.pyi") or b"").decode()
+        module: Any = sys.modules[package]
+        path = f"{os.path.dirname(module.__file__)}/__init__.pyi"
+        try:
+            stub = module.__spec__.loader.get_data(path).decode()  # also from a zip
+        except OSError as error:
+            reason = "is missing, and the package needs it; install postcommit again"
+            raise ImportError(f"{path} {reason}", name=package, path=path) from error
         imports = [line.split() for line in stub.splitlines() if line[:5] == "from "]
         return {name: module for _, module, _, name, *renamed in imports if renamed}
 

@@ -294,13 +294,28 @@ class MissingExtraError(PostcommitError, ImportError):
 class RelayError(PostcommitError, ConnectionError):
     """The relay itself is in trouble, whatever the message.
 
-    `reply` is the relay's reply, or None if it did not answer.
+    `reply` is the relay's reply, or None if it did not answer. `is_lack` says that the
+    relay does not offer what is required: STARTTLS, or a login.
     """
+
+    is_lack = False
 
     def __init__(self, reason: str, reply: Reply | None = None) -> None:
         self.reason = reason
         self.reply = reply
         super().__init__(reason)
+
+    @classmethod
+    def of(cls, error: BaseException, reason: str = "") -> RelayError:
+        """Return `error` if it is one, otherwise an error that has it as its cause.
+
+        The default for `reason` is the class and the text of `error`.
+        """
+        if isinstance(error, RelayError):
+            return error
+        failure = cls(reason or f"{type(error).__name__}: {text_of(error)}")
+        failure.__cause__ = error
+        return failure
 
 
 class TooManyConnections(RelayError):

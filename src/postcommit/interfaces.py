@@ -544,7 +544,11 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
     )
 
     def close() -> None:
-        """Close the connections. The next message opens another."""
+        """Close the connections. The next message opens another.
+
+        They are those of all mailers with equal options in this process. One that
+        another thread uses is closed after its message.
+        """
 
 
 class ISendmailMailer(IMailer):

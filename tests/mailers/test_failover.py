@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,47 @@ def test_the_report_names_each_relay_that_failed(
     [alone] = transmit(FailoverMailer([second]), mail(1)).values()
     assert isinstance(alone.relay_failure, RelayError)
     assert alone.relay_failure.reply == BYE
+
+
+def test_the_first_failure_of_a_relay_is_reported() -> None:
+    """Two messages are on their way when it fails."""
+
+    class Failing(ScriptedPipelineMailer):
+        def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> Any:
+            self.attempts.append(Taken(fromaddr, tuple(toaddrs), message))
+            failure = RelayError(f"failure {len(self.attempts)}")
+            return DeliveryReport("1@x.org", tuple(toaddrs), relay_failure=failure)
+
+        def pipeline(self) -> ScriptedPipeline:
+            return ScriptedPipeline(self)
+
+    first, second = Failing(), ScriptedMailer()
+    second.failure = DEAD
+    reports = transmit(FailoverMailer([first, second]), mail(1), mail(2))
+    assert len(first.attempts) == 2
+    assert len(reports) == 2
+    for report in reports.values():
+        assert "failure 1" in str(report.relay_failure)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_a_report_was_announced_if_each_part_of_it_was(
+    first: bool, second: bool
+) -> None:
+    class Announcing(Partly):
+        is_announced = False
+
+        def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> Any:
+            report = super().send(fromaddr, toaddrs, message)
+            return replace(report, announced=self.is_announced)
+
+    mailers = Announcing(), Announcing()
+    mailers[0].is_announced, mailers[1].is_announced = first, second
+    one = mail(1, "a@x.org", "b@x.org")
+    report = transmit(FailoverMailer(mailers), one)[0]
+    assert statuses(report) == {"a": "sent", "b": "sent"}
+    assert report.announced is (first and second)
 
 
 # Too many connections

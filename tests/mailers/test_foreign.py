@@ -1153,7 +1153,8 @@ def test_a_send_of_ones_own_is_not_bypassed(
         if way == "queued":
             processor = QueueProcessor(delivery.queuePath, mailer)
             assert processor.flush() == Tally(sent=2)
-        assert [m.recipients for m in relay.messages] == [(BOB,), (CAROL,)]
+        # With several workers, the second one may be faster.
+        assert sorted(m.recipients for m in relay.messages) == [(BOB,), (CAROL,)]
         assert all(b"X-Seen: yes" in m.data for m in relay.messages)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -809,6 +810,50 @@ def test_a_fork_while_the_pool_is_locked(relay, connect):
     finally:
         done.set()
         thread.join(5)
+
+
+def test_a_child_does_not_wait_for_a_lock_of_its_parent_when_a_pool_goes(relay):
+    mailer = make(relay)
+    send(mailer)
+    locked, done = threading.Event(), threading.Event()
+
+    def lock(changed):
+        with changed:
+            locked.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=lock, args=(mailer._pool._changed,))
+    thread.start()
+    locked.wait(5)
+    pools_of = [mailer]
+    del mailer
+
+    def end():
+        signal.alarm(10)  # instead of waiting for ever
+        pools_of.clear()
+        gc.collect()
+
+    try:
+        assert in_child(end) == 0
+    finally:
+        done.set()
+        thread.join(5)
+
+
+def test_the_end_of_a_process_does_not_wait_for_a_lock():
+    code = """if True:
+        import threading
+        from postcommit import SMTPMailer
+        mailer = SMTPMailer()
+        locked = threading.Event()
+        def lock():
+            with mailer._pool._changed:
+                locked.set()
+                threading.Event().wait()
+        threading.Thread(target=lock, daemon=True).start()
+        locked.wait()
+    """
+    subprocess.run([sys.executable, "-c", code], timeout=30, check=True)
 
 
 def test_a_child_does_not_keep_connections_open(relay, connect):

@@ -124,7 +124,7 @@ def test_arbitrary_bytes(wired, bodies):
 @example(b"x\n.\r\n")
 def test_stuffed(message):
     """Whatever made the message, each line ends with CRLF, and it ends only once."""
-    wire = stuffed(message)
+    wire = stuffed(complete(message))
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n", wire)
     assert wire.endswith(b".\r\n")
     # there is one end of data: the last one

@@ -157,9 +157,9 @@ class Drain:
             except (RuntimeError, MemoryError) as error:
                 if not self._started:
                     raise
-                told = "%s: %d of %d workers could be started: %s"
+                text = "%s: %d of %d workers could be started: %s"
                 most = len(self._threads)
-                log.warning(told, self._name, len(self._started), most, error)
+                log.warning(text, self._name, len(self._started), most, error)
                 return
             self._started.append(thread)
 

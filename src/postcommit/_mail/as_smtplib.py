@@ -82,7 +82,7 @@ def _of_error(failure: RelayError) -> Exception:
     # An error without a number is ours: the relay has closed the connection.
     if isinstance(cause, OSError) and (cause.errno or isinstance(cause, TimeoutError)):
         return _with_text(cause, str(failure))
-    if " offers " in str(failure):
+    if failure.is_lack:
         return NotOfferedError(str(failure))
     return smtplib.SMTPServerDisconnected(str(failure))
 

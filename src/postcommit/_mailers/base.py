@@ -150,6 +150,15 @@ class BaseMailer(ReadOnlyOptions, ABC):
             return DeliveryReport.alike(message_id, mail.recipients, rejected, reply)
         return self._transmit(mail)
 
-    @abstractmethod
     def _transmit(self, mail: Outgoing) -> DeliveryReport:
-        """Transmit `mail`, and report. Raises nothing, announces nothing."""
+        """Transmit `mail`, and report. Raises nothing, announces nothing.
+
+        This is for a mailer with a pipeline of its own. Others override it.
+        """
+        with self.pipeline() as pipeline:
+            pipeline.waits = True
+            pipeline.offer(mail)
+            reports = [report for _, report in pipeline.drain()]
+        if not reports:
+            raise RuntimeError(f"{self!r}: no report for a message")
+        return reports[0]

@@ -108,14 +108,6 @@ class FailoverMailer(BaseMailer):
         """Return a pipeline over those of the mailers. See `IPipelineMailer`."""
         return FailoverPipeline(self)
 
-    def _transmit(self, mail: Outgoing) -> DeliveryReport:
-        with self.pipeline() as pipeline:
-            pipeline.offer(mail)
-            reports = [report for _, report in pipeline.drain()]
-        if not reports:
-            raise RuntimeError(f"{self!r}: no report for a message")
-        return reports[0]
-
     def check(self) -> None:
         """Return if a relay answers; raise `RelayError` if none does.
 
@@ -129,7 +121,7 @@ class FailoverMailer(BaseMailer):
                 if checker is not None:
                     checker.check()
             except OSError as error:
-                failures[member] = _failure_of(error)
+                failures[member] = RelayError.of(error)
                 if not isinstance(error, TooManyConnections):  # it works
                     self.note(member, failures[member])
             else:
@@ -193,8 +185,8 @@ class FailoverMailer(BaseMailer):
         if failure is None and not has_worked:
             log.info("%s works again", member.name)
         elif failure is not None and has_worked and good:
-            told = "%s failed, mail goes through %s: %s"
-            log.warning(told, member.name, " and ".join(m.name for m in good), failure)
+            text = "%s failed, mail goes through %s: %s"
+            log.warning(text, member.name, " and ".join(m.name for m in good), failure)
         elif failure is not None and has_worked:
             log.warning("%s failed, and no other works: %s", member.name, failure)
 
@@ -259,7 +251,6 @@ class FailoverPipeline(Pipeline):
         self._too_many_connections = False
         self._member: _Member | None = None
         self._open: Pipeline | None = None
-        self._is_given_up = False
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._give_up(error)
@@ -358,8 +349,7 @@ class FailoverPipeline(Pipeline):
         elif member is not None and any(map(_is_answer, report.outcomes)):
             self._mailer.note(member, None)
         report = flight.merged(report)
-        is_last = report.relay_failure is None or report.failed_mid_message
-        if is_last or self._is_given_up:
+        if report.relay_failure is None or report.failed_mid_message:
             flight.report = report
         else:
             flight.wait(report)
@@ -376,7 +366,6 @@ class FailoverPipeline(Pipeline):
 
     def _give_up(self, error: BaseException | None) -> None:
         """Close what is open, keep the reports that exist, and try nothing more."""
-        self._is_given_up = True
         pipeline, self._open = self._open, None
         try:
             if pipeline is not None:
@@ -404,14 +393,6 @@ class FailoverPipeline(Pipeline):
 def _is_answer(outcome: Outcome) -> bool:
     """Return True unless the relay was silent, or was not asked."""
     return outcome.status is Status.SENT or outcome.reply.code != 0
-
-
-def _failure_of(error: OSError) -> RelayError:
-    if isinstance(error, RelayError):
-        return error
-    failure = RelayError(f"{type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
 
 
 def _all_failed(failures: Mapping[_Member, RelayError]) -> RelayError:

@@ -366,7 +366,8 @@ def _from_exception(error: Exception, mail: Outgoing) -> object:
     if isinstance(error, smtplib.SMTPResponseException):
         return _from_response(error, mail)
     if isinstance(error, OSError) and _is_the_relays(error):
-        return _failed(mail, _failure(error))
+        on_one_line = str(Reply(0, "", _described(error)))
+        return _failed(mail, RelayError.of(error, on_one_line))
     if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
         # For example the read time-out of an HTTP request with the message in it.
         text = f"The message may have been sent: {_described(error)}"
@@ -418,14 +419,6 @@ def _described(error: BaseException) -> str:
 
 def _of_reply(reply: Reply) -> RelayError:
     return RelayError(str(reply), reply)
-
-
-def _failure(error: OSError) -> RelayError:
-    if isinstance(error, RelayError):
-        return error
-    failure = RelayError(str(Reply(0, "", _described(error))))
-    failure.__cause__ = error
-    return failure
 
 
 def _from_response(

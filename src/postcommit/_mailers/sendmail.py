@@ -85,8 +85,8 @@ class SendmailMailer(BaseMailer):
                 if error.errno == errno.E2BIG and len(some) > 1:
                     most = len(some) // 2
                     continue
-                failure = RelayError(f"{self.command} cannot be run: {error}")
-                failure.__cause__ = error
+                text = f"{self.command} cannot be run: {error}"
+                failure = RelayError.of(error, text)
                 return DeliveryReport(
                     message_id, recipients, tuple(outcomes), relay_failure=failure
                 )

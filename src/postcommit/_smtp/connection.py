@@ -485,7 +485,7 @@ class Connection:
             implicit = "to 'implicit' if it speaks TLS from the start (port 465), "
             if self.relay.is_unix:
                 implicit = ""
-            raise RelayError(
+            raise _lack(
                 f"{self.relay} offers no STARTTLS{needing}; set tls {implicit}{without}"
             )
         reply = self.command("STARTTLS")
@@ -545,17 +545,18 @@ class Connection:
         if not (self.is_encrypted or self.is_loopback):
             is_off = relay.tls.mode is TLSMode.NONE
             reason = "tls='none' allows no TLS" if is_off else "it offers no STARTTLS"
-            raise RelayError(
+            text = (
                 f"{relay}: {reason}, and credentials are not sent in clear; set tls to"
                 " 'starttls', or 'implicit' (port 465), or omit the username"
             )
+            raise RelayError(text) if is_off else _lack(text)
         known = credentials.mechanisms(encrypted=self.is_encrypted)
         offered = self.extensions.get("AUTH", "").upper().split()
         usable = [name for name in known if name in offered]
         if not usable:
             choice = credentials.mechanism
             offer = f"AUTH {' '.join(offered)}" if offered else "no AUTH"
-            raise RelayError(
+            raise _lack(
                 f"{relay} offers {offer};"
                 f" {' or '.join(known)} is needed to log in"
                 + (f", because of auth={choice!r}" if choice else "")
@@ -668,3 +669,9 @@ def begun(data: bytes, start: int) -> Reply | None:
 def _not_smtp(line: bytes) -> RelayError:
     shown = line[:80].decode("ascii", "backslashreplace").strip()
     return RelayError(f"the relay's reply is not SMTP: {shown!r}")
+
+
+def _lack(text: str) -> RelayError:
+    error = RelayError(text)
+    error.is_lack = True
+    return error

@@ -13,7 +13,6 @@ from zope.interface import implementer
 from zope.schema import getFieldNames
 
 from postcommit._config.options import checked
-from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._smtp.connection import Relay
@@ -26,7 +25,6 @@ from postcommit._smtp.tls import TLS
 from postcommit.errors import OptionError
 from postcommit.interfaces import AuthName
 from postcommit.interfaces import ISMTPMailer
-from postcommit.interfaces import Outgoing
 from postcommit.interfaces import ProtocolName
 from postcommit.interfaces import TLSMode
 from postcommit.interfaces import TLSName
@@ -212,13 +210,6 @@ class SMTPMailer(BaseMailer):
         return SMTPPipeline(
             self._pool, recipients=self.recipients_per_transaction, dsn=self.dsn
         )
-
-    def _transmit(self, mail: Outgoing) -> DeliveryReport:
-        with self.pipeline() as pipeline:
-            pipeline.waits = True
-            pipeline.offer(mail)
-            [(_, report)] = pipeline.drain()
-        return report
 
     def check(self) -> None:
         """Connect and log in, or raise `RelayError`. See `IRelayCheck`."""

@@ -245,6 +245,7 @@ class Pool:
         self._closed = -math.inf  # the time when a connection was closed that worked
         self._sweeper: threading.Thread | None = None
         self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
+        # At exit, a daemon thread may hold the lock for ever.
         self._last_rites.atexit = False
 
     @property
@@ -354,7 +355,10 @@ class Pool:
                 is_crowded = self._has_others(others)
             if is_crowded:
                 kind = TooManyConnections
-        raise all_failed(self.relay, failures, kind) from failures[-1].error
+        last = failures[-1].error
+        failure = all_failed(self.relay, failures, kind)
+        failure.is_lack = last.is_lack
+        raise failure from last
 
     def _has_others(
         self, known: WeakSet[Connection], address: Address | None = None
@@ -444,7 +448,7 @@ class Pool:
         lock may have been held by a thread that does not exist here.
         """
         connections = [*(connection for _, connection in self._idle), *self._busy]
-        self._last_rites.detach()
+        self._last_rites.detach()  # they would wait for the lock of the parent
         self._begin()
         for connection in connections:
             connection.close()

@@ -214,13 +214,6 @@ class Relay(BaseMailer):
         """Return the pipeline of the mailer, with explained failures."""
         return _Explaining(self.mailer.pipeline())
 
-    def _transmit(self, mail: Outgoing) -> DeliveryReport:
-        with self.pipeline() as pipeline:
-            pipeline.waits = True
-            pipeline.offer(mail)
-            [(_, report)] = pipeline.drain()
-        return report
-
 
 class _Explaining(Pipeline):
     """A pipeline around one of ours, with explained failures."""
