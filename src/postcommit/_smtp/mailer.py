@@ -12,6 +12,7 @@ from zope.interface import implementer
 from zope.schema import getFieldNames
 
 from postcommit._config.options import checked
+from postcommit._config.options import checked_notify
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
@@ -98,7 +99,6 @@ class SMTPMailer(BaseMailer):
     dsn: bool
     token: Callable[[], str] | None
     ssl_context: ssl.SSLContext | None
-    relay: Relay
     _pool: Pool
 
     def __init__(
@@ -137,7 +137,8 @@ class SMTPMailer(BaseMailer):
             # Set like this, because an assignment asks each time if it is permitted.
             for name in getFieldNames(ISMTPMailer):
                 vars(self)[name] = _check(name, given[name])
-            vars(self).update(token=token, ssl_context=ssl_context, notify=notify)
+            vars(self).update(token=token, ssl_context=ssl_context)
+            self.notify = checked_notify(notify)
             pool = shared(
                 self._relay(),
                 messages=self.messages_per_connection,
@@ -148,7 +149,7 @@ class SMTPMailer(BaseMailer):
             # Frames of a traceback have local variables, and these have the password.
             del given, password
             raise error.with_traceback(None)  # noqa: B904
-        vars(self).update(_pool=pool, relay=pool.relay)
+        self._pool = pool
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use.
@@ -196,7 +197,13 @@ class SMTPMailer(BaseMailer):
 
     def __repr__(self) -> str:
         # A debugger may show a mailer whose constructor has raised.
-        return f"<{type(self).__name__} {vars(self).get('relay', 'without options')}>"
+        pool = vars(self).get("_pool")
+        return f"<{type(self).__name__} {pool.relay if pool else 'without options'}>"
+
+    @property
+    def relay(self) -> Relay:
+        """The options in the form that connections use."""
+        return self._pool.relay
 
     def pipeline(self) -> Pipeline:
         """Return a pipeline over the connections of this mailer.
