@@ -545,7 +545,6 @@ def test_too_many_at_ehlo(relay, connect):
     ("stage", "reply"),
     [
         ("CONNECT", "421 4.3.2 Shutting down"),
-        ("CONNECT", "421 4.3.2 Shutting down"),
         ("EHLO", "550 5.7.0 No"),
         ("CONNECT", b"hello\r\n"),
     ],

@@ -123,7 +123,10 @@ class Relay:
         return self.hostname.startswith("/")
 
     def __str__(self) -> str:
-        return self.hostname if self.is_unix else f"{self.hostname}:{self.port}"
+        if self.is_unix:
+            return self.hostname
+        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
+        return f"{host}:{self.port}"
 
 
 class Address(NamedTuple):
@@ -157,6 +160,8 @@ def addresses_of(relay: Relay) -> list[Address]:
         )
     except (OSError, ValueError) as error:  # ValueError if it cannot be a host name
         raise RelayError(f"no connection to {relay}: {error}{needed}") from error
+    if not found:
+        raise RelayError(f"no connection to {relay}: the name has no address{needed}")
     families: dict[int, dict[Address, None]] = {}
     for family, _, _, _, name in found:
         families.setdefault(family, {})[Address(family, name)] = None
@@ -500,12 +505,11 @@ class Connection:
             tls.read_again()
             start = "" if tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
             start += f" -servername {tls.server_name}" if tls.server_name else ""
-            host = f"[{relay.hostname}]" if ":" in relay.hostname else relay.hostname
             reason = error.verify_message.rstrip(".")
             raise RelayError(
                 f"the certificate of {relay} cannot be trusted: {reason};"
                 f" {remedy(error)}; to see it: openssl s_client{start} -connect"
-                f" {host}:{relay.port} </dev/null | openssl x509 -noout -text"
+                f" {relay} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
             tls.read_again()
