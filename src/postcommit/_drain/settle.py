@@ -8,8 +8,8 @@ some deferred or uncertain  is rewritten with just those, due by the schedule
 some rejected               those are kept as a dead letter, the rest goes on
 the relay failed            is left as it is, and no attempt counts; recipients
                             that were decided before are settled
-uncertain for the third     those may have the message: they are kept as a dead
-time (``max_uncertain``)    letter, but are not called rejected
+uncertain for the third     those recipients may have the message: they are kept as
+time (``max_uncertain``)    a dead letter, but are not called rejected
 too old                     what would be deferred is rejected, but never after
                             the first attempt
 unreadable                  is kept as a dead letter, with the reason
@@ -121,8 +121,11 @@ class Settler:
         # Nor for recipients that were not reached because the relay failed.
         if entry.attempts and self._schedule.is_too_old(claim.accepted, now):
             report = giving_up(report)
-        elif uncertain_attempts(entry, report.outcomes) >= self._schedule.max_uncertain:
-            report = giving_up_uncertain(report)
+        elif report.uncertain:
+            most = self._schedule.max_uncertain
+            numbers = uncertain_attempts(entry, report.outcomes)
+            given_up = {r for r, number in numbers.items() if number >= most}
+            report = giving_up_uncertain(report, given_up)
         rest: tuple[str, ...] = ()
         if report.relay_failure is not None:
             if any(map(_is_left, report.outcomes)):
@@ -140,7 +143,7 @@ class Settler:
             reply = f"{UNCERTAIN}: {uncertain.last_reply}"
             uncertain = replace(uncertain, last_reply=reply)
         if rest:  # no attempt counts for them
-            left: Entry | None = replace(entry, recipients=rest)
+            left: Entry | None = only(entry, rest, entry.uncertain_by_recipient())
             due = now
         else:
             left = part(entry, report, _is_left)
@@ -299,15 +302,32 @@ def _is_as_before(entry: Entry, settlement: Settlement) -> bool:
     relay may have the message.
     """
     left = settlement.left
-    return left is not None and (left.recipients, left.uncertain) == (
+    return left is not None and (left.recipients, left.uncertain, left.doubts) == (
         entry.recipients,
         entry.uncertain,
+        entry.doubts,
     )
 
 
-def uncertain_attempts(entry: Entry, outcomes: Iterable[Outcome]) -> int:
-    """Return the number of uncertain attempts of the entry, with these `outcomes`."""
-    return entry.uncertain + any(o.status is Status.UNCERTAIN for o in outcomes)
+def uncertain_attempts(entry: Entry, outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """Return the number of uncertain attempts by recipient, with these `outcomes`."""
+    numbers = entry.uncertain_by_recipient()
+    for outcome in outcomes:
+        if outcome.status is Status.UNCERTAIN:
+            numbers[outcome.recipient] += 1
+    return numbers
+
+
+def only(entry: Entry, recipients: tuple[str, ...], numbers: dict[str, int]) -> Entry:
+    """Return the entry with some of its recipients.
+
+    `numbers` are those of their uncertain attempts.
+    """
+    doubts = tuple(map(numbers.__getitem__, recipients))
+    most = max(doubts)
+    if min(doubts) == most:
+        doubts = ()
+    return replace(entry, recipients=recipients, uncertain=most, doubts=doubts)
 
 
 def part(
@@ -326,13 +346,9 @@ def part(
         reply = next(iter(replies))
     else:
         reply = "; ".join(f"{o.recipient}: {o.reply}" for o in outcomes)
-    return replace(
-        entry,
-        recipients=tuple(outcome.recipient for outcome in outcomes),
-        attempts=entry.attempts + 1,
-        last_reply=reply,
-        uncertain=uncertain_attempts(entry, outcomes),
-    )
+    recipients = tuple(outcome.recipient for outcome in outcomes)
+    rest = only(entry, recipients, uncertain_attempts(entry, outcomes))
+    return replace(rest, attempts=entry.attempts + 1, last_reply=reply)
 
 
 def _is_left(outcome: Outcome) -> bool:

@@ -6,6 +6,7 @@ The table of the SMTP dialogue is in `postcommit._smtp.dialogue`.
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
@@ -159,11 +160,14 @@ def giving_up(report: DeliveryReport) -> DeliveryReport:
     return giving_up_uncertain(_with_outcomes(report, outcomes))
 
 
-def giving_up_uncertain(report: DeliveryReport) -> DeliveryReport:
-    """Return `report` with its uncertain recipients given up."""
+def giving_up_uncertain(
+    report: DeliveryReport, recipients: Collection[str] | None = None
+) -> DeliveryReport:
+    """Return `report` with its uncertain recipients given up, or just `recipients`."""
+    given_up = report.recipients if recipients is None else recipients
     outcomes = tuple(
         replace(outcome, given_up=True)
-        if outcome.status is Status.UNCERTAIN
+        if outcome.status is Status.UNCERTAIN and outcome.recipient in given_up
         else outcome
         for outcome in report.outcomes
     )

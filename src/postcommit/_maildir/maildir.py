@@ -91,8 +91,9 @@ def check_path(path: str) -> None:
     """Raise a `QueueError` if there can be no Maildir at `path`. Creates nothing."""
     with explained(path, "open the Maildir", MaildirError):
         exists = _check_folders(path)
-    if not exists and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise QueueError(path, "there is no folder to create it in")
+    parent = os.path.dirname(os.path.abspath(path))
+    if not exists and not os.path.isdir(parent):
+        raise QueueError(path, f"there is no folder {parent!r} to create it in")
 
 
 @provider(IMaildirFactory)

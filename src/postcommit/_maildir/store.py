@@ -345,10 +345,11 @@ class Store:
             rename(written, target)
         except FileExistsError:
             # It is this letter, if a crash came before the next step, and is replaced.
-            # Otherwise it is that of another entry of this name, and both are kept.
-            message = _message_in(written)
-            if message != _message_in(target):
-                target += f".{hashlib.blake2b(message, digest_size=8).hexdigest()}"
+            # Otherwise it is that of another entry of this name, or of other recipients
+            # in the same attempt, which a relay failure has cut in two. Both are kept.
+            mail = _mail_in(written)
+            if mail != _mail_in(target):
+                target += f".{hashlib.blake2b(mail, digest_size=8).hexdigest()}"
             os.rename(written, target)
         sync(folder)
 
@@ -665,16 +666,17 @@ class Claim:
         return data
 
 
-def _message_in(path: str) -> bytes:
-    """Return the message of a dead letter, or the whole file if it is not an entry.
+def _mail_in(path: str) -> bytes:
+    """Return the recipients and the message of a dead letter.
 
-    Nothing if it cannot be read.
+    The whole file if it is not an entry, and nothing if it cannot be read.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         with closing(OpenFile(path, flags)) as file:
             data = os.read(file.descriptor, os.fstat(file.descriptor).st_size)
-        return parse_entry(data).message
+        entry = parse_entry(data)
+        return ", ".join(entry.recipients).encode() + b"\n" + entry.message
     except EntryError:
         return data
     except OSError:

@@ -471,20 +471,25 @@ class Connection:
     def _refusal(self, what: str, reply: Reply, name: str | None = None) -> RelayError:
         """Return the error for `reply` to `what`. `name` is what a hello has said."""
         hint = ""
-        if name is not None and reply.code in (501, 504):
+        if what in ("HELO", "LHLO") and reply.code in (500, 502):
+            speaks = "lmtp" if what == "HELO" else "smtp"
+            hint = f"; set protocol to {speaks!r} if it speaks {speaks.upper()}"
+        elif name is not None and reply.code in (501, 504):
             hint = f"; set helo_name to a name that the relay accepts, it is {name!r}"
         return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:
-            needing, without = "", "to 'none' to do without"
+            hint = "set tls to 'none'"
+            if not self.relay.is_unix:
+                hint = (
+                    "set tls to 'implicit' if it speaks TLS from the start (port 465),"
+                    " to 'none' to do without"
+                )
             if self.relay.tls.mode is TLSMode.AUTO:
-                needing = f", and {', '.join(self.relay.tls.needing)} cannot be used"
-                without = "or omit these options to send in clear"
-            raise RelayError(
-                f"{self.relay} offers no STARTTLS{needing}; set tls to 'implicit' if it"
-                f" speaks TLS from the start (port 465), {without}"
-            )
+                options = " and ".join(self.relay.tls.needing)
+                hint += f", and omit {options}"
+            raise RelayError(f"{self.relay} offers no STARTTLS; {hint}")
         reply = self.command("STARTTLS")
         if reply.code != 220:
             raise self._refusal("STARTTLS", reply)
@@ -505,10 +510,11 @@ class Connection:
             tls.read_again()
             start = "" if tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
             start += f" -servername {tls.server_name}" if tls.server_name else ""
+            place = "-unix" if relay.is_unix else "-connect"
             reason = error.verify_message.rstrip(".")
             raise RelayError(
                 f"the certificate of {relay} cannot be trusted: {reason};"
-                f" {remedy(error)}; to see it: openssl s_client{start} -connect"
+                f" {remedy(error)}; to see it: openssl s_client{start} {place}"
                 f" {relay} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
@@ -550,8 +556,9 @@ class Connection:
         usable = [name for name in known if name in offered]
         if not usable:
             choice = credentials.mechanism
+            offer = f"AUTH {' '.join(offered)}" if offered else "no AUTH"
             raise RelayError(
-                f"{relay} offers AUTH {' '.join(offered) or 'not at all'};"
+                f"{relay} offers {offer};"
                 f" {' or '.join(known)} is needed to log in"
                 + (f", because of auth={choice!r}" if choice else "")
             )

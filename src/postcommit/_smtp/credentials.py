@@ -24,6 +24,7 @@ from typing import TypeAlias
 from unicodedata import ucd_3_2_0
 
 from postcommit._mail.report import Reply
+from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
 from postcommit.errors import text_of
@@ -88,7 +89,7 @@ class Credentials:
             raise OptionError("username", self.username, "is needed with a token")
         if self.password is None and self.token is None:
             reason = "is needed with a username (or a token)"
-            raise OptionError("password", None, reason)
+            raise OptionError("password", MISSING, reason)
         if not (self.token is None or callable(self.token)):
             raise OptionError("token", self.token, _NO_FUNCTION)
         if self.token is not None and self.password:

@@ -7,7 +7,7 @@ for, and one report for each message.
 A message is transmitted to some of its recipients at a time. The rules for such a
 `Transmission` are tables: `MOVES` for what is written, `REPLIES` and `FINALS` for what
 the relay says, and `LOSSES` for a connection that is lost. They stand first, before the
-code that follows them, and docs/smtp.rst shows them as they are here.
+code that follows them, and docs/dialogue.rst shows them as they are here.
 """
 from __future__ import annotations
 
@@ -109,6 +109,7 @@ class Loss(enum.Enum):
     CLOSED = "closed or reset"
     SILENT = "no reply in time"
     REFUSED = "the relay refuses to work at all"
+    ENOUGH = "closed or refused by a relay that may only have enough recipients"
     OUT_OF_STEP = "a reply to another command, a stray one or no SMTP, with pipelining"
     CONFUSED = "the same without pipelining"
     NOT_REACHED = "the relay failed at the message before"
@@ -212,6 +213,7 @@ LOSSES: dict[tuple[State, Loss], Fate] = {
     (State.BOUND, Loss.CLOSED): Fate.DEFERRED,
     (State.BOUND, Loss.SILENT): Fate.RELAY,
     (State.BOUND, Loss.REFUSED): Fate.RELAY,
+    (State.BOUND, Loss.ENOUGH): Fate.AGAIN,
     (State.BOUND, Loss.OUT_OF_STEP): Fate.AGAIN,
     (State.BOUND, Loss.CONFUSED): Fate.RELAY,
     (State.ENDING, Loss.CLOSED): Fate.DEFERRED,
@@ -223,6 +225,10 @@ LOSSES: dict[tuple[State, Loss], Fate] = {
     (State.ENDED, Loss.OUT_OF_STEP): Fate.UNCERTAIN,
     (State.ENDED, Loss.CONFUSED): Fate.UNCERTAIN,
 }
+
+
+# A relay has these ways to say that it wants no more on a connection.
+_ENDED_BY_RELAY = (Loss.CLOSED, Loss.REFUSED)
 
 
 class Peer(Protocol):
@@ -384,16 +390,21 @@ class Account:
         """Account for a relay that failed while `indices` were transmitted to.
 
         The relay may hang up because of recipients of this message, and would do so
-        each time. So if it failed in the middle of the message, and had replied to
-        recipients before, these outcomes stay and the others are deferred.
+        each time. So if it failed in the middle of the message, and had replied to some
+        of `indices` before, these outcomes stay and the others of `indices` are
+        deferred. Recipients of other transmissions are not concerned.
         """
-        if mid_message and any(map(_was_replied, self.outcomes.values())):
+        outcomes = [self.outcomes[index] for index in indices if index in self.outcomes]
+        if mid_message and any(map(_was_replied, outcomes)):
             reply = failure.reply
             said = reply if isinstance(reply, Reply) else _interrupted(failure)
-            self.settle(self.everybody, Status.DEFERRED, said)
+            self.settle(indices, Status.DEFERRED, said)
         else:
             self.reopen(indices)
-            self.failure, self.failed_mid_message = failure, mid_message
+            # If the relay took others of the message before, the message itself is not
+            # the cause. In the next attempt `indices` come first.
+            is_first = not any(map(_was_replied, self.outcomes.values()))
+            self.failure, self.failed_mid_message = failure, mid_message and is_first
             self.is_done = True
 
     def report(self) -> DeliveryReport:
@@ -621,6 +632,8 @@ class Dialogue:
         self._accounts: deque[Account] = deque()
         self._offered: Transmission | None = None
         self._ended: Transmission | None = None
+        # The last message that was sent, and the connection.
+        self._sent: tuple[Link, Account] | None = None
         self._dot = 0  # number of bytes of the last write up to the final dot in it
 
     # For the caller
@@ -685,7 +698,9 @@ class Dialogue:
             if transmission.answered == transmission.written:
                 transmission.state = State.DONE
                 self._ended = None
-            if step is not Step.SEND_ALL:
+            if step is Step.SEND_ALL:
+                self._sent = link, transmission.account
+            else:
                 link.is_dirty = True
         elif stage is not Stage.SESSION:
             transmission.state = State.BOUND
@@ -821,6 +836,8 @@ class Dialogue:
             if account.is_done and ended is not None and ended.account is account:
                 offered.state = State.DONE  # the message has its report
             else:
+                if self._has_enough(offered, link, behind):
+                    behind = Loss.ENOUGH
                 self._suffer(offered, behind, error)
         elif ended is None and not link.messages:
             # A new connection, which failed before anything was offered. Another one
@@ -862,6 +879,21 @@ class Dialogue:
             account.settle(behind, Status.UNCERTAIN, _unanswered(error))
         self._suffer(ended, loss, error)
         return error
+
+    def _has_enough(self, transmission: Transmission, link: Link, loss: Loss) -> bool:
+        """Return True if the relay may take the transmission on a new connection.
+
+        It ended this one after it had taken an earlier transmission of the message, or
+        had shown how many recipients it takes: Postfix, for example, says 421 after 20
+        refusals. The next transmission is to no more than that, so that this happens
+        only as long as the number becomes smaller.
+        """
+        if transmission.state is not State.BOUND or loss not in _ENDED_BY_RELAY:
+            return False
+        if transmission.limit is not None:
+            self._recipients = transmission.limit
+            return True
+        return self._sent == (link, transmission.account)
 
     def _suffer(self, transmission: Transmission, loss: Loss, error: OSError) -> None:
         """Do what a cell of `LOSSES` says."""
