@@ -272,22 +272,28 @@ def test_a_client_certificate_that_the_relay_misses(
 
 @pytest.mark.parametrize("option", ["--cafile", "--certfile"])
 def test_a_file_that_is_not_needed_yet_is_read(
-    option: str, relay: ScriptedRelay, capsys: Any
+    option: str, start: Start, tmp_path: Path, capsys: Any
 ) -> None:
-    status, out = told(capsys, relay, option, "nope.pem")
-    assert status == 1
+    relay = start(host=str(tmp_path / "smtp"))  # "auto" does without TLS there
+    assert main(["test-relay", "--hostname", relay.host, option, "nope.pem"]) == 1
+    out = capsys.readouterr().out
     assert "encryption  none\n" in out
     assert f"failed: {option[2:]}='nope.pem' " in out
 
 
 def test_a_client_certificate_that_is_not_used(
-    relay: ScriptedRelay, tmp_path: Path, capsys: Any
+    start: Start, relay: ScriptedRelay, tmp_path: Path, capsys: Any
 ) -> None:
     pair = tmp_path / "shop.pem"
     trustme.CA().issue_cert("shop").private_key_and_cert_chain_pem.write_to_path(pair)
-    status, out = told(capsys, relay, "--certfile", str(pair))
-    assert status == 0
+    local = start(host=str(tmp_path / "smtp"))  # "auto" does without TLS there
+    argv = ["test-relay", "--hostname", local.host, "--certfile", str(pair)]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
     assert "certfile    not used, the relay offers no STARTTLS" in out
+    status, out = told(capsys, relay, "--certfile", str(pair))
+    assert status == 1
+    assert "offers no STARTTLS; set tls to 'implicit'" in out
 
 
 @pytest.mark.parametrize("source", ["192.0.2.77", "2001:db8::77"])

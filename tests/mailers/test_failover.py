@@ -626,7 +626,8 @@ def test_the_repr_names_the_mailers_and_no_password() -> None:
         (None, "must be several mailers, such as"),
         ("smtp", "number 1 must have a method send()"),
         ([SMTPMailer(), object()], "number 2 must have a method send()"),
-        ([SMTPMailer] * 2, "is there twice"),
+        ([SMTPMailer()] * 2, "is there twice"),
+        ([SMTPMailer], "number 1 must be a mailer, not its class"),
     ],
 )
 def test_mailers_that_can_never_work_are_refused(mailers: Any, reason: str) -> None:

@@ -11,6 +11,10 @@ from zope.interface.verify import verifyClass
 from zope.interface.verify import verifyObject
 from zope.schema import getFieldsInOrder
 
+from postcommit import DirectMailDelivery
+from postcommit import FailoverMailer
+from postcommit import FileMailer
+from postcommit import SendmailMailer
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import AddressError
 from postcommit.errors import DeliveryError
@@ -299,3 +303,71 @@ def test_no_helo_in_lmtp(start, connect, code):
 def test_tells_where_it_goes():
     assert repr(SMTPMailer("mail.example", 587)) == "<SMTPMailer mail.example:587>"
     assert repr(SMTPMailer("/run/dovecot/lmtp")) == "<SMTPMailer /run/dovecot/lmtp>"
+
+
+# Options
+
+
+def test_the_relay_cannot_be_assigned(relay, connect):
+    mailer = connect(relay)
+    with pytest.raises(AttributeError):
+        mailer.relay = None
+    assert send_to(mailer) == ["sent"]
+
+
+def send_to(mailer):
+    return told(mailer.send(SENDER, B, MESSAGE))
+
+
+@pytest.mark.parametrize("kind", [SMTPMailer, SendmailMailer, FileMailer])
+def test_notify_is_a_function(kind, tmp_path):
+    options = {"folder": str(tmp_path)} if kind is FileMailer else {}
+    with pytest.raises(OptionError, match="notify=5: must be a function"):
+        kind(notify=5, **options)
+    with pytest.raises(OptionError, match="notify=5: must be a function"):
+        FailoverMailer([SMTPMailer()], notify=5)
+
+
+@pytest.mark.parametrize("made", [DirectMailDelivery, lambda m: FailoverMailer([m])])
+def test_a_class_is_not_a_mailer(made):
+    with pytest.raises(OptionError, match="must be a mailer, not its class"):
+        made(SMTPMailer)
+
+
+def test_a_subclass_may_have_an_option_as_a_property(relay):
+    class Fixed(SMTPMailer):
+        @property
+        def port(self):
+            return relay.port
+
+    assert send_to(Fixed("127.0.0.1")) == ["sent"]
+
+
+def test_a_token_that_cannot_be_compared(start):
+    class Token:
+        def __hash__(self):
+            return 1
+
+        def __eq__(self, other):
+            raise KeyError("no comparison")
+
+        def __call__(self):
+            return "good"
+
+    relay = start(tokens=["good"], mechanisms=["XOAUTH2"])
+    for _ in range(2):
+        mailer = SMTPMailer("127.0.0.1", relay.port, "me", token=Token())
+        assert send_to(mailer) == ["sent"]
+        mailer.close()
+
+
+def test_a_name_without_addresses(monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args: [])
+    failure = SMTPMailer("mx.example.org").send(SENDER, B, MESSAGE).relay_failure
+    told = "no connection to mx.example.org:25: the name has no address"
+    assert str(failure) == told
+
+
+def test_an_ipv6_address_is_shown_in_brackets():
+    assert str(SMTPMailer("::1", 2525).relay) == "[::1]:2525"
+    assert str(SMTPMailer("/run/relay").relay) == "/run/relay"

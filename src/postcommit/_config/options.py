@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -211,6 +212,8 @@ def checked_mailer(mailer: Any) -> SupportsSend:
     It may be an object that does not provide `IMailer`. For example, its ``send()`` may
     raise, as that of smtplib does.
     """
+    if isinstance(mailer, type):
+        raise OptionError("mailer", mailer, "must be a mailer, not its class")
     if not callable(getattr(mailer, "send", None)):
         raise OptionError("mailer", mailer, "must have a method send()")
     return mailer  # type: ignore[no-any-return]
@@ -229,12 +232,22 @@ def checked_mailers(mailers: Any) -> tuple[SupportsSend, ...]:
     if not found:
         raise OptionError("mailers", mailers, "must have at least one mailer")
     for number, mailer in enumerate(found):
+        if isinstance(mailer, type):
+            reason = f"number {number + 1} must be a mailer, not its class"
+            raise OptionError("mailers", mailer, reason)
         if not callable(getattr(mailer, "send", None)):
             reason = f"number {number + 1} must have a method send()"
             raise OptionError("mailers", mailer, reason)
         if any(mailer is other for other in found[:number]):
             raise OptionError("mailers", mailer, "is there twice")
     return found
+
+
+def checked_notify(notify: Any) -> Callable[[Any], Any]:
+    """Return `notify`. Raises `OptionError` if it cannot be called."""
+    if not callable(notify):
+        raise OptionError("notify", notify, "must be a function that takes an event")
+    return notify  # type: ignore[no-any-return]
 
 
 def checked_manager(manager: Any) -> ITransactionManager:

@@ -24,6 +24,7 @@ from zope.interface import implementer
 from postcommit import _forks as forks
 from postcommit._config.options import checked
 from postcommit._config.options import checked_mailers
+from postcommit._config.options import checked_notify
 from postcommit._log import Log
 from postcommit._mail.entry import Entry
 from postcommit._mail.message import message_id_of
@@ -89,7 +90,7 @@ class FailoverMailer(BaseMailer):
         self.mailers: tuple[SupportsSend, ...] = checked_mailers(mailers)
         self.retry_after: float = _check("retry_after", retry_after)
         self.round_robin: bool = _check("round_robin", round_robin)
-        self.notify = notify
+        self.notify = checked_notify(notify)
         self._monotonic = monotonic
         self._members = [_Member(mailer) for mailer in self.mailers]
         self._turns = itertools.count(1)

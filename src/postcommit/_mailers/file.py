@@ -12,6 +12,7 @@ import zope.event
 from zope.interface import implementer
 
 from postcommit._config.options import checked
+from postcommit._config.options import checked_notify
 from postcommit._mail.message import message_id_of
 from postcommit._mail.message import to_crlf
 from postcommit._mail.report import DeliveryReport
@@ -39,7 +40,7 @@ class FileMailer(BaseMailer):
         self, folder: str, *, notify: Callable[[Any], Any] = zope.event.notify
     ) -> None:
         self.folder: str = _check("folder", folder)
-        self.notify = notify
+        self.notify = checked_notify(notify)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.folder}>"

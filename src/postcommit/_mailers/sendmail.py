@@ -14,6 +14,7 @@ import zope.event
 from zope.interface import implementer
 
 from postcommit._config.options import checked
+from postcommit._config.options import checked_notify
 from postcommit._mail.address import on_the_wire
 from postcommit._mail.message import message_id_of
 from postcommit._mail.message import to_crlf
@@ -66,7 +67,7 @@ class SendmailMailer(BaseMailer):
         self.recipients_per_transaction: int = _check(
             "recipients_per_transaction", recipients_per_transaction
         )
-        self.notify = notify
+        self.notify = checked_notify(notify)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.command}>"

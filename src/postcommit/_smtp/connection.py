@@ -160,6 +160,8 @@ def addresses_of(relay: Relay) -> list[Address]:
         )
     except (OSError, ValueError) as error:  # ValueError if it cannot be a host name
         raise RelayError(f"no connection to {relay}: {error}{needed}") from error
+    if not found:
+        raise RelayError(f"no connection to {relay}: the name has no address{needed}")
     families: dict[int, dict[Address, None]] = {}
     for family, _, _, _, name in found:
         families.setdefault(family, {})[Address(family, name)] = None
@@ -469,25 +471,25 @@ class Connection:
     def _refusal(self, what: str, reply: Reply, name: str | None = None) -> RelayError:
         """Return the error for `reply` to `what`. `name` is what a hello has said."""
         hint = ""
-        if name is not None and reply.code in (501, 504):
-            hint = f"; set helo_name to a name that the relay accepts, it is {name!r}"
-        elif what in ("HELO", "LHLO") and reply.code in (500, 502):
+        if what in ("HELO", "LHLO") and reply.code in (500, 502):
             speaks = "lmtp" if what == "HELO" else "smtp"
             hint = f"; set protocol to {speaks!r} if it speaks {speaks.upper()}"
+        elif name is not None and reply.code in (501, 504):
+            hint = f"; set helo_name to a name that the relay accepts, it is {name!r}"
         return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:
-            needing, without = "", "to 'none' to do without"
+            hint = "set tls to 'none'"
+            if not self.relay.is_unix:
+                hint = (
+                    "set tls to 'implicit' if it speaks TLS from the start (port 465),"
+                    " to 'none' to do without"
+                )
             if self.relay.tls.mode is TLSMode.AUTO:
-                needing = f", and {', '.join(self.relay.tls.needing)} cannot be used"
-                without = "or omit these options to send in clear"
-            implicit = "to 'implicit' if it speaks TLS from the start (port 465), "
-            if self.relay.is_unix:
-                implicit = ""
-            raise _lack(
-                f"{self.relay} offers no STARTTLS{needing}; set tls {implicit}{without}"
-            )
+                options = " and ".join(self.relay.tls.needing)
+                hint += f", and omit {options}"
+            raise _lack(f"{self.relay} offers no STARTTLS; {hint}")
         reply = self.command("STARTTLS")
         if reply.code != 220:
             raise self._refusal("STARTTLS", reply)

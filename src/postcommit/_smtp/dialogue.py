@@ -1051,10 +1051,10 @@ def envid(message_id: str) -> str:
     """Return the parameter ENVID of MAIL for `message_id`, or '' if that is empty.
 
     It is encoded as xtext (RFC 3461, 4), and has at most 100 characters. A longer
-    message id loses its end.
+    message id loses its end. ENVID is ASCII, so that ``\\xe9`` stands for an é.
     """
     text = ""
-    for character in message_id.encode("ascii", "replace").decode():
+    for character in message_id.encode("ascii", "backslashreplace").decode():
         if _NOT_XTEXT.match(character):
             character = f"+{ord(character):02X}"
         if len(text) + len(character) > _MOST_OF_ENVID:

@@ -13,6 +13,7 @@ from zope.interface import implementer
 from zope.schema import getFieldNames
 
 from postcommit._config.options import checked
+from postcommit._config.options import checked_notify
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._smtp.connection import Relay
@@ -97,7 +98,6 @@ class SMTPMailer(BaseMailer):
     dsn: bool
     token: Callable[[], str] | None
     ssl_context: ssl.SSLContext | None
-    relay: Relay
     _pool: Pool
 
     def __init__(
@@ -144,15 +144,15 @@ class SMTPMailer(BaseMailer):
         # Set like this, because an assignment asks each time if it is permitted.
         for name in getFieldNames(ISMTPMailer):
             vars(self)[name] = _check(name, given[name])
-        for name in ("token", "ssl_context", "notify"):
-            vars(self)[name] = given[name]
+        vars(self).update(token=given["token"], ssl_context=given["ssl_context"])
+        self.notify = checked_notify(given["notify"])
         pool = shared(
             self._relay(),
             messages=self.messages_per_connection,
             idle_timeout=self.idle_timeout,
             pipelining=self.pipelining,
         )
-        vars(self).update(_pool=pool, relay=pool.relay)
+        self._pool = pool
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use.
@@ -200,7 +200,13 @@ class SMTPMailer(BaseMailer):
 
     def __repr__(self) -> str:
         # A debugger may show a mailer whose constructor has raised.
-        return f"<{type(self).__name__} {vars(self).get('relay', 'without options')}>"
+        pool = vars(self).get("_pool")
+        return f"<{type(self).__name__} {pool.relay if pool else 'without options'}>"
+
+    @property
+    def relay(self) -> Relay:
+        """The options in the form that connections use."""
+        return self._pool.relay
 
     def pipeline(self) -> Pipeline:
         """Return a pipeline over the connections of this mailer.

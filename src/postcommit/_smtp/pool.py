@@ -208,7 +208,7 @@ def shared(
     try:
         with _sharing.lock:
             return _pools.setdefault(key, made)
-    except TypeError:  # a token function without a hash
+    except Exception:  # of a token function that cannot be hashed or compared
         return made
 
 
