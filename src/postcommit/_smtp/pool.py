@@ -272,7 +272,8 @@ class Pool:
         if connection is None:
             connection = self._open()
         # It may have been switched off since the connection was opened.
-        connection.pipelining &= self.pipelining
+        if connection.pipelining:
+            connection.pipelining = self.pipelining
         return connection
 
     def _open(self) -> Connection:
