@@ -407,22 +407,6 @@ class Account:
             self.failure, self.failed_mid_message = failure, mid_message and is_first
             self.is_done = True
 
-    def report(self) -> DeliveryReport:
-        """Return the account."""
-        decided, failure = self.outcomes, self.failure
-        if failure is None:
-            outcomes = tuple(map(decided.__getitem__, self.everybody))
-            return DeliveryReport(self.message_id, self.recipients, outcomes)
-        said = failure.reply
-        return DeliveryReport(
-            self.message_id,
-            self.recipients,
-            tuple(decided[index] for index in sorted(decided)),
-            relay_failure=said if isinstance(said, Reply) else failure,
-            failed_mid_message=self.failed_mid_message,
-            too_many_connections=isinstance(failure, TooManyConnections),
-        )
-
 
 def _was_replied(outcome: Outcome) -> bool:
     """Return True unless the outcome is from us alone."""
@@ -653,7 +637,17 @@ class Dialogue:
         """
         while self._accounts and self._accounts[0].is_done:
             account = self._accounts.popleft()
-            yield account.key, account.report()
+            outcomes, failure = account.outcomes, account.failure
+            said = failure.reply if failure is not None else None
+            report = DeliveryReport(
+                account.message_id,
+                account.recipients,
+                tuple(outcomes[index] for index in sorted(outcomes)),
+                relay_failure=said if isinstance(said, Reply) else failure,
+                failed_mid_message=account.failed_mid_message,
+                too_many_connections=isinstance(failure, TooManyConnections),
+            )
+            yield account.key, report
 
     # For the driver
 
