@@ -463,7 +463,7 @@ def test_a_loss(state, loss, caplog):
         assert talk.pipelining is (loss is not Loss.OUT_OF_STEP)
         return
     assert lost.state is State.DONE
-    report = lost.account.report()
+    report = dict(talk.completed())[lost.account.key]
     if fate in (Fate.DEFERRED, Fate.UNCERTAIN):
         assert statuses(report) == [fate.name.lower()] * 2
         assert {outcome.reply.enhanced for outcome in report.outcomes} == {"4.4.2"}

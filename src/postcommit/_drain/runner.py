@@ -368,7 +368,8 @@ class Crew:
                         seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
                 if not is_over:
                     self._feeder.wait(seconds)
-            self._log_fewer()
+            if not self._is_fewer_logged:
+                self._log_fewer()
             if is_over:
                 return
             self.review()

@@ -223,7 +223,8 @@ class Consumer:
 
     def seconds_to_wait(self) -> float:
         """Return for how many seconds, as far as is known, nothing becomes due."""
-        self._log_held()
+        if self._store.held:
+            self._log_held()
         return self._scan.seconds_to_wait()
 
     def _log_held(self) -> None:
@@ -263,7 +264,8 @@ class Consumer:
 
     def close(self) -> None:
         """Release all claims, and leave no note."""
-        self._log_held()
+        if self._store.held:
+            self._log_held()
         self._scan.is_stopped = True
         for lock in list(self._locks.values()):
             lock.release()

@@ -108,7 +108,7 @@ class Store:
         # Time when the queue's folder was created, if the file system says it.
         self._created: float | None = None
         # Paths of entries that an older library's processor had claimed when we came.
-        self._held: dict[str, None] = {}
+        self.held: dict[str, None] = {}
         if to_look:
             return
         is_known = self.maildir.identity in _known or self.maildir.is_new
@@ -167,7 +167,7 @@ class Store:
             until = older.claimed_until(path)
             if until is not None:
                 claim.release()
-                self._held[path] = None
+                self.held[path] = None
                 return None
         if claim is not None:
             claim.store = self
@@ -180,13 +180,13 @@ class Store:
         are gone or not claimed any more.
         """
         found = []
-        for path in self._held.copy():  # other threads add to it
+        for path in self.held.copy():  # other threads add to it
             until = None
             with suppress(OSError):
                 if os.path.lexists(path):
                     until = older.claimed_until(path)
             if until is None:
-                self._held.pop(path, None)
+                self.held.pop(path, None)
             else:
                 found.append(until)
         return found

@@ -408,21 +408,6 @@ class Account:
             self.failure, self.failed_mid_message = failure, mid_message and is_first
             self.is_done = True
 
-    def report(self) -> DeliveryReport:
-        """Return the account."""
-        decided, failure = self.outcomes, self.failure
-        if failure is None:
-            outcomes = tuple(map(decided.__getitem__, self.everybody))
-            return DeliveryReport(self.message_id, self.recipients, outcomes)
-        return DeliveryReport(
-            self.message_id,
-            self.recipients,
-            tuple(decided[index] for index in sorted(decided)),
-            relay_failure=failure,
-            failed_mid_message=self.failed_mid_message,
-            too_many_connections=isinstance(failure, TooManyConnections),
-        )
-
 
 def _was_replied(outcome: Outcome) -> bool:
     """Return True unless the outcome is from us alone."""
@@ -659,7 +644,16 @@ class Dialogue:
         """
         while self._accounts and self._accounts[0].is_done:
             account = self._accounts.popleft()
-            yield account.key, account.report()
+            outcomes, failure = account.outcomes, account.failure
+            report = DeliveryReport(
+                account.message_id,
+                account.recipients,
+                tuple(outcomes[index] for index in sorted(outcomes)),
+                relay_failure=failure,
+                failed_mid_message=account.failed_mid_message,
+                too_many_connections=isinstance(failure, TooManyConnections),
+            )
+            yield account.key, report
 
     # For the driver
 

@@ -282,7 +282,8 @@ class Pool:
         if connection is None:
             connection = self._open()
         # It may have been switched off since the connection was opened.
-        connection.pipelining &= self.pipelining
+        if connection.pipelining:
+            connection.pipelining = self.pipelining
         connection.borrower = threading.get_ident()
         return connection
 
