@@ -24,6 +24,7 @@ import stat
 import sys
 import time
 from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -284,9 +285,10 @@ class Connection:
         """
         taken = take(self._data, self._position)
         if taken is None:
-            return self._wait(self._timeouts[stage])
-        reply, self._position = taken
-        return reply
+            reply = self._wait(self._timeouts[stage])
+        else:
+            reply, self._position = taken
+        return reply if reply.code < 400 else replace(reply, command=stage.value)
 
     def read_hastily(self) -> Reply:
         """Read as `read` does, but wait briefly: the connection is broken."""
@@ -450,6 +452,7 @@ class Connection:
         raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
     def _refusal(self, what: str, reply: Reply) -> RelayError:
+        reply = replace(reply, command=what)
         return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
 
     def _upgrade(self) -> None:
@@ -535,6 +538,7 @@ class Connection:
             # Frames of a traceback have local variables, and those had secrets.
             raise error.with_traceback(None)  # noqa: B904
         if reply.code != 235:
+            reply = replace(reply, command="AUTH")
             raise RelayError(f"{relay}: login refused: {reply}", reply)
 
     def encrypt(self, context: ssl.SSLContext, hostname: str, timeout: float) -> None:
