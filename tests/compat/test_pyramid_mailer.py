@@ -153,6 +153,21 @@ def test_what_it_replaces_can_be_put_back() -> None:
     assert isinstance(Mailer().smtp_mailer, repoze.sendmail.mailer.SMTPMailer)
 
 
+def test_a_variable_that_cannot_work_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POSTCOMMIT_VERIFY", "maybe")
+    with pytest.raises(ValueError, match="POSTCOMMIT_VERIFY"):
+        Configurator(settings={}).include(OURS)
+
+
+def test_settings_that_cannot_work_are_refused_before_the_commit() -> None:
+    mailer = get_mailer(configured({"mail.host": "relay:25"}, OURS).registry)
+    with pytest.raises(ValueError, match="hostname"):
+        mailer.send(message_of())
+    mailer.send_immediately(message_of(), fail_silently=True)
+
+
 class TestRebuilding:
     """A mailer that was registered before keeps its options."""
 
