@@ -289,8 +289,11 @@ class MissingExtraError(PostcommitError, ImportError):
 class RelayError(PostcommitError, ConnectionError):
     """The relay itself is in trouble, whatever the message.
 
-    `reply` is the relay's reply, or None if it did not answer.
+    `reply` is the relay's reply, or None if it did not answer. `is_lack` says that the
+    relay does not offer what is required: STARTTLS, or a login.
     """
+
+    is_lack = False
 
     def __init__(self, reason: str, reply: Reply | None = None) -> None:
         self.reason = reason

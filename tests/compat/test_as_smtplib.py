@@ -126,6 +126,12 @@ def test_a_login_that_is_not_offered_is_a_runtime_error(relay: ScriptedRelay) ->
     assert "AUTH" in str(error)
 
 
+def test_a_text_of_the_relay_is_not_taken_for_a_lack(relay: ScriptedRelay) -> None:
+    relay.reply("CONNECT", b"this host offers nothing\r\n")
+    error = by_us(relay.port)
+    assert type(error) is smtplib.SMTPServerDisconnected
+
+
 def test_a_bad_certificate_is_the_error_of_ssl(authority: Authority) -> None:
     with ScriptedRelay(tls=authority.server()) as relay:
         error = by_us(relay.port, tls="starttls")

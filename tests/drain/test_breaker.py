@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -9,6 +11,7 @@ from postcommit._drain import breaker as module
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
 from postcommit._drain.breaker import pause_after
+from postcommit._drain.runner import Crew
 
 
 class Clock:
@@ -19,6 +22,59 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Slow(logging.Handler):
+    """Asks for a lock in another thread, whenever something is logged."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        super().__init__()
+        self.ask = ask
+        self.got: list[bool] = []
+
+    def emit(self, record: object) -> None:
+        thread = threading.Thread(target=self.ask, daemon=True)
+        thread.start()
+        thread.join(2)
+        self.got.append(not thread.is_alive())
+
+    post = ring = clear = lambda self, *arguments: self.emit(None)
+
+
+def test_no_lock_is_held_while_it_logs_and_shows_a_pause() -> None:
+    breaker = Breaker("queue")
+    slow = Slow(breaker.avoided)
+    breaker.show_to(slow)  # type: ignore[arg-type]
+    logger = logging.getLogger("postcommit.drain.breaker")
+    logger.addHandler(slow)
+    logger.setLevel("INFO")
+    try:
+        breaker.failed("away")
+        breaker.succeeded()
+    finally:
+        logger.removeHandler(slow)
+        logger.setLevel("NOTSET")
+    assert slow.got == [True] * 6
+
+
+def test_no_lock_is_held_while_the_number_of_workers_is_logged() -> None:
+    class Consumer:
+        def beat(self) -> None:
+            """Nothing to do."""
+
+    crew = Crew(Consumer(), 2)  # type: ignore[arg-type]
+    slow = Slow(crew.call)
+    crew.call()
+    crew.done(crew.begin(), False, True)
+    logger = logging.getLogger("postcommit.drain.runner")
+    logger.addHandler(slow)
+    logger.setLevel("INFO")
+    try:
+        crew.wait(until_idle=True)
+    finally:
+        logger.removeHandler(slow)
+        logger.setLevel("NOTSET")
+    assert slow.got == [True]
 
 
 def test_a_new_queue_is_not_paused() -> None:

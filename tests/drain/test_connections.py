@@ -21,6 +21,7 @@ from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._maildir.store import Store
+from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import TooManyConnections
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import Outgoing
@@ -31,6 +32,7 @@ from tests.support.mailers import ScriptedMailer
 from tests.support.mailers import ScriptedPipeline
 from tests.support.mailers import ScriptedPipelineMailer
 from tests.support.service import eventually
+from tests.support.smtpd import well_treated
 
 
 HOUR = 3600.0
@@ -187,6 +189,26 @@ def test_a_drain_goes_on_with_fewer_workers_and_then_tries_more(
         eventually(lambda: not queue.left())
     assert is_counted_once(mailer, 200)
     assert {level for level, _ in lines(caplog)} <= {"INFO"}
+
+
+def test_a_drain_has_all_its_workers_after_a_restart_of_the_relay(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "postcommit.drain")
+    queue.send(300)
+    with well_treated() as start:
+        relay = start()
+        hold = relay.hold("END", times=None)
+        drain = queue.drain(SMTPMailer("127.0.0.1", relay.port), workers=8)
+        with running(drain):
+            relay.wait_until(lambda: relay.open == 8)
+            hold.release()
+            relay.down()
+            eventually(lambda: "the queue pauses" in caplog.text)
+            relay.up()
+            eventually(lambda: queue.left() <= 16)  # those in flight are uncertain
+            assert drain._crew.most == 8
+    assert "no more connections" not in caplog.text
 
 
 def test_if_the_last_connection_is_refused_the_queue_pauses(

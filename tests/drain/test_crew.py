@@ -261,6 +261,20 @@ def test_refused_workers_are_not_called_for_five_minutes() -> None:
     assert (crew.called, crew.most) == (4, 4)
 
 
+def test_refusals_before_a_pause_were_not_about_the_number() -> None:
+    crew = crew_of(4, Due("abcdef"), FakeClock(0))
+    crew.call()
+    crew.called = 4
+    calls = [crew.begin() for _ in range(4)]
+    crew.done(calls.pop(), True, True)
+    crew.done(calls.pop(), True, True)
+    assert crew.most == 2
+    crew.done(calls.pop(), True, False, True)
+    assert crew.most == 4
+    crew.done(calls.pop(), True, True, True)
+    assert crew.most == 4
+
+
 def test_when_all_is_done_one_worker_begins_again() -> None:
     clock = FakeClock(0)
     due = Due("ab")

@@ -631,6 +631,31 @@ def test_a_queue_that_does_not_know_how_long_to_wait_pauses(
         eventually(lambda: queue.left() == 0)
 
 
+@pytest.mark.parametrize("broken", ["seconds_to_wait", "wait"])
+@pytest.mark.usefixtures("short_pauses")
+def test_an_error_that_nobody_expects_does_not_end_the_feeder(
+    queue: Queue, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    drain = queue.drain()
+    method = getattr(drain._consumer, broken)
+    left = [RuntimeError("odd"), RuntimeError("odd")]
+
+    def fail(*arguments: float) -> object:
+        if left:
+            raise left.pop()
+        return method(*arguments)
+
+    setattr(drain._consumer, broken, fail)
+    with Running(drain):
+        eventually(lambda: "the queue pauses: odd" in caplog.text)
+        eventually(lambda: not left)
+        queue.send()
+        eventually(lambda: queue.left() == 0)
+    failed = [r for r in caplog.records if "the feeder failed" in r.getMessage()]
+    assert failed
+    assert failed[0].exc_info
+
+
 def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ import mailbox
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -295,13 +296,53 @@ def test_a_claim_of_an_older_library_is_respected_for_three_hours(store: Store) 
     for age in (0, 3 * 3600 - 60):
         os.utime(sending, (time.time() - age,) * 2)
         assert store.claim(claim.path) is None
-    assert list(store.held) == [claim.key]
-    assert abs(store.held[claim.key] - time.time() - 60) < 10
+    [until] = store.held_until()
+    assert abs(until - time.time() - 60) < 10
     os.utime(sending, (time.time() - 3 * 3600 - 60,) * 2)
     again = store.claim(claim.path)
     assert again is not None
     assert not os.path.exists(sending), "it would stay for ever"
     again.release()
+    assert store.held_until() == []
+
+
+def test_entries_that_an_older_library_has_sent_are_forgotten(store: Store) -> None:
+    claim = accept(store)
+    claim.release()
+    sending = f"{store.path}/new/.sending-{claim.key}"
+    os.link(claim.path, sending)
+    os.utime(sending)
+    assert store.claim(claim.path) is None
+    assert len(store.held_until()) == 1
+    os.unlink(claim.path)
+    assert store.held_until() == []
+    os.rename(sending, claim.path)
+    assert store.held_until() == [], "it is looked at when it is claimed again"
+
+
+def test_claims_of_an_older_library_are_counted_while_workers_find_more(
+    store: Store,
+) -> None:
+    claim = accept(store)
+    claim.release()
+    paths = [claim.path]
+    for number in range(2000):
+        paths.append(f"{store.path}/new/1700000000.{number}.host")
+        os.link(claim.path, paths[-1])
+    for path in paths:
+        folder, name = os.path.split(path)
+        os.link(path, f"{folder}/.sending-{name}")
+    os.utime(claim.path)
+
+    def look() -> None:
+        for path in paths:
+            assert store.claim(path) is None
+
+    worker = threading.Thread(target=look)
+    worker.start()
+    while worker.is_alive():
+        store.held_until()
+    assert len(store.held_until()) == len(paths)
 
 
 def test_a_file_with_the_name_of_an_old_claim_that_is_another_one_stays(

@@ -25,6 +25,7 @@ from postcommit._mail.report import Reply
 from postcommit._mailers.foreign import pipeline_of
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IRelayCheck
 from postcommit.interfaces import Status
@@ -480,6 +481,18 @@ def test_a_check_that_raises_another_error_counts_as_a_failure() -> None:
 
     with pytest.raises(RelayError, match="ConnectionResetError: reset"):
         FailoverMailer([Odd()]).check()
+
+
+def test_a_relay_that_refuses_the_connection_of_a_check_has_not_failed() -> None:
+    class Crowded(RecordingMailer):
+        def check(self) -> None:
+            raise TooManyConnections("421 Too many")
+
+    first, second = Crowded(), RecordingMailer()
+    mailer = FailoverMailer([first, second])
+    mailer.check()
+    transmit(mailer, mail(1))[0].raise_for_failure()
+    assert (len(first.outbox), len(second.outbox)) == (1, 0)
 
 
 def test_a_relay_whose_check_failed_is_not_tried_again_by_the_commit() -> None:

@@ -10,6 +10,8 @@ import pytest
 from zope.interface.verify import verifyClass
 from zope.interface.verify import verifyObject
 
+from postcommit._mail.message import compose
+from postcommit._mailers.foreign import pipeline_of
 from postcommit._mailers.sendmail import SendmailMailer
 from postcommit.errors import AddressError
 from postcommit.errors import OptionError
@@ -126,6 +128,13 @@ def test_killed(sendmail, number):
     assert number.name in str(report.uncertain[0].reply)
 
 
+def test_killed_by_a_signal_without_a_name(sendmail):
+    number = signal.SIGRTMIN + 1
+    report = sendmail(f"os.kill(0, {number})").send(SENDER, B, MESSAGE)
+    assert told(report) == ["uncertain"]
+    assert f"killed by signal {number}" in str(report.uncertain[0].reply)
+
+
 def test_no_such_program(tmp_path):
     mailer = SendmailMailer(str(tmp_path / "missing"), notify=[].append)
     report = mailer.send(SENDER, B, MESSAGE)
@@ -190,6 +199,30 @@ def test_after_a_call_that_took_too_long_the_others_are_deferred(sendmail, tmp_p
     report = mailer.send(SENDER, MANY, MESSAGE)
     assert told(report) == ["sent"] * 3 + ["uncertain"] * 3 + ["deferred"]
     assert "Not tried, because" in report.deferred[0].reply.text
+    assert calls(tmp_path) == [MANY[:3], MANY[3:6]]
+
+
+def test_an_interrupt_in_the_second_call_loses_no_outcome(sendmail, tmp_path):
+    """Otherwise the recipients of the first call would get the message again."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(number, frame):
+        raise Interrupt
+
+    body = NOTE.format("os.kill(os.getppid(), signal.SIGUSR1)\n    signal.pause()")
+    mailer = sendmail(body, recipients_per_transaction=3)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        pipeline = pipeline_of(mailer)
+        with pytest.raises(Interrupt), pipeline:
+            pipeline.offer(compose(SENDER, MANY, MESSAGE), key=1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    [(key, report)] = pipeline.completed()
+    assert key == 1
+    assert told(report) == ["sent"] * 3 + ["uncertain"] * 3 + ["deferred"]
     assert calls(tmp_path) == [MANY[:3], MANY[3:6]]
 
 

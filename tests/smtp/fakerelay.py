@@ -105,12 +105,12 @@ class Relay:
             raise RelayError("down")
         return Connection(self)
 
-    def checkin(self, connection: Connection) -> None:
+    def checkin(self, connection: Connection, *, keep: bool = True) -> None:
         connection.assert_between_messages()
-        if connection.messages < self.messages and connection.end is None:
+        if keep and connection.messages < self.messages and connection.end is None:
             self.idle.append(connection)
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: Connection, *, is_lost: bool = True) -> None:
         pass
 
 

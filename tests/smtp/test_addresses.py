@@ -271,6 +271,24 @@ def test_an_address_that_fails_later_is_left_for_the_others(site, hosts, connect
     assert len(site.relays["127.0.0.2"].messages) == 1
 
 
+def test_an_address_that_refuses_one_connection_too_many_works(site, hosts, connect):
+    first, second = site.well("127.0.0.1"), site.well("127.0.0.2")
+    hosts.name(NAME, *THREE[:2])
+    pool = connect(site, hostname=NAME)._pool
+    held = hosts.run(pool.checkout)
+    first.reply("CONNECT", "421 4.7.0 Too many connections", times=1)
+    pool.discard(hosts.run(pool.checkout), is_lost=False)
+    assert (first.connections, second.connections) == (2, 1)
+    pool.discard(held, is_lost=False)
+    pool.discard(hosts.run(pool.checkout), is_lost=False)
+    assert (first.connections, second.connections) == (3, 1)
+    # Without another connection to it, it has failed.
+    first.reply("CONNECT", "421 4.7.0 Too many connections", times=1)
+    for _ in range(2):
+        pool.discard(hosts.run(pool.checkout), is_lost=False)
+    assert (first.connections, second.connections) == (4, 3)
+
+
 def test_an_idle_connection_that_dies_is_not_the_fault_of_its_address(
     site, hosts, connect
 ):

@@ -340,11 +340,22 @@ def test_no_token_to_be_had(start, connect):
     assert send(mailer) == ["sent"]
 
 
-def test_an_error_in_the_token_function_is_the_callers(start, connect):
+def test_any_error_in_the_token_function_is_a_failure_of_the_relay(start, connect):
     relay = start(tokens=["good"], mechanisms=["XOAUTH2"])
-    mailer = connect(relay, username="me", token=Tokens(LookupError("oops"), "good"))
-    with pytest.raises(LookupError):
-        mailer.send(SENDER, B, MESSAGE)
+    tokens = Tokens(ValueError("secret"), None, b"secret", "", 7, "good")
+    mailer = connect(relay, username="me", token=tokens)
+    for text in (
+        "the token function raised ValueError",
+        "the token function returned NoneType, not a token",
+        "the token function returned bytes, not a token",
+        "the token function returned an empty str, not a token",
+        "the token function returned int, not a token",
+    ):
+        failure = mailer.send(SENDER, B, MESSAGE).relay_failure
+        assert type(failure) is RelayError
+        assert str(failure).endswith(text)
+        shown = "".join(traceback.format_exception(failure))
+        assert "secret" not in shown
     relay.wait_until(lambda: not relay.open)
     assert send(mailer) == ["sent"]
 

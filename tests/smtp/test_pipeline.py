@@ -434,6 +434,16 @@ def test_a_reply_too_many_after_the_last_message(relay, connect):
     assert mailer._pool.pipelining
 
 
+def test_pipelining_comes_back_after_some_minutes(relay, connect, monkeypatch):
+    relay.reply("MAIL", b"250 2.1.0 Ok\r\n250 2.1.0 Ok\r\n", times=1)
+    mailer = connect(relay)
+    assert send(mailer, mails(2)) == [["sent"]] * 2
+    assert not mailer._pool.pipelining
+    monkeypatch.setattr("postcommit._smtp.pool._REMEMBERED", 0.0)
+    assert mailer._pool.pipelining
+    assert not connect(relay, pipelining=False)._pool.pipelining
+
+
 def test_a_message_that_moves_gets_a_new_connection(relay, connect, monkeypatch):
     """An idle connection of the pool may be closed, too."""
     mailer = connect(relay)

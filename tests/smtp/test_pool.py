@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -46,6 +47,36 @@ def test_messages_per_connection(relay, connect):
     numbers = [m.connection for m in relay.messages]
     assert numbers == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert relay.commands.count("QUIT") == 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extensions": ["LIMITS MAILMAX=1"]},
+        {"extensions": ["PIPELINING"]},
+    ],
+)
+def test_an_address_is_not_to_blame_for_a_connection_that_we_end(
+    start, connect, options
+):
+    relay = start(**options)
+    mailer = connect(relay, protocol="smtp" if "LIMITS" in str(options) else "lmtp")
+    if mailer.protocol == "lmtp":
+        # Such a relay waits for a final dot that has no reply.
+        relay.reply("RCPT", "550 5.1.1 Nobody")
+        relay.reply("DATA", "354 Go on")
+    for number in range(2):
+        mailer.send(SENDER, B, message(number))
+    assert relay.connections == 2
+    assert mailer._pool._addresses._failed == {}
+
+
+def test_an_address_is_not_to_blame_for_an_interrupt(relay, connect):
+    mailer = connect(relay)
+    pipeline = mailer.pipeline()
+    pipeline._connection = mailer._pool.checkout()
+    pipeline.__exit__(Interrupt, Interrupt(), None)
+    assert mailer._pool._addresses._failed == {}
 
 
 def test_closed_by_the_relay_meanwhile(relay, connect):
@@ -323,6 +354,27 @@ def test_equal_settings_share(options):
     assert one.relay is other.relay
 
 
+def test_threads_that_make_equal_mailers_at_once_share():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for port in range(1, 201):
+            start, made = threading.Barrier(4), []
+
+            def make(port=port, start=start, made=made):
+                start.wait()
+                made.append(SMTPMailer(port=port))
+
+            threads = [threading.Thread(target=make) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len({id(mailer._pool) for mailer in made}) == 1
+    finally:
+        sys.setswitchinterval(interval)
+
+
 class Token:
     """Equal to each other, so that it has no hash."""
 
@@ -396,7 +448,7 @@ def test_close_does_not_cut_the_message_of_another(relay, connect):
 REFUSALS = [
     {"after": "421 4.7.0 mx Error: too many connections from 127.0.0.1"},
     {"after": "421 Too many concurrent SMTP connections; please try again later."},
-    {"after": "421 4.3.2 Service not available"},
+    {"after": "421 Service not available"},
     {"after": "450 4.7.0 Not now"},
     {"after": "554 5.7.0 Limit"},
     {"after": "554 Too many connections"},
@@ -447,6 +499,25 @@ def test_nobody_listens_any_more(relay, connect):
     assert type(caught.value) is RelayError
 
 
+def test_a_restart_of_the_relay_is_not_about_the_number(relay, connect):
+    """One thread connects again, before the other has noticed its loss."""
+    pool = connect(relay)._pool
+    lost = [pool.checkout() for _ in range(2)]
+    relay.down()
+    pool.discard(lost[0])
+    with pytest.raises(RelayError, match="Connection refused") as caught:
+        pool.checkout()
+    assert type(caught.value) is RelayError
+    relay.up()
+    connection = pool.checkout()
+    relay.refuse()
+    with pytest.raises(TooManyConnections):
+        pool.checkout()
+    for each in (lost[1], connection):
+        pool.discard(each)
+        assert not each.is_hung_up, "it is closed"
+
+
 def test_too_many_at_ehlo(relay, connect):
     mailer, end = in_use(relay, connect)
     relay.reply("EHLO", "421 4.7.0 Too many connections")
@@ -458,6 +529,7 @@ def test_too_many_at_ehlo(relay, connect):
     ("stage", "reply"),
     [
         ("CONNECT", "554 5.7.1 Blocked"),
+        ("CONNECT", "421 4.3.2 Shutting down"),
         ("EHLO", "550 5.7.0 No"),
         ("CONNECT", b"hello\r\n"),
     ],
@@ -504,7 +576,7 @@ def test_of_two_that_connect_at_once_one_is_too_many(relay, connect):
 
 def test_a_relay_that_refuses_all_is_in_trouble(relay, connect):
     """However many connect at once."""
-    relay.drop("CONNECT", after="421 4.3.2 Busy")
+    relay.drop("CONNECT", after="421 4.7.0 Busy")
     mailer = connect(relay)
     reports = []
 

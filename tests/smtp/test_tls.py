@@ -778,7 +778,7 @@ class OneConnection:
     def checkout(self, *, fresh=False):
         return self.connection
 
-    def discard(self, connection):
+    def discard(self, connection, *, is_lost=True):
         connection.close()
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from transaction.interfaces import TransientError
 from ZODB.DB import DB
 from ZODB.POSException import ConflictError
 
+from postcommit._delivery import DirectMailDelivery
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
@@ -566,6 +568,31 @@ def test_a_mailer_does_not_end_the_work_of_the_application(tmp_path: Any) -> Non
     with pytest.raises(ConflictError):
         transaction.commit()
     transaction.abort()
+
+
+class OtherManager:
+    """Has what `postcommit.TransactionManager` asks for, and no more."""
+
+    def __init__(self) -> None:
+        self._wrapped = TransactionManager()
+        self.get, self.begin = self._wrapped.get, self._wrapped.begin
+        self.commit, self.abort = self._wrapped.commit, self._wrapped.abort
+
+
+@pytest.mark.parametrize("is_delegated", [False, True])
+def test_another_implementation_of_a_manager_may_commit_mail(
+    tmp_path: Any, is_delegated: bool
+) -> None:
+    told: list[object] = []
+    mailer: Any = FileMailer(str(tmp_path), notify=told.append)
+    if is_delegated:
+        mailer = SimpleNamespace(send=mailer.send, notify=told.append)
+    manager = OtherManager()
+    delivery = DirectMailDelivery(mailer, transaction_manager=manager)
+    delivery.send("a@x.org", "b@x.org", b"Subject: x\n\nx\n")
+    manager.commit()
+    assert [type(event) for event in told] == [MailSentEvent]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_subscriber_that_raises_does_not_end_the_work_of_the_application(

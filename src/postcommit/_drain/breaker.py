@@ -98,6 +98,8 @@ class Breaker:
         self.failing: dict[str, str] = {}
         self._clock = clock
         self._lock = threading.Lock()
+        self._showing = threading.Lock()
+        self._pause: tuple[object, float] = (None, 0.0)  # its reason and seconds
         self._failures = 0  # in a row
         self._until = 0.0
         self._shortened = 0  # the pause that was shortened last
@@ -196,25 +198,38 @@ class Breaker:
         flight when a pause began does not make it longer, whether it ends during the
         pause or after it.
         """
+        text = text_of(reason)
         with self._lock:
             is_old = since is not None and since != self.count
             if is_old and self.state is CircuitState.CLOSED:
                 return  # since then, the relay has shown that it is back
-            text = text_of(reason)
-            if text not in self._logged:
-                if len(self._logged) >= _MOST_REASONS:
-                    self._logged.clear()
-                self._logged.add(text)
-                log.error("%s: the queue pauses: %s", self.name, text)
-            if is_old or self.state is CircuitState.OPEN:
-                return
-            self.count += 1
-            self._failures += 1
-            seconds = pause_after(self._failures)
-            self._until = self._clock() + seconds
-            if self._consumer is not None:
-                self._consumer.post(reason, seconds)
-                self._consumer.ring()
+            is_news = text not in self._logged
+            if is_news and len(self._logged) >= _MOST_REASONS:
+                self._logged.clear()
+            self._logged.add(text)
+            is_longer = not is_old and self.state is not CircuitState.OPEN
+            if is_longer:
+                self.count += 1
+                self._failures += 1
+                seconds = pause_after(self._failures)
+                self._until = self._clock() + seconds
+                self._pause = reason, seconds
+        # Not while the lock is held: a slow disk or handler would keep workers waiting.
+        if is_news:
+            log.error("%s: the queue pauses: %s", self.name, text)
+        if is_longer:
+            self._show()
+
+    def _show(self) -> None:
+        """Show others the state now, whoever came first to change it."""
+        if self._consumer is None:
+            return
+        with self._showing:
+            if self._failures:
+                self._consumer.post(*self._pause)
+            else:
+                self._consumer.clear()
+        self._consumer.ring()  # if it is over, there is work for all workers again
 
     def succeeded(self) -> None:
         """Close: it works again."""
@@ -222,12 +237,9 @@ class Breaker:
             was_closed = not self._failures
             self._failures, self._until = 0, 0.0
             self._logged.clear()
-            if was_closed:
-                return
+        if not was_closed:
             log.info("%s: the queue goes on", self.name)
-            if self._consumer is not None:
-                self._consumer.clear()
-                self._consumer.ring()  # there is work for all workers again
+            self._show()
 
     def shorten(self) -> bool:
         """End the pause now if it is the first one. Return True once for each pause."""

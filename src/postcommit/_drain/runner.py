@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import sub
 
+from postcommit._drain.breaker import FIRST_PAUSE
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
 from postcommit._drain.contract import IClaim
@@ -172,16 +173,30 @@ class Drain:
         self._breaker.show_to(self._consumer)
         with self._running():
             while not self._stopping:
-                self._sweep()
-                # Asked once: a pause that ends now must not be taken for none below.
-                # One that begins later rings, so that `wait` returns at once.
-                if self._breaker.state is CircuitState.OPEN:
-                    self._consumer.wait(self._breaker.seconds_left())
-                else:
-                    self._breaker.skipped = frozenset()  # they are tried again
-                    self._crew.call()
-                    self._crew.wait(until_idle=False)
-                    self._consumer.wait(self._seconds_to_sleep())
+                try:
+                    self._feed()
+                except Exception as error:
+                    self._feeder_failed(error)
+
+    def _feed(self) -> None:
+        """Call the workers, and sleep until there may be work again."""
+        self._sweep()
+        # Asked once: a pause that ends now must not be taken for none below. One that
+        # begins later rings, so that `wait` returns at once.
+        if self._breaker.state is CircuitState.OPEN:
+            self._consumer.wait(self._breaker.seconds_left())
+        else:
+            self._breaker.skipped = frozenset()  # they are tried again
+            self._crew.call()
+            self._crew.wait(until_idle=False)
+            self._consumer.wait(self._seconds_to_sleep())
+
+    def _feeder_failed(self, error: Exception) -> None:
+        """Pause after an error that nobody expects: the thread has to live."""
+        if self._breaker.state is not CircuitState.OPEN:
+            log.error("%s: the feeder failed", self._name, exc_info=error)
+        self._breaker.failed(error)
+        time.sleep(FIRST_PAUSE)  # also if the consumer cannot wait
 
     def once(self) -> Tally:
         """Try once all that is due; end early if the relay is in trouble."""
@@ -268,7 +283,8 @@ class Drain:
                     is_more = self._breaker.state is not CircuitState.OPEN
                     log.exception("%s: a worker failed", self._name)
                 finally:
-                    self._crew.done(call, is_more, worker.was_refused)
+                    is_paused = since != self._breaker.count
+                    self._crew.done(call, is_more, worker.was_refused, is_paused)
             except BaseException:  # the thread must live: others wait for its work
                 log.exception("%s: a worker failed at its end", self._name)
 
@@ -339,33 +355,40 @@ class Crew:
         """
         while True:
             with self._feeder:
-                if not self._is_fewer_logged:
-                    self._log_fewer()
                 is_busy = self._is_work or (until_idle and self._busy)
-                if self._closed or not is_busy:
-                    return
+                is_over = self._closed or not is_busy
                 seconds = BEAT_SECONDS
                 if self._is_work and self._workers > 1:
                     seconds = REVIEW_SECONDS
                     if self.called == self.most:
                         has_gone_on = self._taken > self._reviewed[2]
                         seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
-                self._feeder.wait(seconds)
+                if not is_over:
+                    self._feeder.wait(seconds)
+            self._log_fewer()
+            if is_over:
+                return
             self.review()
             self._consumer.beat()
 
     def _log_fewer(self) -> None:
-        """Log once how many workers are left, when no more of them are refused."""
-        if not self._busy or self._clock() - self._refused >= _CALM_SECONDS:
-            self._is_fewer_logged = True
-            log.info(
-                "%s: the relay takes no more connections: working with %d instead of"
-                " %d for %d minutes",
-                self._name,
-                self.most,
-                self._workers,
-                FEWER_SECONDS // 60,
-            )
+        """Log once how many workers are left, when no more of them are refused.
+
+        Not while the lock is held: a slow handler would keep the workers waiting.
+        """
+        with self._feeder:
+            is_calm = self._clock() - self._refused >= _CALM_SECONDS
+            if self._is_fewer_logged or (self._busy and not is_calm):
+                return
+            self._is_fewer_logged, most = True, self.most
+        log.info(
+            "%s: the relay takes no more connections: working with %d instead of"
+            " %d for %d minutes",
+            self._name,
+            most,
+            self._workers,
+            FEWER_SECONDS // 60,
+        )
 
     def review(self) -> None:
         """Call more workers if they wait, or fewer if they contend."""
@@ -428,15 +451,24 @@ class Crew:
                         return []
             return claims
 
-    def done(self, call: int, is_more: bool, is_refused: bool = False) -> None:
+    def done(
+        self,
+        call: int,
+        is_more: bool,
+        is_refused: bool = False,
+        is_paused: bool = False,
+    ) -> None:
         """End what `begin` began. `is_more` says that there may be more to take.
 
         `is_refused` says that the relay took no connection of this worker, while others
-        were in use.
+        were in use. `is_paused` says that a pause has begun meanwhile: the relay is
+        away, and has not refused connections because of their number.
         """
         with self._feeder:
             self._busy -= 1
-            if is_refused:
+            if is_paused:
+                self.most, self._is_fewer_logged = self._workers, True
+            elif is_refused:
                 self.most = max(1, min(self.most - 1, self._busy))
                 self.called = min(self.called, self.most)
                 self._refused = self._clock()

@@ -95,7 +95,7 @@ def _of_error(failure: RelayError) -> Exception:
     # An error without a number is ours: the relay has closed the connection.
     if isinstance(cause, OSError) and cause.errno and not isinstance(cause, _HUNG_UP):
         return type(cause)(cause.errno, text)
-    if " offers " in text:
+    if failure.is_lack:
         return NotOfferedError(text)
     return smtplib.SMTPServerDisconnected(text)
 

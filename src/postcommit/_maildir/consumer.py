@@ -221,15 +221,15 @@ class Consumer:
 
     def seconds_to_wait(self) -> float:
         """Return for how many seconds, as far as is known, nothing becomes due."""
-        if self._store.held:
-            self._log_held()
+        self._log_held()
         return self._scan.seconds_to_wait()
 
     def _log_held(self) -> None:
         """Log, once an hour, how many entries are left to another library."""
-        now = time.time()
-        held = [until for until in self._store.held.values() if until > now]
-        if held and time.monotonic() >= self._next_log:
+        if time.monotonic() < self._next_log:
+            return
+        held = self._store.held_until()
+        if held:
             self._next_log = time.monotonic() + _LOG_SECONDS
             log.warning(
                 "%s: a processor of another library has claimed entries (%d, by"
@@ -261,8 +261,7 @@ class Consumer:
 
     def close(self) -> None:
         """Release all claims, and leave no note."""
-        if self._store.held:
-            self._log_held()
+        self._log_held()
         self._scan.is_stopped = True
         for lock in list(self._locks.values()):
             lock.release()

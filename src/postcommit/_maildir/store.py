@@ -106,8 +106,8 @@ class Store:
         self.path = self.name = self.maildir.path
         # Time when the queue's folder was created, if the file system says it.
         self._created: float | None = None
-        #: Entries that an older library's processor has claimed, and until when.
-        self.held: dict[str, float] = {}
+        # Paths of entries that an older library's processor had claimed when we came.
+        self._held: dict[str, None] = {}
         if to_look:
             return
         is_known = self.maildir.identity in _known or self.maildir.is_new
@@ -166,11 +166,29 @@ class Store:
             until = older.claimed_until(path)
             if until is not None:
                 claim.release()
-                self.held[claim.key] = until
+                self._held[path] = None
                 return None
         if claim is not None:
             claim.store = self
         return claim
+
+    def held_until(self) -> list[float]:
+        """Return until when an older library's processor has claimed each entry.
+
+        In seconds since the epoch. The entries are looked at, and forgotten if they
+        are gone or not claimed any more.
+        """
+        found = []
+        for path in self._held.copy():  # other threads add to it
+            until = None
+            with suppress(OSError):
+                if os.path.lexists(path):
+                    until = older.claimed_until(path)
+            if until is None:
+                self._held.pop(path, None)
+            else:
+                found.append(until)
+        return found
 
     # Settle
 

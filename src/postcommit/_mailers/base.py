@@ -62,7 +62,21 @@ class OneByOne(Pipeline):
 
     def offer(self, mail: Outgoing, key: Any = None) -> None:
         """Transmit `mail` to the end; `key` comes back with its report."""
-        self._reports.append((key, self._transmit(mail)))
+        try:
+            report = self._transmit(mail)
+        except BaseException as error:
+            # What was done before it must not be done again.
+            known = self._known(getattr(error, "report", None), mail)
+            if known is not None:
+                self._reports.append((key, known))
+            raise
+        self._reports.append((key, report))
+
+    def _known(
+        self, report: DeliveryReport | None, mail: Outgoing
+    ) -> DeliveryReport | None:
+        """Return the report on `mail` that an error or interrupt has, if any."""
+        return report
 
     def completed(self) -> list[tuple[Any, DeliveryReport]]:
         """Return (key, report) of the messages since the last call."""

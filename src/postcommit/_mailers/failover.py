@@ -36,6 +36,7 @@ from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._mailers.foreign import pipeline_of
 from postcommit.errors import RelayError
+from postcommit.errors import TooManyConnections
 from postcommit.errors import masked
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IRelayCheck
@@ -135,7 +136,8 @@ class FailoverMailer(BaseMailer):
                     checker.check()
             except OSError as error:
                 failures[member] = _failure_of(error)
-                self.note(member, failures[member])
+                if not isinstance(error, TooManyConnections):  # it works
+                    self.note(member, failures[member])
             else:
                 with self._lock:
                     if member.retry_at is not None:

@@ -102,15 +102,11 @@ def notify_of(mailer: SupportsSend) -> Notify:
 class _Sending(OneByOne):
     """A pipeline around the ``send()`` of a mailer."""
 
-    def offer(self, mail: Outgoing, key: Any = None) -> None:
-        try:
-            super().offer(mail, key)
-        except BaseException as interrupt:
-            # It came in a subscriber of a mailer of ours, to which this one delegates.
-            report = getattr(interrupt, "report", None)
-            if report is not None:
-                self._reports.append((key, accounting_for(report, mail)))
-            raise
+    def _known(
+        self, report: DeliveryReport | None, mail: Outgoing
+    ) -> DeliveryReport | None:
+        # It came in a subscriber of a mailer of ours, to which this one delegates.
+        return None if report is None else accounting_for(report, mail)
 
 
 class _Checked(Pipeline):

@@ -90,6 +90,13 @@ class SendmailMailer(BaseMailer):
                 return DeliveryReport(
                     message_id, recipients, tuple(outcomes), relay_failure=failure
                 )
+            except BaseException as error:
+                if outcomes:
+                    # For the pipeline. They must not get the message again.
+                    error.report = _interrupted(  # type: ignore[attr-defined]
+                        message_id, recipients, tuple(outcomes), len(some), error
+                    )
+                raise
             outcomes += [Outcome(recipient, status, reply) for recipient in some]
             if reply.enhanced == _TOO_LONG:
                 # The next call would probably take as long. It can wait.
@@ -136,13 +143,41 @@ class SendmailMailer(BaseMailer):
         if code == os.EX_OK:
             return Status.SENT, Reply(0, "2.0.0", text)
         if code < 0:
-            text = f"{self.command} was killed by {signal.Signals(-code).name}"
+            text = f"{self.command} was killed by {_name_of(-code)}"
             return Status.UNCERTAIN, Reply(0, "4.3.0", text)
         if code in _BROKEN:
             raise OSError(text)
         if code in _REJECTED:
             return Status.REJECTED, Reply(0, "5.0.0", text)
         return Status.DEFERRED, Reply(0, "4.0.0", text)
+
+
+def _interrupted(
+    message_id: str,
+    recipients: tuple[str, ...],
+    done: tuple[Outcome, ...],
+    count: int,
+    error: BaseException,
+) -> DeliveryReport:
+    """Return the report after an `error` in a call for `count` recipients.
+
+    These are uncertain, because the program may have taken the message. Those behind
+    them are deferred.
+    """
+    name, rest = type(error).__name__, recipients[len(done) :]
+    cut = Reply(0, "4.3.0", f"Interrupted by {name}")
+    later = Reply(0, "4.3.0", f"Not tried, because of {name}")
+    some = (Outcome(r, Status.UNCERTAIN, cut) for r in rest[:count])
+    others = (Outcome(r, Status.DEFERRED, later) for r in rest[count:])
+    return DeliveryReport(message_id, recipients, (*done, *some, *others))
+
+
+def _name_of(number: int) -> str:
+    """Return the name of a signal. Most of the real-time signals have only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -55,6 +55,9 @@ _READ_SIZE = 1 << 16
 # relay shall not fill our memory.
 MAX_REPLY = 1 << 16
 
+# Events of a socket that the other side has closed. Not every system has the second.
+_HUNG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+
 # Seconds to wait for bytes that are already there.
 _AT_ONCE = 0.001
 
@@ -221,7 +224,7 @@ class Connection:
     transaction may be open, so that RSET has to come first. `most_recipients` is the
     number that the relay accepts for one transmission, as far as is known. `phase` is
     how far `greet` has come, or failed. `is_proven` says that a pool has lent the
-    connection before.
+    connection before, and `is_lost` that it could not be used any more.
 
     `sent` is the number of bytes of the last `write` that the system has taken, and
     that may have reached the relay. Time-outs are in seconds. Methods that wait raise
@@ -235,7 +238,7 @@ class Connection:
         self.relay = relay
         self.address = address
         self.phase = Phase.GREETING
-        self.is_proven = False
+        self.is_proven = self.is_lost = False
         self.extensions: dict[str, str] = {}
         self.pipelining = False
         self.messages = 0
@@ -350,6 +353,16 @@ class Connection:
         poll.register(self._socket, select.POLLIN)
         return self._position == len(self._data) and not poll.poll(0)
 
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the relay has closed it. Any thread may ask, at any time."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, _HUNG_UP)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):  # it is being closed
+            return False
+
     def is_alive(self) -> bool:
         """Ask the relay whether it is still there."""
         try:
@@ -457,7 +470,7 @@ class Connection:
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:
-            raise RelayError(
+            raise _lack(
                 f"{self.relay} offers no STARTTLS; set tls to 'implicit' if it"
                 " speaks TLS from the start (port 465), to 'none' to do without"
             )
@@ -518,16 +531,17 @@ class Connection:
         if not (self.is_encrypted or self.is_loopback):
             is_off = relay.tls.mode is TLSMode.NONE
             reason = "tls='none' allows no TLS" if is_off else "it offers no STARTTLS"
-            raise RelayError(
+            text = (
                 f"{relay}: {reason}, and credentials are not sent in clear; set tls to"
                 " 'starttls', or 'implicit' (port 465), or omit the username"
             )
+            raise RelayError(text) if is_off else _lack(text)
         known = credentials.mechanisms(encrypted=self.is_encrypted)
         offered = self.extensions.get("AUTH", "").upper().split()
         usable = [name for name in known if name in offered]
         if not usable:
             choice = credentials.mechanism
-            raise RelayError(
+            raise _lack(
                 f"{relay} offers AUTH {' '.join(offered) or 'not at all'};"
                 f" {' or '.join(known)} is needed to log in"
                 + (f", because of auth={choice!r}" if choice else "")
@@ -640,6 +654,12 @@ def begun(data: bytes, start: int) -> Reply | None:
 def _not_smtp(line: bytes) -> RelayError:
     shown = line[:80].decode("ascii", "backslashreplace").strip()
     return RelayError(f"the relay's reply is not SMTP: {shown!r}")
+
+
+def _lack(text: str) -> RelayError:
+    error = RelayError(text)
+    error.is_lack = True
+    return error
 
 
 def extensions_of(reply: Reply) -> dict[str, str]:

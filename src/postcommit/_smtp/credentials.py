@@ -25,6 +25,7 @@ from unicodedata import ucd_3_2_0
 from postcommit._mail.report import Reply
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
+from postcommit.errors import text_of
 
 
 _Exchange: TypeAlias = Generator[bytes | None, bytes | None, None]
@@ -181,7 +182,30 @@ class Credentials:
         if self.token is None:
             return self.password or ""
         kept = self._kept[-1:]
-        return kept[0] if kept else self.token()
+        return kept[0] if kept else _called(self.token)
+
+
+def _called(function: Callable[[], object]) -> str:
+    """Return the token that `function` returns.
+
+    Raises `RelayError` for whatever it raises, or if it returns no token: no message is
+    to blame. The text of an OSError is for the log. That of another error is not shown,
+    and neither are its frames, because they may have a secret.
+    """
+    failure: RelayError
+    try:
+        token = function()
+    except OSError as error:
+        failure = RelayError(f"the token function failed: {text_of(error)}")
+        failure.__cause__ = error.with_traceback(None)
+    except Exception as error:
+        failure = RelayError(f"the token function raised {type(error).__name__}")
+    else:
+        if isinstance(token, str) and token:
+            return token
+        kind = "an empty str" if token == "" else type(token).__name__
+        failure = RelayError(f"the token function returned {kind}, not a token")
+    raise failure
 
 
 def _encode(response: bytes) -> str:

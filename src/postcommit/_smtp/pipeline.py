@@ -28,11 +28,14 @@ class Connections(Protocol):
         Raises `RelayError` if the relay cannot be reached.
         """
 
-    def checkin(self, connection: Connection) -> None:
-        """Take back a connection between two messages."""
+    def checkin(self, connection: Connection, *, keep: bool = True) -> None:
+        """Take back a connection between two messages. Without `keep`, close it."""
 
-    def discard(self, connection: Connection) -> None:
-        """Take back a connection that cannot be used any more."""
+    def discard(self, connection: Connection, *, is_lost: bool = True) -> None:
+        """Take back a connection that cannot be used any more.
+
+        `is_lost` says that this is due to the relay.
+        """
 
 
 class SMTPPipeline(Pipeline):
@@ -94,6 +97,7 @@ class SMTPPipeline(Pipeline):
     def _converse(self, connection: Connection) -> None:
         """Listen, then speak."""
         dialogue = self._dialogue
+        is_lost = True
         try:
             for stage in dialogue.awaited():
                 dialogue.receive(connection.read(stage))
@@ -106,20 +110,18 @@ class SMTPPipeline(Pipeline):
                 data = dialogue.data_to_send()
                 if data:
                     connection.write(data)
+                is_lost = dialogue.link is not None  # otherwise it has ended this
         except OSError as error:
             dialogue.lost(error, connection.sent, self._last_words(connection))
         if dialogue.link is None:
-            self._pool.pipelining &= dialogue.pipelining
-            self._pool.discard(connection)
+            if not dialogue.pipelining:
+                self._pool.pipelining = False
+            self._pool.discard(connection, is_lost=is_lost)
             self._connection = None
         elif not dialogue.awaited():
             is_used_up = dialogue.is_used_up
             dialogue.link = self._connection = None
-            if is_used_up:
-                connection.quit()
-                self._pool.discard(connection)
-            else:
-                self._pool.checkin(connection)
+            self._pool.checkin(connection, keep=not is_used_up)
 
     def _last_words(self, connection: Connection) -> Reply | None:
         """Return what has come of the reply to the final dot, if anything.
@@ -138,5 +140,5 @@ class SMTPPipeline(Pipeline):
         """Account for what is under way, and close its connection."""
         self._dialogue.broken(error)
         if self._connection is not None:
-            self._pool.discard(self._connection)
+            self._pool.discard(self._connection, is_lost=False)
             self._connection = None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
+from weakref import WeakSet
 from weakref import WeakValueDictionary
 
 from postcommit import _forks as forks
@@ -28,7 +29,8 @@ from postcommit.errors import TooManyConnections
 log = Log("postcommit.smtp.pool")
 
 # Seconds for which an address that failed is tried last, and the address that answered
-# is tried first. Then the order is that of the name service again.
+# is tried first. Then the order is that of the name service again. And the seconds
+# without pipelining after a stray reply.
 _REMEMBERED = 600.0
 
 # Maximum seconds to wait for other threads that connect at the same time, before a
@@ -37,7 +39,22 @@ _PATIENCE = 5.0
 
 # The pools in use, by their settings. The keys have passwords, and each key leaves
 # together with its pool.
-_pools: WeakValueDictionary[tuple[object, ...] | None, Pool] = WeakValueDictionary()
+_pools: WeakValueDictionary[tuple[object, ...], Pool] = WeakValueDictionary()
+
+
+class _Sharing:
+    """The lock around a look into `_pools`."""
+
+    def __init__(self) -> None:
+        self._renew()
+        forks.register(self, _Sharing._renew)
+
+    def _renew(self) -> None:
+        # In a forked child, a thread that does not exist there may have held it.
+        self.lock = threading.RLock()
+
+
+_sharing = _Sharing()
 
 
 class Failure(NamedTuple):
@@ -69,7 +86,9 @@ class Failure(NamedTuple):
         text = reply.text.lower()
         is_said = "too many" in text or "concurrent" in text
         is_policy = self.phase is Phase.GREETING and reply.enhanced[1:] == ".7.0"
-        return reply.code == 421 or is_said or is_policy
+        # 4.3.2 says that the relay shuts down (RFC 3463, 3.4).
+        is_closed = reply.code == 421 and reply.enhanced != "4.3.2"
+        return is_closed or is_said or is_policy
 
 
 def all_failed(
@@ -106,13 +125,21 @@ class Addresses:
         self._answered: tuple[Address | None, float] = None, -math.inf
         self._failed: dict[Address, float] = {}
 
-    def connect(self, failures: list[Failure]) -> Connection | None:
+    def connect(
+        self,
+        failures: list[Failure],
+        is_in_use: Callable[[Address], bool] = lambda address: False,
+    ) -> Connection | None:
         """Return a connection that is ready for the first message.
 
         All that comes before a message belongs to the address, so that the next one is
         tried (RFC 5321, 5.1), except for a refused login. None if none is left. Adds to
         `failures`. Raises `RelayError` if there is no address.
+
+        An address that refuses one connection too many is not one that failed.
+        `is_in_use` says whether others go to it.
         """
+        is_spared = False
         addresses = self._in_order()
         for address in addresses:
             connection = None
@@ -124,12 +151,16 @@ class Addresses:
                 failures.append(Failure(address, error, phase))
                 if failures[-1].is_login_refused:
                     break
+                if failures[-1].is_one_too_many and is_in_use(address):
+                    is_spared = True
+                    continue
                 if len(addresses) > 1 and address not in self._failed:
                     text = "address %s: %s; it is tried last for %g minutes"
                     log.info(text, address, error, _REMEMBERED / 60)
                 self.failed(address)
             else:
-                self._answered = address, time.monotonic()
+                if not is_spared:
+                    self._answered = address, time.monotonic()
                 self._failed.pop(address, None)
                 return connection
             finally:
@@ -162,19 +193,15 @@ def shared(
     It lives as long as it is used. Credentials are settings, too: a connection that is
     logged in is only lent to mailers with the same credentials.
     """
-    key: tuple[object, ...] | None = relay, messages, idle_timeout, pipelining
+    key: tuple[object, ...] = relay, messages, idle_timeout, pipelining
+    made = Pool(
+        relay, messages=messages, idle_timeout=idle_timeout, pipelining=pipelining
+    )
     try:
-        pool = _pools.get(key)
+        with _sharing.lock:
+            return _pools.setdefault(key, made)
     except TypeError:  # a token function without a hash
-        key = pool = None
-    if pool is None:
-        pool = Pool(
-            relay, messages=messages, idle_timeout=idle_timeout, pipelining=pipelining
-        )
-        if key is not None:
-            # No lock: a child that is forked at this moment would never get it.
-            _pools[key] = pool
-    return pool
+        return made
 
 
 class Pool:
@@ -191,7 +218,8 @@ class Pool:
     ) -> None:
         self.relay = relay
         self.messages = messages
-        self.pipelining = pipelining
+        self._pipelining = pipelining
+        self._out_of_step = -math.inf  # the time of the last stray reply
         self._addresses = Addresses(relay)
         self._idle_timeout = idle_timeout
         self._begin()
@@ -207,6 +235,15 @@ class Pool:
         self._sweeper: threading.Thread | None = None
         self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
         self._last_rites.atexit = False
+
+    @property
+    def pipelining(self) -> bool:
+        """Whether to use pipelining: not for some minutes after it is set to False."""
+        return self._pipelining and time.monotonic() - self._out_of_step >= _REMEMBERED
+
+    @pipelining.setter
+    def pipelining(self, is_possible: bool) -> None:
+        self._out_of_step = -math.inf if is_possible else time.monotonic()
 
     def checkout(self, *, fresh: bool = False) -> Connection:
         """Return a connection. With `fresh`, it was never used.
@@ -240,10 +277,13 @@ class Pool:
         """Return a new connection, which counts as busy."""
         with self._changed:
             self._opening += 1
-            is_crowded = len(self._busy) > 0
+            # Weak, because the traceback of an error keeps it.
+            others = WeakSet([*self._busy, *(idle for _, idle in self._idle)])
         failures: list[Failure] = []
         try:
-            connection = self._addresses.connect(failures)
+            connection = self._addresses.connect(
+                failures, lambda address: self._has_others(others, address)
+            )
             if connection is not None:
                 with self._changed:
                     self._busy[connection] = True
@@ -254,55 +294,78 @@ class Pool:
                 self._changed.notify_all()
         kind = RelayError
         if any(failure.is_one_too_many for failure in failures):
-            with self._changed:
+            is_crowded = self._has_others(others)
+            if not is_crowded:
                 # Another thread may be getting the last connection that is permitted.
-                if not is_crowded:
+                with self._changed:
                     self._changed.wait_for(self._is_clear, _PATIENCE)
-                if is_crowded or self._idle or len(self._busy):
-                    kind = TooManyConnections
-        raise all_failed(self.relay, failures, kind) from failures[-1].error
+                is_crowded = self._has_others(others)
+            if is_crowded:
+                kind = TooManyConnections
+        last = failures[-1].error
+        failure = all_failed(self.relay, failures, kind)
+        failure.is_lack = last.is_lack
+        raise failure from last
+
+    def _has_others(
+        self, known: WeakSet[Connection], address: Address | None = None
+    ) -> bool:
+        """Return whether the relay works on connections besides a new one.
+
+        `known` are those of the time before, `address` that of the relay. After a
+        restart of the relay, all of them are lost, and threads that read nothing at the
+        moment have not noticed it.
+        """
+        with self._changed:
+            others = {*known, *self._busy, *(idle for _, idle in self._idle)}
+        return any(
+            address in (None, other.address)
+            and not (other.is_lost or other.is_hung_up)
+            for other in others
+        )
 
     def _is_clear(self) -> bool:
         """Return whether other threads have connections, or do not get any."""
         return bool(self._idle) or len(self._busy) > 0 or not self._opening
 
-    def checkin(self, connection: Connection) -> None:
-        """Take back a connection between two messages."""
+    def checkin(self, connection: Connection, *, keep: bool = True) -> None:
+        """Take back a connection between two messages. Without `keep`, close it."""
+        sweeper = None
         with self._changed:
-            is_used_up = connection.messages >= self.messages
+            is_used_up = not keep or connection.messages >= self.messages
             was_kept = self._busy.pop(connection, False)  # otherwise close() was called
             keep = was_kept and not is_used_up and self._idle_timeout > 0
             if keep:
                 connection.is_proven = True
                 self._idle.append((time.monotonic(), connection))
                 if self._sweeper is None:
-                    sweeper = threading.Thread(
+                    self._sweeper = sweeper = threading.Thread(
                         target=_sweep,
                         name="postcommit-smtp-idle",
                         args=(weakref.ref(self), self._changed, self._idle),
                         daemon=True,
                     )
-                    try:
-                        sweeper.start()
-                    except RuntimeError:
-                        # No thread to be had, as when the interpreter exits. The
-                        # message was sent, and `checkout` looks at the age as well.
-                        pass
-                    else:
-                        self._sweeper = sweeper
+        if sweeper is not None:
+            try:
+                sweeper.start()
+            except RuntimeError:
+                # No thread to be had, as when the interpreter exits. The message was
+                # sent, and `checkout` looks at the age as well.
+                self._sweeper = None
         if not keep:
             connection.quit()
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: Connection, *, is_lost: bool = True) -> None:
         """Take back a connection that cannot be used any more.
 
-        If that was so from its first message on, the next connection goes to another
-        address of the relay.
+        If it is lost, and was so from its first message on, the next connection goes to
+        another address of the relay.
         """
+        connection.is_lost = is_lost
         with self._changed:
             self._busy.pop(connection, None)
         is_new = connection.messages <= 1 and not connection.is_proven
-        if is_new and connection.address is not None:
+        if is_lost and is_new and connection.address is not None:
             self._addresses.failed(connection.address)
         connection.close()
 

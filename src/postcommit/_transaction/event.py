@@ -149,8 +149,10 @@ def announce_to_caller(
     middle of its commit, they are called when the commit is over.
     """
     manager = committing.get() or manager
-    current = getattr(manager, "manager", manager)._txn
-    status = None if current is None else current.status
+    inner = getattr(manager, "manager", manager)
+    # Another implementation of a manager may begin a transaction here.
+    current = inner._txn if hasattr(inner, "_txn") else manager.get()
+    status = getattr(current, "status", None)
     if status != "Committing":
         is_in_use = status in ("Active", "Doomed")
         return announce(report, notify, None if is_in_use else manager)
@@ -212,8 +214,8 @@ def dispatch_events(
 ) -> BaseException | None:
     """Publish `events`, each in a transaction of its own; never raise.
 
-    If `manager` is None, the subscribers are called in the current transaction. One
-    that raises is logged.
+    If `manager` is None, or not one of the package ``transaction``, the subscribers are
+    called in the current transaction. One that raises is logged.
 
     If a subscriber raises, its transaction is aborted, the exception is logged with
     its traceback, and the next event follows: the mail is settled, and the other
@@ -226,6 +228,8 @@ def dispatch_events(
     """
     if notify is zope.event.notify and not zope.event.subscribers:
         return None
+    if not hasattr(getattr(manager, "manager", manager), "_txn"):
+        manager = None  # another implementation, see `own_transaction`
     interrupt = None
     for event in events:
         try:
