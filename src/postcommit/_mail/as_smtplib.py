@@ -75,7 +75,9 @@ def raise_as_smtplib(report: DeliveryReport, sender: str = "") -> None:
     if isinstance(failure, RelayError):
         raise _of_error(failure) from failure
     if failure is not None:
-        raise _of_refusal(failure, failure.command, report, sender)
+        # The recipient at which the relay stops to work is not refused.
+        command = failure.command if failure.command != "RCPT" else ""
+        raise _of_refusal(failure, command, report, sender)
     if report.outcomes:
         raise _of_outcomes(report, sender)
 
@@ -129,7 +131,7 @@ def _of_refusal(
     if command == "RCPT":
         refused = {outcome.recipient: outcome.reply for outcome in report.outcomes}
         return smtplib.SMTPRecipientsRefused(
-            {to: _pair(refused.get(to, reply)) for to in report.recipients}
+            {recipient: _pair(reply) for recipient, reply in refused.items()}
         )
     if not command and reply.code in _LOGIN_CODES:
         return smtplib.SMTPAuthenticationError(*pair)
