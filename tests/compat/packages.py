@@ -80,8 +80,8 @@ def test_kinto_emailer(tmp_path: Path, included: str, debug: str) -> None:
     assert "37 passed" in run_pytest(tests, "").stdout
 
 
-# Versions of Products.MailHost and zope.sendmail, and the number of tests. The mailer of
-# an older zope.sendmail has fewer attributes.
+# Versions of Products.MailHost and zope.sendmail, and the number of tests. The mailer
+# of an older zope.sendmail has fewer attributes.
 VERSIONS = [("6.1", "7.3", 47), ("6.1", "6.2", 47), ("5.2", "6.2", 45)]
 
 # Sends an immediate, a direct and a queued mail through a mail host.

@@ -210,6 +210,10 @@ def test_a_relay_that_shuts_down_refuses_no_recipient(relay: ScriptedRelay) -> N
     assert error.smtp_code == 421
 
 
+def test_nothing_is_raised_for_a_report_about_no_recipients() -> None:
+    DeliveryReport("x@y", ()).raise_as_smtplib()
+
+
 def test_the_refused_sender_is_named() -> None:
     reply = Reply(553, command="MAIL")
     report = DeliveryReport.alike("x@y", [A], Status.REJECTED, reply)
