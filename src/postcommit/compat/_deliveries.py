@@ -41,7 +41,7 @@ class Direct(ABC):
     """The base of the direct deliveries. `mailer` may be set at any time."""
 
     def __init__(self, mailer: Any) -> None:
-        self.mailer = mailer
+        self.mailer: Any = mailer
         self._kept: tuple[Any, DirectMailDelivery] | None = None
 
     @abstractmethod

@@ -100,8 +100,12 @@ class RefusedSenderError(smtplib.SMTPSenderRefused, ValueError):
     """A sender that no relay was asked about, because it can never work."""
 
     def __init__(self, error: AddressError) -> None:
-        self.address = error.address
+        self.address: object = error.address
         super().__init__(*_reply_of(error), str(error.address))
+        self._text = str(error)
+
+    def __str__(self) -> str:
+        return self._text
 
 
 class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
@@ -113,7 +117,7 @@ class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
     """
 
     def __init__(self, error: AddressError) -> None:
-        self.address = error.address
+        self.address: object = error.address
         is_missing = error.address is None
         super().__init__({} if is_missing else {str(error.address): _reply_of(error)})
         self._text = str(error)
@@ -192,7 +196,7 @@ class SendOnly:
     def __init__(self, mailer: Any, converted: Callable[[bytes], Any]) -> None:
         self._mailer = mailer
         self._converted = converted
-        self.notify = notify_of(mailer)
+        self.notify: Notify = notify_of(mailer)
 
     def __repr__(self) -> str:
         return repr(self._mailer)
