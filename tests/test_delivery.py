@@ -1164,6 +1164,23 @@ def test_two_interrupts_while_it_is_logged_lose_no_outcome(
     ]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_while_the_last_one_is_logged_loses_no_outcome(
+    times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "postcommit")
+    manager = TransactionManager()
+    delivery = DirectMailDelivery(Mailer(), transaction_manager=manager)
+    delivery.send(ANN, BOB, mail("a@example.org"))
+    with impatient(times), pytest.raises(KeyboardInterrupt):
+        manager.commit()
+    manager.abort()
+    ours = [r for r in caplog.records if r.name.startswith("postcommit")]
+    assert [record.getMessage() for record in ours] == [
+        "<a@example.org> to bob@example.org: sent: 250 2.0.0 Ok"
+    ]
+
+
 class Unfinished(OneByOne):
     """Has taken all messages when it is interrupted, and reports on none."""
 

@@ -89,7 +89,7 @@ IMPLEMENTERS = list(implementers())
 
 @pytest.mark.parametrize(("contract", "kind"), IMPLEMENTERS)
 def test_each_class_keeps_its_contract(contract: Any, kind: type) -> None:
-    if kind is not Consumer:  # each object has the methods of its bell and its note
+    if kind is not Consumer:  # each object has the methods of its wakeup and its note
         assert verifyClass(contract, kind)
 
 

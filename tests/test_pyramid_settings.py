@@ -132,8 +132,12 @@ def test_mailers_publish_as_told() -> None:
         ({"ssl": "0", "tls": "implicit"}, "mail.ssl='0': contradicts mail.tls='imp"),
         ({"username": "me", "password": 7}, "mail.password='***': must be a str"),
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
+        (
+            {"mailer": "bakcup", "backup.host": "mx"},
+            "file, backup, failover; do you mean 'backup'?",
+        ),
         ({"mailer": ["smtp"]}, "mail.mailer=['smtp']: must be one of smtp, sendmail"),
-        ({"mailer": "file"}, "mail.folder=None: is needed by the mailer 'file'"),
+        ({"mailer": "file"}, "mail.folder: is needed by the mailer 'file'"),
         ({"folder": "a", "top_level_directory": "a"}, "is the same"),
         ({"sendmail_timeout": "0"}, "mail.sendmail_timeout='0': must be a number"),
         ({"processor": "true"}, "mail.processor='true': needs mail.queue_path"),
@@ -146,22 +150,32 @@ def test_mailers_publish_as_told() -> None:
             {"queue_path": "q", "min_backoff": "9999"},
             "mail.min_backoff='9999': max_backoff=4000.0 must not be less than min",
         ),
-        ({"mailer": "failover"}, "mail.failover_mailers=None: is needed by mailer=fa"),
+        ({"mailer": "failover"}, "mail.failover_mailers: is needed by mailer=fa"),
         ({"failover_retry_after": "5"}, "has no effect without mail.failover_mailers"),
         ({"failover_mailers": "smtp smpt"}, "no mailer 'smpt'; do you mean 'smtp'?"),
+        (
+            {"failover_mailers": "smtp b", "host": "mx", "b.host": "MX", "b.port": 25},
+            "failover_mailers='smtp b': 'smtp' and 'b' are the same relay",
+        ),
         ({"failover_mailers": "smtp ses"}, "no mailer 'ses' (smtp, sendmail, file)"),
         ({"failover_mailers": "smtp smtp"}, "'smtp' is there twice"),
         ({"failover_mailers": "a:pw@mx"}, "there is no mailer '***@mx' (smtp"),
-        ({"failover_mailers": "failover"}, "there is no mailer 'failover'"),
+        ({"failover_mailers": "failover"}, "'failover' cannot be a part of itself"),
         ({"failover_mailers": ["smtp", None]}, "there is no mailer None (smtp"),
         ({"failover_mailers": 3}, "mail.failover_mailers=3: must be names of mailers"),
-        ({"failover_mailers": "file"}, "mail.folder=None: is needed by the mailer"),
+        ({"failover_mailers": "file"}, "mail.folder: is needed by the mailer"),
         ({"failover.mailers": "smtp"}, "do you mean mail.failover_mailers?"),
         ({"smtp.hostname": "mx"}, "there is no such option; do you mean mail.hostname"),
         ({"queue.path": "q"}, "there is no such option; do you mean mail.queue_path?"),
         ({"backup.hots": "mx"}, "mail.backup.hots='***': there is no such option; do"),
         ({"backup.hots": "mx"}, "do you mean mail.backup.host?"),
         ({"backup.queue_path": "q"}, "mail.backup.queue_path='***': there is no such"),
+        ({"backup.port": "26"}, "mail.backup.host: is needed by the mailer"),
+        ({"backup.tls": "none"}, "mail.backup.host: is needed by the mailer"),
+        (
+            {"backup.host": "mx", "bakcup.port": "26"},
+            "is needed by the mailer 'bakcup'; or do you mean mail.backup?",
+        ),
         ({"backup.port": "0"}, "mail.backup.port='0': must be a whole number"),
         ({"backup.password": "x"}, "mail.backup.password='***': has no effect without"),
         ({"mailer": "backup"}, "mail.mailer='backup': must be one of smtp, sendmail"),
@@ -247,15 +261,33 @@ def test_a_failover_mailer_of_other_mailers(parts: Any) -> None:
 
 
 def test_a_further_mailer_may_be_the_only_one() -> None:
-    made = settings(**{"mailer": "backup", "backup.port": 2525})
+    made = settings(**{"mailer": "backup", "backup.host": "mx"})
     assert made.mailers[""] is made.mailers["backup"]
     assert "failover" not in made.mailers
 
 
-def test_a_failover_mailer_beside_the_one_that_is_used() -> None:
+def test_a_failover_mailer_beside_the_one_that_is_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The application may look it up, but probably it is a mistake."""
     made = settings(**{"failover_mailers": "smtp bulk", "bulk.host": "mx2"})
     assert type(made.mailers[""]) is SMTPMailer
     assert type(made.mailers["failover"]) is FailoverMailer
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "set mail.mailer = failover" in record.getMessage()
+
+
+def test_a_further_mailer_that_no_setting_names(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    parts = {"mailer": "failover", "failover_mailers": "smtp backup"}
+    hosts = {"backup.host": "mx2", "bakcup.host": "mx3"}
+    made = settings(**parts, **hosts)
+    assert set(made.mailers) == {"", "smtp", "backup", "bakcup", "failover"}
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("mail.bakcup: no other setting names")
 
 
 def test_names_begin_with_the_prefix() -> None:

@@ -13,6 +13,7 @@ import pytest
 import transaction
 import zope.component
 import zope.event
+from BTrees.OOBTree import OOBTree
 from ZODB.DB import DB
 from zope.component.testing import PlacelessSetup
 from zope.schema.interfaces import IField
@@ -92,14 +93,16 @@ def test_register_and_look_up(tmp_path):
 
 @pytest.mark.usefixtures("components")
 def test_a_subscriber_writes_to_the_database():
-    connection = DB(None).open()
-    connection.root()["unreachable"] = {}
-    exec(SUBSCRIBE, {"connection": connection})
+    db = DB(None)
+    with db.transaction() as connection:
+        connection.root()["unreachable"] = OOBTree()
+    exec(SUBSCRIBE, {"db": db})
     event = MailRejectedEvent("1@x", "550 No", recipients=("bob@example.org",))
     zope.event.notify(event)
-    assert connection.root()["unreachable"] == {"bob@example.org": "550 No"}
-    transaction.abort()
-    connection.close()
+    with db.transaction() as connection:
+        found = dict(connection.root()["unreachable"])
+    assert found == {"bob@example.org": "550 No"}
+    db.close()
 
 
 def test_the_options_have_the_defaults_of_the_code():

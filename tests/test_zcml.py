@@ -269,7 +269,7 @@ SEVERAL = """
 <mail:smtpMailer name="dead" hostname="127.0.0.1" port="{dead}" />
 <mail:smtpMailer name="backup" hostname="127.0.0.1" port="{port}" />
 <mail:failoverMailer name="relays" mailers="dead backup" retry_after="30" />
-<mail:failoverMailer name="all" mailers="relays
+<mail:failoverMailer name="all" mailers="relays,
     smtp" round_robin="yes" />
 <mail:directDelivery mailer="relays" />
 """
@@ -299,6 +299,15 @@ def test_the_next_mailer_sends_if_the_relay_of_the_first_fails(
     assert change.startswith(f"<SMTPMailer 127.0.0.1:{dead.port}> failed, mail goes")
 
 
+def test_the_same_relay_twice(configure: Any) -> None:
+    """Both would fail together. Another login is another account."""
+    local = '<mail:smtpMailer name="local" hostname="localhost" {} />'
+    both = '<mail:failoverMailer name="m" mailers="smtp local" />'
+    with pytest.raises(ConfigurationError, match="'smtp' and 'local' are the same"):
+        configure(local.format("") + both)
+    configure(local.format('username="me" password="x"') + both)
+
+
 # Errors, with file and line
 
 
@@ -306,13 +315,14 @@ def test_the_next_mailer_sends_if_the_relay_of_the_first_fails(
     ("words", "reason"),
     [
         ('<mail:directDelivery mailer="none" />', "mailer 'none' is not defined"),
+        ('<mail:directDelivery mailer="smpt" />', "defined; do you mean 'smtp'?"),
         (
             '<mail:queuedDelivery queuePath="q" mailer="none" />',
             "mailer 'none' is not defined",
         ),
         (
             '<mail:queuedDelivery queuePath="missing/q" mailer="smtp" />',
-            "there is no folder to create it in",
+            r"there is no folder '/\S*' to create it in",
         ),
         (
             '<mail:queuedDelivery queuePath="site.zcml" mailer="smtp" />',
@@ -346,6 +356,11 @@ def test_the_next_mailer_sends_if_the_relay_of_the_first_fails(
             "mailers: 'smtp' is there twice",
         ),
         ('<mail:failoverMailer name="m" mailers="" />', "mailers"),
+        ('<mail:failoverMailer name="m" mailers="," />', "at least one mailer"),
+        (
+            '<mail:failoverMailer name="m" mailers="smtp smpt" />',
+            "a part of; do you mean 'smtp'?",
+        ),
         ('<mail:failoverMailer name="m" />', "mailers"),
         (
             '<mail:failoverMailer name="m" mailers="smtp" retry_after="soon" />',

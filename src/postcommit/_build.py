@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,7 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import TLSMode
 
 
@@ -86,6 +88,22 @@ def _placed(error: OptionError, given: Mapping[str, Given]) -> OptionError:
 
 
 # Options that depend on each other
+
+
+def twin(mailer: SupportsSend, others: Iterable[SupportsSend]) -> SupportsSend | None:
+    """Return the first of `others` that has the same relay and login, or None.
+
+    It would fail together with `mailer`, so neither is of use for the other.
+    """
+    place = _place(mailer)
+    return next((other for other in others if place and _place(other) == place), None)
+
+
+def _place(mailer: SupportsSend) -> tuple[object, ...] | None:
+    if not isinstance(mailer, SMTPMailer):
+        return None
+    port = None if mailer.relay.is_unix else mailer.port
+    return mailer.hostname.lower(), port, mailer.username, mailer.source_address
 
 
 def consistent(given: Mapping[str, Given]) -> dict[str, Given]:

@@ -43,6 +43,21 @@ class QueueProcessor(ReadOnlyOptions):
     there.
     """
 
+    queuePath: str
+    mailer: SupportsSend
+    pollingInterval: int
+    workers: int
+    rate_limit: float | None
+    min_backoff: float
+    max_backoff: float
+    max_age: float
+    max_uncertain: int
+    _clock: Callable[[], float] | None
+    _monotonic: Callable[[], float]
+    _lock: threading.Lock
+    _drains: dict[Drain, int]  # the process that each belongs to
+    _background: tuple[threading.Thread, Drain] | None
+
     def __init__(
         self,
         queuePath: str,
@@ -58,23 +73,26 @@ class QueueProcessor(ReadOnlyOptions):
         clock: Callable[[], float] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.queuePath: str = checked_queue_path(IMailQueueProcessor, queuePath)
-        self.mailer: SupportsSend = checked_mailer(mailer)
-        self.pollingInterval: int = _checked("pollingInterval", pollingInterval)
-        self.workers: int = _checked("workers", workers)
-        self.rate_limit: float | None = _checked("rate_limit", rate_limit)
-        self.min_backoff: float = _checked("min_backoff", min_backoff)
-        self.max_backoff: float = _checked("max_backoff", max_backoff)
-        self.max_age: float = _checked("max_age", max_age)
-        self.max_uncertain: int = _checked("max_uncertain", max_uncertain)
+        # Set like this, because an assignment asks each time whether it is permitted.
+        vars(self).update(
+            queuePath=checked_queue_path(IMailQueueProcessor, queuePath),
+            mailer=checked_mailer(mailer),
+            pollingInterval=_checked("pollingInterval", pollingInterval),
+            workers=_checked("workers", workers),
+            rate_limit=_checked("rate_limit", rate_limit),
+            min_backoff=_checked("min_backoff", min_backoff),
+            max_backoff=_checked("max_backoff", max_backoff),
+            max_age=_checked("max_age", max_age),
+            max_uncertain=_checked("max_uncertain", max_uncertain),
+            _clock=clock,
+            _monotonic=monotonic,
+            _lock=threading.Lock(),
+            _drains={},
+            _background=None,
+        )
         if self.min_backoff > self.max_backoff:
             reason = f"must not be less than min_backoff={self.min_backoff!r}"
             raise OptionError("max_backoff", self.max_backoff, reason)
-        self._clock = clock
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._drains: dict[Drain, int] = {}
-        self._background: tuple[threading.Thread, Drain] | None = None
 
     def run(self) -> None:
         """Drain the queue in this thread, until `stop`."""
@@ -143,12 +161,12 @@ class QueueProcessor(ReadOnlyOptions):
             del self._drains[drain]
 
     @property
-    def last_beat(self) -> float | None:
+    def last_sign(self) -> float | None:
         """When it last gave a sign of life, a time of `time.monotonic`.
 
-        None if nothing runs. A processor that hangs gives none: see `BEAT_SECONDS`.
+        None if nothing runs. A processor that hangs gives none: see `SIGN_SECONDS`.
         """
-        return max((drain.last_beat for drain in self._own_drains()), default=None)
+        return max((drain.last_sign for drain in self._own_drains()), default=None)
 
     def _own_drains(self) -> list[Drain]:
         # A forked child must not stop the drains of its parent.

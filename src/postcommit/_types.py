@@ -185,6 +185,17 @@ class MailDelivery(Protocol):
         """
 
 
+class BindableMailDelivery(MailDelivery, Protocol):
+    """A delivery of postcommit, which can be bound to a transaction manager.
+
+    `IMailDelivery` does not promise this, because an application or a test may register
+    a delivery without it.
+    """
+
+    def bind(self, transaction_manager: TransactionManager) -> MailDelivery:
+        """Return a delivery that joins the transactions of `transaction_manager`."""
+
+
 class SupportsSend(Protocol):
     """A mailer as deliveries and processors call it, of postcommit or of your own.
 

@@ -6,12 +6,14 @@ must be, and zope.configuration adds file and line.
 """
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from zope.component import getUtilitiesFor
 from zope.component import queryUtility
 from zope.component.zcml import Permission
 from zope.component.zcml import handler
@@ -28,6 +30,7 @@ from zope.schema.interfaces import IFromUnicode
 from zope.schema.interfaces import InvalidValue
 
 from postcommit._build import build
+from postcommit._build import twin
 from postcommit._config import legacy
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
@@ -169,8 +172,8 @@ class _IMailers(IMailerDirective):
     mailers = Tokens(
         title=_("Mailers"),
         description=_(
-            "The names of the mailers, in the order in which they are tried. Their"
-            " directives come before this one."
+            "The names of the mailers, in the order in which they are tried, separated"
+            " by blanks or commas. Their directives come before this one."
         ),
         value_type=TextLine(),
         min_length=1,
@@ -260,6 +263,9 @@ def failoverMailer(
 ) -> None:
     """Register a mailer. See `IFailoverMailerDirective`."""
     given = _given(f"mail:failoverMailer {name}", IFailoverMailer, options)
+    mailers = " ".join(mailers).replace(",", " ").split()
+    if not mailers:
+        raise ConfigurationError("mailers: must have the name of at least one mailer")
     if name in mailers:
         raise ConfigurationError(f"mailers: {name!r} cannot be a part of itself")
     for part in mailers:
@@ -270,6 +276,11 @@ def failoverMailer(
     def make() -> Any:
         hint = ", or only after this one, which it is a part of"
         found = [_find_mailer(part, hint) for part in mailers]
+        for number, mailer in enumerate(found):
+            other = twin(mailer, found[:number])
+            if other is not None:
+                pair = f"{mailers[found.index(other)]!r} and {mailers[number]!r}"
+                raise ConfigurationError(f"mailers: {pair} are the same relay")
         return build(IFailoverMailer, given, mailers=found)
 
     for contract in _with_older(IMailer):
@@ -373,6 +384,9 @@ def _find_mailer(name: str, hint: str = "") -> SupportsSend:
         if found is not None:
             return found  # type: ignore[no-any-return]
     shown = masked("mailer", name)
+    defined = [one for one, _ in getUtilitiesFor(IMailer)]
+    near = difflib.get_close_matches(name, defined, 1)
+    hint += f"; do you mean {near[0]!r}?" if near else ""
     raise ConfigurationError(f"the mailer {shown!r} is not defined{hint}")
 
 

@@ -51,6 +51,9 @@ _SECRET = re.compile("passw|pwd|secret|token|credential", re.IGNORECASE)
 # Options that hold an address, where the text before the @ is not a secret.
 _ADDRESSES = ("default_sender", "--from")
 
+# The value of an option that was not given.
+MISSING = object()
+
 # Shown in an error in place of a secret.
 _MASK = "***"
 
@@ -127,14 +130,16 @@ class OptionError(PostcommitError, ValueError):
     """The value of an option can never work.
 
     `name` is the option's name, `value` what was given (without a password, see
-    `masked`), `reason` what is wrong with it.
+    `masked`), `reason` what is wrong with it. `value` is None if `MISSING` is passed.
+    The text then has no value. An error without a `name` is about all options.
     """
 
     def __init__(self, name: str, value: object, reason: str) -> None:
         self.name = name
-        self.value: object = masked(name, value)
+        self.value: object = None if value is MISSING else masked(name, value)
         self.reason = reason
-        super().__init__(f"{name}={shown(self.value)}: {reason}")
+        given = name if value is MISSING else f"{name}={shown(self.value)}"
+        super().__init__(f"{given}: {reason}" if given else reason)
 
 
 class ConfigError(OptionError):

@@ -25,7 +25,6 @@ such as `SMTPMailer` or `MailSentEvent`, it is in `postcommit`.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -52,6 +51,7 @@ from postcommit._types import Address as Address
 from postcommit._types import Addresses as Addresses
 from postcommit._types import AuthName as AuthName
 from postcommit._types import Batch as Batch
+from postcommit._types import BindableMailDelivery as BindableMailDelivery
 from postcommit._types import DeliveryReport as DeliveryReport
 from postcommit._types import MailDelivery as MailDelivery
 from postcommit._types import Maildir as Maildir
@@ -80,17 +80,12 @@ from postcommit._types import TransactionManager as TransactionManager
 _ = MessageFactory("postcommit")
 
 
-# The second slash may be missing: pathlib, for example, drops it.
-_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
-
-
-def can_be_path(value: str) -> bool:
-    """Return whether `value` can be a path of the file system; a URL is not one."""
-    try:
-        has_breaks = set(os.fsencode(value)) & set(b"\0\r\n")
-    except UnicodeEncodeError:
-        return False
-    return not has_breaks and _URL.match(value) is None
+#: Whether a text can be a path of the file system. A path is without line breaks and
+#: NULs. Of the surrogates, it has only those that stand for bytes (PEP 383). A URL is
+#: not a path. Its second slash may be missing: pathlib, for example, drops it.
+can_be_path = re.compile(
+    r"(?![A-Za-z][\w+.-]+:/)[^\0\r\n\ud800-\udc7f\udd00-\udfff]*"
+).fullmatch
 
 
 def is_path(field: Field) -> bool:
@@ -101,7 +96,7 @@ def is_path(field: Field) -> bool:
 def can_be_host(value: str) -> bool:
     """Return whether `value` can be a host's name or address, without a port or user.
 
-    For example, a URL is not one.
+    For example, a URL is not a host.
     """
     return value.isprintable() and not set(value) & set(" /@")
 
@@ -121,8 +116,8 @@ def is_ip_address(value: str) -> bool:
 class IReply(Interface):
     """The reply of an SMTP server (RFC 5321, 4.2).
 
-    If the relay gave no reply, postcommit makes one that says what happened, with the
-    `code` 0.
+    If the relay gave no reply, postcommit makes a reply that says what happened, with
+    the `code` 0.
     """
 
     code = Int(
@@ -235,8 +230,8 @@ class IMailDelivery(Interface):
         allowed and dropped; ``''`` is the null sender; None means the header's
         Sender, or From.
 
-        `toaddrs` is a str or bytes, or any iterable of them; a lone one is one
-        address. None means those of the header's To, Cc and Bcc.
+        `toaddrs` is a str or bytes, or any iterable of them. A single str or bytes
+        is one address. None means those of the header's To, Cc and Bcc.
 
         `message` is bytes, a str (sent as UTF-8) or an
         `email.message.Message`. A missing Message-Id or Date is added, Bcc is
@@ -268,7 +263,7 @@ class IMailer(Interface):
 
         Announces the report at once: a line for each recipient in the log, and
         `IMailEvent` events. They are published in the transaction of the caller, if
-        one has begun, otherwise each in a transaction of its own.
+        it has begun one, otherwise each in a transaction of its own.
 
         Deliveries and processors announce what a mailer reports when the commit is
         over, or the entry is settled. So a mailer that is written for them, and has
@@ -290,8 +285,8 @@ class IPipeline(Interface):
                 ...
 
     No method raises for a delivery problem. An exception out of `offer` or `drain` is
-    an error of the program. `completed` still returns the reports that exist, and a
-    message whose end may have left has one. A message without a report was not sent.
+    an error of the program. `completed` still returns the reports that exist, and also
+    that of a message whose end may have left. A message without a report was not sent.
 
     After a relay failure, every further message fails alike and at once, with
     `failed_mid_message` false.
@@ -331,7 +326,7 @@ class IPipelineMailer(IMailer):
     Deliveries and processors use `pipeline` if a mailer has it, and otherwise `send`.
     They also use `send` if it is defined closer to the mailer than `pipeline`, such as
     in a subclass of `SMTPMailer`, so that it is not bypassed. A mailer that wraps
-    another one should wrap its `pipeline`, too, because `send` waits for each message.
+    another should wrap its `pipeline`, too, because `send` waits for each message.
     """
 
     notify = Attribute("The function that the caller of `pipeline` announces with.")
@@ -554,7 +549,7 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
 class ISendmailMailer(IMailer):
     """Transmits through the ``sendmail`` command of the local mail system."""
 
-    # Another mailer has the option `timeout`, too. In settings, this one is
+    # Another mailer has the option `timeout`, too. In settings, this is
     # ``sendmail_timeout``.
     taggedValue("settings_prefix", "sendmail_")
 
@@ -601,11 +596,11 @@ class IFileMailer(IMailer):
 class IFailoverMailer(IPipelineMailer, IRelayCheck):
     """Transmits through the first of several mailers whose relay works.
 
-    A message goes to the next mailer if the relay of the one before failed before the
-    message had its turn: it cannot be reached, for example, or refuses a login.
+    A message goes to the next mailer if the relay of the mailer before failed before
+    the message had its turn: it cannot be reached, for example, or refuses a login.
     Recipients that were sent, deferred or rejected keep that outcome, and so do
-    uncertain ones. A relay that refuses one more connection while others are in use
-    has not failed, and the next mailer takes the message.
+    those that are uncertain. A relay that refuses one more connection while others are
+    in use has not failed, and the next mailer takes the message.
     """
 
     # In settings, an option of this mailer is ``failover_retry_after``, for example.
@@ -639,7 +634,7 @@ class IFailoverMailer(IPipelineMailer, IRelayCheck):
     def check() -> None:
         """Return if the relay of at least one mailer answers, or raise `RelayError`.
 
-        A mailer that cannot check its relay counts as one whose relay answers.
+        A mailer that cannot check its relay counts as a mailer whose relay answers.
         """
 
     def close() -> None:
@@ -647,7 +642,7 @@ class IFailoverMailer(IPipelineMailer, IRelayCheck):
 
 
 class IDefaultSender(Interface):
-    """A delivery that has a sender for messages without one."""
+    """A delivery that has a sender for messages without a sender."""
 
     default_sender = TextLine(
         title=_("Default sender"),
@@ -662,7 +657,7 @@ class IDefaultSender(Interface):
 
 
 class IDirectMailDelivery(IMailDelivery, IDefaultSender):
-    """Transmits while the transaction commits; the user waits.
+    """Transmits while the transaction commits. The user waits.
 
     A delivery problem does not harm the commit: it is an event afterwards.
     """
@@ -843,7 +838,7 @@ class IMaildirFactory(Interface):
     def __call__(dirname: str, create: bool = False) -> IMaildir:
         """Open the Maildir at the path `dirname`.
 
-        A missing one is created if `create` is true, and an OSError otherwise.
+        A missing folder is created if `create` is true, and an OSError otherwise.
         A file, or a folder that is not a Maildir, raises `NotAMaildirError`, whatever
         `create` says.
         """
@@ -866,10 +861,10 @@ class IMaildirMessageWriter(Interface):
         """Write bytes, or a str as UTF-8."""
 
     def writelines(lines: Iterable[bytes | memoryview | str]) -> None:
-        """Write each of `lines`, an iterable; no separators are added."""
+        """Write each of `lines`, an iterable. No separators are added."""
 
     def close() -> None:
-        """Close the file, so that few are open; calling it again is allowed."""
+        """Close the file, so that few are open. Calling it again is allowed."""
 
     def commit() -> None:
         """Make the message durable and move it from ``tmp`` to ``new``.
@@ -895,7 +890,7 @@ class IBatch(Interface):
     )
 
     def prepare(items: Sequence[Any], *, alone: bool = False) -> None:
-        """Do all that can fail; raise to refuse the commit.
+        """Do all that can fail, or raise to refuse the commit.
 
         `alone` says that no other resource takes part in the commit.
         """
@@ -913,5 +908,5 @@ class IBatch(Interface):
         """End with `items` without knowing whether the transaction took place.
 
         Called after `prepare` or an interrupted `publish`. Keeps what can be kept, and
-        logs what is left or lost; never raises.
+        logs what is left or lost. Never raises.
         """

@@ -26,6 +26,7 @@ from postcommit._types import Address as Address
 from postcommit._types import Addresses as Addresses
 from postcommit._types import AuthName as AuthName
 from postcommit._types import Batch as Batch
+from postcommit._types import BindableMailDelivery as BindableMailDelivery
 from postcommit._types import DeliveryReport as DeliveryReport
 from postcommit._types import MailDelivery as MailDelivery
 from postcommit._types import Maildir as Maildir
@@ -96,7 +97,7 @@ IBatch: _Interface[Batch]
 
 _: Any
 
-def can_be_path(value: str) -> bool: ...
+can_be_path: Any
 def is_path(field: Any) -> bool: ...
 def can_be_host(value: str) -> bool: ...
 def is_ip_address(value: str) -> bool: ...

@@ -55,11 +55,13 @@ except ModuleNotFoundError as _missing:
 
 from postcommit._build import MAILERS
 from postcommit._build import build
+from postcommit._build import twin
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import truth
 from postcommit._config.sources import from_settings
 from postcommit._maildir.mark import check_queue_path
+from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import masked
@@ -202,14 +204,15 @@ class MailSettings:
         names = [*MAILERS, *further]
         parts = self._failover_mailers(names)
         if chosen.value not in (*names, _FAILOVER):
-            raise chosen.refused(f"must be one of {', '.join((*names, _FAILOVER))}")
+            known = ", ".join((*names, _FAILOVER))
+            raise chosen.refused(f"must be one of {known}{_hint(chosen.value, names)}")
         if chosen.value == _FAILOVER and not parts:
             name = f"{self._prefix}failover_mailers"
-            raise OptionError(name, None, "is needed by mailer=failover")
+            raise OptionError(name, MISSING, "is needed by mailer=failover")
         needed = {"smtp", chosen.value, *parts}
         if "file" in needed and "folder" not in self._given:
             name = f"{self._prefix}folder"
-            raise OptionError(name, None, "is needed by the mailer 'file'")
+            raise OptionError(name, MISSING, "is needed by the mailer 'file'")
         mailers = {
             name: build(contract, self._given, notify=notify)
             for name, contract in MAILERS.items()
@@ -217,12 +220,51 @@ class MailSettings:
         }
         for name, options in further.items():
             mailers[name] = build(ISMTPMailer, options, notify=notify)
+            if "hostname" not in options:
+                raise self._host_is_missing(name, further)
+        self._warn_of_unused({chosen.value, *parts}, mailers, parts)
         if parts:
             found = [mailers[part] for part in parts]
+            self._check_twins(found, parts)
             mailers[_FAILOVER] = build(
                 IFailoverMailer, self._given, mailers=found, notify=notify
             )
         return {"": mailers[chosen.value], **mailers}
+
+    def _check_twins(self, mailers: list[Any], names: list[str]) -> None:
+        for number, mailer in enumerate(mailers):
+            other = twin(mailer, mailers[:number])
+            if other is not None:
+                first = names[mailers.index(other)]
+                reason = f"{first!r} and {names[number]!r} are the same relay"
+                raise self._given["failover_mailers"].refused(reason)
+
+    def _host_is_missing(
+        self, name: str, further: Mapping[str, dict[str, Given]]
+    ) -> OptionError:
+        """Return the error for the further mailer `name`, which may be misspelt."""
+        others = [other for other in further if "hostname" in further[other]]
+        near = difflib.get_close_matches(name, others, 1)
+        hint = f"; or do you mean {self._prefix}{near[0]}?" if near else ""
+        reason = f"is needed by the mailer {name!r}{hint}"
+        return OptionError(f"{self._prefix}{name}.host", MISSING, reason)
+
+    def _warn_of_unused(
+        self, used: set[str], mailers: Mapping[str, Any], parts: list[str]
+    ) -> None:
+        """Log a warning for each mailer beside the one that the settings send with.
+
+        It is not an error, because the application may look the mailer up.
+        """
+        chosen = f"{self._prefix}mailer"
+        if parts and _FAILOVER not in used:
+            told = "%sfailover_mailers has no effect on mail, unless the application"
+            told += " looks up the mailer 'failover'; set %s = failover"
+            log.warning(told, self._prefix, chosen)
+        for name in mailers.keys() - MAILERS.keys() - used:
+            told = "%s%s: no other setting names this mailer, so it sends mail only if"
+            told += " the application looks it up; add it to %sfailover_mailers"
+            log.warning(told, self._prefix, name, self._prefix)
 
     def _failover_mailers(self, names: list[str]) -> list[str]:
         """Return the names of the parts of the failover mailer, none without one."""
@@ -237,12 +279,13 @@ class MailSettings:
         if not isinstance(parts, list | tuple):
             raise given.refused("must be names of mailers, such as 'smtp sendmail'")
         for number, part in enumerate(parts):
+            if part == _FAILOVER:
+                raise given.refused(f"{part!r} cannot be a part of itself")
             if part not in names:
-                near = difflib.get_close_matches(str(part), names, 1)
-                hint = f"; do you mean {near[0]!r}?" if near else ""
                 known = ", ".join(names)
                 shown = masked("failover_mailers", part)
-                raise given.refused(f"there is no mailer {shown!r}{hint} ({known})")
+                reason = f"there is no mailer {shown!r}{_hint(part, names)} ({known})"
+                raise given.refused(reason)
             if part in parts[:number]:
                 raise given.refused(f"{part!r} is there twice")
         return list(parts)
@@ -252,6 +295,12 @@ class MailSettings:
             check_queue_path(queue_path.value)
         except QueueError as error:
             raise queue_path.refused(error.reason) from error
+
+
+def _hint(name: object, names: list[str]) -> str:
+    """Return the question for one of `names` that is nearly `name`, or nothing."""
+    near = difflib.get_close_matches(str(name), names, 1)
+    return f"; do you mean {near[0]!r}?" if near else ""
 
 
 def _apart(

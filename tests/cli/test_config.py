@@ -180,6 +180,39 @@ def test_a_password_file_that_cannot_be_read_is_not_named(tmp_path: Path) -> Non
         assert "--password-file" in str(info.value)
 
 
+def test_a_password_file_that_cannot_be_read_is_named_if_its_folder_exists(
+    tmp_path: Path,
+) -> None:
+    path = f"{tmp_path}/shop.password"
+    with pytest.raises(ConfigError) as caught:
+        told("q", "--username", "u", "--password-file", path)
+    reason = f"the file {path!r} cannot be read: No such file or directory"
+    assert str(caught.value) == f"command line: --password-file='***': {reason}"
+    with pytest.raises(ConfigError, match="below the working directory"):
+        told("q", "--username", "u", "--password-file", "shop.password")
+
+
+def test_what_is_missing_is_not_shown_as_none() -> None:
+    with pytest.raises(OptionError, match=r"^queue_path: name the queue"):
+        made(told())
+    with pytest.raises(OptionError, match=r"^password: is needed with a username"):
+        told("q", "--username", "u").mailer()
+
+
+@pytest.mark.parametrize("section", ["pre-commit", "post-commit", "postcommits:x"])
+def test_a_section_of_another_program_may_have_a_similar_name(
+    section: str, tmp_path: Path
+) -> None:
+    path = file(tmp_path, f"[postcommit]\nport = 3\n[{section}]\nhook = x\n")
+    assert told("q", "--config", path).mailer().port == 3
+
+
+def test_two_accounts_at_one_relay(tmp_path: Path) -> None:
+    text = "[postcommit]\nhostname = mx\n[postcommit:b]\nhostname = mx\n"
+    path = file(tmp_path, text + "username = b\npassword = 50%(x)s\n")
+    assert relays(told("q", "--config", path)) == [("mx", 25), ("mx", 25)]
+
+
 def test_a_password_without_a_user_or_a_user_without_one(tmp_path: Path) -> None:
     environ = {"POSTCOMMIT_PASSWORD": "hunter2"}
     with pytest.raises(ConfigError, match="no effect without a username") as info:
@@ -232,6 +265,11 @@ OURS = "[postcommit]\n"
             f"{QP}hostname = mx.example.org\nusername = u\npassword = p\nno_tls = yes",
             ["[app:qp]: username='u'", "and no_tls forbids TLS"],
         ),
+        (f"{OURS}hots = mx", ["no such option; do you mean hostname?"]),
+        (f"{OURS}failover_mailers = mx2", ["no such option; do you mean failover?"]),
+        (f"{OURS}backup.host = mx", ["section of its own, [postcommit:backup]"]),
+        (f"{OURS}queue_path = %(here)s/q", ["%(here)s is not replaced here"]),
+        ("[Postcommit]\nport = 1", ["do you mean [postcommit]?"]),
         (f"{OURS}smtp_host = mx", ["no such option; do you mean hostname?"]),
         (f"{OURS}force_tls = true", ["no such option; do you mean tls?"]),
         (f"{OURS}password = a\npassword_file = b", ["password is there", "remove one"]),
@@ -245,7 +283,7 @@ OURS = "[postcommit]\n"
         (f"{QP}debug_smtp = true", ["debug_smtp='true'", "--log-level debug"]),
         (f"{QP}{ZOPE}", ["[app:zope-sendmail] and [app:qp]", "all but one"]),
         ("[other]\na = b", ["add a section [postcommit]"]),
-        ("port = 25", ["line 1", "[section]"]),
+        ("port = 25", ["shop.ini: line 1", "[section]"]),
         (f"{OURS}hunter2", ["line 2", "key = value"]),
         (f"{OURS}port = 1\nport = 2", ["line 3", "port"]),
         (f"{OURS}{OURS}", ["line 2", "[postcommit]"]),
@@ -335,7 +373,7 @@ def test_further_hosts_with_the_same_options(
     login = {"POSTCOMMIT_USERNAME": "me", "POSTCOMMIT_PASSWORD": "secret"}
     found = told(*argv, "--failover", text, environ=login)
     assert relays(found) == [("mx1", 587), expected]
-    for relay in found.relays():
+    for _, relay in found.named_relays():
         assert (relay.tls, relay.username, relay.password) == (
             "starttls",
             "me",
@@ -374,6 +412,7 @@ username = shop
 password_file = {password}
 
 [postcommit:local]
+hostname = localhost
 port = 2525
 """
 
@@ -399,8 +438,8 @@ def test_sections_for_further_relays(tmp_path: Path) -> None:
     ("argv", "text", "words"),
     [
         (["--failover-retry-after", "5"], "", ["--failover-retry-after=5.0: has no"]),
-        (["--failover", "mx2:0"], "", ["command line: --failover='mx2:0': must be"]),
-        (["--failover", "mx2:smtp"], "", ["--failover='mx2:smtp': must be a whole"]),
+        (["--failover", "mx2:0"], "", ["command line: --failover='mx2:0': the port"]),
+        (["--failover", "mx2:smtp"], "", ["--failover='mx2:smtp': the port must be a"]),
         (["--failover", "me:pw@mx2"], "", ["--failover='***@mx2'", "must be a"]),
         (["--failover", "smtp://me:p,pw@mx2"], "", ["--failover='smtp://***@mx2'"]),
         (
@@ -411,14 +450,33 @@ def test_sections_for_further_relays(tmp_path: Path) -> None:
         (["--failover", "smtp://mx2"], "", ["--failover", "must be"]),
         (["--failover", "localhost"], "", ["the relay localhost:25 is there twice"]),
         (["--failover", "a a"], "", ["the relay a:25 is there twice"]),
-        ([], "[postcommit:b]\n", ["[postcommit:b]: hostname=None: name the relay"]),
+        (["--failover", "::1 [::1]:25"], "", ["the relay [::1]:25 is there twice"]),
+        ([], "[postcommit:b]\n", ["[postcommit:b]: hostname: name the relay"]),
+        ([], "[postcommit:b]\nport = 26", ["[postcommit:b]: hostname: name the relay"]),
+        ([], "[postcommit:b]\nhostname=LOCALHOST", ["first as [postcommit]"]),
+        (
+            [],
+            "[postcommit:b]\nhostname = mx\n[postcommit:c]\nhostname = mx",
+            ["[postcommit:c]: hostname='mx'", "twice, first as [postcommit:b]"],
+        ),
         ([], "[postcommit:b]\nprot = 1", ["[postcommit:b]: prot=", "do you mean port"]),
-        ([], "[postcommit:b]\nport = 0", ["[postcommit:b]: port='0': must be"]),
+        ([], "[postcommit:b]\nhostname=b\nport=0", ["b]: port='0': must be"]),
         ([], "[postcommit:b]\nworkers = 3", ["workers='***': there is no such"]),
-        ([], "[postcommit:b]\nusername = u", ["username='u': needs a password"]),
-        ([], "[postcommit:b]\npassword = u", ["password='***': has no effect"]),
+        ([], "[postcommit:b]\nhostname=b\nusername=u", ["username='u': needs a pass"]),
+        (
+            [],
+            "[postcommit:b]\nhostname = b\npassword = u",
+            ["password='***': has no effect"],
+        ),
         ([], "[postcommit.b]\nport = 1", ["do you mean [postcommit:b]?"]),
         ([], "[postcommit b]\nport = 1", ["do you mean [postcommit:b]?"]),
+        ([], "[postcommit-b]\nport = 1", ["do you mean [postcommit:b]?"]),
+        ([], "[Postcommit:b]\nport = 1", ["do you mean [postcommit:b]?"]),
+        ([], "[POSTCOMMIT]\na = 1", ["do you mean [postcommit]?"]),
+        ([], "[postcommitt:b]\nport = 1", ["do you mean [postcommit:b]?"]),
+        ([], "[postcomit]\nport = 1", ["do you mean [postcommit]?"]),
+        ([], "[ postcommit:b ]\nport = 1", ["do you mean [postcommit:b]?"]),
+        ([], "[postcommit:]\nport = 1", ["[postcommit:] has no name"]),
     ],
 )
 def test_relays_that_can_never_work(

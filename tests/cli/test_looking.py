@@ -24,7 +24,7 @@ from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Item
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.mending import MaildirOperators
-from postcommit._maildir.presence import Bell
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.store import Store
 from tests.support.faults import full_disk
 from tests.support.queues import ENTRY
@@ -470,11 +470,11 @@ def test_status(store: Store) -> None:
 def test_status_of_a_queue_that_needs_nobody(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bell = Bell(store.path)
+    wakeup = Wakeup(store.path)
     try:
         assert main(["status", store.path]) == 0
     finally:
-        bell.close()
+        wakeup.close()
     out = capsys.readouterr().out
     assert re.search(r"\n {7}0  due now\nprocessor alive, last sign \d+s ago\n$", out)
     assert "attention" not in out
@@ -484,12 +484,12 @@ def test_status_tells_a_processor_that_hangs(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     defer(store, due=-4000)
-    bell = Bell(store.path)
+    wakeup = Wakeup(store.path)
     try:
         os.utime(f"{store.path}/.wakeup", (time.time() - 300,) * 2)
         assert main(["status", store.path]) == 1
     finally:
-        bell.close()
+        wakeup.close()
     out = capsys.readouterr().out
     assert re.search(r"attention: the processor hangs, no sign of life for 5m", out)
     assert "an entry is due for 1h6m: the processor's log tells why" in out
@@ -528,11 +528,11 @@ def test_status_says_at_once_that_no_processor_lives(
     assert attention("--no-processor") == []
     os.utime(f"{store.path}/cur/{deferred}:2,", (time.time() - 1,) * 2)
     assert attention()[0].startswith("2 due, and no processor lives")
-    bell = Bell(store.path)
+    wakeup = Wakeup(store.path)
     try:
         assert attention() == []
     finally:
-        bell.close()
+        wakeup.close()
 
 
 def test_status_says_that_the_disk_is_full(
@@ -670,11 +670,11 @@ def test_status_for_prometheus(
 ) -> None:
     store = Store(str(tmp_path / 'a "queue\\'))
     fill(store)
-    bell = Bell(store.path)
+    wakeup = Wakeup(store.path)
     try:
         assert main(["status", "--prometheus", store.path]) == 1
     finally:
-        bell.close()
+        wakeup.close()
     # Prometheus' own parser.
     families = list(text_string_to_metric_families(capsys.readouterr().out))
     assert {family.type for family in families} == {"gauge"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from postcommit._cli.main import main
 from tests.support.certificates import Authority
@@ -221,9 +222,101 @@ def test_each_relay_is_tested(start: Start, capsys: Any) -> None:
     status, out = told(capsys, relays[0], *argv)
     assert status == 0
     assert out.count("the relay is well\n") == 2
+    assert out.startswith("[postcommit]\nrelay       127.0.0.1:")
+    assert f"\n\n[127.0.0.1:{relays[1].port}]\nrelay" in out
+    assert out.endswith("\n\n2 of 2 relays are well\n")
     assert [len(relay.messages) for relay in relays] == [1, 1]
     relays[0].refuse()
     status, out = told(capsys, relays[0], *argv)
     assert status == 1
     assert "failed: " in out
-    assert out.endswith("the relay is well\n")
+    assert out.endswith("the relay is well\n\n1 of 2 relays is well\n")
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_client_certificate_that_the_relay_misses(
+    shown: bool,
+    version: str,
+    start: Start,
+    authority: Authority,
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    """The next relay is tested all the same."""
+    context = authority.server()
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority.cafile)
+    relay, other = start(tls=context, implicit_tls=True), start()
+    ini = tmp_path / "shop.ini"
+    second = f"hostname = 127.0.0.1\nport = {other.port}\n"
+    ini.write_text(f"[postcommit]\n[postcommit:second]\n{second}")
+    argv = ["--tls", "implicit", "--cafile", authority.cafile, "--config", str(ini)]
+    if shown:
+        stranger = tmp_path / "stranger.pem"
+        trustme.CA().issue_cert("shop").private_key_and_cert_chain_pem.write_to_path(
+            stranger
+        )
+        argv += ["--certfile", str(stranger)]
+    status, out = told(capsys, relay, *argv)
+    assert status == 1
+    if shown:
+        assert "; the relay does not accept the client certificate (certfile)\n" in out
+    else:
+        assert "set certfile\n" in out
+    if version == "TLSv1_3":
+        assert "encryption  TLS, which the relay ended with an alert\n" in out
+    assert out.endswith("the relay is well\n\n1 of 2 relays is well\n")
+
+
+@pytest.mark.parametrize("option", ["--cafile", "--certfile"])
+def test_a_file_that_is_not_needed_yet_is_read(
+    option: str, relay: ScriptedRelay, capsys: Any
+) -> None:
+    status, out = told(capsys, relay, option, "nope.pem")
+    assert status == 1
+    assert "encryption  none\n" in out
+    assert f"failed: {option[2:]}='nope.pem' " in out
+
+
+def test_a_client_certificate_that_is_not_used(
+    relay: ScriptedRelay, tmp_path: Path, capsys: Any
+) -> None:
+    pair = tmp_path / "shop.pem"
+    trustme.CA().issue_cert("shop").private_key_and_cert_chain_pem.write_to_path(pair)
+    status, out = told(capsys, relay, "--certfile", str(pair))
+    assert status == 0
+    assert "certfile    not used, the relay offers no STARTTLS" in out
+
+
+@pytest.mark.parametrize("source", ["192.0.2.77", "2001:db8::77"])
+def test_an_address_of_this_host_that_does_not_fit(
+    source: str, relay: ScriptedRelay, capsys: Any
+) -> None:
+    status, out = told(capsys, relay, "--source-address", source)
+    assert status == 1
+    assert "source_address" in out
+    assert "set hostname and port" not in out
+
+
+def test_the_wrong_protocol_over_a_unix_socket(
+    start: Start, tmp_path: Path, capsys: Any
+) -> None:
+    relay = start(host=str(tmp_path / "lmtp"))
+    argv = ["test-relay", "--hostname", relay.host]
+    assert main([*argv, "--tls", "starttls"]) == 1
+    assert capsys.readouterr().out.endswith("no STARTTLS; set tls to 'none'\n")
+    relay.reply("EHLO", "500 5.5.1 Unknown command")  # LHLO, too
+    relay.reply("HELO", "500 5.5.1 Unknown command")
+    for protocol, other in (("smtp", "lmtp"), ("lmtp", "smtp")):
+        assert main([*argv, "--protocol", protocol]) == 1
+        said = f"; set protocol to {other!r} if it speaks {other.upper()}\n"
+        assert capsys.readouterr().out.endswith(said)
+
+
+def test_an_ipv6_address_has_brackets(capsys: Any) -> None:
+    assert main(["test-relay", "--hostname", "::1", "--port", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "relay       [::1]:1, tls=auto\n" in out
+    assert "no connection to [::1]:1: " in out

@@ -215,12 +215,12 @@ def test_it_is_alive_as_long_as_it_gives_signs_of_life(
     drainer = Drainer(processor, mailer)
     assert not drainer.is_alive(time.monotonic())
     processor.start()
-    last = processor.last_beat
+    last = processor.last_sign
     assert last is not None
     assert drainer.is_alive(last + SILENT_AFTER - 1)
-    beats = processor.last_beat
-    assert beats is not None
-    assert not drainer.is_alive(beats + SILENT_AFTER + 11)
+    signs = processor.last_sign
+    assert signs is not None
+    assert not drainer.is_alive(signs + SILENT_AFTER + 11)
     assert processor.stop()
     assert not drainer.is_alive(time.monotonic())
     assert drainer.is_over()

@@ -193,7 +193,7 @@ def test_the_file_of_the_page_is_understood(tmp_path: Path) -> None:
     password = tmp_path / "password"
     password.write_text("s3cret\n")
     _, _, rest = PAGE.partition(".. code-block:: ini\n\n")
-    text, _, _ = rest.partition("\n\n``--log-level``")
+    text, _, _ = rest.partition("\n\nWith ``--failover")
     lines = [line.strip() for line in text.splitlines()]
     config = tmp_path / "shop.ini"
     config.write_text(

@@ -355,8 +355,8 @@ def test_a_commit_wakes_the_feeder_and_so_does_a_ring(place: Place) -> None:
         consumer.wait(60)
         thread.join()
         assert time.monotonic() - began < 30
-    assert consumer.last_beat <= time.monotonic()
-    consumer.beat()
+    assert consumer.last_sign <= time.monotonic()
+    consumer.give_sign()
     consumer.close()
     consumer.ring()
 

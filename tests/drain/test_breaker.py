@@ -18,7 +18,7 @@ class Clock:
     """A monotonic clock that a test moves."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = 0.0
 
     def __call__(self) -> float:
         return self.now
@@ -78,7 +78,7 @@ def test_no_lock_is_held_while_the_number_of_workers_is_logged() -> None:
 
 
 def test_a_new_queue_is_not_paused() -> None:
-    breaker = Breaker("queue")
+    breaker = Breaker("queue", Clock())
     assert breaker.state is CircuitState.CLOSED
     assert breaker.seconds_left() == 0
 
@@ -159,8 +159,16 @@ def test_a_success_ends_the_pause_and_the_next_one_is_short_again() -> None:
         clock.now += 100
     breaker.succeeded()
     assert breaker.state is CircuitState.CLOSED
+    assert breaker.seconds_left() == 0
     breaker.failed("away")
     assert breaker.seconds_left() == 1
+
+
+def test_the_pause_is_over_at_once_when_the_relay_works_again() -> None:
+    breaker = Breaker("queue", Clock())
+    breaker.failed("away")
+    breaker.succeeded()
+    assert breaker.seconds_left() == 0
 
 
 def test_the_log_hears_of_each_trouble_once_and_of_its_end(
@@ -174,10 +182,12 @@ def test_the_log_hears_of_each_trouble_once_and_of_its_end(
         clock.now += 1000
     breaker.succeeded()
     breaker.succeeded()
+    breaker.failed("away")
     assert [record.getMessage() for record in caplog.records] == [
         "queue: the queue pauses: away",
         "queue: the queue pauses: login refused",
         "queue: the queue goes on",
+        "queue: the queue pauses: away",
     ]
 
 

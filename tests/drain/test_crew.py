@@ -7,9 +7,13 @@ from collections.abc import Callable
 from collections.abc import Collection
 from typing import Any
 
+import pytest
+
+from postcommit._drain import runner
 from postcommit._drain.runner import REVIEW_SECONDS
 from postcommit._drain.runner import Crew
 from postcommit.testing.clock import FakeClock
+from tests.support.service import eventually
 
 
 # Seconds over which it is looked at how the workers get on.
@@ -23,10 +27,12 @@ class Due:
         self.entries = list(entries)
         self.released: list[str] = []
         self.looks = 0
-        self.beats = 0
+        self.signs = 0
+        self.avoided: Collection[Any] = ()
 
     def take(self, most: int, avoid: Collection[Any] = ()) -> list[Any]:
         self.looks += 1
+        self.avoided = avoid
         taken, self.entries = self.entries[:most], self.entries[most:]
         return taken
 
@@ -36,8 +42,8 @@ class Due:
     def release(self, claims: list[Any]) -> None:
         self.released += claims
 
-    def beat(self) -> None:
-        self.beats += 1
+    def give_sign(self) -> None:
+        self.signs += 1
 
 
 def crew_of(workers: int, due: Due, *clocks: FakeClock) -> Crew:
@@ -107,13 +113,25 @@ def test_the_feeder_waits_until_nothing_is_left_to_take() -> None:
     assert crew.take(2) == ["a", "b"]
     feeder.join(0.05)
     assert feeder.is_alive()
-    assert due.beats
+    assert due.signs
     assert crew.take(2) == []
     assert is_over(feeder)
 
 
+def test_the_feeder_wakes_as_soon_as_a_single_worker_finds_nothing() -> None:
+    crew = crew_of(1, Due())
+    crew.call()
+    assert crew.begin()
+    feeder = waiting(crew)
+    feeder.join(0.05)
+    assert crew.take(1) == []
+    feeder.join(5)
+    assert not feeder.is_alive()
+
+
 def test_a_flush_waits_also_until_no_worker_is_busy() -> None:
-    crew = crew_of(1, Due("a"))
+    due = Due("a")
+    crew = crew_of(2, due)
     crew.wait(until_idle=True)
     crew.call()
     call = crew.begin()
@@ -122,6 +140,7 @@ def test_a_flush_waits_also_until_no_worker_is_busy() -> None:
     flush = waiting(crew, until_idle=True)
     flush.join(0.05)
     assert flush.is_alive()
+    assert due.signs == 0  # it sleeps
     crew.done(call, False)
     assert is_over(flush)
 
@@ -173,6 +192,25 @@ def test_the_others_are_called_if_a_worker_does_not_get_on() -> None:
     crew.review()
     assert workers.has_taken(3)
     assert workers.end()
+
+
+@pytest.mark.parametrize("state", ["called", "at work", "at work, nothing left"])
+def test_another_call_does_not_put_off_the_call_of_the_others(state: str) -> None:
+    """Each commit calls the workers, which may be often."""
+    clock = FakeClock(0)
+    due = Due("a")
+    crew = crew_of(3, due, clock, FakeClock(0))
+    crew.call()
+    if state != "called":
+        crew.begin()
+        assert crew.take(1) == ["a"]
+    if state == "at work, nothing left":
+        assert crew.take(1) == []
+    clock.advance(0.6 * REVIEW_SECONDS)
+    crew.call()
+    clock.advance(0.6 * REVIEW_SECONDS)
+    crew.review()
+    assert crew.called == 3
 
 
 class Course:
@@ -261,6 +299,44 @@ def test_refused_workers_are_not_called_for_five_minutes() -> None:
     assert (crew.called, crew.most) == (4, 4)
 
 
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    told = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return told
+
+
+def test_the_workers_that_are_left_are_logged_when_no_more_of_them_are_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    clock = FakeClock(0)
+    crew = Crew(Due(), 4, None, clock, name="queue")  # type: ignore[arg-type]
+    crew.call()
+    crew.called = 4
+    calls = [crew.begin() for _ in range(4)]
+    for _ in range(2):
+        clock.advance(0.9)
+        crew.done(calls.pop(), False, True)
+        crew.wait(until_idle=False)
+    clock.advance(0.9)
+    crew.wait(until_idle=False)
+    assert lines(caplog) == []
+    clock.advance(0.2)
+    crew.wait(until_idle=False)
+    [line] = lines(caplog)
+    assert line.startswith("queue: ")
+    assert line.endswith("working with 2 instead of 4 for 5 minutes")
+    clock.advance(60)
+    crew.wait(until_idle=False)
+    assert lines(caplog) == []
+    # If none of them is at work, nothing more can be refused.
+    crew.done(calls.pop(), False, True)
+    crew.done(calls.pop(), False)
+    crew.wait(until_idle=False)
+    [line] = lines(caplog)
+    assert line.endswith("working with 1 instead of 4 for 5 minutes")
+
+
 def test_refusals_before_a_pause_were_not_about_the_number() -> None:
     crew = crew_of(4, Due("abcdef"), FakeClock(0))
     crew.call()
@@ -296,6 +372,24 @@ def test_when_all_is_done_one_worker_begins_again() -> None:
     assert workers.end()
 
 
+def test_while_one_is_at_work_the_others_stay_called() -> None:
+    clock = FakeClock(0)
+    crew = crew_of(3, Due(), clock, FakeClock(0))
+    crew.call()
+    clock.advance(1)
+    crew.review()
+    first = crew.begin()
+    assert crew.begin()
+    assert crew.take(1) == []
+    crew.done(first, False)
+    crew.call()
+    began: list[int] = []
+    another = in_thread(lambda: began.append(crew.begin()))
+    another.join(5)
+    crew.close()
+    assert began == [2]
+
+
 def test_the_feeder_sleeps_while_all_workers_wait() -> None:
     """For a relay that is slow, or a slot of the rate limit."""
     due = Due("abc")
@@ -305,12 +399,27 @@ def test_the_feeder_sleeps_while_all_workers_wait() -> None:
     feeder = waiting(crew)
     assert workers.has_taken(2)
     time.sleep(0.2)  # the last review in which something had been taken
-    beats = due.beats
+    signs = due.signs
     feeder.join(0.6)
     assert feeder.is_alive()
-    assert due.beats - beats <= 1
+    assert due.signs - signs <= 1
+    eventually(lambda: due.signs - signs > 1)
     crew.close()
     assert workers.end()
+    assert is_over(feeder)
+
+
+def test_the_feeder_gives_signs_of_life_while_a_single_worker_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "SIGN_SECONDS", 0.05)
+    due = Due("a")
+    crew = crew_of(1, due)
+    crew.call()
+    assert crew.begin()
+    feeder = waiting(crew)
+    eventually(lambda: due.signs >= 3)
+    crew.close()
     assert is_over(feeder)
 
 
@@ -336,7 +445,8 @@ def test_closing_lets_everybody_go() -> None:
 def test_at_a_rate_limit_one_entry_waits_for_its_slot_or_goes_back() -> None:
     due = Due("abc")
     crew = Crew(due, 2, 1000.0)  # type: ignore[arg-type]
-    assert crew.take(8) == ["a"]
+    assert crew.take(8, {"d"}) == ["a"]
+    assert due.avoided == {"d"}
     crew = Crew(due, 2, 0.001)  # type: ignore[arg-type]
     taken: list[list[Any]] = []
     threads = [in_thread(lambda: taken.append(crew.take(8))) for _ in range(2)]
@@ -348,3 +458,12 @@ def test_at_a_rate_limit_one_entry_waits_for_its_slot_or_goes_back() -> None:
     assert all(map(is_over, threads))
     assert taken == [[], []]
     assert due.released == ["b"]
+
+
+def test_where_nothing_is_due_no_slot_is_waited_for() -> None:
+    crew = Crew(Due(), 2, 0.001)  # type: ignore[arg-type]
+    taken: list[list[Any]] = []
+    looking = in_thread(lambda: taken.append(crew.take(8)))
+    looking.join(5)
+    crew.close()
+    assert taken == [[]]

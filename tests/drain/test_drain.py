@@ -1,6 +1,7 @@
 """A run through a queue: feeder, workers, pause, wake-up."""
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from postcommit._drain import worker
 from postcommit._drain.breaker import pause_after
 from postcommit._drain.runner import Drain
 from postcommit._drain.runner import Pace
@@ -152,6 +154,39 @@ def test_a_stop_ends_it_early(queue: Queue) -> None:
     assert queue.left() == 500 - tally.sent
 
 
+def test_a_stop_keeps_back_what_was_claimed_ahead(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_QUICK", HOUR)  # on a slow disk, too
+
+    threads: list[str] = []
+
+    def stop_at_the_tenth(taken: object) -> None:
+        threads.append(threading.current_thread().name)
+        if len(threads) == 10:
+            assert drain.is_going_on
+            drain.stop()
+            assert not drain.is_going_on
+
+    queue.send(100)
+    drain = queue.drain(workers=1)
+    queue.mailer.before = stop_at_the_tenth
+    assert drain.once() == Tally(10, 0, 0)
+    assert threads == ["postcommit-0"] * 10
+    assert queue.left() == 90
+
+
+def test_one_that_is_cancelled_is_over_and_leaves_no_thread(queue: Queue) -> None:
+    drain = queue.drain(workers=3)
+    drain.begin()
+    drain.cancel()
+    assert drain.wait(0)
+    assert not drain.is_going_on
+    for thread in drain._threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 # Until it is stopped
 
 
@@ -245,7 +280,7 @@ def test_a_rate_limit_spreads_the_messages(queue: Queue) -> None:
 def test_it_gives_signs_of_life_also_while_it_waits_for_workers(
     queue: Queue, rate_limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("postcommit._drain.runner.BEAT_SECONDS", 0.001)
+    monkeypatch.setattr("postcommit._drain.runner.SIGN_SECONDS", 0.001)
     monkeypatch.setattr("postcommit._maildir.presence._LEAST_SECONDS", 0.0)
     reached, released = threading.Event(), threading.Event()
 
@@ -390,6 +425,60 @@ def test_the_relay_comes_back_to_a_queue_in_which_nothing_has_changed_for_long(
         queue.mailer.failure = None
         eventually(lambda: queue.left() == 0)
     assert len(queue.mailer.sent) == 1
+
+
+def test_what_is_sent_meanwhile_does_not_wait_for_a_slow_message(queue: Queue) -> None:
+    def wait_for_the_second(taken: Taken) -> None:
+        tried.append(taken)
+        assert second_is_tried.wait(20)
+
+    tried: list[Taken] = []
+    second_is_tried = threading.Event()
+    queue.mailer.before = wait_for_the_second
+    with Running(queue.drain()):
+        queue.send()
+        eventually(lambda: len(tried) == 1)
+        queue.send()
+        try:
+            eventually(lambda: len(tried) == 2)
+        finally:
+            second_is_tried.set()
+        eventually(lambda: queue.left() == 0)
+
+
+def test_an_entry_that_could_not_be_read_is_read_again_later(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise QueueError("it", "no", OSError(errno.EIO, "no"))
+
+    def take_broken(*args: Any) -> list[Any]:
+        claims: list[Any] = take(*args)
+        for claim in claims:
+            drain._consumer.take = take  # type: ignore[method-assign]
+            claim.read = fail
+        return claims
+
+    drain = queue.drain(polling=0.05)
+    take = drain._consumer.take
+    drain._consumer.take = take_broken  # type: ignore[method-assign]
+    queue.send()
+    with Running(drain):
+        eventually(lambda: "left in the queue" in caplog.text)
+        eventually(lambda: queue.left() == 0)
+
+
+def test_it_sleeps_during_a_pause(queue: Queue) -> None:
+    queue.send()
+    queue.mailer.failure = RelayError("no connection")
+    with Running(queue.drain()) as drain:
+        eventually(lambda: pause_of(queue.store.path) is not None)
+        feeder = drain._feeder
+        assert feeder is not None
+        clock = time.pthread_getcpuclockid(feeder.ident or 0)
+        before = time.clock_gettime(clock)
+        time.sleep(0.5)
+        assert time.clock_gettime(clock) - before < 0.1
 
 
 def test_a_pause_is_posted_and_gone_with_the_drain(queue: Queue) -> None:
@@ -662,7 +751,7 @@ def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
     os.rename(queue.path / "tmp", queue.path / "away")
     (queue.path / "tmp").touch()
     with Running(queue.drain()):
-        eventually(lambda: "cannot clean up" in caplog.text)
+        eventually(lambda: f"{queue.path}: cannot clean up" in caplog.text)
         os.unlink(queue.path / "tmp")
         os.rename(queue.path / "away", queue.path / "tmp")
         queue.send()
@@ -806,10 +895,12 @@ def test_with_fewer_threads_than_wanted_it_works(
 ) -> None:
     queue.send()
     drain = queue.drain(workers=3)
-    drain._threads[2].start()
+    drain._threads[1].start()
     assert drain.once() == Tally(1, 0, 0)
-    assert "2 of 3 workers could be started: threads can only" in caplog.text
-    drain._threads[2].join(10)
+    told = f"{queue.path}: 1 of 3 workers could be started: threads can only"
+    assert told in caplog.text
+    drain._threads[1].join(10)
+    assert drain._threads[2].ident is None  # nor was it tried
 
 
 def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> None:

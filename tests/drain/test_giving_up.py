@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit._cli.main import main
+from postcommit._drain.settle import only
 from postcommit._mail.entry import Entry
 from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.entry import preamble_of
@@ -290,3 +291,22 @@ def test_a_clock_that_is_wrong_at_the_attempt_does_not_age_it(queue: Queue) -> N
     assert queue.attempt_later() == Tally(deferred=1)
     [after] = queue.files("cur")
     assert after.name == f"{before.name}:2,"
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
+def test_the_numbers_of_each_recipient_survive_the_file(numbers: list[int]) -> None:
+    recipients = tuple(f"{index}@x.org" for index in range(len(numbers)))
+    doubts = dict(zip(recipients, numbers, strict=True))
+    entry = only(Entry("", recipients, MESSAGE, 3, "no"), recipients, doubts)
+    assert parse_entry(preamble_of(entry) + entry.message) == entry
+    assert entry.uncertain_by_recipient() == doubts
+    assert entry.uncertain == max(numbers)
+
+
+def test_numbers_of_other_recipients_are_those_of_all() -> None:
+    """Somebody has removed a recipient by an editor."""
+    envelope = b"X-Zope-From: \nX-Zope-To: a@x.org\n"
+    tried = b"X-Zope-Attempts: 3 (2 uncertain: 2*1 0*1)\nX-Zope-Reply: no\n"
+    entry = parse_entry(envelope + tried + MESSAGE)
+    assert (entry.attempts, entry.uncertain, entry.doubts) == (3, 2, ())
+    assert entry.last_reply == "no"

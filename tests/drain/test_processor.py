@@ -898,7 +898,7 @@ def test_a_report_that_does_not_know_whose_turn_it_was_blames_nobody(
         [result] = queue.work()
         assert result.trouble is not None
         sent = DeliveryReport.alike("2", [BOB], Status.SENT, OK)
-        queue.bench.breaker.attribute("another", sent, answered=True)
+        queue.bench.breaker.attribute("another", sent)
     assert not queue.bench.breaker.suspects
 
 

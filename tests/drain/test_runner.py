@@ -90,7 +90,7 @@ def test_where_there_is_no_thread_to_be_had_nothing_is_left_of_a_start(
     finally:
         threading.stack_size(size)
     assert processor.stop(10)
-    assert processor.last_beat is None
+    assert processor.last_sign is None
     assert set(os.listdir("/proc/self/fd")) == before
     processor.start()
     assert processor.stop(10)
@@ -327,7 +327,7 @@ send()
 wait(1)
 child = os.fork()
 if not child:
-    assert processor.last_beat is None, "nothing lives in the child"
+    assert processor.last_sign is None, "nothing lives in the child"
     assert processor.stop(0), "the child has nothing to stop"
     other = QueueProcessor(sys.argv[1] + "2", Mailer(), 3_600_000)
     delivery = QueuedMailDelivery(sys.argv[1] + "2")
@@ -340,7 +340,7 @@ if not child:
     os._exit(0)
 _, status = os.waitpid(child, 0)
 assert os.waitstatus_to_exitcode(status) == 0
-assert processor.last_beat is not None
+assert processor.last_sign is not None
 send()
 wait(2)
 assert processor.stop(10)

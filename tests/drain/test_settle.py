@@ -1,22 +1,28 @@
 """What a report means for an entry."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from postcommit._drain.breaker import is_answer
+from postcommit._drain.breaker import Breaker
+from postcommit._drain.schedule import Schedule
+from postcommit._drain.settle import Settler
 from postcommit._drain.settle import part
-from postcommit._drain.settle import tally_of
 from postcommit._mail.entry import Entry
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._mail.report import giving_up
+from postcommit._maildir.store import Store
 from postcommit.interfaces import Status
 from postcommit.interfaces import Tally
+from tests.support.mailers import BYE
 from tests.support.mailers import LATER
 from tests.support.mailers import LOST
 from tests.support.mailers import NEVER
 from tests.support.mailers import OK
+from tests.support.mailers import ScriptedMailer
 
 
 FATES = {
@@ -33,9 +39,22 @@ REPORT = DeliveryReport(
 ENTRY = Entry("shop@x.org", tuple(FATES), b"Text.", 2, "before")
 
 
-def test_each_recipient_is_counted_once() -> None:
-    assert tally_of(REPORT) == Tally(1, 2, 1)
-    assert tally_of(giving_up(REPORT)) == Tally(1, 0, 2, 1)
+@pytest.mark.parametrize(
+    ("report", "tally"),
+    [(REPORT, Tally(1, 2, 1)), (giving_up(REPORT), Tally(1, 0, 2, 1))],
+)
+def test_each_recipient_is_counted_once(
+    tmp_path: Path, report: DeliveryReport, tally: Tally
+) -> None:
+    store, schedule = Store(str(tmp_path / "queue")), Schedule(60, 4000, 432000)
+    store.stage("shop@x.org", tuple(FATES), [b"Text."]).commit()
+    consumer = store.consumer(schedule)
+    settler = Settler(consumer, ScriptedMailer(), schedule, Breaker("queue"))
+    [claim] = consumer.take(1)
+    claim.read()
+    settler.settle(claim, report)
+    assert settler.tally == tally
+    consumer.close()
 
 
 def test_each_part_has_its_recipients_and_their_replies() -> None:
@@ -69,4 +88,16 @@ def test_a_part_without_recipients_is_none() -> None:
 def test_what_the_relay_did_not_say_is_no_answer(
     status: Status, reply: Reply, expected: bool
 ) -> None:
-    assert is_answer(DeliveryReport.alike("1", ["a@x.org"], status, reply)) is expected
+    report = DeliveryReport.alike("1", ["a@x.org"], status, reply)
+    assert Breaker("queue").attribute("1", report) == (report, expected)
+
+
+def test_an_answer_about_one_recipient_is_an_answer() -> None:
+    assert Breaker("queue").attribute("1", REPORT) == (REPORT, True)
+
+
+def test_a_relay_that_fails_after_its_first_replies_gives_no_answer() -> None:
+    first = Outcome("ann@x.org", Status.SENT, OK)
+    report = DeliveryReport("1@x.org", tuple(FATES), (first,), BYE, True)
+    [_, answered] = Breaker("queue").attribute("1", report)
+    assert not answered

@@ -6,8 +6,10 @@ import pytest
 from postcommit._drain import breaker as module
 from postcommit._drain.breaker import Breaker
 from postcommit._mail.report import DeliveryReport
+from postcommit._mail.report import Outcome
 from postcommit.interfaces import Status
 from tests.support.mailers import BYE
+from tests.support.mailers import LOST
 from tests.support.mailers import OK
 
 
@@ -22,12 +24,13 @@ class Suspects(Breaker):
 
     def answered(self, key: str) -> None:
         report = DeliveryReport.alike("1@x.org", ["a@x.org"], Status.SENT, OK)
-        assert self.attribute(key, report, answered=True) is report
+        assert self.attribute(key, report) == (report, True)
 
     def failed_at(self, key: str) -> bool:
         """Return whether the message is to blame for the failure of the relay."""
         report = DeliveryReport("1@x.org", ("a@x.org",), (), BYE, True)
-        attributed = self.attribute(key, report, answered=False)
+        attributed, answered = self.attribute(key, report)
+        assert not answered
         assert (attributed is report) == (attributed.relay_failure is not None)
         return attributed.relay_failure is None
 
@@ -57,8 +60,17 @@ def test_a_failure_before_any_message_is_the_relays() -> None:
     suspects = Suspects()
     report = DeliveryReport("1@x.org", ("a@x.org",), (), BYE, False)
     for _ in range(2):
-        assert suspects.attribute(ONE, report, answered=False) is report
+        assert suspects.attribute(ONE, report) == (report, False)
         suspects.answered(TWO)
+    assert not suspects.suspects
+
+
+def test_without_a_failure_of_the_relay_nothing_is_suspected() -> None:
+    """A mailer written elsewhere may say that it failed, and name no failure."""
+    suspects = Suspects()
+    outcome = Outcome("a@x.org", Status.UNCERTAIN, LOST)
+    report = DeliveryReport("1@x.org", ("a@x.org",), (outcome,), None, True)
+    assert suspects.attribute(ONE, report) == (report, False)
     assert not suspects.suspects
 
 

@@ -51,5 +51,13 @@ def test_of_very_many_a_thousand_are_named_and_not_again_at_the_next_look(
         "queue: more than 1000 entries are left in the queue; no more are named"
     )
     assert look() == look() == []
-    clock.now += 3601
+    breaker.log_failing("queue/new/0", ValueError("never"))
+    assert lines(caplog) == ["queue/new/0: left in the queue"]
+    breaker.log_failing("queue/new/0", ValueError("no"))
+    lines(caplog)
+    clock.now += 3600
+    assert look() == []
+    clock.now += 1
     assert len(look()) == 1001
+    clock.now += 3600
+    assert look() == []

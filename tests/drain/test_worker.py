@@ -241,6 +241,38 @@ def test_what_was_sent_before_an_error_of_the_program_is_settled(
     line.bench.close()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_pipeline_is_closed_at_the_end(tmp_path: Path, fails: bool) -> None:
+    class Closing(ScriptedPipelineMailer):
+        def pipeline(self) -> ScriptedPipeline:
+            return ClosingPipeline(self)
+
+    class ClosingPipeline(ScriptedPipeline):
+        def __enter__(self) -> ClosingPipeline:
+            steps.append("enter")
+            return self
+
+        def __exit__(self, *exc_info: object) -> None:
+            steps.append("exit")
+
+        def drain(self) -> list[Any]:
+            steps.append("drain")
+            if fails:
+                raise KeyError("a mistake")
+            return super().drain()
+
+    steps: list[str] = []
+    line = Line(tmp_path / "queue", Closing())
+    line.send("ann@x.org")
+    if fails:
+        with pytest.raises(KeyError, match="a mistake"):
+            line.work()
+    else:
+        line.work()
+    assert steps == ["enter", "drain", "exit"]
+    line.bench.close()
+
+
 def test_what_the_mailer_does_not_report_is_released(tmp_path: Path) -> None:
     class Silent(ScriptedPipelineMailer):
         def pipeline(self) -> ScriptedPipeline:
@@ -252,7 +284,7 @@ def test_what_the_mailer_does_not_report_is_released(tmp_path: Path) -> None:
 
     line = Line(tmp_path / "queue", Silent())
     [path] = line.send("ann@x.org")
-    with pytest.raises(RuntimeError, match="gave no report for"):
+    with pytest.raises(RuntimeError, match=f"gave no report for {path}$"):
         line.work()
     assert line.is_free(path)
     line.bench.close()

@@ -18,8 +18,8 @@ from tests.functional.test_pages import blocks
 from tests.support.queues import write
 
 from postcommit._cli.main import main
-from postcommit._maildir.presence import Bell
 from postcommit._maildir.presence import PauseNote
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.store import Store
 
 
@@ -46,12 +46,12 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         time.tzset()
         store = Store(str(tmp_path / "queue"))
         fill(store)
-        bell = Bell(store.path)
+        wakeup = Wakeup(store.path)
         try:
             os.utime(f"{store.path}/.wakeup", (NOW - 4, NOW - 4))
             yield store.path
         finally:
-            bell.close()
+            wakeup.close()
     time.tzset()
 
 
@@ -61,7 +61,7 @@ def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     store = Store(str(tmp_path / "paused"))
     for number in range(12):
         write(store, f"new/{NOW - 1860}.M{number:06d}P8697Q{number}.web1")
-    bell, board = Bell(store.path), PauseNote(store.path)
+    wakeup, board = Wakeup(store.path), PauseNote(store.path)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", lambda: NOW - 1800)
@@ -70,7 +70,7 @@ def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield store.path
     finally:
         board.clear()
-        bell.close()
+        wakeup.close()
 
 
 def fill(store: Store) -> None:

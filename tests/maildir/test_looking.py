@@ -30,8 +30,8 @@ from postcommit._maildir.looking import item_at
 from postcommit._maildir.looking import items
 from postcommit._maildir.looking import survey
 from postcommit._maildir.mending import MaildirOperators
-from postcommit._maildir.presence import Bell
 from postcommit._maildir.presence import PauseNote
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.store import Store
 from postcommit.errors import ItemError
 from postcommit.errors import QueueError
@@ -527,13 +527,13 @@ def test_what_other_libraries_have_put_aside(store: Store) -> None:
 
 def test_a_sign_of_life(store: Store) -> None:
     before = time.time() - 60
-    bell = Bell(store.path)
+    wakeup = Wakeup(store.path)
     try:
         beat = look(store).heartbeat
         assert beat is not None
         assert beat > before
     finally:
-        bell.close()
+        wakeup.close()
     assert look(store).heartbeat is None
 
 

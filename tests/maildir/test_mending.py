@@ -15,7 +15,7 @@ from postcommit._maildir.item import Item
 from postcommit._maildir.looking import foreign_claims
 from postcommit._maildir.mending import MaildirChanges
 from postcommit._maildir.mending import MaildirOperators
-from postcommit._maildir.presence import Bell
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.staging import leader_of
 from postcommit._maildir.store import Store
 from postcommit.errors import EntryError
@@ -119,11 +119,11 @@ def test_claims_that_go_while_we_look(store: Store) -> None:
 
 
 def test_a_processor_is_woken(store: Store, queue: MaildirOperators) -> None:
-    bell = Bell(store.path)
+    wakeup = Wakeup(store.path)
     with queue.changes():
         pass
-    bell.wait(3600)
-    bell.close()
+    wakeup.wait(3600)
+    wakeup.close()
 
 
 def test_a_dead_letter_that_is_no_entry_stays_one(

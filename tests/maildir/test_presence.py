@@ -17,8 +17,8 @@ from postcommit import QueueProcessor
 from postcommit._maildir import presence
 from postcommit._maildir.files import OpenFile
 from postcommit._maildir.maildir import Maildir
-from postcommit._maildir.presence import Bell
 from postcommit._maildir.presence import PauseNote
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.presence import heartbeat
 from postcommit._maildir.presence import open_wakeup
 from postcommit._maildir.presence import pause_of
@@ -35,30 +35,30 @@ HOUR = 3600.0
 
 
 def test_a_ring_from_another_process_wakes(tmp_path: Path) -> None:
-    bell = Bell(str(tmp_path))
+    wakeup = Wakeup(str(tmp_path))
     code = (
         "import sys; from postcommit._maildir.presence import ring; ring(sys.argv[1])"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]):
         started = time.monotonic()
-        bell.wait(HOUR)
+        wakeup.wait(HOUR)
     assert time.monotonic() - started < 60
-    bell.close()
+    wakeup.close()
 
 
 def test_a_ring_before_the_wait_is_not_lost_and_wakes_once(tmp_path: Path) -> None:
-    bell = Bell(str(tmp_path))
+    wakeup = Wakeup(str(tmp_path))
     for _ in range(3):
         ring(str(tmp_path))
-    bell.wait(HOUR)
+    wakeup.wait(HOUR)
     started = time.monotonic()
-    bell.wait(0.02)
+    wakeup.wait(0.02)
     assert time.monotonic() - started >= 0.02
-    bell.close()
+    wakeup.close()
 
 
-def test_ringing_one_bell_wakes_just_that_one(tmp_path: Path) -> None:
-    one, other = Bell(str(tmp_path)), Bell(str(tmp_path))
+def test_ringing_one_wakeup_wakes_just_that_one(tmp_path: Path) -> None:
+    one, other = Wakeup(str(tmp_path)), Wakeup(str(tmp_path))
     one.ring()
     one.wait(HOUR)
     started = time.monotonic()
@@ -71,7 +71,7 @@ def test_ringing_one_bell_wakes_just_that_one(tmp_path: Path) -> None:
 def test_ringing_does_nothing_where_nobody_listens(tmp_path: Path) -> None:
     ring(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    Bell(str(tmp_path)).close()
+    Wakeup(str(tmp_path)).close()
     ring(str(tmp_path))
     ring(str(tmp_path / "missing"))
 
@@ -82,21 +82,21 @@ def test_ringing_writes_into_nothing_but_a_pipe(tmp_path: Path) -> None:
     assert (tmp_path / ".wakeup").read_bytes() == b"kept"
 
 
-def test_a_bell_can_be_rung_any_number_of_times(tmp_path: Path) -> None:
-    bell = Bell(str(tmp_path))
+def test_a_wakeup_can_be_rung_any_number_of_times(tmp_path: Path) -> None:
+    wakeup = Wakeup(str(tmp_path))
     for _ in range(70_000):  # more than a pipe holds
-        bell.ring()
+        wakeup.ring()
     for _ in range(70_000):
         ring(str(tmp_path))
-    bell.wait(HOUR)
-    bell.close()
+    wakeup.wait(HOUR)
+    wakeup.close()
 
 
-def test_a_closed_bell_is_rung_in_vain_and_leaves_no_descriptor(tmp_path: Path) -> None:
+def test_a_closed_wakeup_does_nothing_and_leaves_no_descriptor(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    bell = Bell(str(tmp_path))
-    bell.close()
-    bell.ring()
+    wakeup = Wakeup(str(tmp_path))
+    wakeup.close()
+    wakeup.ring()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
@@ -105,21 +105,21 @@ def test_without_a_pipe_there_is_still_polling(
 ) -> None:
     (tmp_path / ".wakeup").mkdir()
     before = set(os.listdir("/proc/self/fd"))
-    bell = Bell(str(tmp_path))
+    wakeup = Wakeup(str(tmp_path))
     assert "only polling" in caplog.text
-    bell.wait(0.001)
-    threading.Thread(target=bell.ring).start()
-    bell.wait(HOUR)
-    bell.close()
+    wakeup.wait(0.001)
+    threading.Thread(target=wakeup.ring).start()
+    wakeup.wait(HOUR)
+    wakeup.close()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_two_listeners_one_ring(tmp_path: Path) -> None:
     """One of them reads it; the other one may wake, but finds nothing."""
-    one, other = Bell(str(tmp_path)), Bell(str(tmp_path))
+    one, other = Wakeup(str(tmp_path)), Wakeup(str(tmp_path))
     waiting = [
-        threading.Thread(target=bell.wait, args=(HOUR,), daemon=True)
-        for bell in (one, other)
+        threading.Thread(target=wakeup.wait, args=(HOUR,), daemon=True)
+        for wakeup in (one, other)
     ]
     for thread in waiting:
         thread.start()
@@ -139,9 +139,9 @@ def test_two_listeners_one_ring(tmp_path: Path) -> None:
 
 def test_a_living_processor_can_be_told_from_a_dead_one(tmp_path: Path) -> None:
     assert heartbeat(str(tmp_path)) is None
-    bell = Bell(str(tmp_path))
+    wakeup = Wakeup(str(tmp_path))
     assert abs((heartbeat(str(tmp_path)) or 0) - time.time()) < 5
-    bell.close()
+    wakeup.close()
     assert heartbeat(str(tmp_path)) is None
 
 
@@ -151,7 +151,7 @@ def test_what_is_no_pipe_tells_of_nobody(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_may_not_be_opened_does_not_tell(tmp_path: Path) -> None:
-    Bell(str(tmp_path)).close()
+    Wakeup(str(tmp_path)).close()
     (tmp_path / ".wakeup").chmod(0)
 
     def look() -> None:
@@ -165,15 +165,15 @@ def test_only_the_processor_gives_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = tmp_path / ".wakeup"
-    bell = Bell(str(tmp_path))
+    wakeup = Wakeup(str(tmp_path))
     os.utime(pipe, (1000, 1000))
     ring(str(tmp_path))
-    bell.beat()  # a second has not passed since the last one
+    wakeup.give_sign()  # a second has not passed since the last one
     assert heartbeat(str(tmp_path)) == 1000
     monkeypatch.setattr(presence, "_LEAST_SECONDS", 0.0)
-    bell.beat()
+    wakeup.give_sign()
     assert (heartbeat(str(tmp_path)) or 0) > 1000
-    bell.close()
+    wakeup.close()
 
 
 def test_who_sleeps_gives_signs_of_life(
@@ -181,16 +181,16 @@ def test_who_sleeps_gives_signs_of_life(
 ) -> None:
     monkeypatch.setattr(presence, "_MOST_SECONDS", 0.001)
     monkeypatch.setattr(presence, "_LEAST_SECONDS", 0.0)
-    bell = Bell(str(tmp_path))
+    wakeup = Wakeup(str(tmp_path))
     os.utime(tmp_path / ".wakeup", (1000, 1000))
-    waiting = threading.Thread(target=bell.wait, args=(HOUR,))
+    waiting = threading.Thread(target=wakeup.wait, args=(HOUR,))
     waiting.start()
     until = time.monotonic() + 60
     while heartbeat(str(tmp_path)) == 1000:
         assert time.monotonic() < until
-    bell.ring()
+    wakeup.ring()
     waiting.join(60)
-    bell.close()
+    wakeup.close()
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved away", "pipe deleted"])
@@ -203,7 +203,7 @@ def test_a_queue_that_is_replaced_is_waked_again(
     monkeypatch.setattr(presence, "_LEAST_SECONDS", 0.0)
     queue = tmp_path / "queue"
     queue.mkdir()
-    bell = Bell(str(queue))
+    wakeup = Wakeup(str(queue))
     if how == "moved away":
         queue.rename(tmp_path / "away")
     else:
@@ -211,25 +211,25 @@ def test_a_queue_that_is_replaced_is_waked_again(
     if how == "deleted":
         queue.rmdir()
     if how != "pipe deleted":
-        bell.wait(0.0)  # nothing is there yet
-        bell.wait(0.0)
+        wakeup.wait(0.0)  # nothing is there yet
+        wakeup.wait(0.0)
         assert caplog.text.count("commits wake nobody") == 1
         queue.mkdir()
     assert heartbeat(str(queue)) is None
     before = len(os.listdir("/proc/self/fd"))
-    bell.wait(0.0)
+    wakeup.wait(0.0)
     assert len(os.listdir("/proc/self/fd")) == before
     assert "is opened, it was replaced" in caplog.text
     assert heartbeat(str(queue)) is not None
     since = time.monotonic()
-    bell.wait(HOUR)  # rung by itself: there may be work
+    wakeup.wait(HOUR)  # rung by itself: there may be work
     ringing = threading.Timer(0.05, ring, (str(queue),))
     ringing.start()
-    bell.wait(HOUR)
+    wakeup.wait(HOUR)
     assert time.monotonic() - since < 60
     ringing.join()
-    bell.close()
-    bell.beat()
+    wakeup.close()
+    wakeup.give_sign()
     assert heartbeat(str(queue)) is None
 
 
@@ -260,21 +260,21 @@ def test_a_processor_goes_on_in_a_queue_that_was_replaced(
     assert len(mailer.attempts) == 1
 
 
-def test_a_bell_that_is_closed_while_it_opens_the_pipe_leaves_none(
+def test_a_wakeup_that_is_closed_while_it_opens_the_pipe_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bell = Bell(str(tmp_path))
+    wakeup = Wakeup(str(tmp_path))
     before = len(os.listdir("/proc/self/fd"))
 
     def opened(path: str) -> OpenFile:
         pipe = open_wakeup(path)
-        bell.close()
+        wakeup.close()
         return pipe
 
     monkeypatch.setattr(presence, "open_wakeup", opened)
     (tmp_path / ".wakeup").unlink()
-    bell.last_beat = -HOUR
-    bell.beat()
+    wakeup.last_sign = -HOUR
+    wakeup.give_sign()
     assert len(os.listdir("/proc/self/fd")) == before - 3
     assert heartbeat(str(tmp_path)) is None
 
@@ -282,20 +282,20 @@ def test_a_bell_that_is_closed_while_it_opens_the_pipe_leaves_none(
 def test_signs_of_life_that_fail_and_a_close_are_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bell = Bell(str(tmp_path))
-    [pipe] = bell._outside
+    wakeup = Wakeup(str(tmp_path))
+    [pipe] = wakeup._outside
     os.close(pipe.descriptor)
     for _ in range(3):
-        bell.last_beat = -HOUR
-        bell.beat()
+        wakeup.last_sign = -HOUR
+        wakeup.give_sign()
     assert caplog.text.count("no sign of life") == 1
-    bell.close()
-    bell.ring()
+    wakeup.close()
+    wakeup.ring()
     assert caplog.text.count("cannot be closed") == 1
 
 
-def _fork_with_a_bell(queue: str) -> None:
-    bell = Bell(queue)
+def _fork_with_a_wakeup(queue: str) -> None:
+    wakeup = Wakeup(queue)
     from_child, to_parent = os.pipe()
     from_parent, to_child = os.pipe()
     child = os.fork()
@@ -304,15 +304,15 @@ def _fork_with_a_bell(queue: str) -> None:
         os.read(from_parent, 1)
         # The numbers that the copy had are another file's now, and stay it.
         others = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
-        bell.ring()
-        bell.close()
+        wakeup.ring()
+        wakeup.close()
         assert [os.read(other, 1) for other in others] == [b""] * 3
         return
     os.read(from_child, 1)
     assert heartbeat(queue) is not None
-    bell.ring()
-    bell.wait(HOUR)
-    bell.close()
+    wakeup.ring()
+    wakeup.wait(HOUR)
+    wakeup.close()
     assert heartbeat(queue) is None, "the child looks like a processor"
     os.write(to_child, b"x")
     assert os.waitpid(child, 0)[1] == 0
@@ -321,7 +321,7 @@ def _fork_with_a_bell(queue: str) -> None:
 def test_a_forked_child_looks_like_no_processor_and_takes_nothing(
     tmp_path: Path,
 ) -> None:
-    children.call(_fork_with_a_bell, str(tmp_path))
+    children.call(_fork_with_a_wakeup, str(tmp_path))
 
 
 # The pause

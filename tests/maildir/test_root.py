@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from contextlib import suppress
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_a_queue_of_root_stays_its_own(tmp_path: Path) -> None:
 
 
 def test_a_file_is_given_away_only_by_root(queue: str, tmp_path: Path) -> None:
-    with OpenFile(str(tmp_path / "file"), os.O_RDWR | os.O_CREAT) as file:
+    with closing(OpenFile(str(tmp_path / "file"), os.O_RDWR | os.O_CREAT)) as file:
         os.setegid(UID)
         os.seteuid(UID)
         try:

@@ -22,7 +22,7 @@ from postcommit import Maildir
 from postcommit import QueuedMailDelivery
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.maildir import Staged
-from postcommit._maildir.presence import Bell
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.staging import _is_complete
 from postcommit._maildir.staging import is_in_doubt
 from postcommit._maildir.staging import is_prepared
@@ -114,14 +114,14 @@ def test_published_entries_have_their_own_names(
 
 
 def test_publishing_wakes_the_processor(maildir: Maildir, batch: Staging) -> None:
-    bell = Bell(maildir.path)
+    wakeup = Wakeup(maildir.path)
     items = staged(maildir)
     batch.prepare(items)
     batch.publish(items)
     before = time.monotonic()
-    bell.wait(60)
+    wakeup.wait(60)
     assert time.monotonic() - before < 30
-    bell.close()
+    wakeup.close()
 
 
 def test_without_items_nothing_is_done(queue: Path, batch: Staging) -> None:
@@ -609,7 +609,7 @@ def test_who_sleeps_is_woken_when_there_is_something_to_find(
     queue: Path, tmp_path: Path
 ) -> None:
     Store(str(queue))
-    bell = Bell(str(queue))
+    wakeup = Wakeup(str(queue))
     for other in (None, AFTER):
         calls = trace(
             _commit, str(queue), 2, other, "go on", below=queue, scratch=tmp_path
@@ -617,7 +617,7 @@ def test_who_sleeps_is_woken_when_there_is_something_to_find(
         assert steps(calls)[-2:] == ["write .wakeup", "print committed"]
         assert calls.count("write .wakeup") == 1
         assert steps(calls)[-3] == "fsync new"
-    bell.close()
+    wakeup.close()
 
 
 @needs_strace

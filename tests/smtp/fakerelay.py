@@ -64,6 +64,9 @@ class Relay:
         self.forgets = chance.random() < 0.2  # all, once one was too many
         self.rcptmax = chance.choice([None, None, None, 1, 2])
         self.mailmax = chance.choice([None, None, None, 1, 2])
+        # Maximum number of refusals of one connection, and of its recipients.
+        self.most_errors = chance.choice([None, None, None, 1, 2])
+        self.most_named = chance.choice([None, None, None, 2, 4])
         self.idle: list[Connection] = []
         self.taken: Counter[tuple[str, str]] = Counter()
         self.refused: set[tuple[str, str]] = set()
@@ -130,6 +133,7 @@ class Connection:
         self.most_recipients = 1 << 30
         self.sent = 0
         self.end: OSError | None = None  # of the connection
+        self.named = self.errors = 0
         self._coming = b""  # said, and not read
         self._seen = b""  # read, and not complete
         self._received = b""
@@ -166,7 +170,7 @@ class Connection:
                 self._refuse(int(how), self._recipients())
         raise self.end
 
-    def read(self, stage: Stage | None) -> Reply:
+    def read(self, stage: Stage | None, timeout: float | None = None) -> Reply:
         found = take(self._coming, 0)
         if found is None:
             self._seen = self._coming
@@ -226,7 +230,7 @@ class Connection:
             usual = FORGOTTEN
         else:
             usual = b"354 Go on"
-        code = self._say(stage, usual)
+        code = self._say(stage, self._bounded(stage, usual))
         if stage is Stage.MAIL and code >= 400:
             self._refuse(code, self._recipients())
             self._sender = None
@@ -241,6 +245,20 @@ class Connection:
             is_number = usual in (self.relay.exceeds, FORGOTTEN)
             if not (is_number and usual.startswith(b"%d" % code)):
                 self._refuse(code, self._recipients())
+
+    def _bounded(self, stage: Stage, usual: bytes) -> bytes:
+        """Return the reply, or 421 if the client has named or failed too often."""
+        if stage is not Stage.RCPT:
+            return usual
+        self.named += 1
+        self.errors += not usual.startswith(b"2")
+        most_named, most_errors = self.relay.most_named, self.relay.most_errors
+        if (most_named and self.named > most_named) or (
+            most_errors and self.errors > most_errors
+        ):
+            self.end = ConnectionResetError("gone")
+            return b"421 4.7.0 Too many"
+        return usual
 
     def _answer(self, address: bytes) -> bytes:
         """Return the usual reply to RCPT."""

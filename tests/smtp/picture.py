@@ -1,6 +1,6 @@
 """The picture and the tables of `postcommit._smtp.dialogue` for the page.
 
-To write them into docs/smtp.rst::
+To write them into docs/dialogue.rst::
 
     python -m tests.smtp.picture
 """
@@ -23,7 +23,7 @@ from postcommit._smtp.dialogue import Loss
 from postcommit._smtp.dialogue import State
 
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "smtp.rst"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "dialogue.rst"
 
 BEGIN = ".. The following is written by: python -m tests.smtp.picture\n\n"
 END = ".. The end of what is written by: python -m tests.smtp.picture\n"

@@ -386,6 +386,8 @@ def lose(state, loss):
         if state is State.BOUND:
             link.messages = 0
         talk.data_to_send()
+        if loss is Loss.ENOUGH:
+            talk._sent = link, lost.account
         if state in (State.ENDING, State.ENDED):
             for stage in talk.awaited():
                 talk.receive(ORDINARY[stage])
@@ -478,8 +480,8 @@ def test_impossible_addresses_do_not_defer_the_others():
     assert report.failed_mid_message
 
 
-def test_a_relay_that_fails_after_an_uncertain_part_defers_the_others():
-    """In another transmission of the same message."""
+def test_a_relay_that_fails_after_an_uncertain_part_leaves_the_others():
+    """In another transmission of the same message: they are not its cause."""
     talk = Dialogue(recipients=1)
     talk.offer(account())
     talk.link = Link(pipelining=False)
@@ -490,8 +492,11 @@ def test_a_relay_that_fails_after_an_uncertain_part_defers_the_others():
     talk.lost(ERRORS[Loss.CLOSED])
     talk.link = Link(pipelining=False)
     say(talk, MAIL=BYE)
-    assert statuses(reports(talk)[0]) == ["uncertain", "deferred"]
-    assert talk.failure is None
+    report = reports(talk)[0]
+    assert statuses(report) == ["uncertain"]
+    assert report.undecided == report.recipients[1:]
+    assert not report.failed_mid_message
+    assert talk.failure is not None
 
 
 def test_nothing_was_on_the_wire_of_a_used_connection():

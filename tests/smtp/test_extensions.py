@@ -162,6 +162,17 @@ def test_eight_bits(relay, connect):
     assert relay.messages[0].data == message
 
 
+def test_the_offer_of_the_relay(start, connect):
+    relay = start()
+    offer = ["250-size 10", "250-AUTH=LOGIN", "250-AUTH PLAIN", "250 8BITMIME"]
+    relay.reply("EHLO", ["250-relay.example", *offer])
+    pool = connect(relay)._pool
+    connection = pool.checkout()
+    found = {"SIZE": "10", "AUTH": "LOGIN PLAIN", "8BITMIME": ""}
+    assert connection.extensions == found
+    pool.discard(connection)
+
+
 def test_no_extensions_at_all(start, connect):
     relay = start(extensions=[])
     assert told(connect(relay).send(SENDER, B, MESSAGE)) == ["sent"]

@@ -46,7 +46,8 @@ def check(relay, mail, report):
         assert told == list(mail.recipients)
     # If the connection is lost after a stray reply, this cannot be told from the reply
     # to the next command. In LMTP, the next one is about another recipient.
-    is_clear = STRAY not in relay.tricks.values() or len(relay.tricks) == 1
+    hangs_up = len(relay.tricks) > 1 or relay.most_errors or relay.most_named
+    is_clear = STRAY not in relay.tricks.values() or not hangs_up
     for recipient, status in statuses.items():
         key = (mail.sender, recipient)
         allowed = ALLOWED[status]

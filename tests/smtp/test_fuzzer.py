@@ -49,8 +49,8 @@ MUTANTS = {
     ),
     "dots are not doubled": (
         "_smtp/dialogue.py",
-        'message.replace(b"\\n.", b"\\n..")',
-        "message",
+        'stuffed.replace(b"\\n.", b"\\n..")',
+        "stuffed",
     ),
 }
 

@@ -8,7 +8,6 @@ from hypothesis import strategies
 from postcommit._mail.report import Reply
 from postcommit._smtp.connection import MAX_REPLY
 from postcommit._smtp.connection import begun
-from postcommit._smtp.connection import extensions_of
 from postcommit._smtp.connection import parse
 from postcommit._smtp.connection import take
 from postcommit.errors import RelayError
@@ -160,15 +159,3 @@ LINES = (
     b"x550 a\r\n",
     b"421 " + 600 * b"x" + b"\r\n",
 )
-
-
-def test_extensions():
-    reply = parse(
-        b"250-relay.example\r\n250-size 10\r\n250-AUTH=LOGIN\r\n250-AUTH PLAIN\r\n"
-        b"250 8BITMIME\r\n"
-    )
-    assert extensions_of(reply) == {"SIZE": "10", "AUTH": "LOGIN PLAIN", "8BITMIME": ""}
-
-
-def test_no_extensions():
-    assert extensions_of(Reply(250, "", "relay.example")) == {}

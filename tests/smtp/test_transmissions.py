@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
 
@@ -34,6 +35,11 @@ def transmit(mailer, *recipients, most=50):
         reports += pipeline.drain()
     assert [key for key, _ in reports] == list(range(len(recipients)))
     return [report for _, report in reports]
+
+
+def decided(report):
+    """Return the statuses of the recipients that have an outcome."""
+    return {outcome.recipient: outcome.status.value for outcome in report.outcomes}
 
 
 def taken(relay):
@@ -358,15 +364,112 @@ def test_a_loss_at_the_end_of_the_second(start, connect, without):
 
 
 @WITHOUT
+@pytest.mark.parametrize("refusals", [0, 1, 20])
+@pytest.mark.parametrize("ending", [b"421 4.7.0 Error: too many errors\r\n", b""])
+@pytest.mark.parametrize("reply", ["452 4.5.3 Too many recipients", "452 No more"])
+def test_a_relay_that_ends_after_refusals_for_the_number(
+    start, connect, without, refusals, ending, reply
+):
+    """Its refusals have shown the limit. Postfix ends after 20 errors, for example."""
+    relay = start(without=without)
+    errors = Counter()
+
+    def rcpt(dialogue, usual):
+        if len(dialogue.recipients) < 10:
+            return dialogue.say(usual.encode() + b"\r\n")
+        errors[dialogue.number] += 1
+        if errors[dialogue.number] <= refusals:
+            return dialogue.say(reply.encode() + b"\r\n")
+        dialogue.closing = "close"
+        return dialogue.say(ending) if ending else 0
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY)
+    if not refusals:
+        # Nothing has shown a limit.
+        assert report.relay_failure is not None if ending else report.deferred
+        return
+    assert told(report) == ["sent"] * 120
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(MANY)
+    assert relay.connections <= 3
+
+
+@WITHOUT
+def test_a_limit_that_gets_smaller_until_it_is_one(start, connect, without):
+    """The relay ends after each second recipient: it takes no message of two."""
+    relay = start(without=without)
+    most = Counter()
+
+    def rcpt(dialogue, usual):
+        taken = len(dialogue.recipients)
+        if taken < max(10 - dialogue.number, 1):
+            return dialogue.say(usual.encode() + b"\r\n")
+        most[dialogue.number] += 1
+        if most[dialogue.number] > 1 or taken == 1:
+            dialogue.closing = "close"
+        return dialogue.say(b"452 4.5.3 Too many recipients\r\n")
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY[:20])
+    assert told(report) == ["sent"] * 20
+    assert relay.connections <= 12
+
+
+@WITHOUT
 def test_the_relay_fails_in_the_second(start, connect, without):
-    """What was decided stays. The others are deferred: it may be their fault."""
+    """What was decided stays. The others are left to the next attempt."""
     relay = start(without=without)
     relay.reply("RCPT", "421 4.7.0 Too many errors", address=MANY[60])
     [report] = transmit(connect(relay), MANY)
-    assert told(report) == ["sent"] * 50 + ["deferred"] * 70
+    assert decided(report) == dict.fromkeys(MANY[:50], "sent")
+    assert report.relay_failure == Reply(421, "4.7.0", "Too many errors")
+    assert report.undecided == MANY[50:]
+    # The message is not to blame: the next attempt begins with those of the second one.
+    assert not report.failed_mid_message
     assert taken(relay) == [50]
-    # No connection is opened for the third transmission.
-    assert relay.connections == 1
+    # One more connection, because the relay may only have had enough of the first one.
+    assert relay.connections == 2
+
+
+@WITHOUT
+@pytest.mark.parametrize("refusal", ["550 5.1.1 Unknown", "450 4.2.0 Later"])
+def test_the_relay_fails_after_refusals_in_the_second(start, connect, without, refusal):
+    """The others of the second are deferred, and the third one is sent."""
+    relay = start(without=without)
+    relay.reply("RCPT", refusal, address=MANY[50])
+    relay.reply("RCPT", "421 4.7.0 Too many errors", address=MANY[60])
+    [report] = transmit(connect(relay), MANY)
+    first = "rejected" if refusal.startswith("5") else "deferred"
+    assert told(report) == ["sent"] * 50 + [first] + ["deferred"] * 49 + ["sent"] * 20
+    assert report.relay_failure is None
+    assert taken(relay) == [50, 20]
+
+
+@WITHOUT
+@pytest.mark.parametrize("most", [50, 77, 100, 120])
+@pytest.mark.parametrize("ending", [b"421 4.7.0 Too many recipients\r\n", b""])
+def test_a_relay_that_takes_so_many_on_a_connection(
+    start, connect, without, most, ending
+):
+    """After whole transmissions, the next one gets a new connection at once."""
+    relay = start(without=without)
+    seen = Counter()
+
+    def rcpt(dialogue, usual):
+        seen[dialogue.number] += 1
+        if seen[dialogue.number] <= most:
+            return dialogue.say(usual.encode() + b"\r\n")
+        dialogue.closing = "close"
+        return dialogue.say(ending) if ending else 0
+
+    relay.on("RCPT", rcpt)
+    many = tuple(f"{number}@example.org" for number in range(600))
+    [report] = transmit(connect(relay), many)
+    assert told(report) == ["sent"] * 600
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(many)
+    assert relay.connections == -(-600 // (most // 50 * 50))
 
 
 @WITHOUT
@@ -382,8 +485,9 @@ def test_the_relay_fails_at_the_end_of_the_second(start, connect, without):
 
     relay.on("END", end)
     [report] = transmit(connect(relay), MANY)
-    assert told(report) == ["sent"] * 50 + ["deferred"] * 70
-    assert report.deferred[-1].reply == Reply(421, "4.3.2", "Bye")
+    assert decided(report) == dict.fromkeys(MANY[:50], "sent")
+    assert report.relay_failure == Reply(421, "4.3.2", "Bye")
+    assert report.undecided == MANY[50:]
     assert relay.connections == 1
 
 

@@ -12,12 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies
 
 from postcommit._smtp.connection import _BLOCK
+from postcommit._smtp.dialogue import Account
 from postcommit._smtp.dialogue import complete
-from postcommit._smtp.dialogue import stuffed
 from postcommit._smtp.mailer import SMTPMailer
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
+from tests.support.mailers import Taken
 from tests.support.mailers import send_all
 from tests.support.smtpd import LENIENT_END
 from tests.support.smtpd import ScriptedRelay
@@ -48,6 +49,12 @@ def wired(request):
         yield relay, mailer
         mailer.close()
         assert relay.violations == []
+
+
+def stuffed(message):
+    account = Account(Taken(SENDER, (B,), message))
+    account.fit({"8BITMIME": ""})
+    return account.stuffed
 
 
 def deliver(wired, messages):

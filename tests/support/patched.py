@@ -81,8 +81,8 @@ def drain(case: dict[str, Any]) -> dict[str, Any]:
         while any(os.scandir(f"{queue}/new")) or any(os.scandir(f"{queue}/cur")):
             time.sleep(0.01)
     found = {"seconds": time.monotonic() - begin, "child": _fork(queue, mailer)}
-    beats = [processor.last_beat for processor in processors]
-    found["alive"] = all(beat and beat >= begin for beat in beats)
+    signs = [processor.last_sign for processor in processors]
+    found["alive"] = all(sign and sign >= begin for sign in signs)
     found["stopped"] = [processor.stop(_PATIENCE) for processor in processors]
     return found
 

@@ -333,6 +333,34 @@ def test_an_interrupt_after_the_vote_of_all_leaves_the_items_in_doubt(
     assert sender.done == ["prepare a", "abandon a"]
 
 
+@pytest.mark.parametrize(
+    ("sort_key", "ending"), [("~sqlalchemy:1", "abandon a"), (AFTER, "discard a")]
+)
+def test_an_interrupt_in_a_vote_leaves_doubt_if_that_vote_commits(
+    sender: Sender, sort_key: str, ending: str
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    sender.send("a")
+    sender.manager.get().join(Partner(sort_key, tpc_vote=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sender.manager.commit()
+    sender.manager.abort()
+    assert sender.done == ["prepare a", ending]
+
+
+def test_a_transaction_that_does_not_tell_leaves_no_doubt(sender: Sender) -> None:
+    class Silent:
+        def data(self, owner: object) -> object:
+            raise KeyError
+
+    data_manager = sender.data_manager
+    data_manager.tpc_vote(Silent())
+    data_manager.tpc_abort(Silent())
+    assert sender.done == ["prepare", "discard"]
+
+
 def test_an_interrupt_where_all_resources_are_ours_leaves_no_doubt(
     manager: Any,
 ) -> None:
@@ -402,9 +430,11 @@ def test_an_interrupt_after_the_commit_is_raised_when_all_is_done(
     one.send("a")
     two.send("b")
     hooks: list[Any] = []
-    manager.get().addAfterCommitHook(hooks.append)
+    current = manager.get()
+    current.addAfterCommitHook(hooks.append)
     with pytest.raises(error):
         manager.commit()
+    current.abort()  # it is not raised again
     assert one.done == ["prepare a", "publish a", "afterwards"]
     assert two.done == ["prepare b", "publish b", "afterwards"]
     assert hooks == [True]

@@ -31,7 +31,7 @@ _ORDER = {"testsetup": 0, "testcleanup": 2}
 # What a page takes for granted: names of the reader's application, and imports that
 # another block of the same page has.
 _GIVEN = {
-    "README": "connection: Any = None",
+    "README": "db: Any = None",
     "docs/moving-repoze-sendmail": (
         "Message: Any = None\nAttachment: Any = None\n"
         "request: Any = None\ndata: Any = None"

@@ -50,7 +50,7 @@ PROTOCOLS = {
     if getattr(kind, "_is_protocol", False) and kind.__module__ == _types.__name__
 }
 # Protocols that have no interface, and names that are neither a class nor a function.
-FREE = {"Outgoing", "SupportsSend", "TransactionManager"}
+FREE = {"BindableMailDelivery", "Outgoing", "SupportsSend", "TransactionManager"}
 ALIASES = {"Address", "Addresses", "Sendable", "AuthName", "ProtocolName", "TLSName"}
 
 KINDS = ((Bool, "bool"), (Int, "int"), (Float, "float"), (Text, "str"))

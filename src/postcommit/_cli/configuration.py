@@ -26,14 +26,17 @@ from typing import NoReturn
 
 from postcommit._build import build
 from postcommit._build import consistent
+from postcommit._build import twin
 from postcommit._cli import arguments as args
 from postcommit._cli.owner import is_root
 from postcommit._config import sources
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
+from postcommit._config.options import parsed
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._processor import QueueProcessor
 from postcommit._smtp.mailer import SMTPMailer
+from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
 from postcommit.interfaces import IFailoverMailer
@@ -57,7 +60,7 @@ _KNOWN = (
     *_CHOICES,
 )
 
-# The host and the port of a further relay. Without a match, there is no port.
+# The host and the port of a further relay. Without a match, the port is missing.
 _PLACE = re.compile(r"(\[[^]]*\]|[^:]*)(?::([^:]*))?")
 
 _INSTEAD = "--password-file, POSTCOMMIT_PASSWORD_FILE or systemd's LoadCredential"
@@ -135,12 +138,12 @@ class Configuration:
         given = self._given.get("queue_path")
         if given is None:
             reason = "name the queue, or have queue_path in the file of --config"
-            raise OptionError("queue_path", None, reason)
+            raise OptionError("queue_path", MISSING, reason)
         return str(given.value).strip()
 
     def mailer(self) -> SMTPMailer | FailoverMailer:
         """Return the mailer. Raises `OptionError`, with the place of the option."""
-        relays = self.relays()
+        relays = [relay for _, relay in self.named_relays()]
         mailer: SMTPMailer | FailoverMailer = relays[0]
         if len(relays) > 1:
             mailer = build(IFailoverMailer, self._given, mailers=relays)
@@ -155,26 +158,29 @@ class Configuration:
                 mailer.read_certificates()
         return mailer
 
-    def relays(self) -> list[SMTPMailer]:
-        """Return a mailer for each relay. Raises `OptionError`, as `mailer`."""
+    def named_relays(self) -> list[tuple[str, SMTPMailer]]:
+        """Return the name and the mailer of each relay.
+
+        The name is the section of the file, or "postcommit". A relay of ``--failover``
+        has its host and port. Raises `OptionError`, as `mailer`.
+        """
         if "username" in self._given and sources.SECRET not in self._given:
             reason = f"is needed with a username; give it by {_INSTEAD}"
-            raise OptionError(sources.SECRET, None, reason)
-        relays: list[SMTPMailer] = [build(ISMTPMailer, self._given)]
-        seen = {(relays[0].hostname, relays[0].port)}
+            raise OptionError(sources.SECRET, MISSING, reason)
+        first: SMTPMailer = build(ISMTPMailer, self._given)
+        relays = [(sources.OURS, first)]
         if failover := self._given.get("failover"):
             for text in str(failover.value).replace(",", " ").split():
                 relay = self._relay_at(failover, text)
-                if (relay.hostname, relay.port) in seen:
-                    place = f"{relay.hostname}:{relay.port}"
-                    raise failover.refused(f"the relay {place} is there twice")
-                seen.add((relay.hostname, relay.port))
-                relays.append(relay)
-        for options in self._further:
+                _check_is_new(relay, relays, failover)
+                relays.append((str(relay.relay), relay))
+        for name, options in self._further.items():
             if "username" in options and sources.SECRET not in options:
                 reason = "needs a password or a password_file in the same section"
                 raise options["username"].refused(reason)
-            relays.append(build(ISMTPMailer, options))
+            relay = build(ISMTPMailer, options)
+            _check_is_new(relay, relays, options["hostname"])
+            relays.append((name, relay))
         return relays
 
     def _relay_at(self, failover: Given, text: str) -> SMTPMailer:
@@ -200,6 +206,16 @@ class Configuration:
         return made
 
 
+def _check_is_new(
+    relay: SMTPMailer, relays: list[tuple[str, SMTPMailer]], given: Given
+) -> None:
+    """Raise `OptionError` if one of `relays` is the same, with the same login."""
+    for name, other in relays:
+        if twin(relay, [other]):
+            reason = f"the relay {relay.relay} is there twice, first as [{name}]"
+            raise given.refused(reason)
+
+
 def _host(failover: Given, text: str) -> dict[str, Given]:
     """Return the options of a relay that is given as ``host`` or ``host:port``.
 
@@ -208,15 +224,21 @@ def _host(failover: Given, text: str) -> dict[str, Given]:
     split = _PLACE.fullmatch(text)
     host, port = split.groups() if split else (text, None)
     found = {"hostname": replace(failover, value=host.strip("[]"))}
-    return {**found, "port": replace(failover, value=port)} if port else found
+    if not port:
+        return found
+    try:
+        parsed(ISMTPMailer, "port", port)
+    except OptionError as error:
+        raise failover.refused(f"the port {error.reason}") from None
+    return {**found, "port": replace(failover, value=port)}
 
 
 def _collected(
     options: argparse.Namespace, environ: Mapping[str, str]
-) -> tuple[dict[str, Given], list[dict[str, Given]]]:
+) -> tuple[dict[str, Given], dict[str, dict[str, Given]]]:
     """Return the options of all sources, each from the first source that has it.
 
-    The second value has the options of each further relay.
+    The second value has the options of each further relay, by its section.
     """
     told = sources.from_arguments(vars(options), _KNOWN)
     variables = sources.from_environment(environ, (*_KNOWN, "config"))
@@ -225,7 +247,7 @@ def _collected(
     if sources.SECRET not in found:
         found |= sources.credentials(environ)
     path = options.config or (config and config.value)
-    further = []
+    further: dict[str, dict[str, Given]] = {}
     if path:
         found = {**sources.from_file(path, _KNOWN), **found}
         further = sources.further_relays(path, fields_of(ISMTPMailer))

@@ -63,7 +63,7 @@ _START = "'postcommit run' or 'postcommit flush'"
 # The metrics, besides the number of entries in each state, and their help texts.
 _GAUGES = {
     "due": "Entries that are due now.",
-    "due_looked_at": "How many deferred entries were asked when they are due.",
+    "due_looked_at": "Deferred entries that were read to see when they are due.",
     "oldest_due_seconds": "For how long the oldest entry is due.",
     "processor_alive": "Whether a processor of the queue is running.",
     "heartbeat_seconds": "How long ago a living processor gave a sign of life.",

@@ -71,7 +71,7 @@ class Drainer(NamedTuple):
 
     def is_alive(self, now: float) -> bool:
         """Return whether it gave a sign of life. `now` is a monotonic time."""
-        last = self.processor.last_beat
+        last = self.processor.last_sign
         return last is not None and now - last < SILENT_AFTER
 
     def is_over(self) -> bool:
@@ -127,7 +127,7 @@ class Service:
             if self._is_reload_due and self._retired is None:
                 self._is_reload_due = False
                 self._reload()
-            if self._drainer.processor.last_beat is None:
+            if self._drainer.processor.last_sign is None:
                 log.critical("the processor has died; this service ends, start it anew")
                 return 1
             if self._drainer.is_alive(time.monotonic()):

@@ -53,24 +53,42 @@ def run(options: argparse.Namespace) -> int:
     found.mailer()  # refuses options that have no effect
     mail = _mail(options)
     logs.set_up(found.log_level(_LEVEL), found.log_format)
-    return max([_test(mailer, mail) for mailer in found.relays()])
+    relays = found.named_relays()
+    well = 0
+    for number, (name, mailer) in enumerate(relays):
+        if len(relays) > 1:
+            print(f"{chr(10) if number else ''}[{name}]")
+        well += _test(mailer, mail)
+    if len(relays) > 1:
+        colour = "green" if well == len(relays) else "red"
+        verb = "is" if well == 1 else "are"
+        total = f"{well} of {len(relays)} relays {verb} well"
+        print(f"\n{coloured(total, colour, sys.stdout)}")
+    return 0 if well == len(relays) else 1
 
 
-def _test(mailer: SMTPMailer, mail: Composed | None) -> int:
-    """Print how the relay of `mailer` answers; return 1 if something failed."""
+def _test(mailer: SMTPMailer, mail: Composed | None) -> bool:
+    """Print how the relay of `mailer` answers; return whether it is well."""
     finding = probe(mailer)
     _print(mailer, finding)
-    if finding.failure is not None:
-        hint = _hint(finding, finding.failure, mailer.tls)
-        if mailer.relay.is_unix and finding.failure.reply is None:
-            hint = ""  # it is about a port
+    failure = finding.failure or _bad_file(mailer)
+    if failure is not None:
         failed = coloured("failed", "red", sys.stdout)
-        print(f"{failed}: {_shown(finding.failure)}{hint}")
-        return 1
+        print(f"{failed}: {_shown(failure)}{_hint(finding, failure, mailer)}")
+        return False
     if mail is not None and not _send(mailer, mail):
-        return 1
+        return False
     print(coloured("the relay is well", "green", sys.stdout))
-    return 0
+    return True
+
+
+def _bad_file(mailer: SMTPMailer) -> RelayError | None:
+    """Return why a certificate or key cannot be read, also if none was needed now."""
+    try:
+        mailer.read_certificates()
+    except RelayError as error:
+        return error
+    return None
 
 
 def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
@@ -80,7 +98,8 @@ def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
             _line("address", f"{address}: {'yes' if failure is None else failure}")
     _line("connection", "yes" if finding.is_connected else "no")
     if finding.is_connected:
-        _line("encryption", finding.tls or "none")
+        cut_off = "TLS, which the relay ended with an alert"
+        _line("encryption", finding.tls or (cut_off if finding.is_cut_off else "none"))
     if finding.certificate is not None:
         _print_certificate(finding.certificate)
     elif finding.tls is not None:
@@ -91,17 +110,22 @@ def _print(mailer: SMTPMailer, finding: Diagnosis) -> None:
         _line("login", f"as {mailer.username}")
     elif mailer.username is None:
         _line("login", "none, there is no username")
+    if finding.failure is None and finding.tls is None and mailer.certfile is not None:
+        _line("certfile", "not used, the relay offers no STARTTLS; to insist on it,")
+        _line("", "set tls to 'starttls'")
 
 
-def _hint(finding: Diagnosis, failure: RelayError, tls: str) -> str:
+def _hint(finding: Diagnosis, failure: RelayError, mailer: SMTPMailer) -> str:
     """Return which option to set, unless `failure` says so itself."""
-    if not finding.is_connected:
-        return "; set hostname and port: 25, or 587 to log in, 465 with tls=implicit"
     if failure.reply is not None:
         wants_login = failure.reply.code in _WANTS_LOGIN
         return "; set username and password_file" if wants_login else ""
+    if mailer.relay.is_unix or "source_address" in failure.reason:
+        return ""  # the rest is about hosts and ports
+    if not finding.is_connected:
+        return "; set hostname and port: 25, or 587 to log in, 465 with tls=implicit"
     # The relay has not sent a greeting. It may be waiting for TLS.
-    is_silent = not finding.is_greeted and tls != TLSMode.IMPLICIT
+    is_silent = not finding.is_greeted and mailer.tls != TLSMode.IMPLICIT
     return "; set tls to 'implicit' if it is port 465" if is_silent else ""
 
 

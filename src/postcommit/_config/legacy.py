@@ -115,6 +115,7 @@ INSTEAD = {
     "smtp_pwd": "password",
     "smtp_queue_directory": "queue_path",
     "host": "hostname",
+    "failover_mailers": "failover",
     "interval": "polling_interval",
     "implicit_tls": "tls",
     "force_tls": "tls",

@@ -1,7 +1,7 @@
 """Options that stay as the constructor has set them.
 
 A mailer makes its connections from its options, and a processor its threads. An option
-that was assigned later would show in the repr, and have no effect. So it is refused.
+that was assigned later would show in the repr, without effect. So it is refused.
 """
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ import configparser
 import difflib
 import os
 import re
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from typing import NoReturn
 from postcommit._config import legacy
 from postcommit._config.options import Given
 from postcommit._config.options import setting_name
+from postcommit.errors import MISSING
 from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
 
@@ -42,9 +44,11 @@ PREFIX = "POSTCOMMIT_"
 SECRET = "password"  # noqa: S105
 _FILE = "password_file"
 
-_OURS = "postcommit"
-# A section that is probably meant as that of a further relay.
-_NEARLY = re.compile(rf"{_OURS}[^\w:]")
+OURS = "postcommit"
+# The word that the name of a section begins with.
+_WORD = re.compile(r"\W*([\w-]*)")
+# A variable that other programs replace in ini files.
+_VARIABLE = re.compile(r"%\(\w+\)s")
 _SCRIPTS = {
     "app:zope-sendmail": legacy.ZOPE_SENDMAIL_SCRIPT,
     "app:qp": legacy.REPOZE_SENDMAIL_SCRIPT,
@@ -117,7 +121,9 @@ def unknown(name: str, known: Iterable[str], prefix: str = "") -> OptionError:
     """
     spelt = setting_name(name)
     known = list(known)
-    near = [legacy.INSTEAD.get(spelt, ""), *difflib.get_close_matches(spelt, known, 1)]
+    elsewhere = [old for old, new in legacy.INSTEAD.items() if new in known]
+    near = [spelt, *difflib.get_close_matches(spelt, [*known, *elsewhere], 1)]
+    near = [o if o in known else legacy.INSTEAD.get(o, o) for o in near]
     meant = next((other for other in near if other in known), None)
     hint = f"; do you mean {prefix}{meant}?" if meant else ""
     return OptionError(f"{prefix}{name}", "***", f"there is no such option{hint}")
@@ -131,18 +137,21 @@ def from_file(path: str, known: Iterable[str]) -> dict[str, Given]:
 
     Raises `ConfigError`, or OSError if the file cannot be read.
     """
-    names = [_OURS, *_SCRIPTS]
+    names = [OURS, *_SCRIPTS]
     parser = _parsed(path, configparser.RawConfigParser(default_section="\n"))
+    known = list(known)
+    for section in parser.sections():
+        _check_spelling(path, section, {*parser.options(section)} & {*known})
     found = [name for name in names if parser.has_section(name)]
     if len(found) != 1:
         has = " and ".join(f"[{name}]" for name in found)
-        reason = f"remove all but one of {has}" if has else f"add a section [{_OURS}]"
+        reason = f"remove all but one of {has}" if has else f"add a section [{OURS}]"
         others = ", ".join(f"[{name}]" for name in names)
-        raise ConfigError(path, "section", None, f"{reason}; these are read: {others}")
+        raise ConfigError(path, "", MISSING, f"{reason}; these are read: {others}")
     [section] = found
     source = f"{path}, [{section}]"
-    if section == _OURS:
-        return with_password(_known(source, parser.items(section), known))
+    if section == OURS:
+        return _ours(source, parser.items(section), known)
     # The scripts of the older libraries read [DEFAULT] and interpolate.
     library = _SCRIPTS[section]
     older = _parsed(path, configparser.ConfigParser())
@@ -160,25 +169,44 @@ def from_file(path: str, known: Iterable[str]) -> dict[str, Given]:
     )
 
 
-def further_relays(path: str, known: Iterable[str]) -> list[dict[str, Given]]:
+def _check_spelling(path: str, section: str, options: Collection[str]) -> None:
+    """Raise `ConfigError` if `section` is probably meant as one of ours.
+
+    A section of another program may have a similar name, so a misspelt name counts only
+    with some of our `options`. For example, ``pre-commit`` is not ours.
+    """
+    if section == OURS or section.startswith(f"{OURS}:"):
+        if section.strip() == f"{OURS}:":
+            reason = f"[{section}] has no name; name it, such as [{OURS}:second]"
+            raise ConfigError(path, "", MISSING, reason)
+        return
+    found = _WORD.match(section)
+    word = found[1] if found else ""
+    rest = section[found.end() :].strip(" :.-_/") if found else ""
+    if word.startswith(f"{OURS}-"):
+        word, rest = OURS, section.strip()[len(OURS) + 1 :]
+    is_near = difflib.get_close_matches(word.lower(), [OURS], 1, 0.85)
+    if word.lower() == OURS or (is_near and options):
+        meant = f"[{OURS}:{rest}]" if rest else f"[{OURS}]"
+        reason = f"[{section}] is not read; do you mean {meant}?"
+        raise ConfigError(path, "", MISSING, reason)
+
+
+def further_relays(path: str, known: Iterable[str]) -> dict[str, dict[str, Given]]:
     """Return the options of each section ``postcommit:NAME``, in their order.
 
-    Raises as `from_file` does, and `ConfigError` for a section without options.
+    Raises as `from_file` does, and `ConfigError` for a section without a host.
     """
     parser = _parsed(path, configparser.RawConfigParser(default_section="\n"))
     known = (*known, _FILE)
-    found = []
+    found = {}
     for section in parser.sections():
-        if _NEARLY.match(section):
-            name = section[len(_OURS) + 1 :].strip()
-            reason = f"[{section}] is not read; do you mean [{_OURS}:{name}]?"
-            raise ConfigError(path, "section", None, reason)
-        if section.startswith(f"{_OURS}:"):
+        if section.startswith(f"{OURS}:"):
             source = f"{path}, [{section}]"
-            options = with_password(_known(source, parser.items(section), known))
-            if not options:
-                raise ConfigError(source, "hostname", None, "name the relay")
-            found.append(options)
+            options = _ours(source, parser.items(section), known)
+            if "hostname" not in options:
+                raise ConfigError(source, "hostname", MISSING, "name the relay")
+            found[section] = options
     return found
 
 
@@ -203,7 +231,7 @@ def _parsed(
 
 
 def _refuse(path: str, reason: str) -> NoReturn:
-    raise ConfigError(path, "ini file", None, reason) from None
+    raise ConfigError(path, "", MISSING, reason) from None
 
 
 def _interpolated(
@@ -215,6 +243,24 @@ def _interpolated(
         except configparser.InterpolationError:
             reason = "a % that stands for itself is written %%"
             raise ConfigError(source, key, "***", reason) from None
+
+
+def _ours(
+    source: str, items: Iterable[tuple[str, str]], known: Iterable[str]
+) -> dict[str, Given]:
+    """Return the options of a section of ours, which is not interpolated."""
+    items = list(items)
+    for name, _ in items:
+        relay, dot, _ = name.partition(".")
+        if dot:
+            reason = f"a further relay is a section of its own, [{OURS}:{relay}]"
+            raise ConfigError(source, name, "***", reason)
+    found = _known(source, items, known)
+    for name, one in found.items():
+        variable = _VARIABLE.search(one.value)
+        if variable is not None and name != SECRET:
+            raise one.refused(f"{variable[0]} is not replaced here; write it out")
+    return with_password(found)
 
 
 def _known(
@@ -250,14 +296,20 @@ def with_password(found: dict[str, Given]) -> dict[str, Given]:
 def _read_password(file: Given) -> tuple[str, str]:
     """Return the first line of a password file, and what follows it.
 
-    An error does not show the path, because it may be the password itself, given in
-    place of a path.
+    An error shows the path only if it is in a folder that exists. Otherwise it may be
+    the password itself, given in place of a path.
     """
+    path = str(file.value).strip()
     try:
-        with open(str(file.value).strip(), encoding="utf-8") as lines:
+        with open(path, encoding="utf-8") as lines:
             return lines.readline().rstrip("\r\n"), lines.read().strip()
     except OSError as error:
-        reason = f"the file cannot be read: {error.strerror}"
+        folder = os.path.dirname(path)
+        is_path = folder.strip("/") and os.path.isdir(folder)
+        shown = f"the file {path!r}" if is_path else "the file"
+        reason = f"{shown} cannot be read: {error.strerror}"
+        if not os.path.isabs(path):
+            reason += "; a relative path is below the working directory"
     except ValueError:
         reason = "must be the path of a text file in UTF-8"
     raise file.refused(reason)

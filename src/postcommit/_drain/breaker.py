@@ -126,7 +126,7 @@ class Breaker:
         return CircuitState.OPEN if is_open else CircuitState.HALF_OPEN
 
     def seconds_left(self) -> float:
-        """Return for how long the breaker stays open; 0 if it is not."""
+        """Return for how long the breaker stays open, or 0 if it is not."""
         return max(0.0, self._until - self._clock())
 
     # Before the attempt
@@ -154,14 +154,23 @@ class Breaker:
     # After the attempt
 
     def attribute(
-        self, key: Hashable, report: DeliveryReport, *, answered: bool
-    ) -> DeliveryReport:
+        self, key: Hashable, report: DeliveryReport
+    ) -> tuple[DeliveryReport, bool]:
         """Return `report`, with the failure attributed to a poison message.
+
+        Return also whether the relay gave an answer to the message. Silence, a lost
+        connection and a refusal without asking the relay are not answers. The reply by
+        which a relay fails is not an answer, either.
 
         A message is poison if the relay fails in the middle of it for the second time,
         and has answered for other messages since the first time. `key` is the key of
-        the claim. `answered` says whether the relay gave an answer to the message.
+        the claim.
         """
+        # A mailer written elsewhere may have sent it without a reply to show.
+        answered = report.relay_failure is None and any(
+            outcome.status is Status.SENT or outcome.reply.code != 0
+            for outcome in report.outcomes
+        )
         if answered:
             self._answers += 1  # not exact if threads collide, which does no harm
             if self.suspects:
@@ -175,8 +184,8 @@ class Breaker:
                 if len(self.suspects) > _MOST_SUSPECTS:
                     del self.suspects[next(iter(self.suspects))]
                 if self._answers > before:
-                    return deferring(report)
-        return report
+                    report = deferring(report)
+        return report, answered
 
     def note(
         self, trouble: object, *, answered: bool = False, since: int | None = None
@@ -242,7 +251,7 @@ class Breaker:
             self._show()
 
     def shorten(self) -> bool:
-        """End the pause now if it is the first one. Return True once for each pause."""
+        """End the pause now if it is the first. Return True once for each pause."""
         with self._lock:
             if self._failures != 1 or self._shortened == self.count:
                 return False
@@ -286,16 +295,3 @@ class Breaker:
 def pause_after(failures: int) -> float:
     """Return the seconds of a pause after this number of `failures` in a row."""
     return float(min(FIRST_PAUSE * 2 ** min(failures - 1, 16), LONGEST_PAUSE))
-
-
-def is_answer(report: DeliveryReport) -> bool:
-    """Return True if the relay gave an answer to the message.
-
-    Silence, a lost connection and a refusal without asking the relay are not answers.
-    The reply by which a relay fails is not an answer, either.
-    """
-    # A mailer written elsewhere may have sent it without a reply to show.
-    return report.relay_failure is None and any(
-        outcome.status is Status.SENT or outcome.reply.code != 0
-        for outcome in report.outcomes
-    )

@@ -1,7 +1,7 @@
 """The contract between draining and the place where entries are.
 
 A queue is on disk today (`_maildir.store`), and may be in a database. Draining
-knows only what is written here: it has no paths, locks or file times.
+knows only what is written here: it knows no paths, locks or file times.
 
 The phases of one entry, in the order of their calls:
 
@@ -9,12 +9,12 @@ The phases of one entry, in the order of their calls:
 by               call                                         when
 ===============  ===========================================  =====================
 the delivery     `IQueue.stage`                               in ``send()``
-data manager     `IBatch`: prepare; then publish or discard   vote, finish or abort
+data manager     `IBatch`: prepare, then publish or discard   vote, finish or abort
 a worker         `IConsumer.take`, `IClaim.read`              the entry is due
 a worker         `IConsumer.settle`, or release               after an attempt
 ===============  ===========================================  =====================
 
-A forked child has no part in a consumer, a claim or a batch of its parent. Its copies
+A forked child takes no part in a consumer, a claim or a batch of its parent. Its copies
 do nothing. All times are the queue's own, in seconds since the epoch.
 """
 from __future__ import annotations
@@ -118,7 +118,7 @@ class IQueue(Interface):
 
         `message` is in pieces, which are not copied. `is_first` says that it is the
         first item of its batch, which may cost less. Raises `QueueError` if it cannot
-        be kept, or the queue has no such `terms`; then nothing is left.
+        be kept, or the queue cannot keep `terms`. Then nothing is left.
         """
 
     def consumer(
@@ -134,7 +134,7 @@ class IQueue(Interface):
 class IConsumer(Interface):
     """One drain, as the queue sees it: all that ends with the drain."""
 
-    last_beat: float = Attribute("When `beat` was last called, in `time.monotonic`.")
+    last_sign: float = Attribute("When the last sign of life was given (monotonic).")
 
     def now() -> float:
         """Return the queue's time. Any thread."""
@@ -142,29 +142,29 @@ class IConsumer(Interface):
     def take(most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
         """Claim up to `most` due entries. Return [] if none is due. Any thread.
 
-        New entries come first, then deferred ones. An entry accepted in the last
-        0.2 s may come after a deferred one. Returns fewer than `most` if more cannot
+        New entries come first, then deferred entries. An entry accepted in the last
+        0.2 s may come after a deferred entry. Returns fewer than `most` if more cannot
         be found quickly, and [] also during a rest after a look at many deferred
         entries: `seconds_to_wait` says when to ask again. `avoid` holds the keys of
         entries not to claim: suspects, for example, or what was released in this pass
         and would be taken again at once.
 
         A claim is returned also for an entry that cannot be opened: its `read` raises
-        the error. Raises `QueueError` if all entries fail, whatever its `scope`; then
+        the error. Raises `QueueError` if all entries fail, whatever its `scope`. Then
         nothing is claimed.
         """
 
     def is_sure(claim: IClaim) -> bool:
         """Return whether no other processor can have the entry now.
 
-        Asked before each transmission. Any thread; never raises, and does no I/O.
+        Asked before each transmission. Any thread. Never raises, and does no I/O.
         """
 
     def settle(claim: IClaim, settlement: Settlement) -> Settled:
         """Apply `settlement` and end the claim.
 
         Raises `QueueError`: then the claim is kept, and the same call may be repeated,
-        also if the first one took effect and only its answer was lost.
+        also if the first took effect and only its answer was lost.
         """
 
     def postpone(claim: IClaim, due: float) -> None:
@@ -180,34 +180,34 @@ class IConsumer(Interface):
         """
 
     def release(claims: Iterable[IClaim]) -> None:
-        """End `claims`; the entries stay as they are. Never raises, but logs."""
+        """End `claims`. The entries stay as they are. Never raises, but logs."""
 
     def seconds_to_wait() -> float:
-        """Return for how many seconds nothing known becomes due; inf if nothing waits.
+        """Return for how many seconds nothing known becomes due, inf if nothing waits.
 
         Only the feeder calls it. Raises `QueueError`.
         """
 
     def reserve(rate: float) -> float:
-        """Take the next slot of `rate` slots per second; return the seconds until it.
+        """Take the next slot of `rate` slots per second. Return the seconds until it.
 
         Any thread. A slot that is not used is lost.
         """
 
     def wait(timeout: float) -> None:
-        """Sleep until somebody rings, `timeout` seconds at most. Calls `beat`.
+        """Sleep until somebody rings, `timeout` seconds at most. Calls `give_sign`.
 
         Only the feeder calls it. Never raises.
         """
 
-    def beat() -> None:
-        """Show that the feeder does not hang. Only it calls this; never raises."""
+    def give_sign() -> None:
+        """Show that the feeder does not hang. Only it calls this. Never raises."""
 
     def ring() -> None:
-        """Wake the feeder. Any thread and any signal handler; never raises."""
+        """Wake the feeder. Any thread and any signal handler. Never raises."""
 
     def stop() -> None:
-        """Make `take` return [] from now on, also one that is looking; and `ring`."""
+        """Make `take` return [] from now on, also in a look now. Then `ring`."""
 
     def post(reason: object, seconds: float) -> None:
         """Show others that the drain pauses, for `seconds`, because of `reason`.
@@ -219,7 +219,7 @@ class IConsumer(Interface):
         """Show that the drain does not pause any more. Never raises."""
 
     def sweep() -> None:
-        """Remove what dead senders have left; once an hour. Raises `QueueError`."""
+        """Remove what dead senders have left. Once an hour. Raises `QueueError`."""
 
     def close() -> None:
-        """Release all claims and leave no note. Never raises; may be called again."""
+        """Release all claims and leave no note. Never raises. May be called again."""

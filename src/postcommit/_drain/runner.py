@@ -37,7 +37,7 @@ log = Log("postcommit.drain.runner")
 _ROUND = 50
 
 # Maximum number of seconds between two signs of life.
-BEAT_SECONDS = 10.0
+SIGN_SECONDS = 10.0
 
 # Number of seconds between two looks for what senders that died have left.
 _SWEEP_SECONDS = 3600.0
@@ -138,15 +138,15 @@ class Drain:
         return thread is self._feeder or thread in self._threads
 
     @property
-    def last_beat(self) -> float:
+    def last_sign(self) -> float:
         """When its feeder last gave a sign of life, a time of `time.monotonic`."""
-        return self._consumer.last_beat
+        return self._consumer.last_sign
 
     def begin(self) -> None:
-        """Start the workers, or fewer of them if the system has no more threads.
+        """Start the workers, or fewer of them if the system gives no more threads.
 
-        Raises RuntimeError or MemoryError if it has no thread at all. Then nothing has
-        begun.
+        Raises RuntimeError or MemoryError if it gives no thread at all. Then nothing
+        has begun.
         """
         for thread in self._threads:
             try:
@@ -199,7 +199,7 @@ class Drain:
         time.sleep(FIRST_PAUSE)  # also if the consumer cannot wait
 
     def once(self) -> Tally:
-        """Try once all that is due; end early if the relay is in trouble."""
+        """Try once all that is due. End early if the relay is in trouble."""
         for worker in self._workers:
             worker.tries_suspects = False  # that is for a drain that has waited
         with self._running():
@@ -297,7 +297,7 @@ class Crew:
     lock, which costs more than it brings.
 
     If the relay refuses one more connection, no more workers are called for
-    `FEWER_SECONDS` than were busy besides the one that was refused.
+    `FEWER_SECONDS` than were busy besides the worker that was refused.
 
     `called` is how many may work now, and `most` how many may be called. After `close`,
     no method waits.
@@ -351,13 +351,13 @@ class Crew:
     def wait(self, *, until_idle: bool) -> None:
         """Wait until nothing is left to take, with `until_idle` also for busy workers.
 
-        Meanwhile the workers are reviewed, and `IConsumer.beat` is called.
+        Meanwhile the workers are reviewed, and `IConsumer.give_sign` is called.
         """
         while True:
             with self._feeder:
                 is_busy = self._is_work or (until_idle and self._busy)
                 is_over = self._closed or not is_busy
-                seconds = BEAT_SECONDS
+                seconds = SIGN_SECONDS
                 if self._is_work and self._workers > 1:
                     seconds = REVIEW_SECONDS
                     if self.called == self.most:
@@ -369,7 +369,7 @@ class Crew:
             if is_over:
                 return
             self.review()
-            self._consumer.beat()
+            self._consumer.give_sign()
 
     def _log_fewer(self) -> None:
         """Log once how many workers are left, when no more of them are refused.
@@ -412,7 +412,7 @@ class Crew:
     # The workers
 
     def begin(self) -> int:
-        """Wait until a worker is called; return the number of the call, 0 when closed.
+        """Wait until a worker is called. Return the number of the call, 0 when closed.
 
         The worker may find nothing, because others are faster. It ends with `done`.
         """
@@ -424,7 +424,7 @@ class Crew:
             return 0 if self._closed else self._calls
 
     def take(self, most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
-        """Claim entries for a worker; see `IConsumer`. Keeps to the rate limit."""
+        """Claim entries for a worker. See `IConsumer`. Keeps to the rate limit."""
         call = self._calls
         if self._rate_limit is None:
             claims = self._consumer.take(most, avoid)
@@ -469,7 +469,7 @@ class Crew:
             if is_paused:
                 self.most, self._is_fewer_logged = self._workers, True
             elif is_refused:
-                self.most = max(1, min(self.most - 1, self._busy))
+                self.most = max(1, self._busy)
                 self.called = min(self.called, self.most)
                 self._refused = self._clock()
                 self._is_fewer_logged = False
@@ -487,6 +487,5 @@ class Crew:
         """End all waits. No worker is called any more."""
         with self._feeder:
             self._closed = True
-            self._is_work = False
             for waiting in (self._work_there, self._feeder, self._end):
                 waiting.notify_all()

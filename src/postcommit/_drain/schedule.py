@@ -15,7 +15,7 @@ JITTER = 0.1
 
 @dataclass(frozen=True)
 class Schedule:
-    """The bounds; see `IMailQueueProcessor` for their units and defaults."""
+    """The bounds. See `IMailQueueProcessor` for their units and defaults."""
 
     min_backoff: float
     max_backoff: float
@@ -32,7 +32,7 @@ class Schedule:
         return now + backoff * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
     def seconds_until(self, due: float, now: float) -> float:
-        """Return for how long an entry deferred until `due` waits; 0 if it is due.
+        """Return for how long an entry deferred until `due` waits, or 0 if it is due.
 
         It is also due if `due` lies further ahead than an entry can be deferred. Then
         the clock was put back, or the bounds were narrowed.

@@ -8,8 +8,8 @@ some deferred or uncertain  is rewritten with just those, due by the schedule
 some rejected               those are kept as a dead letter, the rest goes on
 the relay failed            is left as it is, and no attempt counts; recipients
                             that were decided before are settled
-uncertain for the third     those may have the message: they are kept as a dead
-time (``max_uncertain``)    letter, but are not called rejected
+uncertain for the third     those recipients may have the message: they are kept as
+time (``max_uncertain``)    a dead letter, but are not called rejected
 too old                     what would be deferred is rejected, but never after
                             the first attempt
 unreadable                  is kept as a dead letter, with the reason
@@ -99,8 +99,12 @@ class Settler:
         Then it is one of the `unsettled`. `answered` is kept for `settle_again`. If an
         error of the program prevents a decision, the entry is tried later.
         """
+        settlement = Settlement()  # if all are sent, the entry is removed
         try:
-            report, settlement = self._decide(claim, report)
+            if report.relay_failure is not None or any(
+                outcome.status is not Status.SENT for outcome in report.outcomes
+            ):
+                report, settlement = self._decide(claim, report)
         except Exception as error:
             # An error of the program, or no memory: it concerns this entry only.
             self._postpone(claim)
@@ -112,17 +116,16 @@ class Settler:
         self, claim: IClaim, report: DeliveryReport
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
-        if report.relay_failure is None and all(
-            outcome.status is Status.SENT for outcome in report.outcomes
-        ):
-            return report, Settlement()
         entry, now = claim.entry, self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.
         # Nor for recipients that were not reached because the relay failed.
         if entry.attempts and self._schedule.is_too_old(claim.accepted, now):
             report = giving_up(report)
-        elif uncertain_attempts(entry, report.outcomes) >= self._schedule.max_uncertain:
-            report = giving_up_uncertain(report)
+        elif report.uncertain:
+            most = self._schedule.max_uncertain
+            numbers = uncertain_attempts(entry, report.outcomes)
+            given_up = {r for r, number in numbers.items() if number >= most}
+            report = giving_up_uncertain(report, given_up)
         rest: tuple[str, ...] = ()
         if report.relay_failure is not None:
             if any(map(_is_left, report.outcomes)):
@@ -140,7 +143,7 @@ class Settler:
             reply = f"{UNCERTAIN}: {uncertain.last_reply}"
             uncertain = replace(uncertain, last_reply=reply)
         if rest:  # no attempt counts for them
-            left: Entry | None = replace(entry, recipients=rest)
+            left: Entry | None = only(entry, rest, entry.uncertain_by_recipient())
             due = now
         else:
             left = part(entry, report, _is_left)
@@ -166,8 +169,12 @@ class Settler:
         self.unsettled.pop(claim, None)
         if settled is not Settled.DONE:
             _log_loss(claim, report, settled)
+        statuses = [outcome.status for outcome in report.outcomes]
+        sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
+        given_up = sum(outcome.given_up for outcome in report.outcomes)
+        counts = sent, len(statuses) - sent - rejected - given_up, rejected, given_up
         with self._lock:
-            self.tally = Tally(*map(add, self.tally, tally_of(report)))
+            self.tally = Tally(*map(add, self.tally, counts))
         announce(report, notify_of(self._mailer), transaction.manager)
 
     def bury_unreadable(self, claim: IClaim, error: EntryError) -> None:
@@ -218,7 +225,7 @@ class Settler:
             _log_lost_report(claim, settling.report, settling.error)
 
     def _postpone(self, claim: IClaim) -> None:
-        """Have the entry tried later, and not at the next look; never raise.
+        """Have the entry tried later, and not at the next look. Never raises.
 
         If that is not possible, it is released as it is.
         """
@@ -232,7 +239,7 @@ class Settler:
 
 
 class _Unsettled(NamedTuple):
-    """A settlement that could not be applied. The same one is tried again later."""
+    """A settlement that could not be applied. It is tried again later."""
 
     claim: IClaim
     report: DeliveryReport
@@ -295,23 +302,32 @@ def _is_as_before(entry: Entry, settlement: Settlement) -> bool:
     relay may have the message.
     """
     left = settlement.left
-    return left is not None and (left.recipients, left.uncertain) == (
+    return left is not None and (left.recipients, left.uncertain, left.doubts) == (
         entry.recipients,
         entry.uncertain,
+        entry.doubts,
     )
 
 
-def tally_of(report: DeliveryReport) -> Tally:
-    """Return how many recipients have which outcome."""
-    statuses = [outcome.status for outcome in report.outcomes]
-    sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
-    given_up = sum(outcome.given_up for outcome in report.outcomes)
-    return Tally(sent, len(statuses) - sent - rejected - given_up, rejected, given_up)
+def uncertain_attempts(entry: Entry, outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """Return the number of uncertain attempts by recipient, with these `outcomes`."""
+    numbers = entry.uncertain_by_recipient()
+    for outcome in outcomes:
+        if outcome.status is Status.UNCERTAIN:
+            numbers[outcome.recipient] += 1
+    return numbers
 
 
-def uncertain_attempts(entry: Entry, outcomes: Iterable[Outcome]) -> int:
-    """Return the number of uncertain attempts of the entry, with these `outcomes`."""
-    return entry.uncertain + any(o.status is Status.UNCERTAIN for o in outcomes)
+def only(entry: Entry, recipients: tuple[str, ...], numbers: dict[str, int]) -> Entry:
+    """Return the entry with some of its recipients.
+
+    `numbers` are those of their uncertain attempts.
+    """
+    doubts = tuple(map(numbers.__getitem__, recipients))
+    most = max(doubts)
+    if min(doubts) == most:
+        doubts = ()
+    return replace(entry, recipients=recipients, uncertain=most, doubts=doubts)
 
 
 def part(
@@ -319,7 +335,7 @@ def part(
 ) -> Entry | None:
     """Return the entry with those recipients whose outcome belongs to the part.
 
-    Return None if the part has no recipients.
+    Return None if the part is without recipients.
     """
     outcomes = [outcome for outcome in report.outcomes if belongs(outcome)]
     if not outcomes:
@@ -330,13 +346,9 @@ def part(
         reply = next(iter(replies))
     else:
         reply = "; ".join(f"{o.recipient}: {o.reply}" for o in outcomes)
-    return replace(
-        entry,
-        recipients=tuple(outcome.recipient for outcome in outcomes),
-        attempts=entry.attempts + 1,
-        last_reply=reply,
-        uncertain=uncertain_attempts(entry, outcomes),
-    )
+    recipients = tuple(outcome.recipient for outcome in outcomes)
+    rest = only(entry, recipients, uncertain_attempts(entry, outcomes))
+    return replace(rest, attempts=entry.attempts + 1, last_reply=reply)
 
 
 def _is_left(outcome: Outcome) -> bool:

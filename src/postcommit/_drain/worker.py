@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
-from postcommit._drain.breaker import is_answer
 from postcommit._drain.contract import IClaim
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.settle import Settler
@@ -87,7 +86,7 @@ class Worker:
             self._failed = self._found_nothing = False
             if self._settler.unsettled:
                 for answered in self._settler.settle_again():
-                    breaker.note(None, answered=answered, since=self._since)
+                    breaker.note(None, answered=answered)
             # If the disk is broken, what is sent now could not be settled, either.
             error = self._settler.disk_error if self._settler.unsettled else None
             if error is None:
@@ -131,8 +130,7 @@ class Worker:
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
         """Attribute each report, settle and announce it, and tell the breaker."""
         for claim, report in reports:
-            answered = is_answer(report)
-            report = self._breaker.attribute(claim.key, report, answered=answered)
+            report, answered = self._breaker.attribute(claim.key, report)
             trouble: object = report.relay_failure
             is_refused = report.too_many_connections and not (
                 self.is_alone or self._is_probe
@@ -214,7 +212,6 @@ class Worker:
                 if not claims and (self.tries_suspects or not self._is_probe):
                     claims = self._take(most, breaker.skipped)
         except QueueError as error:
-            self._failed = True
             breaker.note(error, since=self._since)
             return False
         self._found_nothing = not claims

@@ -43,7 +43,7 @@ _NAMED = re.compile(r'((?:[^"<>,;\\]|"(?:[^"\\]|\\.)*")*)<([^<>]*)>')
 _HIDING = re.compile(r'["<(\[]')
 
 # The units of an address list: a quoted string, an address in angle brackets, or a
-# domain literal, even if its end is missing; a separator; and the text between them.
+# domain literal, even if its end is missing, a separator, or the text between them.
 # Comments can be nested, so `_end_of_comment` finds their end.
 _UNIT = re.compile(
     r'"(?:[^"\\]|\\.)*"?'
@@ -94,13 +94,13 @@ def parse_address(value: Address) -> str:
 
 
 def _fault(address: str) -> str:
-    """Return what is wrong with a bare address; nothing if it can work."""
+    """Return what is wrong with a bare address, or nothing if it can work."""
     if not address:
         return "it is empty"
     if "\N{REPLACEMENT CHARACTER}" in address:
         return "it has a character that was lost in decoding"
     if address.lower() == "postmaster":
-        return ""  # RFC 5321, 4.5.1: the one that needs no domain
+        return ""  # RFC 5321, 4.5.1: it needs no domain
     quoted = _QUOTED.match(address)
     local = quoted[0] if quoted else address.rpartition("@")[0]
     at, domain = address[len(local) : len(local) + 1], address[len(local) + 1 :]
@@ -145,7 +145,7 @@ def parse_recipients(value: Addresses) -> tuple[str, ...]:
     A str or bytes is one address. Two addresses are the same mailbox if they differ
     only in the case or the encoding of the domain, for example ``a@Bücher.example``
     and ``a@xn--bcher-kva.example``. Raises `AddressError` for an address that cannot
-    work, and if there is no recipient.
+    work, and if the list is empty.
     """
     if isinstance(value, str | bytes):
         return (parse_address(value),)
@@ -155,7 +155,7 @@ def parse_recipients(value: Addresses) -> tuple[str, ...]:
     for address in map(parse_address, value):
         local, at, domain = address.rpartition("@")
         encoded = domain if domain.isascii() else _a_labels(domain)
-        # A text that is equal for all spellings. Only "postmaster" has no domain.
+        # A text that is equal for all spellings. Only "postmaster" is without a domain.
         key = f"{local}@{encoded.lower()}" if at else address.lower()
         mailboxes.setdefault(key, address)
     if not mailboxes:

@@ -32,7 +32,7 @@ _ENCODED_WORD = re.compile(r"=\?[!#-'*+\-0-9A-Z^-~]+\?[BbQq]\?[!->@-~]*\?=")
 _SPACED = re.compile(r"([ \t]*+)([^ \t]+)")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9 !*+/-]+")
 
-# A piece of quoted text. It ends between two characters, not inside one.
+# A piece of quoted text. It ends between two characters, not inside a character.
 _PIECE = re.compile(rf".{{1,{_ROOM}}}(?<!=)(?<!=.)(?=\Z|[^=]|=[0-7C-F])")
 
 

@@ -7,7 +7,12 @@ from dataclasses import field
 
 @dataclass(slots=True)
 class Entry:
-    """One message with its envelope, and what is known of earlier attempts."""
+    """One message with its envelope, and what is known of earlier attempts.
+
+    `uncertain` is the number of attempts in which a recipient was uncertain. If it is
+    not the same for all recipients, it is the largest one, and `doubts` has those of
+    all, in the order of `recipients`.
+    """
 
     sender: str
     recipients: tuple[str, ...]
@@ -15,3 +20,10 @@ class Entry:
     attempts: int = 0
     last_reply: str = ""
     uncertain: int = 0
+    doubts: tuple[int, ...] = ()
+
+    def uncertain_by_recipient(self) -> dict[str, int]:
+        """Return the number of uncertain attempts of each recipient."""
+        if self.doubts:
+            return dict(zip(self.recipients, self.doubts, strict=True))
+        return dict.fromkeys(self.recipients, self.uncertain)

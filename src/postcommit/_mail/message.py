@@ -41,8 +41,8 @@ from postcommit.interfaces import Addresses
 from postcommit.interfaces import Sendable
 
 
-# Domain of a new Message-Id if neither the sender nor From has one. The name of this
-# host would need DNS, which can take long.
+# Domain of a new Message-Id if neither the sender nor From has a domain. The name of
+# this host would need DNS, which can take long.
 _NO_DOMAIN = "localhost.localdomain"
 
 # CR and LF also end a line, because each becomes CRLF on the wire. Otherwise a field
@@ -311,16 +311,20 @@ def to_crlf(data: bytes) -> bytes:
 
 
 def message_id_of(data: bytes) -> str:
-    """Return the id of a message, without brackets; ``''`` if it has none."""
+    """Return the id of a message without brackets, ``''`` if missing or malformed."""
     if data.startswith((b"\n", b"\r\n")):
         return ""  # no header
     end = _END_OF_HEADER.search(data)
     found = _MESSAGE_ID.search(data, 0, end.end() if end else len(data))
-    return _id_in(found[1]) if found else ""
+    try:
+        good = found and _GOOD_ID.fullmatch(found[1].strip(b" \t\r\n").decode())
+    except UnicodeDecodeError:
+        return ""
+    return good[1] if good and good[1].isprintable() else ""
 
 
 def _message_id(header: bytes) -> str:
-    """Return the id in a header, ``''`` if it has none.
+    """Return the id in a header, ``''`` if it is missing.
 
     Raises `MessageError` if there are several, or if it is malformed.
     """
@@ -329,20 +333,11 @@ def _message_id(header: bytes) -> str:
         return ""
     if len(values) > 1:
         raise MessageError(f"the header has {len(values)} Message-Id fields, not one")
-    found = _id_in(values[0])
+    found = message_id_of(header)
     if not found:
         value = shown(values[0].decode("utf-8", "backslashreplace").strip())
         raise MessageError(f"malformed Message-Id {value}: it must be like <a@b>")
     return found
-
-
-def _id_in(value: bytes) -> str:
-    """Return the id in the value of a field, ``''`` if it is malformed."""
-    try:
-        good = _GOOD_ID.fullmatch(value.strip(b" \t\r\n").decode())
-    except UnicodeDecodeError:
-        return ""
-    return good[1] if good and good[1].isprintable() else ""
 
 
 def _domain_of_from(mailboxes: _Mailboxes) -> str:
@@ -361,7 +356,7 @@ def _envelope(
     mailboxes: _Mailboxes,
     prefix: str,
 ) -> tuple[str, tuple[str, ...]]:
-    """Return sender and recipients; those that are None are in the header.
+    """Return sender and recipients. Those that are None are in the header.
 
     The names of their fields begin with `prefix`.
     """

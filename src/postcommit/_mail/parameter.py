@@ -51,7 +51,7 @@ class _Parameter:
 
 
 def raw_parameter(value: str, name: str) -> bytes:
-    """Return the parameter `name` of a field's `value`, ``b""`` if it has none.
+    """Return the parameter `name` of a field's `value`, ``b""`` if it is missing.
 
     `value` has a surrogate (PEP 383) for each byte that is not ASCII.
     """

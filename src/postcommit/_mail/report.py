@@ -6,6 +6,7 @@ The table of the SMTP dialogue is in `postcommit._smtp.dialogue`.
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
@@ -23,7 +24,7 @@ from postcommit.interfaces import IReply
 from postcommit.interfaces import Status
 
 
-# Maximum number of characters of a reply in one line; a relay may send 64 kB.
+# Maximum number of characters of a reply in one line. A relay may send 64 kB.
 _MOST_SHOWN = 2000
 
 # Shown in place of a character that cannot be printed.
@@ -67,9 +68,9 @@ class DeliveryReport:
     """The outcomes of one message in one attempt, see `IDeliveryReport`.
 
     `too_many_connections` is True if the relay refused one more connection while others
-    of this mailer were in use; only with `relay_failure`. `announced` is True if
-    `IMailer.send` has already logged the report and published its events, so that its
-    caller does not do so again.
+    of this mailer were in use. It is set only with `relay_failure`. `announced` is True
+    if `IMailer.send` has already logged the report and published its events, so that
+    its caller does not do so again.
     """
 
     message_id: str
@@ -161,11 +162,14 @@ def giving_up(report: DeliveryReport) -> DeliveryReport:
     return giving_up_uncertain(_with_outcomes(report, outcomes))
 
 
-def giving_up_uncertain(report: DeliveryReport) -> DeliveryReport:
-    """Return `report` with its uncertain recipients given up."""
+def giving_up_uncertain(
+    report: DeliveryReport, recipients: Collection[str] | None = None
+) -> DeliveryReport:
+    """Return `report` with its uncertain recipients given up, or just `recipients`."""
+    given_up = report.recipients if recipients is None else recipients
     outcomes = tuple(
         replace(outcome, given_up=True)
-        if outcome.status is Status.UNCERTAIN
+        if outcome.status is Status.UNCERTAIN and outcome.recipient in given_up
         else outcome
         for outcome in report.outcomes
     )

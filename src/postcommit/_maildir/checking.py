@@ -37,7 +37,7 @@ _AHEAD = 86400.0
 
 
 def check(store: Store, now: float) -> Iterator[Finding]:
-    """Yield what is wrong; see `IOperators.check`. `now` is in seconds since the epoch.
+    """Yield what is wrong. See `IOperators.check`. `now` is in seconds since the epoch.
 
     Reads the beginning of every file.
     """
@@ -62,7 +62,7 @@ def check(store: Store, now: float) -> Iterator[Finding]:
 def _as_allowed(findings: Iterator[Finding]) -> Iterator[Finding]:
     """Yield the findings up to a folder or file that this user may not read.
 
-    That one has another owner, and so a finding of its own.
+    That folder has another owner, and so a finding of its own.
     """
     with suppress(PermissionError):
         yield from findings
@@ -136,10 +136,10 @@ def _rights(path: str, found: os.stat_result, top: os.stat_result) -> Iterator[F
     linked into the queue. `found` is the status of the folder or file itself.
     """
     if stat.S_ISLNK(found.st_mode):
-        return  # it has no rights of its own, and chmod would follow it
+        return  # it is without rights of its own, and chmod would follow it
     advice = ""
     if not stat.S_ISDIR(found.st_mode) and found.st_nlink > 1:
-        # Each of its names would change, and one may be /etc/shadow.
+        # Each of its names would change, and it may be /etc/shadow.
         look = f"find / -xdev -inum {found.st_ino}"
         advice = f"it has {found.st_nlink} names, so look first what it is: '{look}'"
     if found.st_mode & 0o077:

@@ -1,6 +1,6 @@
 """One drain of a queue on disk: what is due is claimed here, and settled.
 
-New entries come first, then deferred ones.
+New entries come first, then deferred entries.
 
 Looking is cheap: two ``stat`` calls tell that nothing has changed. If something has,
 the folder is read in parts, so a queue of any size starts at once and costs no memory.
@@ -9,7 +9,7 @@ Several processes may work on one queue. If each takes the oldest entry, all but
 them find it locked or gone, each time: two processes on one queue needed 148 us of
 processor time a mail instead of 121. To share the entries by a rank of the processes
 would need files that tell who lives. Instead, a process that meets an entry which
-another one has claimed goes on in the middle of what is left of this part, and returns
+another has claimed goes on in the middle of what is left of this part, and returns
 to what it has skipped before it reads the next part. So they soon work far from each
 other, any number of them, and none has to know of the others. If one dies or stands
 still, the others take its entries with the part that they are in.
@@ -46,8 +46,8 @@ from postcommit._maildir.files import FileLock
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import unable
 from postcommit._maildir.maildir import Maildir
-from postcommit._maildir.presence import Bell
 from postcommit._maildir.presence import PauseNote
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.presence import ring
 from postcommit.errors import QueueError
 
@@ -63,7 +63,7 @@ log = Log("postcommit.maildir.consumer")
 # changed more recently may change again without a new time.
 _COARSENESS = 3.0
 
-# Interval in seconds at which a look at deferred entries looks for new ones, too.
+# Interval in seconds at which a look at deferred entries looks for new entries, too.
 _NEW_EVERY = 0.2
 
 # Seconds of rest for each deferred entry that was looked at. Only its file says when it
@@ -79,7 +79,7 @@ _SECONDS_FOR_MORE = 0.01
 
 @implementer(IConsumer)
 class Consumer:
-    """Takes and settles the entries of a Maildir; see `IConsumer`."""
+    """Takes and settles the entries of a Maildir. See `IConsumer`."""
 
     def __init__(
         self, store: Store, schedule: Schedule, clock: Callable[[], float] = time.time
@@ -88,23 +88,23 @@ class Consumer:
         self._store = store
         self._schedule = schedule
         self._scan = Scan(store.maildir, schedule, clock)
-        self._bell = Bell(store.path)
+        self._wakeup = Wakeup(store.path)
         self._note = PauseNote(store.path)
-        # By name, of all claims, also of one that an exception has made us forget.
+        # By name, of all claims, also of those that were forgotten after an exception.
         self._locks: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
         self._lock = threading.Lock()  # around the slot
         self._slot = time.monotonic()
         self._next_log = -math.inf
-        self.wait = self._bell.wait
-        self.beat = self._bell.beat
-        self.ring = self._bell.ring
+        self.wait = self._wakeup.wait
+        self.give_sign = self._wakeup.give_sign
+        self.ring = self._wakeup.ring
         self.post = self._note.post
         self.clear = self._note.clear
 
     @property
-    def last_beat(self) -> float:
+    def last_sign(self) -> float:
         """When the feeder last gave a sign of life, in `time.monotonic`."""
-        return self._bell.last_beat
+        return self._wakeup.last_sign
 
     def is_sure(self, claim: IClaim) -> bool:
         """Return True: the kernel keeps a lock for as long as its holder lives."""
@@ -113,7 +113,7 @@ class Consumer:
     # Take
 
     def take(self, most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
-        """Claim up to `most` due entries; see `IConsumer`."""
+        """Claim up to `most` due entries. See `IConsumer`."""
         taken: list[IClaim] = []
         until = math.inf
         looks = self._scan.looks
@@ -138,7 +138,7 @@ class Consumer:
         return taken
 
     def _claim(self, path: str) -> IClaim | None:
-        """Claim the entry at `path`; None if it is not due, gone, or claimed."""
+        """Claim the entry at `path`, or None if it is not due, gone, or claimed."""
         held = self._locks.get(stem(path))
         if held is not None and held.descriptor != -1:
             return None  # it is ours
@@ -170,7 +170,7 @@ class Consumer:
     # Settle
 
     def settle(self, claim: IClaim, settlement: Settlement) -> Settled:
-        """Do to the entry what `settlement` says, and release it; see `IConsumer`."""
+        """Do to the entry what `settlement` says, and release it. See `IConsumer`."""
         claim = cast("Claim", claim)
         rejected, uncertain = settlement.rejected, settlement.uncertain
         left = settlement.left
@@ -201,7 +201,7 @@ class Consumer:
 
     def _note_due(self, due: float) -> None:
         self._scan.note_due(due)
-        self._bell.ring()  # the feeder may have to wake earlier
+        self._wakeup.ring()  # the feeder may have to wake earlier
 
     def bury_unreadable(self, claim: IClaim, reason: str) -> None:
         """Make what is not an entry a dead letter, and release it."""
@@ -212,7 +212,7 @@ class Consumer:
             claim.release()
 
     def release(self, claims: Iterable[IClaim]) -> None:
-        """Release `claims`; the entries stay as they are."""
+        """Release `claims`. The entries stay as they are."""
         for claim in claims:
             cast("Claim", claim).release()
             self._scan.released(claim.name)
@@ -241,7 +241,7 @@ class Consumer:
             )
 
     def reserve(self, rate: float) -> float:
-        """Take the next slot of `rate` per second; return the seconds until it."""
+        """Take the next slot of `rate` per second. Return the seconds until it."""
         with self._lock:
             now = time.monotonic()
             slot = max(self._slot, now)
@@ -251,7 +251,7 @@ class Consumer:
     def stop(self) -> None:
         """Make `take` return nothing any more, and wake the feeder."""
         self._scan.is_stopped = True
-        self._bell.ring()
+        self._wakeup.ring()
 
     def sweep(self) -> None:
         """Remove what was half written more than 36 hours ago."""
@@ -267,7 +267,7 @@ class Consumer:
             lock.release()
         if self._note.lock is not None:
             self._note.clear()
-        self._bell.close()
+        self._wakeup.close()
         # The last ring may have woken only us, and we do nothing more.
         ring(self._store.path)
 
@@ -294,11 +294,11 @@ class Unopened:
         raise self._error
 
     def release(self) -> None:
-        """Do nothing: there is no lock."""
+        """Do nothing, because nothing is locked."""
 
 
 class Scan:
-    """The due entries of a queue, one after the other. Any thread may call it."""
+    """The due entries of a queue, in turn. Any thread may call it."""
 
     def __init__(
         self,
@@ -313,13 +313,14 @@ class Scan:
         self._monotonic = monotonic
         self._seen: dict[str, tuple[float, int] | None] = {"new": None, "cur": None}
         # The first time at which an entry is due, as far as it was noted since the last
-        # pass over the deferred ones began; and the one noted before, until that ends.
+        # pass over the deferred entries began. The other is that noted before, until
+        # the pass ends.
         self._next_due = self._last_due = math.inf
         self._lock = threading.Lock()  # around what is read and then set
         self._not_before = -math.inf
         self._is_put_off = False
         self.is_stopped = False
-        # Number of looks so far, and the passes left of the last one, in reverse order.
+        # Number of looks so far, and the passes left of the last, in reverse order.
         self.looks = 0
         self._looking = threading.Lock()
         self._passes: list[_Pass] = []
@@ -330,10 +331,10 @@ class Scan:
     def next(
         self, avoid: Collection[Hashable] = (), until: float = math.inf
     ) -> str | None:
-        """Return the path of the next due entry; None at the end of a look.
+        """Return the path of the next due entry, or None at the end of a look.
 
         The call after that begins another look, at what has changed. Passes over the
-        entries whose names are in `avoid`; they come last in a look that does not avoid
+        entries whose names are in `avoid`. They come last in a look that does not avoid
         them. Also returns None after the moment `until`, a time of `monotonic`, or if
         another thread has been looking for so long. Raises OSError.
         """
@@ -342,7 +343,22 @@ class Scan:
             return None
         try:
             if not self._passes:
-                self._begin()
+                # A new look. It begins with the new entries, see `_find`.
+                self.looks += 1
+                self._looked_for_new = -math.inf
+                due = min(self._next_due, self._last_due)
+                is_one_due = due < math.inf and not self._wait(due)
+                is_worth = self._has_changed("cur") or is_one_due
+                # Nobody rings again when the rest is over.
+                self._is_put_off = is_worth and self._monotonic() < self._not_before
+                if self._is_put_off:
+                    self._seen["cur"] = None
+                elif is_worth:
+                    with self._lock:
+                        self._last_due = min(self._next_due, self._last_due)
+                        self._next_due = math.inf
+                    deferred = self._maildir.parts("cur")
+                    self._passes.append(_Pass(deferred, is_deferred=True))
             while self._released:
                 path = self._released.popleft()
                 if stem(path) not in avoid:
@@ -355,31 +371,10 @@ class Scan:
         finally:
             self._looking.release()
 
-    def _begin(self) -> None:
-        self.looks += 1
-        due = min(self._next_due, self._last_due)
-        is_one_due = due < math.inf and not self._wait(due)
-        is_worth = self._has_changed("cur") or is_one_due
-        # Nobody rings again when the rest is over.
-        self._is_put_off = is_worth and self._monotonic() < self._not_before
-        if self._is_put_off:
-            self._seen["cur"] = None
-        elif is_worth:
-            with self._lock:
-                self._last_due = min(self._next_due, self._last_due)
-                self._next_due = math.inf
-            self._passes.append(_Pass(self._maildir.parts("cur"), is_deferred=True))
-        self._look_for_new()
-
-    def _look_for_new(self) -> None:
-        self._looked_for_new = self._monotonic()
-        if self._has_changed("new"):
-            self._passes.append(_Pass(self._maildir.parts("new")))
-
     def _has_changed(self, folder: str) -> bool:
         """Return whether `folder` has changed since the last call."""
         found = os.stat(f"{self._maildir.path}/{folder}")
-        state = found.st_mtime, found.st_ino  # another one if the folder was replaced
+        state = found.st_mtime, found.st_ino  # another if the folder was replaced
         if state == self._seen[folder]:
             return False
         is_settled = time.time() - found.st_mtime > _COARSENESS
@@ -387,14 +382,20 @@ class Scan:
         return True
 
     def _find(self, avoid: Collection[Hashable], until: float) -> str | None:
-        while self._passes and not self.is_stopped:
-            this = self._passes[-1]
+        while not self.is_stopped:
             now = self._monotonic()
             if now > until:
                 return None
-            if this.is_deferred and now - self._looked_for_new > _NEW_EVERY:
-                self._look_for_new()
-                this = self._passes[-1]
+            # New entries come first, also those that come during a long pass over the
+            # deferred entries.
+            is_new = bool(self._passes) and not self._passes[-1].is_deferred
+            if not is_new and now - self._looked_for_new > _NEW_EVERY:
+                self._looked_for_new = now
+                if self._has_changed("new"):
+                    self._passes.append(_Pass(self._maildir.parts("new")))
+            if not self._passes:
+                break
+            this = self._passes[-1]
             path = this.next()
             if path is None:
                 self._passes.pop()
@@ -430,8 +431,8 @@ class Scan:
         """Note that the entry at `path` was released as it was.
 
         A new one comes next, so that the oldest is tried first after a pause. One that
-        was deferred comes last. One that a Maildir reader has renamed meanwhile was
-        passed by at its new place, so the next look has to find it there.
+        was deferred comes last. An entry that a Maildir reader has renamed was passed
+        by at its new place, so the next look has to find it there.
         """
         if not os.path.lexists(path):
             self.look_again()
@@ -487,7 +488,7 @@ class _Pass:
     _is_crowded: bool = False
 
     def next(self) -> str | None:
-        """Return the next path; None at the end."""
+        """Return the next path, or None at the end."""
         while True:
             while self._at < self._end:
                 path = self._paths[self._at]

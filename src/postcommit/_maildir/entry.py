@@ -1,6 +1,6 @@
 """An entry: one message with its envelope, as a file in the queue.
 
-The first two lines are the envelope; those of an entry that was tried are
+The first two lines are the envelope. Those of an entry that was tried are
 followed by two more. Then comes the message, byte for byte::
 
     X-Zope-From: shop@example.org
@@ -11,11 +11,14 @@ followed by two more. Then comes the message, byte for byte::
 
 A message that begins with ``X-Zope-`` itself always gets all four, so that
 none of its own lines can be taken for ours. After uncertain attempts, their number
-follows that of all: ``X-Zope-Attempts: 2 (1 uncertain)``.
+follows that of all: ``X-Zope-Attempts: 2 (1 uncertain)``. If it is not the same for
+all recipients, theirs follow in order, the same ones together: ``X-Zope-Attempts:
+3 (2 uncertain: 2*20 0*180)`` says that the first 20 were uncertain twice.
 """
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 
@@ -39,7 +42,8 @@ BEGINNING = 1 << 22
 
 _PREAMBLE = re.compile(
     FROM.rstrip() + rb"(.*)\n" + TO.rstrip() + rb"(.*)\n"
-    rb"(?:" + ATTEMPTS + rb"(\d{1,9})(?: \((\d{1,9}) uncertain\))?\r?\n"
+    rb"(?:" + ATTEMPTS + rb"(\d{1,9})(?: \((\d{1,9}) uncertain(?::((?: "
+    rb"\d{1,9}\*\d{1,9})+))?\))?\r?\n"
     rb"" + REPLY.rstrip() + rb"(.*)\n)?"
 )
 
@@ -56,6 +60,7 @@ def preamble_of(entry: Entry) -> bytes:
         entry.attempts,
         entry.last_reply,
         entry.uncertain,
+        entry.doubts,
     )
 
 
@@ -66,6 +71,7 @@ def preamble(
     attempts: int = 0,
     last_reply: str = "",
     uncertain: int = 0,
+    doubts: tuple[int, ...] = (),
 ) -> bytes:
     """Return the lines before a message with this `beginning`."""
     envelope = b"%b%b\n%b%b\n" % (
@@ -78,8 +84,28 @@ def preamble(
         return envelope
     # A reply from a mailer written elsewhere may have halves of characters.
     one_line = " ".join(last_reply.split()).encode(errors="replace")
-    number = f"{attempts} ({uncertain} uncertain)" if uncertain else f"{attempts}"
+    number = f"{attempts}"
+    if uncertain:
+        number += f" ({uncertain} uncertain{_in_runs(doubts)})"
     return b"%b%b%b\n%b%b\n" % (envelope, ATTEMPTS, number.encode(), REPLY, one_line)
+
+
+def _in_runs(doubts: tuple[int, ...]) -> str:
+    """Return the numbers as they follow the largest one: ``: 2*20 0*180``."""
+    runs = [f" {number}*{len(list(of))}" for number, of in itertools.groupby(doubts)]
+    return f":{''.join(runs)}" if runs else ""
+
+
+def _parse_runs(runs: bytes, count: int) -> tuple[int, ...]:
+    """Return the numbers of `count` recipients.
+
+    Empty if there are others than these: somebody has edited the recipients.
+    """
+    pairs = [run.split(b"*") for run in runs.split()]
+    numbers = [(int(number), int(times)) for number, times in pairs]
+    if sum(times for _, times in numbers) != count:
+        return ()
+    return tuple(number for number, times in numbers for _ in range(times))
 
 
 def parse_entry(data: bytes) -> Entry:
@@ -93,7 +119,7 @@ def parse_entry(data: bytes) -> Entry:
         reason = data[len(UNREADABLE) :].partition(b"\n")[0]
         said = reason.decode("utf-8", "replace").strip()
         raise EntryError(f"it was set aside before: {said}")
-    attempts = uncertain = reply = b""
+    attempts = uncertain = runs = reply = b""
     if not data.startswith(FROM.rstrip()):
         sender, recipients, message = older.parse(data)
     else:
@@ -104,7 +130,7 @@ def parse_entry(data: bytes) -> Entry:
         message = data[found.end() :]
         if not message:
             raise EntryError("there is no message after the envelope")
-        *envelope, attempts, uncertain, reply = found.groups(b"")
+        *envelope, attempts, uncertain, runs, reply = found.groups(b"")
         try:
             sender, recipients = (value.decode().strip() for value in envelope)
         except UnicodeDecodeError as error:
@@ -112,15 +138,17 @@ def parse_entry(data: bytes) -> Entry:
             said = f"{title.decode().strip()} is no UTF-8: {error}"
             raise EntryError(said) from error
     try:
+        addresses = parse_recipients(
+            split_addresses(recipients) if "," in recipients else recipients
+        )
         return Entry(
             _parse_sender(sender),
-            parse_recipients(
-                split_addresses(recipients) if "," in recipients else recipients
-            ),
+            addresses,
             message,
             int(attempts or 0),
             reply.decode("utf-8", "replace").strip(),
             int(uncertain or 0),
+            _parse_runs(runs, len(addresses)) if runs else (),
         )
     except AddressError as error:
         raise EntryError(f"the envelope is damaged: {error}") from error

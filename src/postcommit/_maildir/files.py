@@ -8,7 +8,7 @@ Another thread may fork between ``open(2)`` and the moment when the object is kn
 lock around both would prevent that, but then every thread that opens a file would wait
 for the disk of all others. Instead a file is noted while it is opened or closed, and a
 fork waits until no other thread has such a file. Its wait is limited, so that a dead
-file server cannot block a fork for ever: after one second, it goes on without the
+file server cannot block a fork forever: after one second, it goes on without the
 guarantee.
 """
 from __future__ import annotations
@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
 from importlib import import_module
-from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
@@ -46,7 +45,7 @@ _STATX_BTIME = 0x800
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
-# Errors of a kernel, a file system or a filter of system calls that has no renameat2.
+# Errors of a kernel, a file system or a filter of system calls without renameat2.
 _WITHOUT_RENAMEAT2 = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 # Maximum number of seconds that a fork waits for other threads, and they for it.
@@ -59,7 +58,7 @@ _LOOK = 0.0002
 class OpenFile:
     """An open file; `descriptor` is -1 once it is closed, or in a forked child.
 
-    A context manager that closes it. An object that is dropped closes itself.
+    An object that is dropped closes itself.
     """
 
     descriptor = -1
@@ -95,17 +94,6 @@ class OpenFile:
         finally:
             guard.busy.pop(self, None)
 
-    def __enter__(self) -> OpenFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         try:
             self.close()
@@ -118,7 +106,7 @@ class OpenFile:
 class FileLock(OpenFile):
     """The open file `path`, to be locked by an exclusive ``flock(2)``.
 
-    The kernel drops the lock when its holder dies, so there are no stale locks. A child
+    The kernel drops the lock when its holder dies, so a lock is never stale. A child
     that was forked in the meantime would share it. So the child closes its copies, and
     `close` unlocks before it closes, as does an object that is dropped. Raises OSError
     if the file cannot be opened.
@@ -131,7 +119,7 @@ class FileLock(OpenFile):
         super().__init__(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def acquire(self, *, shared: bool = False) -> bool:
-        """Take the lock, if it is free; return whether it was. Does not wait.
+        """Take the lock, if it is free. Return whether it was. Does not wait.
 
         A `shared` lock is for those who only look whether it is taken: they do
         not take each other for its holder.
@@ -147,7 +135,7 @@ class FileLock(OpenFile):
     def release(self, *, removed: bool = False) -> None:
         """Close, but log what fails. May be called again.
 
-        With `removed` the file has no name any more. Then the lock is left to the last
+        With `removed` the file was removed. Then the lock is left to the last
         copy of the descriptor, which saves a call.
         """
         try:
@@ -179,7 +167,7 @@ def open_pipe() -> tuple[OpenFile, OpenFile]:
 class _Guard:
     """The open files of this process, and its forks.
 
-    `thread` is the one that forks now, or 0. `busy` has the files that are just opened
+    `thread` forks now, or 0. `busy` has the files that are just opened
     or closed, and by which thread.
     """
 
@@ -223,7 +211,7 @@ class _Guard:
             self.lock.release()
 
     def in_child(self) -> None:
-        """Close the copies of a child, which has no other threads."""
+        """Close the copies of a child, in which no other thread runs."""
         self._begin()
         # The objects, not only their descriptors: a child gets the same numbers again.
         for copy in list(self.open):
@@ -266,7 +254,7 @@ _ctypes = optional("ctypes")
 
 
 def _of_libc(name: str) -> Any:
-    """Return a function of the C library; None if there is none, or no ctypes."""
+    """Return a function of the C library, or None if it or ctypes is missing."""
     try:
         library = _ctypes and _ctypes.CDLL(None, use_errno=True)
     except (OSError, MemoryError):
@@ -327,7 +315,7 @@ def rename(source: str, target: str) -> None:
 
     Raises FileExistsError if `target` is taken, and another OSError if it fails.
 
-    ``rename(2)`` replaces. A link to the new name and a removal of the old one would
+    ``rename(2)`` replaces. A link to the new name and a removal of the old name would
     not, but a crash between them would leave an entry under two names, and it would be
     sent twice. So the kernel is asked not to replace (``renameat2``). Where it cannot
     do that, for example on NFS, we look first. Then another process could still take

@@ -44,7 +44,7 @@ def no_step() -> None:
 
 
 class EntryState(enum.Enum):
-    """Where an entry is on its way through the queue; in the order of a list.
+    """Where an entry is on its way through the queue, in the order of a list.
 
     `title` is for the number of such entries, `about` says which they are, and `advice`
     says what an operator can do. `key` is for programs, such as ``in_doubt``.
@@ -119,7 +119,7 @@ class Details:
 
     Times are in seconds since the epoch. `due` is when it is tried next, None if it is
     not tried by itself; `changed` is when it was written last, which is when a dead
-    letter was given up. `problem` is why this is not an entry; then sender and
+    letter was given up. `problem` is why this is not an entry. Then sender and
     recipients are unknown. `uncertain` is how many of the `attempts` may have
     transmitted the message. `head` is the beginning of the message, with its whole
     header.
@@ -139,7 +139,7 @@ class Details:
 
     @property
     def message_id(self) -> str:
-        """The id of the message, without angle brackets; empty if it has none."""
+        """The id of the message, without angle brackets, or '' if it is missing."""
         return message_id_of(self.head)
 
 
@@ -147,7 +147,7 @@ class Details:
 class Reason:
     """A last reply, and how many of the entries that were `looked_at` have it.
 
-    Replies that differ only in addresses and numbers count as the same one.
+    Replies that differ only in addresses and numbers count as the same.
     """
 
     reply: str
@@ -157,17 +157,17 @@ class Reason:
 
 @dataclass(frozen=True)
 class Survey:
-    """A queue in a few numbers; times are in seconds since the epoch.
+    """A queue in a few numbers. Times are in seconds since the epoch.
 
     `counts` has the number of entries in each state, `reasons` the most common last
-    reply in a state, if there is one. `due` is the number of entries that are due now,
+    reply in a state, if any. `due` is the number of entries that are due now,
     `oldest_due` is when the first of them became due. For these two, only `looked_at`
-    of the deferred entries were read; in a large queue these are not all.
+    of the deferred entries were read. In a large queue these are not all.
     `foreign_claims` counts the entries that a processor of
     another library is sending. `heartbeat` is the last sign of life of a running
-    processor, `pause` is the note of one that pauses. `mailbox` says why this is
-    probably a person's mailbox; it is empty for a queue. `shortages` say what the disk
-    has too little of.
+    processor, `pause` is the note of a processor that pauses. `mailbox` says why this
+    is probably a person's mailbox. It is empty for a queue. `shortages` say what the
+    disk has too little of.
     """
 
     counts: Mapping[EntryState, int]
@@ -202,20 +202,20 @@ class IChanges(Interface):
     """
 
     def retry(item: Item) -> bool:
-        """Make the entry due now; False if it is gone, or is being sent.
+        """Make the entry due now. Return False if it is gone, or is being sent.
 
         Raises `EntryError` for a dead letter that is not an entry, or that is in the
         queue already, and `QueueError` for an entry in doubt.
         """
 
     def delete(item: Item) -> bool:
-        """Remove the entry; False if it is gone, or is being sent.
+        """Remove the entry. Return False if it is gone, or is being sent.
 
         Raises `QueueError` for an entry in doubt.
         """
 
     def recover(items: Iterable[Item], *, send: bool) -> Iterator[Item]:
-        """Accept these entries in doubt, or remove them; yield each when it is done.
+        """Accept these entries in doubt, or remove them. Yield each when it is done.
 
         Entries that another process recovers at the same time are left out. Raises
         `QueueError` for an entry that is not in doubt.
@@ -239,19 +239,19 @@ class IOperators(Interface):
     def find(ids: Sequence[str]) -> list[Item]:
         """Return the entries that `ids` mean, in their order, each once.
 
-        Each of `ids` is an id or the beginning of one, a name, a place, or a message
+        Each of `ids` is an id or its beginning, a name, a place, or a message
         id. A message id means every entry of that message: there are several if some
         recipients were rejected and others are tried again.
 
-        Raises `ItemError` for one that is too short, that means no entry of the queue,
-        or that is the beginning of several ids.
+        Raises `ItemError` for an id that is too short, that means no entry of the
+        queue, or that is the beginning of several.
         """
 
     def details(item: Item, addresses: Collection[str] = ()) -> Details | None:
-        """Read the entry; None if it is gone.
+        """Read the entry, or None if it is gone.
 
-        The result may also be None if the envelope has no address that matches one of
-        the patterns `addresses`, for speed. Otherwise the caller compares the
+        The result may also be None if no address of the envelope matches one of the
+        patterns `addresses`, for speed. Otherwise the caller compares the
         addresses.
         """
 
@@ -259,7 +259,7 @@ class IOperators(Interface):
         """Open the entry as its file in a Maildir would be. Raises OSError."""
 
     def survey(most_seconds: float = 2.0) -> Survey:
-        """Count the entries; read deferred ones for `most_seconds` at most."""
+        """Count the entries. Read deferred entries for `most_seconds` at most."""
 
     def check() -> Iterator[Finding]:
         """Yield what is wrong with the queue. Changes nothing."""

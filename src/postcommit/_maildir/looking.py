@@ -96,7 +96,7 @@ def items(
     message_id: str = "",
     step: Step = no_step,
 ) -> Iterator[Item]:
-    """Iterate over the entries; see `IOperators.items`.
+    """Iterate over the entries. See `IOperators.items`.
 
     Without `message_id` no file is read. Only a few thousand names are in memory.
     """
@@ -112,7 +112,7 @@ def items(
 def item_at(path: str, state: EntryState) -> Item:
     """Return the item for the file of an entry.
 
-    Its name is the one that the entry has, had, or will have in ``new``.
+    Its name is that which the entry has, had, or will have in ``new``.
     """
     if state is EntryState.IN_DOUBT:
         name = original_name(path)
@@ -140,7 +140,7 @@ def _message_id(item: Item) -> str:
 
 
 def _beginning_with(folder: str, prefix: str) -> Iterator[str]:
-    """Yield the files with this `prefix`; without one, those that are not hidden."""
+    """Yield the files with this `prefix`; without it, those that are not hidden."""
     try:
         with os.scandir(folder) as found:
             for entry in found:
@@ -186,7 +186,7 @@ def refuse_young_claims(store: Store) -> None:
 
 
 def details(item: Item, addresses: Collection[str] = ()) -> Details | None:
-    """Read the beginning of the file; see `IOperators.details`.
+    """Read the beginning of the file. See `IOperators.details`.
 
     If it cannot be read, the reason is its `problem`.
     """
@@ -253,14 +253,14 @@ def _parse(head: bytes, file: io.FileIO) -> Entry:
 
 
 def _problem(head: bytes, error: EntryError) -> str:
-    """Say why a file is not an entry; one that was set aside says so itself."""
+    """Say why a file is not an entry; a file that was set aside says so itself."""
     if head.startswith(UNREADABLE):
         return head[len(UNREADABLE) :].split(b"\n")[0].decode("utf-8", "replace")
     return error.reason
 
 
 def _glance(item: Item) -> bytes:
-    """Read how the file begins; nothing if it cannot be read."""
+    """Read how the file begins, or nothing if it cannot be read."""
     try:
         descriptor = os.open(item.place, READ_FLAGS)
     except OSError:
@@ -301,11 +301,11 @@ def bare_id(message_id: str) -> str:
 
 
 def find(store: Store, ids: Sequence[str]) -> list[Item]:
-    """Return the entries that `ids` mean; see `IOperators.find`."""
+    """Return the entries that `ids` mean. See `IOperators.find`."""
     wanted = dict.fromkeys(ids)
     for given in wanted:
         _check(given)
-    # A name that has an @ is possible, and so is a message id that has none.
+    # A name that has an @ is possible, and so is a message id without it.
     likely = [given for given in wanted if "@" in given]
     found = _of_messages(store, likely)
     found |= _named(store, [given for given in wanted if not found.get(given)])
@@ -365,7 +365,7 @@ def _ambiguous(given: str, found: list[Item]) -> ItemError:
 
 
 def survey(store: Store, now: float, most_seconds: float) -> Survey:
-    """Look at the whole queue; see `IOperators.survey`.
+    """Look at the whole queue. See `IOperators.survey`.
 
     Counts names, and opens a few hundred files. Only the file of a deferred entry
     says when it is due. These are read for `most_seconds` from now, but at least for a
@@ -429,7 +429,7 @@ class _Due:
 
 
 def _names(folder: str, hidden: Counter[str]) -> Iterator[str]:
-    """Yield the names of the entries; count what other libraries have hidden."""
+    """Yield the names of the entries. Count what other libraries have hidden."""
     try:
         found = os.scandir(folder)
     except FileNotFoundError:
@@ -456,7 +456,7 @@ def _new(folder: str, hidden: Counter[str]) -> _Due:
 def _deferred(
     store: Store, hidden: Counter[str], now: float, due: _Due, until: float
 ) -> tuple[int, int]:
-    """Note what is due; return how many are deferred, and how many were read."""
+    """Note what is due. Return how many are deferred, and how many were read."""
     path = store.maildir.cur
     count = looked_at = 0
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -484,9 +484,9 @@ def _changed(name: str, folder: int) -> float:
 
 
 def _reasons(store: Store) -> dict[EntryState, Reason]:
-    """Return the most common reply of each state that has one."""
+    """Return the most common reply of each state."""
     folder = store.maildir.cur
-    # In no order: a better sample than the oldest ones, and at once.
+    # In no order: a better sample than the oldest entries, and at once.
     names = _names(folder, Counter())
     samples = {
         EntryState.DEFERRED: (

@@ -1,9 +1,9 @@
 """Maildir folders (https://cr.yp.to/proto/maildir.html), made durable.
 
 A message is written in ``tmp``, and renamed into ``new`` when it is complete, so no
-reader ever sees half of one. The original format leaves durability to the operating
-system. Here, a message is on the disk before its name is, and its name is on the disk
-when `commit` returns.
+reader ever sees half of a message. The original format leaves durability to the
+operating system. Here, a message is on the disk before its name is, and its name is on
+the disk when `commit` returns.
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import closing
 from contextlib import suppress
 
 from zope.interface import implementer
@@ -90,8 +91,9 @@ def check_path(path: str) -> None:
     """Raise a `QueueError` if there can be no Maildir at `path`. Creates nothing."""
     with explained(path, "open the Maildir", MaildirError):
         exists = _check_folders(path)
-    if not exists and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise QueueError(path, "there is no folder to create it in")
+    parent = os.path.dirname(os.path.abspath(path))
+    if not exists and not os.path.isdir(parent):
+        raise QueueError(path, f"there is no folder {parent!r} to create it in")
 
 
 @provider(IMaildirFactory)
@@ -112,7 +114,7 @@ class Maildir:
         with explained(self.path, "open the Maildir", MaildirError):
             exists = _check_folders(self.path)
             if not os.path.isabs(self.path):
-                # Should the process change its folder, this one is still meant.
+                # Should the process change its folder, this folder is still meant.
                 self.path = os.path.join(os.getcwd(), self.path)
         self.is_new: bool = create and not exists
         if self.is_new:
@@ -161,10 +163,10 @@ class Maildir:
     ) -> Staged:
         """Write a whole message, to be committed or aborted.
 
-        With `nameless` its file has no name until it is moved, if the file system can
+        With `nameless` its file gets its name when it is moved, if the file system can
         do that (``O_TMPFILE``). That costs an open file, but the file system has less
         to do, and nothing is left if the process dies.
-        Raises `QueueError` if it cannot be written; then nothing is left.
+        Raises `QueueError` if it cannot be written. Then nothing is left.
         """
         if nameless and self.identity not in _names_later:
             _names_later[self.identity] = try_out(self.tmp)[1]
@@ -202,7 +204,7 @@ class Staged:
     it belongs, `checksum` the CRC-32 of its content.
     """
 
-    # Open while it is written, and as long as the file has no name.
+    # Open while it is written, and as long as the file is nameless.
     _file: OpenFile | None = None
     _aborted = False
     # Path where the file may be already: an interrupt comes after the call is done.
@@ -221,16 +223,16 @@ class Staged:
         if self._file is not None:
             os.fsync(self._file.descriptor)
             return
-        with OpenFile(self.path, os.O_RDONLY) as file:
+        with closing(OpenFile(self.path, os.O_RDONLY)) as file:
             os.fsync(file.descriptor)
 
-    def reveal(self) -> None:
-        """Give the file its name in ``tmp``, if it has none yet."""
+    def give_name(self) -> None:
+        """Give the file its name in ``tmp``, if it is still without."""
         if self._file is not None:
             self.move(self.path)
 
     def move(self, path: str) -> None:
-        """Rename the file to `path`; at `target` it is committed.
+        """Rename the file to `path`. At `target` it is committed.
 
         No file is ever replaced. If `target` is taken, it becomes another name, once.
         Raises OSError, such as FileExistsError for any other `path` that is taken.
@@ -238,7 +240,7 @@ class Staged:
         self._moving_to = path
         try:
             if self._file is not None:
-                # Only with a descriptor does Python follow the link; any will do.
+                # Only with a descriptor does Python follow the link. Any will do.
                 named = f"/proc/self/fd/{self._file.descriptor}"
                 os.link(named, path, src_dir_fd=self._file.descriptor)
             else:
@@ -289,7 +291,7 @@ class Staged:
 class MaildirMessageWriter(Staged):
     """Writes one message into a Maildir, see `IMaildirMessageWriter`.
 
-    It has no buffer: each call is a system call.
+    It is without a buffer: each call is a system call.
     """
 
     def __init__(self, maildir: Maildir, name: str) -> None:
@@ -325,7 +327,7 @@ class MaildirMessageWriter(Staged):
 
 
 def _check_folders(path: str) -> bool:
-    """Return whether a Maildir is at `path`; False if nothing is.
+    """Return whether a Maildir is at `path`, or False if nothing is.
 
     Raises `NotAMaildirError` for anything else. The folder itself may be a symbolic
     link. Those in it may not: the files behind such a link belong to somebody else, who
@@ -362,8 +364,8 @@ def try_out(folder: str) -> tuple[str, bool]:
 
     Without a colon in names, or locks, mail would be accepted, and the first deferral
     or claim would stop the queue. '' for nothing, or if it cannot be tried: the disk is
-    full, or this user may not write there. The file for it is removed; if this process
-    is killed, the next one removes it.
+    full, or this user may not write there. The file for it is removed. If this process
+    is killed, the next removes it.
     """
     plain = f"{folder}/{PROBE}"
     path = f"{plain}:2,"  # as in `cur`
@@ -371,13 +373,14 @@ def try_out(folder: str) -> tuple[str, bool]:
     without_colons = f"is on a file system without ':' in file names, {_NEEDED}"
     names_later = False
     try:
-        remove(plain)
-        with suppress(OSError), OpenFile(folder, _NAMELESS) as file:
+        with suppress(FileNotFoundError):
+            os.unlink(plain)
+        with suppress(OSError), closing(OpenFile(folder, _NAMELESS)) as file:
             named = f"/proc/self/fd/{file.descriptor}"
             with suppress(FileExistsError):  # another process tries it at this moment
                 os.link(named, path, src_dir_fd=file.descriptor)
             names_later = True
-        with OpenFile(path, flags) as file:
+        with closing(OpenFile(path, flags)) as file:
             # Over SMB, this may be a stream of the file before the colon.
             if os.path.lexists(plain):
                 return without_colons, False
@@ -389,7 +392,7 @@ def try_out(folder: str) -> tuple[str, bool]:
                 lacks = f"without file locks (flock: {error.strerror})"
                 return f"is on a file system {lacks}, {_NEEDED}", False
     except OSError:
-        # The colon is the reason if it fails only with one.
+        # The colon is the reason if it fails only with a colon.
         if not os.path.lexists(path) and _is_refused(plain, path, flags):
             return without_colons, False
     finally:
@@ -422,7 +425,7 @@ def not_a_folder(path: str, name: str, *, is_link: bool) -> NotAMaildirError:
 def create_maildir(path: str, *, owner_of: str = "") -> None:
     """Create a Maildir that is complete from the moment that it is there.
 
-    If root creates it, it belongs to the owner of the folder `owner_of`, if one is
+    If root creates it, it belongs to the owner of the folder `owner_of`, if that is
     given. Raises OSError.
     """
     parent = os.path.dirname(os.path.abspath(path))
@@ -449,9 +452,9 @@ def create_maildir(path: str, *, owner_of: str = "") -> None:
 def _give_to_owner(path: str, owner_of: str) -> None:
     """Give a new Maildir to the owner of the folder `owner_of`, without its files.
 
-    By its descriptor, because this owner may put a link in its place meanwhile.
+    By its descriptor, because this owner may put a link in its place in the meantime.
     """
-    with OpenFile(path, _FOLDER) as folder:
+    with closing(OpenFile(path, _FOLDER)) as folder:
         for name in FOLDERS:
             part = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=folder.descriptor)
             try:

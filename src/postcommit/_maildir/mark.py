@@ -87,7 +87,7 @@ def check_queue_path(path: str) -> None:
 
 
 def _mailbox(maildir: Maildir) -> str:
-    """Return why this is a mailbox; an empty str if it is a queue."""
+    """Return why this is a mailbox, or an empty str if it is a queue."""
     if os.path.lexists(f"{maildir.path}/{_SUBFOLDER}"):
         return "it is a folder of another Maildir"
     heads = []
@@ -110,9 +110,9 @@ def _first_names(folder: str) -> list[str]:
 
 
 def _head(path: str) -> bytes:
-    """Return the beginning of a file; nothing of one that is not regular.
+    """Return the beginning of a file; nothing if it is not a regular file.
 
-    Also nothing of a file that was sent meanwhile, or that cannot be read.
+    Also nothing of a file that was sent in the meantime, or that cannot be read.
     """
     with suppress(OSError):
         if stat.S_ISREG(os.lstat(path).st_mode):

@@ -3,7 +3,7 @@
 ========  ===================================================================
 change    effect
 ========  ===================================================================
-retry     a dead letter is renamed into ``new/``; a deferred entry becomes due
+retry     a dead letter is renamed into ``new/``. A deferred entry becomes due
 delete    the file is claimed, then removed
 recover   the prepared files of a dead transaction are renamed into ``new/``,
           or removed, while the lock of their leader is held
@@ -72,32 +72,32 @@ class MaildirOperators:
         message_id: str = "",
         step: Step = no_step,
     ) -> Iterator[Item]:
-        """Iterate over the entries in these `states`; see `IOperators`."""
+        """Iterate over the entries in these `states`. See `IOperators`."""
         return looking.items(self._store, states, message_id=message_id, step=step)
 
     def find(self, ids: Sequence[str]) -> list[Item]:
-        """Return the entries that `ids` mean; see `IOperators`."""
+        """Return the entries that `ids` mean. See `IOperators`."""
         return looking.find(self._store, ids)
 
     def details(self, item: Item, addresses: Collection[str] = ()) -> Details | None:
-        """Read the entry; None if it is gone; see `IOperators`."""
+        """Read the entry, or None if it is gone. See `IOperators`."""
         return looking.details(item, addresses)
 
     def open(self, item: Item) -> FileIO:
-        """Open the file of the entry; see `IOperators`."""
+        """Open the file of the entry. See `IOperators`."""
         return looking.open_file(item)
 
     def survey(self, most_seconds: float = 2.0) -> Survey:
-        """Count the entries; see `IOperators`."""
+        """Count the entries. See `IOperators`."""
         return looking.survey(self._store, time.time(), most_seconds)
 
     def check(self) -> Iterator[Finding]:
-        """Yield what is wrong with the queue; see `IOperators`."""
+        """Yield what is wrong with the queue. See `IOperators`."""
         return checking.check(self._store, time.time())
 
     @contextmanager
     def changes(self) -> Iterator[MaildirChanges]:
-        """Begin to change entries; see `IOperators`."""
+        """Begin to change entries. See `IOperators`."""
         mark.refuse_mailbox(self._store.maildir)
         looking.refuse_young_claims(self._store)
         try:
@@ -115,13 +115,13 @@ class MaildirOperators:
 
 @implementer(IChanges)
 class MaildirChanges:
-    """Changes in one queue; see `IChanges`."""
+    """Changes in one queue. See `IChanges`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def retry(self, item: Item) -> bool:
-        """Make the entry due now; see `IChanges`."""
+        """Make the entry due now. See `IChanges`."""
         if item.state is EntryState.IN_DOUBT:
             raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
         if item.state is EntryState.WAITING:
@@ -159,7 +159,7 @@ class MaildirChanges:
             raise unable(dead.place, doing, error) from error
 
     def delete(self, item: Item) -> bool:
-        """Remove the entry; see `IChanges`."""
+        """Remove the entry. See `IChanges`."""
         if item.state is EntryState.IN_DOUBT:
             reason = "is in doubt; use 'postcommit recover --drop'"
             raise QueueError(item.place, reason)
@@ -177,7 +177,7 @@ class MaildirChanges:
             return self._store.claim(item.place)
 
     def recover(self, items: Iterable[Item], *, send: bool) -> Iterator[Item]:
-        """Accept these entries in doubt, or remove them; see `IChanges`."""
+        """Accept these entries in doubt, or remove them. See `IChanges`."""
         settle = self._send if send else self._drop
         transactions: dict[str, list[Item]] = {}
         for item in items:
@@ -207,7 +207,7 @@ class MaildirChanges:
 
 @contextmanager
 def _held(leader: str) -> Iterator[bool]:
-    """Hold the lock of a transaction's leader; False if another process has it."""
+    """Hold the lock of a transaction's leader. Return False if another process does."""
     try:
         lock = FileLock(leader)
     except FileNotFoundError:

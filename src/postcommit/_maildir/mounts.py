@@ -35,7 +35,7 @@ class Mount(NamedTuple):
 
 
 def mount_of(path: str) -> Mount | None:
-    """Return the mount that the folder `path` is on; None if the system says nothing.
+    """Return the mount that the folder `path` is on, None if it is not known.
 
     By its path. The device of a folder is not that of its mount on btrfs, for example.
     """
@@ -53,7 +53,7 @@ def mount_of(path: str) -> Mount | None:
 
 
 def remoteness(path: str) -> str:
-    """Say that the queue at `path` is not on a local disk; '' if it is on one."""
+    """Say that the queue at `path` is not on a local disk, '' if it is."""
     mount = mount_of(path)
     for beginning, name in _REMOTE.items():
         if mount is not None and mount.type.startswith(beginning):

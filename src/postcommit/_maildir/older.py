@@ -8,7 +8,7 @@ file                  meaning
 ====================  ============================================================
 ``.sending-NAME``     a link to the entry ``NAME`` that one of their processors
                       claims; one that died leaves it behind
-``.rejected-NAME``    an entry that one of them has put aside
+``.rejected-NAME``    an entry that they have put aside
 ====================  ============================================================
 
 An entry of zope.sendmail is like ours. One of repoze.sendmail has its envelope in two
@@ -44,8 +44,8 @@ _BLANK_LINE = re.compile(rb"^\r?$", re.MULTILINE)
 def claimed_until(path: str) -> float | None:
     """Return until when a processor of theirs has claimed the entry at `path`.
 
-    In seconds since the epoch; None if no processor has. The link of a claim that is
-    too old is removed, as their processors do it. Otherwise it would stay for ever.
+    In seconds since the epoch, or None if no processor has. The link of a claim that is
+    too old is removed, as their processors do it. Otherwise it would stay forever.
     """
     folder, name = os.path.split(path)
     link = f"{folder}/{SENDING}{name}"
@@ -55,14 +55,14 @@ def claimed_until(path: str) -> float | None:
         return None
     if time.time() - found.st_mtime < CLAIM_AGE:
         return found.st_mtime + CLAIM_AGE
-    with suppress(OSError):  # `check` reports one that stays
+    with suppress(OSError):  # `check` reports a link that stays
         if os.path.samestat(found, os.lstat(path)):
             os.unlink(link)
     return None
 
 
 def header_of(data: bytes) -> bytes | None:
-    """Return the header of the message `data`; None if it does not end in `data`."""
+    """Return the header of the message `data`, or None if it does not end in `data`."""
     blank = _BLANK_LINE.search(data)
     return None if blank is None else data[: blank.start()]
 
@@ -76,7 +76,7 @@ def has_envelope(header: bytes) -> bool:
 def parse(data: bytes) -> tuple[str, str, bytes]:
     """Return the sender, the recipients and the message of an entry of repoze.sendmail.
 
-    Raises `EntryError` if it is not one.
+    Raises `EntryError` if it is not a message.
     """
     header = header_of(data)
     header = data if header is None else header

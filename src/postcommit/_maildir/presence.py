@@ -4,10 +4,10 @@ Two files in the queue's folder:
 
 ============  =====================================================================
 ``.wakeup``   a named pipe. A commit writes a byte into it, and a processor sleeps
-              until there is one. Without a reader, or without pipes in the file
+              until it is there. Without a reader, or without pipes in the file
               system, nothing happens: the polling interval remains. A processor
-              lives if one has the pipe open to read. The time of access is its last
-              sign of life; commits change the time of modification
+              lives if the pipe is open to read. The time of access is its last
+              sign of life. Commits change the time of modification
 ``.paused``   why the queue pauses, as JSON. The time of modification is when the
               relay is tried next. The processor has it locked, and the kernel drops
               that lock with the processor, so a file without a lock means nothing
@@ -25,6 +25,7 @@ import select
 import stat
 import threading
 import time
+from contextlib import closing
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -58,12 +59,12 @@ _LONGEST = 1000
 
 
 def ring(queue_path: str) -> None:
-    """Wake a processor of the queue, if there is one. Never raises."""
+    """Wake a processor of the queue, if any. Never raises."""
     path = f"{queue_path}/{WAKEUP}"
     if not os.access(path, os.F_OK):
         return  # this look costs less than a failure
     try:
-        with OpenFile(path, os.O_WRONLY | os.O_NONBLOCK) as pipe:
+        with closing(OpenFile(path, os.O_WRONLY | os.O_NONBLOCK)) as pipe:
             if stat.S_ISFIFO(os.fstat(pipe.descriptor).st_mode):
                 os.write(pipe.descriptor, b"!")
     except OSError:
@@ -75,7 +76,7 @@ def ring(queue_path: str) -> None:
 def heartbeat(queue_path: str) -> float | None:
     """Return when a living processor of the queue gave its last sign of life.
 
-    In seconds since the epoch; None if no processor lives. Raises OSError if that
+    In seconds since the epoch, or None if no processor lives. Raises OSError if that
     cannot be found out.
     """
     path = f"{queue_path}/{WAKEUP}"
@@ -102,7 +103,7 @@ def open_wakeup(queue_path: str) -> OpenFile:
         if not stat.S_ISFIFO(os.stat(path).st_mode):
             raise
     # Also to write: a pipe without writers is at its end, which would always wake us.
-    # A new pipe is no link, unless the owner of the folder has put one there meanwhile.
+    # A new pipe is not a link, unless the owner of the folder has just replaced it.
     follow = os.O_NOFOLLOW if is_new else 0
     pipe = OpenFile(path, os.O_RDWR | os.O_NONBLOCK | follow)
     # It may also have become the second name of another file of root's.
@@ -112,7 +113,7 @@ def open_wakeup(queue_path: str) -> OpenFile:
 
 
 def lacks_pipes(folder: str) -> bool:
-    """Return whether the file system of `folder`, a ``tmp``, has no named pipes."""
+    """Return whether the file system of `folder`, a ``tmp``, lacks named pipes."""
     path = f"{folder}/{PROBE}-pipe"
     with suppress(OSError):
         os.unlink(path)
@@ -120,7 +121,7 @@ def lacks_pipes(folder: str) -> bool:
         os.mkfifo(path, 0o600)
     except OSError:
         # Only the pipe is the reason if a file is possible.
-        with suppress(OSError), OpenFile(path, CREATE):
+        with suppress(OSError), closing(OpenFile(path, CREATE)):
             return True
     finally:
         with suppress(OSError):
@@ -128,7 +129,7 @@ def lacks_pipes(folder: str) -> bool:
     return False
 
 
-class Bell:
+class Wakeup:
     """Wakes the thread that waits: from this process or, through the pipe, another.
 
     One thread waits and gives signs of life. Any may ring.
@@ -140,13 +141,13 @@ class Bell:
         self._outside: list[OpenFile] = []
         self._lock = threading.RLock()  # a signal handler may ring
         self._trouble = self._missing = ""
-        self.last_beat = -math.inf  # in `time.monotonic`
+        self.last_sign = -math.inf  # in `time.monotonic`
         self._found: os.stat_result | None = None
         self._open()
-        self.beat()
+        self.give_sign()
 
     def _open(self) -> None:
-        """Open the queue's pipe, in place of one that nobody finds."""
+        """Open the queue's pipe, in place of a pipe that no commit finds."""
         try:
             pipe = open_wakeup(os.path.dirname(self._path))
         except OSError as error:
@@ -157,7 +158,7 @@ class Bell:
             return
         with self._lock:
             if self._inside[1].descriptor == -1:
-                pipe.close()  # the bell was closed meanwhile
+                pipe.close()  # it was closed in the meantime
                 return
             self._found = os.fstat(pipe.descriptor)
             lost, self._outside = self._outside, [pipe]
@@ -165,13 +166,13 @@ class Bell:
                 with suppress(OSError):
                     old.close()
         self._missing = ""
-        if self.last_beat > -math.inf:
+        if self.last_sign > -math.inf:
             log.warning("%s: is opened, it was replaced", self._path)
             self.ring()  # there may be work
 
     def close(self) -> None:
-        """Close the pipe. Ringing has no effect any more."""
-        # Asked without the lock: in a forked child, which has no open copy, a thread
+        """Close the pipe. After that, ringing does nothing."""
+        # Asked without the lock: in a forked child, which keeps no open copy, a thread
         # that held it does not exist.
         if self._inside[1].descriptor == -1:
             return
@@ -192,11 +193,11 @@ class Bell:
             except OSError:
                 pass  # full, it was rung often enough; or closed a moment ago
 
-    def beat(self) -> None:
-        """Give a sign of life; once a second is often enough."""
+    def give_sign(self) -> None:
+        """Give a sign of life. Once a second is often enough."""
         now = time.monotonic()
-        if now - self.last_beat >= _LEAST_SECONDS:
-            self.last_beat = now
+        if now - self.last_sign >= _LEAST_SECONDS:
+            self.last_sign = now
             # Commits do not find our pipe if somebody has replaced the folder, for
             # example by a copy.
             ours = self._found
@@ -227,7 +228,7 @@ class Bell:
             for descriptor, _ in rung:
                 with suppress(BlockingIOError):  # another processor may have read it
                     os.read(descriptor, 65536)
-            self.beat()  # this may open the pipe again
+            self.give_sign()  # this may open the pipe again
             if rung or not left:
                 return
 
@@ -237,10 +238,10 @@ class Bell:
 
 @dataclass(frozen=True)
 class Pause:
-    """A living processor pauses; times are in seconds since the epoch.
+    """A living processor pauses. Times are in seconds since the epoch.
 
-    `next_attempt` is when it tries one entry; if that has passed, it tries the first
-    one that is due. `reason` is one line, `process` the processor's id.
+    `next_attempt` is when it tries one entry. If that has passed, it tries the first
+    that is due. `reason` is one line, `process` the processor's id.
     """
 
     since: float
@@ -250,9 +251,9 @@ class Pause:
 
 
 def pause_of(queue_path: str) -> Pause | None:
-    """Return why the queue pauses; None if it does not, or nothing can be read.
+    """Return why the queue pauses, or None if it does not, or nothing can be read.
 
-    Of several processors that pause, it is the one that failed last.
+    Of several processors that pause, it is that which failed last.
     """
     try:
         lock = FileLock(f"{queue_path}/{PAUSED}")
@@ -272,21 +273,24 @@ def pause_of(queue_path: str) -> Pause | None:
         return None
 
 
+@dataclass
 class PauseNote:
     """The note of one processor that it pauses. One thread at a time may use it.
 
     Its methods raise no OSError: a pause must not become worse by being shown.
     """
 
-    def __init__(self, queue_path: str) -> None:
-        self._queue_path = queue_path
-        self._path = f"{queue_path}/{PAUSED}"
-        self.lock: FileLock | None = None  # of the note, if there is one
-        self._reason = ""
-        self._since: float | None = None
+    _queue_path: str
+    lock: FileLock | None = None  # of the note, if any
+    _reason: str = ""
+    _since: float | None = None
+
+    @property
+    def _path(self) -> str:
+        return f"{self._queue_path}/{PAUSED}"
 
     def post(self, reason: object, seconds: float) -> None:
-        """Show that the queue pauses, for so many more `seconds`."""
+        """Show that the queue pauses, for `seconds` more."""
         now = time.time()
         if self._since is None:
             self._since = now
@@ -298,7 +302,7 @@ class PauseNote:
             else:
                 self._write(told, self._since, now + seconds)
         except OSError:
-            self._withdraw()  # no note is better than one that is not true any more
+            self._withdraw()  # better than an outdated note
 
     def clear(self) -> None:
         """Show that it does not pause any more."""
@@ -322,7 +326,7 @@ class PauseNote:
         # In tmp, from where a processor removes what a crash has left.
         temporary = os.path.join(self._queue_path, "tmp", unique_name())
         try:
-            with OpenFile(temporary, CREATE) as file:
+            with closing(OpenFile(temporary, CREATE)) as file:
                 give_to_owner(file.descriptor, self._queue_path)
                 write(file.descriptor, [json.dumps(note).encode(), b"\n"])
             lock = FileLock(temporary)

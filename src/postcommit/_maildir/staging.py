@@ -20,8 +20,8 @@ transaction.
 A file gets its prepared name before it is synced. Then one commit of the file
 system's journal covers both, and the sync of ``tmp`` that follows finds little to do.
 Therefore a power failure during the vote may leave a prepared name on a file that is
-not complete. Its checksum, ``C=``, shows that. Such a file counts as one that was
-never complete.
+not complete. Its checksum, ``C=``, shows that. Such a file counts as a file that
+was never complete.
 
 If no other resource takes part and there is a single entry, it is never in doubt: one
 step decides, by which it gets its name in ``new``.
@@ -45,14 +45,14 @@ _BLOCK = 1 << 16
 def prepared_names(names: Sequence[tuple[str, int]]) -> list[str]:
     """Return the names of the prepared files of one transaction.
 
-    `names` are their original names and their checksums; the first one is the leader.
+    `names` are their original names and their checksums. The first is the leader.
     """
     marked = [f"{name}{_CHECKSUM}{checksum:08x}" for name, checksum in names]
     return [f"{name}{PREPARED}{marked[0]}" for name in marked]
 
 
 def is_prepared(path: str) -> bool:
-    """Return whether the file in ``tmp`` has the name of a prepared one."""
+    """Return whether the file in ``tmp`` has the name of a prepared file."""
     return PREPARED in os.path.basename(path)
 
 

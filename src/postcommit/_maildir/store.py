@@ -6,7 +6,7 @@ transition     effect
 accept         staged in ``tmp/``, published to ``new/``
 claim          locked, wherever it is
 finish         removed
-defer          rewritten in ``cur/``; its mtime is when it is due
+defer          rewritten in ``cur/``. Its mtime is when it is due
 bury           copied to ``.Failed/new/``, for some recipients or all
 =============  =====================================================
 
@@ -27,6 +27,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import MutableMapping
 from collections.abc import Sequence
+from contextlib import closing
 from contextlib import suppress
 from functools import partial
 
@@ -85,7 +86,7 @@ _DAY = 86400.0
 # Queues that this process has opened. They are not examined again.
 _known: set[tuple[str, int, int]] = set()
 
-# Maximum number of file syncs that run side by side; the kernel merges them.
+# Maximum number of file syncs that run side by side. The kernel merges them.
 _SYNC_THREADS = 16
 
 # Number of seconds after which the writer of a file in ``tmp`` is dead, as the Maildir
@@ -95,7 +96,7 @@ LEFTOVER_AGE = 36 * 3600.0
 
 @implementer(IQueue)
 class Store:
-    """The queue at `path`, a Maildir; it is created if it is missing.
+    """The queue at `path`, a Maildir. It is created if it is missing.
 
     Raises `QueueError`, such as `NotAQueueError` for a mailbox. With `to_look` it also
     opens a mailbox, and nothing may be changed in it.
@@ -122,7 +123,7 @@ class Store:
     def consumer(
         self, schedule: Schedule, clock: Callable[[], float] | None = None
     ) -> Consumer:
-        """Begin a drain; see `IQueue`."""
+        """Begin a drain. See `IQueue`."""
         return Consumer(self, schedule, clock or time.time)
 
     # Accept
@@ -140,7 +141,7 @@ class Store:
         terms: Terms | None = None,
         is_first: bool = False,
     ) -> Staged:
-        """Write an entry to ``tmp``, as an item for a `batch`; see `IQueue`.
+        """Write an entry to ``tmp``, as an item for a `batch`. See `IQueue`.
 
         The first item of a batch costs an open file and saves work on the disk.
         """
@@ -155,7 +156,7 @@ class Store:
     def claim(
         self, path: str, locks: MutableMapping[str, FileLock] | None = None
     ) -> Claim | None:
-        """Claim the entry at `path`; None if it is claimed, or gone.
+        """Claim the entry at `path`, or None if it is claimed, or gone.
 
         Its lock is in `locks`, by its key, before it is taken, so that no claim can be
         lost.
@@ -221,7 +222,7 @@ class Store:
             raise unable(claim.path, "remove the entry", error) from error
 
     def still_has(self, claim: Claim) -> bool:
-        """Return whether the entry was not removed; if it was moved, follow it."""
+        """Return whether the entry was not removed. If it was moved, follow it."""
         with explained(claim.path, "look for the entry"):
             return claim.find([self.maildir.new, self.maildir.cur])
 
@@ -266,7 +267,8 @@ class Store:
             accepted = claim.changed if told is None else told
         if accepted != told:
             # Otherwise the entry would always be as young as its last attempt. The time
-            # is one that a name can have: otherwise each deferral would add a prefix.
+            # is limited to what a name can have: otherwise each deferral would add a
+            # prefix.
             accepted = min(max(accepted, 0.0), time.time())
             name = f"{int(accepted):010d}.{name}"
         elif os.path.dirname(claim.path) == self.maildir.cur:
@@ -283,7 +285,7 @@ class Store:
         claim.path = target
 
     def _sync(self, name: str) -> None:
-        """Sync a folder after a rename that cannot be repeated; log an error.
+        """Sync a folder after a rename that cannot be repeated. Log an error.
 
         If this fails, and then the power, the entry is as it was before.
         """
@@ -319,8 +321,8 @@ class Store:
     def bury_unreadable(self, claim: Claim, reason: str) -> None:
         """Keep a file that is not an entry as a dead letter, and remove it.
 
-        A large file is moved as it is, without the reason: it may be a sparse one,
-        larger than the disk.
+        A large file is moved as it is, without the reason: it may be sparse, and larger
+        than the disk.
         """
         said = " ".join(reason.split()).encode()
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
@@ -342,11 +344,12 @@ class Store:
         try:
             rename(written, target)
         except FileExistsError:
-            # It is this one, if a crash came before the next step, and is replaced.
-            # Otherwise it is that of another entry of this name, and both are kept.
-            message = _message_in(written)
-            if message != _message_in(target):
-                target += f".{hashlib.blake2b(message, digest_size=8).hexdigest()}"
+            # It is this letter, if a crash came before the next step, and is replaced.
+            # Otherwise it is that of another entry of this name, or of other recipients
+            # in the same attempt, which a relay failure has cut in two. Both are kept.
+            mail = _mail_in(written)
+            if mail != _mail_in(target):
+                target += f".{hashlib.blake2b(mail, digest_size=8).hexdigest()}"
             os.rename(written, target)
         sync(folder)
 
@@ -358,7 +361,7 @@ class Store:
         # Maildir++ readers recognise a subfolder by this file.
         mark = f"{path}/maildirfolder"
         if not os.path.lexists(mark):
-            with suppress(FileExistsError), OpenFile(mark, CREATE) as file:
+            with suppress(FileExistsError), closing(OpenFile(mark, CREATE)) as file:
                 give_to_owner(file.descriptor, self.path)
         return failed
 
@@ -366,7 +369,7 @@ class Store:
         """Write a durable file to ``tmp``, and return its path."""
         path = os.path.join(self.path, subfolder, "tmp", unique_name())
         try:
-            with OpenFile(path, CREATE) as file:
+            with closing(OpenFile(path, CREATE)) as file:
                 give_to_owner(file.descriptor, self.path)
                 write(file.descriptor, lines)
                 os.utime(file.descriptor, (mtime, mtime))
@@ -403,7 +406,7 @@ class Store:
 
 @implementer(IBatch)
 class Staging:
-    """The entries of one transaction, in ``tmp``; see `IBatch` and `staging`."""
+    """The entries of one transaction, in ``tmp``. See `IBatch` and `staging`."""
 
     def __init__(self, maildir: Maildir) -> None:
         self._maildir = maildir
@@ -434,8 +437,8 @@ class Staging:
         _check_writable(self._maildir.new)
 
     def _mark(self, items: Sequence[Staged]) -> FileLock:
-        """Give the items their prepared names; return the lock of the leader."""
-        items[0].reveal()
+        """Give the items their prepared names. Return the lock of the leader."""
+        items[0].give_name()
         self._leader = leader = FileLock(items[0].path)
         if not leader.acquire():
             raise QueueError(items[0].path, "is locked by another process")
@@ -484,7 +487,7 @@ class Staging:
         self._release()
 
     def abandon(self, items: Sequence[Staged]) -> None:
-        """Leave what is prepared in doubt; discard what is not; see `IBatch`."""
+        """Leave what is prepared in doubt; discard what is not. See `IBatch`."""
         left = [os.path.basename(i.path) for i in items if staging.is_prepared(i.path)]
         if not left:
             self.discard(items)
@@ -504,7 +507,7 @@ class Staging:
 
 def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
     """Call each of `syncs`, side by side; raise what one of them raises."""
-    left = iter(list(syncs))  # each thread takes the next one
+    left = iter(list(syncs))  # each thread takes the next
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -541,7 +544,7 @@ def _check_writable(folder: str) -> None:
 
 @implementer(IClaim)
 class Claim:
-    """The right to send one entry; see `IClaim`.
+    """The right to send one entry. See `IClaim`.
 
     `path` is where it is, `key` its name without the flags that it has in ``cur``,
     `links` the number of its names, `changed` its time of modification when it was
@@ -566,14 +569,14 @@ class Claim:
         #: Whether the file has more than `BEGINNING` bytes.
         self.is_large = status.st_size > BEGINNING
         self._lock = lock
-        #: Let others claim what is left of the entry; see `FileLock.release`.
+        #: Let others claim what is left of the entry. See `FileLock.release`.
         self.release = lock.release
 
     @classmethod
     def take(
         cls, path: str, locks: MutableMapping[str, FileLock] | None = None
     ) -> Claim | None:
-        """Claim the entry at `path`; None if it is claimed, or gone.
+        """Claim the entry at `path`, or None if it is claimed, or gone.
 
         Its lock is in `locks`, by its key, before it is taken, so that no claim can be
         lost.
@@ -609,7 +612,7 @@ class Claim:
 
     @property
     def accepted(self) -> float:
-        """When the entry was accepted; see `Store.accepted`."""
+        """When the entry was accepted. See `Store.accepted`."""
         return self.store.accepted(self, self.clock())
 
     def find(self, folders: Sequence[str]) -> bool:
@@ -663,16 +666,17 @@ class Claim:
         return data
 
 
-def _message_in(path: str) -> bytes:
-    """Return the message of a dead letter, or the whole file if it is not an entry.
+def _mail_in(path: str) -> bytes:
+    """Return the recipients and the message of a dead letter.
 
-    Nothing of one that cannot be read.
+    The whole file if it is not an entry, and nothing if it cannot be read.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with OpenFile(path, flags) as file:
+        with closing(OpenFile(path, flags)) as file:
             data = os.read(file.descriptor, os.fstat(file.descriptor).st_size)
-        return parse_entry(data).message
+        entry = parse_entry(data)
+        return ", ".join(entry.recipients).encode() + b"\n" + entry.message
     except EntryError:
         return data
     except OSError:

@@ -200,7 +200,7 @@ class FailoverMailer(BaseMailer):
             log.info("%s works again", member.name)
         elif failure is not None and has_worked and good:
             told = "%s failed, mail goes through %s: %s"
-            log.info(told, member.name, " and ".join(m.name for m in good), failure)
+            log.warning(told, member.name, " and ".join(m.name for m in good), failure)
         elif failure is not None and has_worked:
             log.warning("%s failed, and no other works: %s", member.name, failure)
 

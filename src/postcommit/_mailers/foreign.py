@@ -95,8 +95,10 @@ def notify_of(mailer: SupportsSend) -> Notify:
 
     Call it for each report: a mailer may get another one while a processor runs.
     """
-    notify: Notify = _attribute(mailer, "notify", zope.event.notify)
-    return notify
+    try:
+        return cast(Notify, getattr(mailer, "notify", zope.event.notify))
+    except Exception:  # of a property
+        return cast(Notify, zope.event.notify)
 
 
 class _Sending(OneByOne):

@@ -124,7 +124,10 @@ class Relay:
         return self.hostname.startswith("/")
 
     def __str__(self) -> str:
-        return self.hostname if self.is_unix else f"{self.hostname}:{self.port}"
+        if self.is_unix:
+            return self.hostname
+        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
+        return f"{host}:{self.port}"
 
 
 class Address(NamedTuple):
@@ -280,41 +283,35 @@ class Connection:
             block = view[self.sent : min(end, self.sent + self._most)]
             self.sent += self._socket.send(block)
 
-    def read(self, stage: Stage) -> Reply:
+    def read(
+        self, stage: Stage = Stage.SESSION, timeout: float | None = None
+    ) -> Reply:
         """Return the next reply, to a command of `stage`.
 
-        Raises TimeoutError if it is not complete in time, `RelayError` if it is not a
-        reply, another OSError if the connection is lost.
+        `timeout` replaces that of the stage. Each is for the whole reply, however
+        slowly it comes. Raises TimeoutError if the reply is not complete in time,
+        `RelayError` if it is not a reply, another OSError if the connection is lost.
         """
+        limit = self._timeouts[stage] if timeout is None else timeout
+        deadline = time.monotonic() + limit
         taken = take(self._data, self._position)
-        if taken is None:
-            reply = self._wait(self._timeouts[stage])
-        else:
-            reply, self._position = taken
-        return reply if reply.code < 400 else replace(reply, command=stage.value)
-
-    def read_hastily(self) -> Reply:
-        """Read as `read` does, but wait briefly: the connection is broken."""
-        return self._wait(self.relay.timeouts.quit)
-
-    def _wait(self, timeout: float) -> Reply:
-        """Return a reply that has not come in yet, or not all of it.
-
-        The time-out is for the whole reply, however slowly it comes.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            self._bound(timeout)
+        while taken is None:
+            self._bound(limit)
             received = self._socket.recv(_READ_SIZE)
             if not received:
                 raise ConnectionResetError("the relay closed the connection")
             self._data = self._data[self._position :] + received
             self._position = 0
             taken = take(self._data, 0)
-            if taken is not None:
-                reply, self._position = taken
-                return reply
-            timeout = deadline - time.monotonic()
+            limit = deadline - time.monotonic()
+        reply, self._position = taken
+        if reply.code < 400 or stage is Stage.SESSION:
+            return reply
+        return replace(reply, command=stage.value)
+
+    def read_hastily(self) -> Reply:
+        """Read as `read` does, but wait briefly: the connection is broken."""
+        return self.read(timeout=self.relay.timeouts.quit)
 
     def _bound(self, timeout: float) -> None:
         """Set the time-out of each call of the socket. A change costs a system call."""
@@ -376,10 +373,10 @@ class Connection:
         try:
             self.write(b"QUIT\r\n", limit)
             if not in_haste:
-                self._wait(limit)
+                self.read(timeout=limit)
         except OSError:
             pass  # nothing depends on it
-        self.close()
+        self._socket.close()
 
     def close(self) -> None:
         """Close the socket, and say nothing."""
@@ -397,7 +394,7 @@ class Connection:
         try:
             if mode is TLSMode.IMPLICIT:
                 self._start_tls()
-            reply = self._wait(relay.timeouts.greeting)
+            reply = self.read(timeout=relay.timeouts.greeting)
             if reply.code != 220:
                 raise self._refusal("greeting", reply)
             self.phase = Phase.HELLO
@@ -433,7 +430,12 @@ class Connection:
                 name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
         verb = "LHLO" if relay.protocol == "lmtp" else "EHLO"
         reply = self.command(f"{verb} {name}")
-        self.extensions = extensions_of(reply) if reply.code == 250 else {}
+        self.extensions = {}
+        for line in reply.text.split("\n")[1:] if reply.code == 250 else ():
+            # Some old servers have AUTH=LOGIN instead of AUTH LOGIN.
+            word, _, parameters = _OLD_AUTH.sub("AUTH ", line).partition(" ")
+            parameters = f"{self.extensions.get(word.upper(), '')} {parameters}"
+            self.extensions[word.upper()] = parameters.strip()
         if reply.code in (500, 502) and verb == "EHLO":
             if relay.tls.mode is TLSMode.STARTTLS or relay.credentials is not None:
                 need = "a login" if relay.credentials is not None else "STARTTLS"
@@ -453,9 +455,8 @@ class Connection:
         """
         if self.is_quiet:
             return
-        taken = take(self._data, self._position)
         try:
-            reply = taken[0] if taken else self._wait(_AT_ONCE)
+            reply = self.read(timeout=_AT_ONCE)
         except TimeoutError:
             if self._position == len(self._data):
                 return  # TLS has said something to itself, such as a session ticket
@@ -465,15 +466,22 @@ class Connection:
         raise RelayError(f"the relay is out of step: a reply too many: {reply}")
 
     def _refusal(self, what: str, reply: Reply) -> RelayError:
+        hint = ""
+        if what in ("HELO", "LHLO") and reply.code in (500, 502):
+            speaks = "lmtp" if what == "HELO" else "smtp"
+            hint = f"; set protocol to {speaks!r} if it speaks {speaks.upper()}"
         reply = replace(reply, command=what)
-        return RelayError(f"{self.relay}: {what} refused: {reply}", reply)
+        return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
         if "STARTTLS" not in self.extensions:
-            raise _lack(
-                f"{self.relay} offers no STARTTLS; set tls to 'implicit' if it"
-                " speaks TLS from the start (port 465), to 'none' to do without"
-            )
+            hint = "set tls to 'none'"
+            if not self.relay.is_unix:
+                hint = (
+                    "set tls to 'implicit' if it speaks TLS from the start (port 465),"
+                    " to 'none' to do without"
+                )
+            raise _lack(f"{self.relay} offers no STARTTLS; {hint}")
         reply = self.command("STARTTLS")
         if reply.code != 220:
             raise self._refusal("STARTTLS", reply)
@@ -494,12 +502,12 @@ class Connection:
             tls.read_again()
             start = "" if tls.mode is TLSMode.IMPLICIT else " -starttls smtp"
             start += f" -servername {tls.server_name}" if tls.server_name else ""
-            host = f"[{relay.hostname}]" if ":" in relay.hostname else relay.hostname
+            place = "-unix" if relay.is_unix else "-connect"
             reason = error.verify_message.rstrip(".")
             raise RelayError(
                 f"the certificate of {relay} cannot be trusted: {reason};"
-                f" {remedy(error)}; to see it: openssl s_client{start} -connect"
-                f" {host}:{relay.port} </dev/null | openssl x509 -noout -text"
+                f" {remedy(error)}; to see it: openssl s_client{start} {place}"
+                f" {relay} </dev/null | openssl x509 -noout -text"
             ) from error
         except (OSError, ValueError) as error:
             tls.read_again()
@@ -541,8 +549,9 @@ class Connection:
         usable = [name for name in known if name in offered]
         if not usable:
             choice = credentials.mechanism
+            offer = f"AUTH {' '.join(offered)}" if offered else "no AUTH"
             raise _lack(
-                f"{relay} offers AUTH {' '.join(offered) or 'not at all'};"
+                f"{relay} offers {offer};"
                 f" {' or '.join(known)} is needed to log in"
                 + (f", because of auth={choice!r}" if choice else "")
             )
@@ -626,7 +635,8 @@ def parse(data: bytes) -> Reply:
         elif not code:
             raise _not_smtp(line)
         text = line.rstrip(b"\r").decode("utf-8", "replace")
-        texts.append(printable(text.replace("\t", " "), _INSTEAD))
+        text = text.replace("\t", " ")
+        texts.append(text if text.isprintable() else printable(text, _INSTEAD))
     for text in reversed(texts):
         enhanced = _ENHANCED.match(text)
         if enhanced is not None and enhanced[1][0] == str(code)[0]:
@@ -660,14 +670,3 @@ def _lack(text: str) -> RelayError:
     error = RelayError(text)
     error.is_lack = True
     return error
-
-
-def extensions_of(reply: Reply) -> dict[str, str]:
-    """Return what a reply to EHLO offers: keywords, upper case, to parameters."""
-    offered: dict[str, str] = {}
-    for line in reply.text.split("\n")[1:]:
-        # Some old servers have AUTH=LOGIN instead of AUTH LOGIN.
-        word, _, parameters = _OLD_AUTH.sub("AUTH ", line).partition(" ")
-        keyword = word.upper()
-        offered[keyword] = f"{offered.get(keyword, '')} {parameters}".strip()
-    return offered

@@ -23,6 +23,7 @@ from typing import TypeAlias
 from unicodedata import ucd_3_2_0
 
 from postcommit._mail.report import Reply
+from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
 from postcommit.errors import text_of
@@ -69,24 +70,22 @@ class Credentials:
         password: str | None,
         token: Callable[[], str] | None,
         mechanism: str | None,
-    ) -> Credentials | None:
-        """Return the credentials, or None without a user name and a token.
+    ) -> Credentials:
+        """Return the credentials. One of the arguments, at least, is given.
 
-        Raises `OptionError` for other parts without these.
+        Raises `OptionError` if neither the user name nor the token is.
         """
         if username or token is not None:
             return cls(username or "", password, token, mechanism)
-        for name, value in (("password", password), ("auth", mechanism)):
-            if value:
-                raise OptionError(name, value, "has no effect without a username")
-        return None
+        name, value = ("password", password) if password else ("auth", mechanism)
+        raise OptionError(name, value, "has no effect without a username")
 
     def __post_init__(self) -> None:
         if not self.username:
             raise OptionError("username", self.username, "is needed with a token")
         if self.password is None and self.token is None:
             reason = "is needed with a username (or a token)"
-            raise OptionError("password", None, reason)
+            raise OptionError("password", MISSING, reason)
         if not (self.token is None or callable(self.token)):
             raise OptionError("token", self.token, _NO_FUNCTION)
         if self.token is not None and self.password:

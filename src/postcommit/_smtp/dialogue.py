@@ -7,7 +7,7 @@ for, and one report for each message.
 A message is transmitted to some of its recipients at a time. The rules for such a
 `Transmission` are tables: `MOVES` for what is written, `REPLIES` and `FINALS` for what
 the relay says, and `LOSSES` for a connection that is lost. They stand first, before the
-code that follows them, and docs/smtp.rst shows them as they are here.
+code that follows them, and docs/dialogue.rst shows them as they are here.
 """
 from __future__ import annotations
 
@@ -109,6 +109,7 @@ class Loss(enum.Enum):
     CLOSED = "closed or reset"
     SILENT = "no reply in time"
     REFUSED = "the relay refuses to work at all"
+    ENOUGH = "closed or refused by a relay that may only have enough recipients"
     OUT_OF_STEP = "a reply to another command, a stray one or no SMTP, with pipelining"
     CONFUSED = "the same without pipelining"
     NOT_REACHED = "the relay failed at the message before"
@@ -212,6 +213,7 @@ LOSSES: dict[tuple[State, Loss], Fate] = {
     (State.BOUND, Loss.CLOSED): Fate.DEFERRED,
     (State.BOUND, Loss.SILENT): Fate.RELAY,
     (State.BOUND, Loss.REFUSED): Fate.RELAY,
+    (State.BOUND, Loss.ENOUGH): Fate.AGAIN,
     (State.BOUND, Loss.OUT_OF_STEP): Fate.AGAIN,
     (State.BOUND, Loss.CONFUSED): Fate.RELAY,
     (State.ENDING, Loss.CLOSED): Fate.DEFERRED,
@@ -223,6 +225,10 @@ LOSSES: dict[tuple[State, Loss], Fate] = {
     (State.ENDED, Loss.OUT_OF_STEP): Fate.UNCERTAIN,
     (State.ENDED, Loss.CONFUSED): Fate.UNCERTAIN,
 }
+
+
+# A relay has these ways to say that it wants no more on a connection.
+_ENDED_BY_RELAY = (Loss.CLOSED, Loss.REFUSED)
 
 
 class Peer(Protocol):
@@ -315,22 +321,54 @@ class Account:
         self.extensions: Mapping[str, str] | None = None
         self.fitted: bytes | Reply = b""
         self.stuffed = b""
-        for index, recipient in enumerate(self.recipients):
-            if fault := fault_of(recipient):
-                self.settle((index,), Status.REJECTED, fault)
-        if self.sender and (fault := fault_of(self.sender)):
-            self.settle(self.everybody, Status.REJECTED, fault)
+        # An address that would be something else on the wire is rejected now: a line
+        # break in it, for example, would begin another command.
+        concerned: list[Sequence[int]] = [(index,) for index in self.everybody]
+        envelope = [*zip(concerned, self.recipients, strict=True)]
+        if self.sender:
+            envelope.append((self.everybody, self.sender))
+        for indices, address in envelope:
+            try:
+                if parse_address(address) == address:
+                    continue
+                fault = f"Not a bare address: {address!r}"
+            except AddressError as error:
+                fault = str(error)
+            self.settle(indices, Status.REJECTED, Reply(0, "5.1.3", fault))
 
     def fit(self, extensions: Mapping[str, str]) -> bytes | Reply:
-        """Return the message as `fitting` does, and keep it, also as `stuffed`.
+        """Return the message as a relay with `extensions` takes it, or why it cannot.
 
-        All transmissions on one connection share it.
+        Without 8BITMIME it is encoded in ASCII. With SIZE there is a limit of bytes. It
+        is kept, also as it is sent (`stuffed`), for all transmissions on a connection.
         """
-        if self.extensions is not extensions:
-            self.extensions = extensions
-            self.fitted = fitted = fitting(self.message, extensions)
-            self.stuffed = b"" if isinstance(fitted, Reply) else stuffed(fitted)
-        return self.fitted
+        if self.extensions is extensions:
+            return self.fitted
+        fitted: bytes | Reply = self.message
+        if not self.message.isascii() and "8BITMIME" not in extensions:
+            try:
+                fitted = complete(to_seven_bits(self.message))
+            except MemoryError:
+                fitted = _NO_MEMORY
+            except Exception as error:
+                # An error of any kind is about this message. The others go on.
+                text = f"{_NO_8BITMIME}, and {type(error).__name__}: {error}"
+                fitted = Reply(0, "5.6.3", text)
+        limit = extensions.get("SIZE", "")
+        is_limited = _SIZE.fullmatch(limit) is not None and int(limit) > 0
+        if is_limited and isinstance(fitted, bytes) and len(fitted) > int(limit):
+            text = f"The message has {len(fitted)} bytes, the relay takes {limit}"
+            fitted = Reply(0, "5.3.4", text)
+        self.extensions, self.fitted, self.stuffed = extensions, fitted, b""
+        if isinstance(fitted, bytes):
+            # Dots at the beginning of a line are doubled (RFC 5321, 4.5.2).
+            stuffed = fitted
+            if _DOT.search(stuffed):
+                stuffed = stuffed.replace(b"\n.", b"\n..")
+            if stuffed.startswith(b"."):
+                stuffed = b"." + stuffed
+            self.stuffed = stuffed + END_OF_DATA
+        return fitted
 
     def settle(self, indices: Sequence[int], status: Status, reply: Reply) -> None:
         """Give an outcome to those of `indices` that lack it."""
@@ -352,16 +390,21 @@ class Account:
         """Account for a relay that failed while `indices` were transmitted to.
 
         The relay may hang up because of recipients of this message, and would do so
-        each time. So if it failed in the middle of the message, and had replied to
-        recipients before, these outcomes stay and the others are deferred.
+        each time. So if it failed in the middle of the message, and had replied to some
+        of `indices` before, these outcomes stay and the others of `indices` are
+        deferred. Recipients of other transmissions are not concerned.
         """
-        if mid_message and any(map(_was_replied, self.outcomes.values())):
+        outcomes = [self.outcomes[index] for index in indices if index in self.outcomes]
+        if mid_message and any(map(_was_replied, outcomes)):
             reply = failure.reply
             said = reply if isinstance(reply, Reply) else _interrupted(failure)
-            self.settle(self.everybody, Status.DEFERRED, said)
+            self.settle(indices, Status.DEFERRED, said)
         else:
             self.reopen(indices)
-            self.failure, self.failed_mid_message = failure, mid_message
+            # If the relay took others of the message before, the message itself is not
+            # the cause. In the next attempt `indices` come first.
+            is_first = not any(map(_was_replied, self.outcomes.values()))
+            self.failure, self.failed_mid_message = failure, mid_message and is_first
             self.is_done = True
 
     def report(self) -> DeliveryReport:
@@ -573,8 +616,9 @@ class Dialogue:
     offered or bound.
 
     `link` is the connection in use, or None: then a driver opens one if something is
-    `upcoming`. `failure` is set when the relay failed: then nothing is tried any more.
-    `pipelining` is False once the relay was out of step.
+    `upcoming`. `most_messages` is the number that the relay takes on it (MAILMAX).
+    `failure` is set when the relay failed: then nothing is tried any more. `pipelining`
+    is False once the relay was out of step.
     """
 
     def __init__(
@@ -584,12 +628,13 @@ class Dialogue:
         self.failure: RelayError | None = None
         self.pipelining = True
         self.upcoming: deque[Transmission] = deque()
-        self._messages = self._most_messages = messages
+        self._messages = self.most_messages = messages
         self._recipients = recipients
-        self._most_domains: int | None = None
         self._accounts: deque[Account] = deque()
         self._offered: Transmission | None = None
         self._ended: Transmission | None = None
+        # The last message that was sent, and the connection.
+        self._sent: tuple[Link, Account] | None = None
         self._dot = 0  # number of bytes of the last write up to the final dot in it
 
     # For the caller
@@ -611,21 +656,6 @@ class Dialogue:
             yield account.key, account.report()
 
     # For the driver
-
-    def opened(self, link: Link) -> None:
-        """Use `link` from now on, within the limits that the relay announces."""
-        self.link = link
-        limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
-        self._most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
-        self._most_domains = limits.get("RCPTDOMAINMAX")
-        if "RCPTMAX" in limits:
-            link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether the relay takes no more messages on this connection (MAILMAX)."""
-        most = self._most_messages
-        return self.link is not None and self.link.messages >= most < self._messages
 
     def failed(self, failure: RelayError) -> None:
         """Give up: no connection is to be had."""
@@ -669,7 +699,9 @@ class Dialogue:
             if transmission.answered == transmission.written:
                 transmission.state = State.DONE
                 self._ended = None
-            if step is not Step.SEND_ALL:
+            if step is Step.SEND_ALL:
+                self._sent = link, transmission.account
+            else:
                 link.is_dirty = True
         elif stage is not Stage.SESSION:
             transmission.state = State.BOUND
@@ -755,11 +787,15 @@ class Dialogue:
 
     def _next(self, link: Link) -> Transmission | None:
         """Return the next transmission that `link` can take, ready to be written."""
-        while self.upcoming and link.messages < self._most_messages:
+        limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
+        self.most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
+        if "RCPTMAX" in limits:
+            link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
+        while self.upcoming and link.messages < self.most_messages:
             transmission = self.upcoming.popleft()
             most = min(self._recipients, link.most_recipients)
-            if self._most_domains is not None:
-                most = transmission.within(most, self._most_domains)
+            if "RCPTDOMAINMAX" in limits:
+                most = transmission.within(most, limits["RCPTDOMAINMAX"])
             if len(transmission.indices) > most:
                 self.upcoming.appendleft(transmission.cut(most))
             if transmission.prepare(link):
@@ -801,6 +837,8 @@ class Dialogue:
             if account.is_done and ended is not None and ended.account is account:
                 offered.state = State.DONE  # the message has its report
             else:
+                if self._has_enough(offered, link, behind):
+                    behind = Loss.ENOUGH
                 self._suffer(offered, behind, error)
         elif ended is None and not link.messages:
             # A new connection, which failed before anything was offered. Another one
@@ -842,6 +880,21 @@ class Dialogue:
             account.settle(behind, Status.UNCERTAIN, _unanswered(error))
         self._suffer(ended, loss, error)
         return error
+
+    def _has_enough(self, transmission: Transmission, link: Link, loss: Loss) -> bool:
+        """Return True if the relay may take the transmission on a new connection.
+
+        It ended this one after it had taken an earlier transmission of the message, or
+        had shown how many recipients it takes: Postfix, for example, says 421 after 20
+        refusals. The next transmission is to no more than that, so that this happens
+        only as long as the number becomes smaller.
+        """
+        if transmission.state is not State.BOUND or loss not in _ENDED_BY_RELAY:
+            return False
+        if transmission.limit is not None:
+            self._recipients = transmission.limit
+            return True
+        return self._sent == (link, transmission.account)
 
     def _suffer(self, transmission: Transmission, loss: Loss, error: OSError) -> None:
         """Do what a cell of `LOSSES` says."""
@@ -970,19 +1023,6 @@ def _text(error: BaseException) -> str:
 # `extensions` is what the relay offers: keywords, in upper case, to parameters.
 
 
-def fault_of(address: str) -> Reply | None:
-    """Return why `address` is not a bare address that can work, or None.
-
-    A line break in an address, for example, would begin another command.
-    """
-    try:
-        if parse_address(address) == address:
-            return None
-        return Reply(0, "5.1.3", f"Not a bare address: {address!r}")
-    except AddressError as error:
-        return Reply(0, "5.1.3", str(error))
-
-
 def limits_of(extensions: Mapping[str, str]) -> dict[str, int]:
     """Return the limits that a relay announces (RFC 9422). Others are ignored."""
     words = extensions.get("LIMITS", "").upper().split()
@@ -991,7 +1031,7 @@ def limits_of(extensions: Mapping[str, str]) -> dict[str, int]:
 
 
 def envid(message_id: str) -> str:
-    """Return the parameter ENVID of MAIL for `message_id`; empty if there is none.
+    """Return the parameter ENVID of MAIL for `message_id`, or '' if that is empty.
 
     It is encoded as xtext (RFC 3461, 4), and has at most 100 characters. A longer
     message id loses its end.
@@ -1022,37 +1062,3 @@ def complete(message: bytes) -> bytes:
     if message and not message.endswith(b"\n"):
         message += b"\r\n"
     return message
-
-
-def fitting(message: bytes, extensions: Mapping[str, str]) -> bytes | Reply:
-    """Return `message`, which is complete, as the relay takes it, or why it cannot.
-
-    Without 8BITMIME it is encoded in ASCII. With SIZE there is a limit of bytes.
-    """
-    if not message.isascii() and "8BITMIME" not in extensions:
-        try:
-            message = complete(to_seven_bits(message))
-        except MemoryError:
-            return _NO_MEMORY
-        except Exception as error:
-            # An error of any kind is about this message. The others go on.
-            text = f"{_NO_8BITMIME}, and {type(error).__name__}: {error}"
-            return Reply(0, "5.6.3", text)
-    limit = extensions.get("SIZE", "")
-    if _SIZE.fullmatch(limit) and 0 < int(limit) < len(message):
-        text = f"The message has {len(message)} bytes, the relay takes {limit}"
-        return Reply(0, "5.3.4", text)
-    return message
-
-
-def stuffed(message: bytes) -> bytes:
-    """Return `message` ready to be sent, as `complete` and with the final dot.
-
-    Dots at the beginning of a line are doubled (RFC 5321, 4.5.2).
-    """
-    message = complete(message)
-    if _DOT.search(message):
-        message = message.replace(b"\n.", b"\n..")
-    if message.startswith(b"."):
-        message = b"." + message
-    return message + END_OF_DATA

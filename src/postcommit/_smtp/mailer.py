@@ -19,6 +19,7 @@ from postcommit._smtp.connection import Relay
 from postcommit._smtp.connection import Timeouts
 from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.pipeline import SMTPPipeline
+from postcommit._smtp.pool import Pool
 from postcommit._smtp.pool import shared
 from postcommit._smtp.tls import TLS
 from postcommit.errors import OptionError
@@ -40,6 +41,15 @@ _HOST = re.compile(r"[^\s/:@]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[^\s/@]*|/[^\0]+")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LITERAL = re.compile(r"\[([0-9.]+|IPv6:([0-9A-Fa-f.]*:[0-9A-Fa-f.:]*))\]")
+
+_NO_HOST = (
+    "must be a name, an address, or the path of a unix socket; the port is an option of"
+    " its own"
+)
+_NO_HELO_NAME = (
+    "must be a name such as 'shop.example.org', in ASCII, or an address such as"
+    " '[192.0.2.1]' or '[IPv6:2001:db8::1]'"
+)
 
 
 def _is_helo_name(name: str) -> bool:
@@ -88,6 +98,8 @@ class SMTPMailer(BaseMailer):
     dsn: bool
     token: Callable[[], str] | None
     ssl_context: ssl.SSLContext | None
+    relay: Relay
+    _pool: Pool
 
     def __init__(
         self,
@@ -121,42 +133,35 @@ class SMTPMailer(BaseMailer):
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         given = locals()
+        # Set like this, because an assignment asks each time whether it is permitted.
         for name in getFieldNames(ISMTPMailer):
-            setattr(self, name, _check(name, given[name]))
-        self.token, self.ssl_context = token, ssl_context
-        self.notify = notify
-        self._check_hosts()
-        self._pool = shared(
+            vars(self)[name] = _check(name, given[name])
+        vars(self).update(token=token, ssl_context=ssl_context, notify=notify)
+        pool = shared(
             self._relay(),
             messages=self.messages_per_connection,
             idle_timeout=self.idle_timeout,
             pipelining=self.pipelining,
         )
-        self.relay: Relay = self._pool.relay
+        vars(self).update(_pool=pool, relay=pool.relay)
 
-    def _check_hosts(self) -> None:
-        """Raise `OptionError` for a name or an address that can never work."""
+    def _relay(self) -> Relay:
+        """Return the options in the form that connections use.
+
+        Raises `OptionError` for those that can never work, alone or together.
+        """
         if not _HOST.fullmatch(self.hostname):
-            reason = (
-                "must be a name, an address, or the path of a unix socket; the port is"
-                " an option of its own"
-            )
-            raise OptionError("hostname", self.hostname, reason)
+            raise OptionError("hostname", self.hostname, _NO_HOST)
         if self.helo_name is not None and not _is_helo_name(self.helo_name):
-            reason = (
-                "must be a name such as 'shop.example.org', in ASCII, or an address"
-                " such as '[192.0.2.1]' or '[IPv6:2001:db8::1]'"
-            )
-            raise OptionError("helo_name", self.helo_name, reason)
+            raise OptionError("helo_name", self.helo_name, _NO_HELO_NAME)
         if self.source_address is not None and self.hostname.startswith("/"):
             reason = "must be omitted, because hostname is a unix socket"
             raise OptionError("source_address", self.source_address, reason)
-
-    def _relay(self) -> Relay:
-        """Return the options in the form that connections use."""
-        credentials = Credentials.given(
-            self.username, self.password, self.token, self.auth
-        )
+        credentials = None
+        if self.username or self.password or self.auth or self.token is not None:
+            credentials = Credentials.given(
+                self.username, self.password, self.token, self.auth
+            )
         timeouts = Timeouts(self.connect_timeout, end=self.final_timeout)
         if self.timeout is not None:
             timeouts = Timeouts.alike(
@@ -171,6 +176,8 @@ class SMTPMailer(BaseMailer):
             server_name=self.server_name,
             given=self.ssl_context,
         )
+        if tls != TLS(tls.mode):  # the defaults do not contradict each other
+            tls.check()
         return Relay(
             self.hostname,
             self.port,

@@ -85,7 +85,7 @@ class SMTPPipeline(Pipeline):
                 fresh = dialogue.upcoming[0].has_moved
                 try:
                     self._connection = self._pool.checkout(fresh=fresh)
-                    dialogue.opened(self._connection)
+                    dialogue.link = self._connection
                 except RelayError as error:
                     dialogue.failed(error)
             else:
@@ -119,8 +119,9 @@ class SMTPPipeline(Pipeline):
             self._pool.discard(connection, is_lost=is_lost)
             self._connection = None
         elif not dialogue.awaited():
-            is_used_up = dialogue.is_used_up
             dialogue.link = self._connection = None
+            # The relay may take fewer messages on a connection than the pool allows.
+            is_used_up = connection.messages >= dialogue.most_messages
             self._pool.checkin(connection, keep=not is_used_up)
 
     def _last_words(self, connection: Connection) -> Reply | None:

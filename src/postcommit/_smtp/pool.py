@@ -9,6 +9,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 from weakref import WeakSet
@@ -60,7 +62,7 @@ _sharing = _Sharing()
 class Failure(NamedTuple):
     """An address that could not be used: why, and how far the connection had come.
 
-    `phase` is None if there was no connection.
+    `phase` is None without a connection.
     """
 
     address: Address
@@ -113,6 +115,7 @@ def all_failed(
     return kind(f"no connection to {relay}: {text}", reply)
 
 
+@dataclass
 class Addresses:
     """The addresses of `relay`, and which of them can be used. Threads may share it.
 
@@ -120,10 +123,9 @@ class Addresses:
     So an address that swallows everything costs its time-out once.
     """
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-        self._answered: tuple[Address | None, float] = None, -math.inf
-        self._failed: dict[Address, float] = {}
+    _relay: Relay
+    _answered: tuple[Address | None, float] = None, -math.inf
+    _failed: dict[Address, float] = field(default_factory=dict)
 
     def connect(
         self,
@@ -168,21 +170,21 @@ class Addresses:
                     connection.close()
         return None
 
-    def failed(self, address: Address) -> None:
-        """Try `address` last for some minutes."""
-        self._failed[address] = time.monotonic()
-
     def _in_order(self) -> list[Address]:
         """Look the name up, and return the addresses in the order to try them."""
         found = addresses_of(self._relay)
-        recently = time.monotonic() - _REMEMBERED
-        never = -math.inf
+        # Without those that the name no longer has, or that failed long ago.
+        recently, never = time.monotonic() - _REMEMBERED, -math.inf
         when = {address: self._failed.get(address, never) for address in found}
-        failed = {address: at for address, at in when.items() if at > recently}
-        self._failed = dict(failed)  # without those that the name no longer has
+        self._failed = {address: at for address, at in when.items() if at > recently}
         last, at = self._answered
         first = last if at > recently else None
+        failed = dict(self._failed)
         return sorted(found, key=lambda a: (failed.get(a, never), a != first))
+
+    def failed(self, address: Address) -> None:
+        """Try `address` last for some minutes."""
+        self._failed[address] = time.monotonic()
 
 
 def shared(

@@ -20,7 +20,7 @@ from postcommit._smtp.pool import all_failed
 from postcommit.errors import RelayError
 
 
-# Time-out in seconds if the mailer has none, because a person waits.
+# Time-out in seconds if the mailer sets none, because a person waits.
 _PATIENCE = 30.0
 
 _ATTRIBUTES = {
@@ -64,15 +64,17 @@ class Diagnosis:
     """What was found out about a relay.
 
     `is_connected` is True if the relay took the connection, and `is_greeted` if it said
-    220, under TLS if that comes first. `tls` is the version that was spoken, None in
-    clear. `certificate` is None unless it was verified. `failure` is why the relay
-    cannot be used, or None. All these are about the last address that took the
+    220, under TLS if that comes first. `is_cut_off` is True if the relay ended TLS with
+    an alert. `tls` is the version that was spoken, None in clear or if it is unknown.
+    `certificate` is None unless it was verified. `failure` is why the relay cannot be
+    used, or None. All these are about the last address that took the
     connection. `tried` has the addresses that were tried, each with its failure, or
     None for the last one if it can be used.
     """
 
     is_connected: bool = False
     is_greeted: bool = False
+    is_cut_off: bool = False
     tls: str | None = None
     certificate: Certificate | None = None
     extensions: dict[str, str] = field(default_factory=dict)
@@ -122,7 +124,10 @@ def _note(found: Diagnosis, connection: Connection) -> None:
     found.extensions = connection.extensions
     found.tls = found.certificate = None
     encrypted = connection.tls_socket
-    if encrypted is not None:
+    # After an alert, OpenSSL does not know any more what was agreed on. A relay sends
+    # one behind the handshake of TLS 1.3 if it misses our certificate.
+    found.is_cut_off = encrypted is not None and encrypted.version() is None
+    if encrypted is not None and not found.is_cut_off:
         found.tls = encrypted.version()
         shown = encrypted.getpeercert()
         if shown:  # it was verified

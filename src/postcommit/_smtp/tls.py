@@ -52,8 +52,7 @@ class _Kept(NamedTuple):
 class TLS:
     """Whether to use TLS, whom to trust, and which certificate to show.
 
-    `given` is a context of the caller, used as it is. Raises `OptionError` for options
-    that contradict each other.
+    `given` is a context of the caller, used as it is.
     """
 
     mode: TLSMode
@@ -67,7 +66,8 @@ class TLS:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise `OptionError` for options that contradict each other."""
         _check_context(self.given)
         _check_name(self.server_name)
         files = {

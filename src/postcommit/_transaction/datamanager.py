@@ -122,7 +122,7 @@ class DataManager:
     def add(self, item: Any) -> None:
         """Publish `item` when the transaction commits.
 
-        Raises what `transaction.join` raises if it takes no more work; then `item` is
+        Raises what `transaction.join` raises if it takes no more work. Then `item` is
         discarded.
         """
         count = len(self.items)
@@ -153,15 +153,14 @@ class DataManager:
     def tpc_begin(self, transaction: ITransaction) -> None:
         """Nothing to do before the vote."""
 
-    def commit(self, transaction: ITransaction) -> None:
-        """Nothing to do before the vote."""
+    commit = tpc_begin  # the same holds for it
 
     def tpc_vote(self, transaction: ITransaction) -> None:
-        """Prepare the items; raise to refuse the commit."""
+        """Prepare the items, or raise to refuse the commit."""
         if self._process != os.getpid():
             raise ForkedError("the transaction is that of the parent process")
         # Only a private attribute says whether other resources take part. If it is
-        # missing, or names another one (which may drive us), there may be others.
+        # missing, or names another (which may drive us), there may be others.
         resources: Any = getattr(transaction, "_resources", ())
         is_alone = len(resources) == 1 and resources[0] is self
         self._batch.prepare(self.items, alone=is_alone)
@@ -179,36 +178,31 @@ class DataManager:
             afterwards = self._batch.publish(self.items)
         except BaseException as error:
             if not _is_interrupt(error):  # the batch failed, and has logged how
-                self._end()
+                self._phase, self.items = Phase.ENDED, []
             raise
         if afterwards is not None:
             call_after_commit(transaction, afterwards)
-        self._end()
+        self._phase, self.items = Phase.ENDED, []
 
     def tpc_abort(self, transaction: ITransaction) -> None:
         """As `abort`."""
         self.abort(transaction)
 
     def abort(self, transaction: ITransaction) -> None:
-        """Discard the items, or what the table of the module says; in any phase."""
+        """Discard the items, or what the table of the module says. In any phase."""
         if self._process != os.getpid():
             return
         if self._phase is Phase.PREPARED and _is_decided(transaction):
             self.tpc_finish(transaction)
-        elif self._phase is Phase.FINISHING or (
+            return
+        if self._phase is Phase.FINISHING or (
             self._phase is Phase.PREPARED and _is_in_doubt(transaction)
         ):
             self._batch.abandon(self.items)
-            self._end()
-        elif self._phase in (Phase.JOINED, Phase.PREPARED):
+        elif self._phase is not Phase.ENDED:
             self._batch.discard(self.items)
-            self._end()
-
-    def _end(self) -> None:
-        # Called when the work is done: after an interrupt, the next abort does it
-        # again.
-        self._phase = Phase.ENDED
-        self.items = []
+        # Set when the work is done: after an interrupt, the next abort does it again.
+        self._phase, self.items = Phase.ENDED, []
 
     def sortKey(self) -> str:
         """Return the position among the resources, see `IDataManager`."""
@@ -296,7 +290,7 @@ def _call(
 def _raise_at_the_end(transaction: Any, interrupt: BaseException) -> None:
     """Raise `interrupt` from the ``commit()`` or ``abort()`` that ends `transaction`.
 
-    `transaction` calls after-commit hooks one after the other. It catches and logs all
+    `transaction` calls after-commit hooks in turn. It catches and logs all
     that they raise, also KeyboardInterrupt and SystemExit. To raise in a
     synchronizer instead would skip the hooks of others, and leave the manager with a
     transaction that has ended. So the interrupt is raised where the last step is

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable
 from collections.abc import Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 
 import zope.event
@@ -45,12 +47,12 @@ committing: ContextVar[ITransactionManager | None] = ContextVar(
 
 
 @implementer(IMailSentEvent)
+@dataclass(eq=False, repr=False)
 class MailSentEvent:
     """The relay has taken the message for `recipients`, see `IMailSentEvent`."""
 
-    def __init__(self, messageId: str, *, recipients: tuple[str, ...] = ()) -> None:
-        self.messageId = messageId
-        self.recipients = recipients
+    messageId: str
+    recipients: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
         to = ", ".join(self.recipients)
@@ -58,21 +60,14 @@ class MailSentEvent:
 
 
 @implementer(IMailErrorEvent)
+@dataclass(eq=False, repr=False)
 class MailErrorEvent:
     """An attempt failed for `recipients`, see `IMailErrorEvent`."""
 
-    def __init__(
-        self,
-        messageId: str,
-        errorMessage: str,
-        *,
-        recipients: tuple[str, ...] = (),
-        reply: Reply | None = None,
-    ) -> None:
-        self.messageId = messageId
-        self.errorMessage = errorMessage
-        self.recipients = recipients
-        self.reply = reply
+    messageId: str
+    errorMessage: str
+    recipients: tuple[str, ...] = field(default=(), kw_only=True)
+    reply: Reply | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         to = ", ".join(self.recipients)
@@ -97,8 +92,8 @@ class MailUncertainEvent(MailErrorEvent):
 def events_of(report: DeliveryReport) -> list[MailEvent]:
     """Return the events of `report`, none if `IMailer.send` has published them.
 
-    There is one for each status and reply, with the recipients that share them. A relay
-    failure defers the recipients without an outcome.
+    There is an event for each status and reply, with the recipients that share them. A
+    relay failure defers the recipients without an outcome.
     """
     if report.announced:
         return []
@@ -212,7 +207,7 @@ def log_report(report: DeliveryReport) -> None:
 def dispatch_events(
     events: Iterable[MailEvent], notify: Notify, manager: ITransactionManager | None
 ) -> BaseException | None:
-    """Publish `events`, each in a transaction of its own; never raise.
+    """Publish `events`, each in a transaction of its own. Never raises.
 
     If `manager` is None, or not one of the package ``transaction``, the subscribers are
     called in the current transaction. One that raises is logged.
@@ -251,7 +246,7 @@ def _attempt(
     manager: ITransactionManager,
     may_be_repeated: bool,
 ) -> bool:
-    """Call the subscribers in a transaction; return False if it is to be repeated."""
+    """Call the subscribers in a transaction. Return False if it is to be repeated."""
     own = own_transaction(manager)
     try:
         with own:
@@ -272,8 +267,8 @@ class own_transaction:
     `failed_for_now` is true afterwards if the body or the commit raised an error that
     `transaction` calls retryable, for example a conflict.
 
-    A transaction that has just been committed is still its manager's current
-    one while the after-commit hooks run, and no new one can begin. It is set
+    A transaction that has just been committed is still the current transaction
+    of its manager while the after-commit hooks run, and no new one can begin. It is set
     aside for the body, and put back, so that `transaction` finds what it
     expects. The attribute is private; ``tests/transactions/test_event.py`` notices a
     change of it.
@@ -283,7 +278,7 @@ class own_transaction:
     _is_aside = False
 
     def __init__(self, manager: ITransactionManager) -> None:
-        # The thread-local manager wraps another one.
+        # The thread-local manager wraps another.
         self._manager: Any = getattr(manager, "manager", manager)
 
     def __enter__(self) -> None:

@@ -1,4 +1,4 @@
-"""Transactions that are repeated because they failed for now, one at a time.
+"""Transactions that are repeated because they failed for now, each alone.
 
 The events of a processor's workers often change the same object, so the transactions
 of their subscribers conflict. To repeat a transaction at once is not enough: while it
@@ -25,7 +25,7 @@ _PATIENCE = 5.0
 class _Turn:
     """Held by a thread during its repeats.
 
-    The one who holds it may come here again: a subscriber sends mail, for example,
+    The thread that holds it may come here again: a subscriber sends mail, for example,
     which has subscribers of its own.
     """
 
@@ -58,7 +58,7 @@ def repeat(attempt: Callable[[bool], bool]) -> None:
     """Call `attempt` until it returns True, up to four times.
 
     `attempt` returns False if it failed for now. Its argument is whether it is called
-    again then; if not, it raises. Raises what `attempt` raises.
+    again then. If not, it raises. Raises what `attempt` raises.
     """
     _turn.acquired().release()
     if attempt(True):
