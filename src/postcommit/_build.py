@@ -134,7 +134,7 @@ def consistent(given: Mapping[str, Given]) -> dict[str, Given]:
 def _check_login_is_sent(username: Given, given: Mapping[str, Given]) -> None:
     tls, hostname = given.get("tls"), given.get("hostname")
     host = str(hostname.value).strip() if hostname else "localhost"
-    if tls and str(tls.value).strip() == TLSMode.NONE and not may_be_loopback(host):
+    if tls and str(tls.value).strip() == TLSMode.NONE and not _may_be_loopback(host):
         raise username.refused(
             f"a login is never sent in clear to {masked('hostname', host)!r}, and"
             f" {tls.name} forbids TLS; set tls to 'starttls' or 'implicit', or omit the"
@@ -142,7 +142,7 @@ def _check_login_is_sent(username: Given, given: Mapping[str, Given]) -> None:
         )
 
 
-def may_be_loopback(host: str) -> bool:
+def _may_be_loopback(host: str) -> bool:
     """Tell whether `host` may be this machine, without asking the DNS.
 
     The path of a unix socket is on this machine.

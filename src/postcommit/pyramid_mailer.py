@@ -19,6 +19,7 @@ from pyramid_mailer import mailer_factory_from_settings
 from pyramid_mailer.interfaces import IMailer
 
 from postcommit.compat import repoze_sendmail
+from postcommit.compat._relay import check_environment
 from postcommit.compat._replaced import Replacement
 
 
@@ -66,7 +67,9 @@ def replace() -> None:
     """Let every ``pyramid_mailer.mailer.Mailer`` that is made from now on use ours.
 
     `includeme` does so. It is for programs without a configurator, such as scripts.
+    Raises `OptionError` for a variable in the environment that can never work.
     """
+    check_environment()
     _replacement.replace()
 
 

@@ -1,7 +1,6 @@
 """Reports as exceptions of smtplib: what smtplib raises in the same dialogue."""
 from __future__ import annotations
 
-import pickle
 import smtplib
 import socket
 from collections.abc import Callable
@@ -11,7 +10,8 @@ import pytest
 
 from postcommit import SMTPMailer
 from postcommit._mail.as_smtplib import NotOfferedError
-from postcommit._mail.as_smtplib import RefusedError
+from postcommit._mail.as_smtplib import SilentError
+from postcommit._mail.as_smtplib import raise_as_smtplib
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
 from postcommit.errors import RelayError
@@ -64,6 +64,19 @@ SCRIPTS: dict[str, Prepare] = {
     "the relay hangs up in the message": lambda relay: relay.drop("MAIL"),
     "the relay hangs up after the message": lambda relay: relay.drop("END"),
     "the relay is busy": lambda relay: relay.reply("CONNECT", "421 4.3.2 busy"),
+    "the relay has no service": lambda relay: relay.reply("CONNECT", "554 5.3.2 no"),
+    "EHLO is refused": lambda relay: (
+        relay.reply("EHLO", "550 5.7.1 who?"),
+        relay.reply("HELO", "550 5.7.1 who?"),
+    )[0],
+    "the relay wants a login": lambda relay: relay.reply("MAIL", "530 5.7.0 log in"),
+    "the relay refuses DATA": lambda relay: relay.reply("DATA", "554 5.5.1 no"),
+    "one recipient, then the message": lambda relay: (
+        relay.reply("RCPT", "550 5.1.1 no such user", address=A),
+        relay.reply("END", "554 5.7.1 spam"),
+    )[0],
+    "the relay resets the connection": lambda relay: relay.drop("EHLO", reset=True),
+    "the relay does not greet": lambda relay: relay.drop("CONNECT"),
 }
 
 
@@ -78,13 +91,11 @@ def test_ours_can_be_caught_like_that_of_smtplib(script: Prepare) -> None:
     if theirs is None:
         assert ours is None
         return
-    # The classes of smtplib for a reply in each phase are not told apart.
-    kind = type(theirs)
+    # "Recipients refused" must not hide that the sender or the message was refused.
+    assert type(ours) is type(theirs), ours
     if isinstance(theirs, smtplib.SMTPResponseException):
-        kind = smtplib.SMTPResponseException
         assert getattr(ours, "smtp_code", None) == theirs.smtp_code
         assert getattr(ours, "smtp_error", None) == theirs.smtp_error
-    assert isinstance(ours, kind), ours
     if isinstance(theirs, smtplib.SMTPRecipientsRefused):
         assert isinstance(ours, smtplib.SMTPRecipientsRefused)
         assert ours.recipients == theirs.recipients
@@ -147,11 +158,13 @@ def test_a_name_that_is_unknown_is_a_gaierror() -> None:
         report.raise_as_smtplib()
 
 
-def test_a_silent_relay_is_a_timeout() -> None:
+def test_a_silent_relay_is_a_timeout_and_a_lost_connection() -> None:
     with ScriptedRelay() as relay:
         relay.hold("CONNECT")
         error = by_us(relay.port, timeout=0.1)
+    assert isinstance(error, SilentError)
     assert isinstance(error, TimeoutError)
+    assert isinstance(error, smtplib.SMTPServerDisconnected)
 
 
 def test_a_relay_that_is_not_smtp_is_a_lost_connection(relay: ScriptedRelay) -> None:
@@ -164,13 +177,13 @@ def test_a_relay_that_is_not_smtp_is_a_lost_connection(relay: ScriptedRelay) -> 
 def test_what_we_refuse_ourselves_has_a_code_all_the_same() -> None:
     with ScriptedRelay(extensions=["SIZE 10"]) as relay:
         error = by_us(relay.port)
-    assert isinstance(error, RefusedError)
+    assert isinstance(error, smtplib.SMTPDataError)
     assert error.smtp_code == 554
     assert error.smtp_error.startswith(b"5.3.4")
 
 
 def test_a_deferral_of_ours_has_a_temporary_code() -> None:
-    replies = (Reply(0, "4.3.0", "memory"), Reply(452, "", "full"))
+    replies = (Reply(0, "4.1.0", "memory"), Reply(452, "", "full"))
     parts = [
         DeliveryReport.alike("x@y", [to], Status.DEFERRED, reply)
         for to, reply in zip((A, B), replies, strict=True)
@@ -178,7 +191,7 @@ def test_a_deferral_of_ours_has_a_temporary_code() -> None:
     outcomes = tuple(part.outcomes[0] for part in parts)
     with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
         DeliveryReport("x@y", (A, B), outcomes).raise_as_smtplib()
-    assert caught.value.recipients == {A: (451, b"4.3.0 memory"), B: (452, b"full")}
+    assert caught.value.recipients == {A: (451, b"4.1.0 memory"), B: (452, b"full")}
 
 
 def test_the_failure_of_several_addresses_is_the_error_of_the_last() -> None:
@@ -190,7 +203,31 @@ def test_the_failure_of_several_addresses_is_the_error_of_the_last() -> None:
         DeliveryReport("x@y", (A,), relay_failure=outer).raise_as_smtplib()
 
 
-def test_a_refusal_can_be_copied() -> None:
-    error = pickle.loads(pickle.dumps(RefusedError({A: (550, b"no")})))
-    assert error.recipients == {A: (550, b"no")}
-    assert (error.smtp_code, error.smtp_error) == (550, b"no")
+def test_a_relay_that_shuts_down_refuses_no_recipient(relay: ScriptedRelay) -> None:
+    relay.reply("RCPT", "421 4.3.2 bye")
+    error = by_us(relay.port)
+    assert type(error) is smtplib.SMTPResponseException
+    assert error.smtp_code == 421
+
+
+def test_nothing_is_raised_for_a_report_about_no_recipients() -> None:
+    DeliveryReport("x@y", ()).raise_as_smtplib()
+
+
+def test_the_refused_sender_is_named() -> None:
+    reply = Reply(553, command="MAIL")
+    report = DeliveryReport.alike("x@y", [A], Status.REJECTED, reply)
+    with pytest.raises(smtplib.SMTPSenderRefused) as caught:
+        raise_as_smtplib(report, "s@example.org")
+    assert caught.value.sender == "s@example.org"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(535, smtplib.SMTPAuthenticationError), (421, smtplib.SMTPResponseException)],
+)
+def test_a_failure_of_a_mailer_that_names_no_command(
+    code: int, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        DeliveryReport("x@y", (A,), relay_failure=Reply(code)).raise_as_smtplib()

@@ -80,6 +80,52 @@ class TestReplacement:
             assert names() == older
             assert module.MailBase._send is send
 
+    def test_the_object_of_another_package_stays(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ours.replace(immediate=False)
+
+        def printing(*arguments: Any, **options: Any) -> None: ...
+
+        monkeypatch.setattr(module.MailBase, "_send", printing)
+        ours.restore()
+        assert module.MailBase._send is printing
+
+    def test_a_second_call_repairs_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        older = module.SMTPMailer
+        ours.replace()
+        monkeypatch.setattr(module, "SMTPMailer", object)
+        ours.replace()
+        assert module.SMTPMailer is ours.SMTPMailer
+        ours.restore()
+        assert module.SMTPMailer is older
+
+    def test_a_call_on_its_way_survives_the_end(self, relay: ScriptedRelay) -> None:
+        ours.replace(immediate=False)
+        send = module.MailBase._send
+        ours.restore()
+        send(host_of(relay), S, [A], MESSAGE, True)
+        assert relay.messages == []
+        transaction.commit()
+        assert len(relay.messages) == 1
+
+    @pytest.mark.parametrize(
+        ("variable", "value"),
+        [
+            ("POSTCOMMIT_VERIFY", "maybe"),
+            ("POSTCOMMIT_AUTH", "xyz"),
+            ("POSTCOMMIT_KEYFILE", "/etc/passwd"),
+        ],
+    )
+    def test_a_variable_that_cannot_work_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+    ) -> None:
+        older = names()
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(ValueError, match=variable):
+            ours.replace()
+        assert names() == older
+
     def test_zope_sendmail_stays(self) -> None:
         older = zope.sendmail.mailer.SMTPMailer
         ours.replace()
@@ -234,6 +280,40 @@ class TestSending:
         for name in ("force_tls", "implicit_tls"):
             mailer = module.MailHost("mail", **{name: True})._makeMailer()
             assert getattr(mailer, name) is True
+
+    def test_an_older_mailer_has_fewer_attributes(
+        self, relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As in zope.sendmail 6.2, and in 6.1 without implicit_tls.
+        class Older:
+            def __init__(self, hostname: str, port: int, **options: Any) -> None:
+                self.hostname, self.port = hostname, port
+
+        monkeypatch.setattr(zope.sendmail.mailer, "SMTPMailer", Older)
+        host_of(relay).send(MESSAGE, immediate=True)
+        assert len(relay.messages) == 1
+
+    @pytest.mark.parametrize("is_queued", [True, False])
+    @pytest.mark.parametrize("to", ["a@example.org, ", "a@example.org,,", [A, ""]])
+    def test_an_empty_recipient_is_dropped(
+        self, relay: ScriptedRelay, tmp_path: Path, to: Any, is_queued: bool
+    ) -> None:
+        path = str(tmp_path / "queue")
+        host = host_of(relay, smtp_queue=is_queued, smtp_queue_directory=path)
+        host.send("Subject: x\n\nx", mto=to, mfrom=S)
+        transaction.commit()
+        relay.wait_until(lambda: relay.messages)
+        host._stopQueueProcessorThread()
+        assert [message.recipients for message in relay.messages] == [(A,)]
+
+    def test_a_refused_sender_is_not_taken_for_a_refused_recipient(
+        self, relay: ScriptedRelay
+    ) -> None:
+        # The registration of Plone has another answer to refused recipients.
+        relay.reply("MAIL", "553 5.1.8 who?")
+        with pytest.raises(smtplib.SMTPSenderRefused) as caught:
+            host_of(relay).send(MESSAGE, immediate=True)
+        assert caught.value.sender == S
 
     def test_a_message_with_its_sender_in_a_header(self, relay: ScriptedRelay) -> None:
         from email.header import Header

@@ -1,6 +1,7 @@
 """``config.include("postcommit.pyramid_mailer")`` in applications of pyramid_mailer."""
 from __future__ import annotations
 
+import re
 import smtplib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -24,12 +25,14 @@ from webtest import TestApp as Browser
 
 from postcommit import Maildir
 from postcommit import pyramid_mailer as ours
+from postcommit._cli.main import main
 from postcommit.compat import repoze_sendmail
 from tests.compat.test_repoze_sendmail import Program
 from tests.support.certificates import Authority
 from tests.support.smtpd import ScriptedRelay
 
 
+ROOT = Path(__file__).parent.parent.parent
 S, A, B = "s@example.org", "a@example.org", "b@example.org"
 OURS = "postcommit.pyramid_mailer"
 THEIRS = "pyramid_mailer"
@@ -151,6 +154,21 @@ def test_what_it_replaces_can_be_put_back() -> None:
         ours.restore()
         assert {name: vars(module)[name] for name in NAMES} == older
     assert isinstance(Mailer().smtp_mailer, repoze.sendmail.mailer.SMTPMailer)
+
+
+def test_a_variable_that_cannot_work_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POSTCOMMIT_VERIFY", "maybe")
+    with pytest.raises(ValueError, match="POSTCOMMIT_VERIFY"):
+        Configurator(settings={}).include(OURS)
+
+
+def test_settings_that_cannot_work_are_refused_before_the_commit() -> None:
+    mailer = get_mailer(configured({"mail.host": "relay:25"}, OURS).registry)
+    with pytest.raises(ValueError, match="hostname"):
+        mailer.send(message_of())
+    mailer.send_immediately(message_of(), fail_silently=True)
 
 
 class TestRebuilding:
@@ -279,6 +297,33 @@ class TestSending:
         assert received.sender == S
         assert b"c@example.org" not in received.data
         assert received.data.isascii()
+
+
+class TestGoingBack:
+    """``docs/moving-pyramid-mailer.rst`` says how to empty the queue."""
+
+    def test_the_commands_also_send_what_is_deferred(
+        self, relay: ScriptedRelay, tmp_path: Path
+    ) -> None:
+        page = (ROOT / "docs" / "moving-pyramid-mailer.rst").read_text()
+        commands = re.findall(r"^    \$ postcommit (.*)", page, re.MULTILINE)
+        assert [command.split()[0] for command in commands] == ["retry", "flush"]
+        queue = str(tmp_path / "queue")
+        settings = settings_of(relay, queue_path=queue)
+        mailer = get_mailer(configured(settings, OURS).registry)
+        mailer.send_to_queue(message_of())
+        transaction.commit()
+        relay.reply("RCPT", "450 4.2.0 greylisted", times=1)
+        for command in ["flush QUEUE --hostname mx.example.org", *commands]:
+            for older, newer in (
+                ("QUEUE", queue),
+                ("/var/spool/shop", queue),
+                ("mx.example.org", f"127.0.0.1 --port {relay.port}"),
+            ):
+                command = command.replace(older, newer)
+            main(command.split())
+        assert len(relay.messages) == 1
+        assert list(Maildir(queue)) == []
 
 
 class TestSSL:

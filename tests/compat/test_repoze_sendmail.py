@@ -4,8 +4,11 @@ from __future__ import annotations
 import json
 import smtplib
 import subprocess
+from email import message_from_bytes
 from email.message import EmailMessage
 from email.message import Message
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +256,7 @@ class TestDirectDelivery:
     ) -> None:
         delivery = DirectMailDelivery(Older())
         delivery.send(S, [A], message_of())
-        assert repr(delivery._ours()) == "<DirectMailDelivery <Older>>"
+        assert repr(delivery._delivery()) == "<DirectMailDelivery <Older>>"
 
     def test_a_mailer_of_ours(self, relay: ScriptedRelay) -> None:
         from postcommit import SMTPMailer as OurMailer
@@ -275,6 +278,98 @@ class TestDirectDelivery:
         DirectMailDelivery(mailer).send(S, [A], message_of())
         transaction.commit()
         assert [message.recipients for message in relay.messages] == [(B,)]
+
+
+    def test_the_mailer_may_be_set_at_any_time(self) -> None:
+        one, other = Older(), Older()
+        delivery = DirectMailDelivery(one)
+        for mailer in (one, other):
+            delivery.mailer = mailer
+            delivery.send(S, [A], message_of())
+            transaction.commit()
+        assert (len(one.sent), len(other.sent)) == (1, 1)
+
+    def test_the_domain_of_the_id_is_in_ascii(self, relay: ScriptedRelay) -> None:
+        message = message_of()
+        delivery = DirectMailDelivery(mailer_of(relay))
+        message_id = delivery.send("s@bücher.example", [A], message)
+        assert message_id == message["Message-Id"]
+        assert message_id.endswith("@xn--bcher-kva.example>")
+        transaction.commit()
+        assert message_id.encode() in relay.messages[0].data
+
+    @pytest.mark.parametrize("sender", ["root", "s@exa\nmple.org"])
+    def test_a_message_that_is_refused_stays_as_it_is(
+        self, relay: ScriptedRelay, sender: str
+    ) -> None:
+        message = message_of()
+        before = message.items()
+        with pytest.raises(smtplib.SMTPSenderRefused):
+            DirectMailDelivery(mailer_of(relay)).send(sender, [A], message)
+        assert message.items() == before
+
+    @pytest.mark.parametrize("hostname", ["relay:25", "", "a b"])
+    def test_options_that_cannot_work_are_refused_before_the_commit(
+        self, hostname: str
+    ) -> None:
+        with pytest.raises(ValueError, match="hostname"):
+            DirectMailDelivery(SMTPMailer(hostname)).send(S, [A], message_of())
+        for template in (["{sendmail_app}", "{nosuch}"], ["{0}"], ["{"], [1]):
+            mailer = SendmailMailer("/bin/true", template)  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="sendmail_template"):
+                DirectMailDelivery(mailer).send(S, [A], message_of())
+
+    def test_options_of_a_subclass_with_its_own_send_are_not_looked_at(self) -> None:
+        class Printing(SMTPMailer):
+            def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> None:
+                printed.append(message)
+
+        printed: list[Message] = []
+        DirectMailDelivery(Printing("")).send(S, [A], message_of())
+        transaction.commit()
+        assert len(printed) == 1
+
+
+class TestEncoding:
+    """A text that is not ASCII has no character set in an older kind of message."""
+
+    def message(self, text: str) -> Message:
+        message = Message()
+        message["Subject"] = "x"
+        message.set_payload(text)
+        return message
+
+    @pytest.mark.parametrize(
+        ("text", "charset"), [("Grüße", "iso-8859-1"), ("Γειά", "utf-8")]
+    )
+    def test_it_is_encoded_as_in_repoze_sendmail(
+        self, relay: ScriptedRelay, text: str, charset: str
+    ) -> None:
+        message = self.message(text)
+        mailer_of(relay).send(S, [A], message)
+        DirectMailDelivery(mailer_of(relay)).send(S, [A], message)
+        transaction.commit()
+        assert message.get_payload() == text
+        for received in relay.messages:
+            assert received.data.isascii()
+            parsed = message_from_bytes(received.data)
+            assert parsed.get_content_charset() == charset
+            payload = parsed.get_payload(decode=True)
+            assert payload.decode(charset).strip() == text  # type: ignore[union-attr]
+
+    def test_a_part_of_a_message(self, relay: ScriptedRelay) -> None:
+        whole = MIMEMultipart()
+        whole.attach(self.message("Grüße"))
+        whole.attach(MIMEText("plain"))
+        mailer_of(relay).send(S, [A], whole)
+        [first, second] = message_from_bytes(relay.messages[0].data).get_payload()
+        assert first.get_content_charset() == "iso-8859-1"
+        assert second.get_payload().strip() == "plain"
+
+    def test_bytes_stay(self, relay: ScriptedRelay) -> None:
+        raw = "Subject: x\r\n\r\nGrüße\r\n".encode()
+        mailer_of(relay).send(S, [A], message_from_bytes(raw))
+        assert raw.partition(b"\r\n\r\n")[2] in relay.messages[0].data
 
 
 class TestAddresses:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import transaction
 
+from postcommit import QueueProcessor
 from postcommit.compat.zope_sendmail import DirectMailDelivery
 from postcommit.compat.zope_sendmail import Maildir
 from postcommit.compat.zope_sendmail import QueuedMailDelivery
@@ -42,6 +43,9 @@ class TestMailer:
         ):
             assert tuple(getattr(mailer, name) for name in names) == given
         assert repr(mailer) == "<SMTPMailer relay:26>"
+
+    def test_its_text_shows_no_secret(self) -> None:
+        assert repr(SMTPMailer("ann:secret@relay")) == "<SMTPMailer ***@relay:25>"
 
     def test_the_port_may_be_a_text(self, relay: ScriptedRelay) -> None:
         mailer = SMTPMailer("127.0.0.1", str(relay.port))
@@ -133,13 +137,76 @@ class TestMailer:
         assert (address, code) == ("root", 553)
         assert b"before and after an @" in text
 
+    def test_a_sender_that_cannot_work_is_named(self, relay: ScriptedRelay) -> None:
+        for kind in (ValueError, smtplib.SMTPSenderRefused):
+            with pytest.raises(kind, match=r"^'root' is not an envelope address"):
+                mailer_of(relay).send("root", [A], MESSAGE)
+
+    def test_no_recipients(self, relay: ScriptedRelay) -> None:
+        with pytest.raises(smtplib.SMTPRecipientsRefused, match="no recip") as caught:
+            mailer_of(relay).send(S, [], MESSAGE)
+        assert caught.value.recipients == {}
+
+    @pytest.mark.parametrize(
+        ("to", "kept"),
+        [
+            ([A, "", B], (A, B)),
+            ([A, " "], (A,)),
+            (f"{A}, ", (A,)),
+            (f"{A},,{B}", (A, B)),
+            ([A.encode(), b""], (A,)),
+            (Header(f"{A},"), (A,)),
+        ],
+    )
+    def test_empty_items_of_a_list_are_dropped(
+        self, relay: ScriptedRelay, tmp_path: Path, to: Any, kept: tuple[str, ...]
+    ) -> None:
+        path = str(tmp_path / "queue")
+        mailer_of(relay).send(S, to, MESSAGE)
+        DirectMailDelivery(mailer_of(relay)).send(S, to, MESSAGE)
+        QueuedMailDelivery(path).send(S, to, MESSAGE)
+        transaction.commit()
+        QueueProcessor(path, mailer_of(relay)).flush()  # type: ignore[arg-type]
+        assert [message.recipients for message in relay.messages] == [kept] * 3
+
+    @pytest.mark.parametrize("to", ["", " ", ",", [""], ["", " "], b""])
+    def test_a_list_of_empty_items_is_refused(
+        self, relay: ScriptedRelay, to: Any
+    ) -> None:
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            mailer_of(relay).send(S, to, MESSAGE)
+
+    @pytest.mark.parametrize("hostname", ["", None])
+    def test_a_host_name_that_is_missing_is_not_localhost(
+        self, relay: ScriptedRelay, hostname: Any
+    ) -> None:
+        with pytest.raises(smtplib.SMTPServerDisconnected, match="hostname"):
+            SMTPMailer(hostname, relay.port).send(S, [A], MESSAGE)
+        assert relay.connections == 0
+
+    @pytest.mark.parametrize("port", [0, "0", "smtp", -1])
+    def test_a_port_that_cannot_work_is_an_error_of_both_kinds(self, port: Any) -> None:
+        for kind in (ValueError, OSError):
+            with pytest.raises(kind, match="port"):
+                SMTPMailer("127.0.0.1", port).send(S, [A], MESSAGE)
+
+    def test_options_that_cannot_work_pause_a_queue(self, tmp_path: Path) -> None:
+        QueuedMailDelivery(str(tmp_path / "queue")).send(S, [A], MESSAGE)
+        transaction.commit()
+        thread = QueueProcessorThread()
+        thread.setMailer(SMTPMailer("relay:25"))
+        thread.setQueuePath(str(tmp_path / "queue"))
+        thread.run(forever=False)
+        assert len(list(Maildir(str(tmp_path / "queue")))) == 1
+        assert not (tmp_path / "queue" / ".Failed").exists()
+
     def test_the_vote_raises_as_smtplib_does(self, relay: ScriptedRelay) -> None:
         mailer = mailer_of(relay)
         mailer.vote(S, [A], MESSAGE)
         mailer.abort()
         assert relay.messages == []
         relay.reply("CONNECT", "554 5.3.2 no service")
-        with pytest.raises(smtplib.SMTPResponseException):
+        with pytest.raises(smtplib.SMTPConnectError):
             mailer_of(relay, timeout=9).vote(S, [A], MESSAGE)
         with pytest.raises(ConnectionRefusedError):
             SMTPMailer("127.0.0.1", 1).vote(S, [A], MESSAGE)
@@ -156,15 +223,19 @@ class TestTLS:
             assert "STARTTLS" in relay.commands
 
     def test_it_is_not_used_if_that_is_wanted(self, authority: Authority) -> None:
-        with ScriptedRelay(tls=authority.server(), users={"ann": "x"}) as relay:
-            login = {"username": "ann", "password": "x"}
-            mailer_of(relay, no_tls=True, **login).send(S, [A], MESSAGE)
+        with ScriptedRelay(tls=authority.server()) as relay:
+            mailer_of(relay, no_tls=True).send(S, [A], MESSAGE)
             assert "STARTTLS" not in relay.commands
 
-    def test_a_login_on_another_machine_uses_it_all_the_same(self) -> None:
-        mailer = SMTPMailer("relay.example.org", 25, "ann", "secret", no_tls=True)
-        assert mailer._tls().value == "auto"
-        assert SMTPMailer("relay.example.org", no_tls=True)._tls().value == "none"
+    def test_a_login_uses_it_all_the_same(self, authority: Authority) -> None:
+        # A host whose name looks like this machine may have another address.
+        login = {"username": "ann", "password": "x"}
+        with ScriptedRelay(tls=authority.server(), users={"ann": "x"}) as relay:
+            mailer_of(relay, no_tls=True, **login).send(S, [A], MESSAGE)
+            assert "STARTTLS" in relay.commands
+        with ScriptedRelay(users={"ann": "x"}) as relay:
+            mailer_of(relay, no_tls=True, **login).send(S, [A], MESSAGE)
+            assert len(relay.messages) == 1
 
     def test_it_may_be_spoken_from_the_first_byte(
         self, authority: Authority, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +288,42 @@ class TestCertificates:
         self, relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("POSTCOMMIT_VERIFY", "maybe")
-        with pytest.raises(ValueError, match="POSTCOMMIT_VERIFY"):
+        for kind in (ValueError, OSError):
+            with pytest.raises(kind, match="POSTCOMMIT_VERIFY"):
+                mailer_of(relay).send(S, [A], MESSAGE)
+            with pytest.raises(kind, match="POSTCOMMIT_VERIFY"):
+                DirectMailDelivery(mailer_of(relay)).send(S, [A], MESSAGE)
+
+    @pytest.mark.parametrize(
+        ("variable", "value"),
+        [
+            ("POSTCOMMIT_CAFILE", "/etc/passwd"),
+            ("POSTCOMMIT_SERVER_NAME", "relay.example.org"),
+            ("POSTCOMMIT_CERTFILE", "/etc/passwd"),
+            ("POSTCOMMIT_AUTH", "plain"),
+        ],
+    )
+    def test_a_variable_without_a_meaning_for_a_mailer_is_ignored(
+        self, relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch, variable: str,
+        value: str,
+    ) -> None:
+        monkeypatch.setenv(variable, value)
+        mailer_of(relay, no_tls=True).send(S, [A], MESSAGE)
+        assert len(relay.messages) == 1
+
+    def test_the_address_to_connect_from_is_not_for_a_unix_socket(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("POSTCOMMIT_SOURCE_ADDRESS", "127.0.0.1")
+        with pytest.raises(FileNotFoundError):
+            SMTPMailer(str(tmp_path / "socket")).send(S, [A], MESSAGE)
+
+    def test_the_reply_to_the_end_of_a_message_has_its_own_timeout(
+        self, relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("POSTCOMMIT_FINAL_TIMEOUT", "0.1")
+        relay.hold("END")
+        with pytest.raises(smtplib.SMTPServerDisconnected, match="No reply"):
             mailer_of(relay).send(S, [A], MESSAGE)
 
     def test_other_variables_of_ours_are_left_alone(
@@ -315,6 +421,15 @@ class TestDirectDelivery:
         transaction.commit()
         assert [message.recipients for message in relay.messages] == [(B,)]
 
+    def test_the_mailer_may_be_set_at_any_time(self) -> None:
+        one, other = SendingOnly(), SendingOnly()
+        delivery = DirectMailDelivery(one)
+        for mailer in (one, other):
+            delivery.mailer = mailer
+            delivery.send(S, [A], MESSAGE)
+            transaction.commit()
+        assert (len(one.sent), len(other.sent)) == (1, 1)
+
     def test_an_error_in_the_finish_does_not_harm_the_commit(
         self, relay: ScriptedRelay, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -404,6 +519,30 @@ class TestProcessorThread:
     def test_it_needs_a_maildir(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="Maildir"):
             QueueProcessorThread().setQueuePath(str(tmp_path))
+
+    def test_it_does_not_wait_for_a_slow_relay_without_limit(
+        self, tmp_path: Path, relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("postcommit.compat.zope_sendmail._STOP_SECONDS", 0.1)
+        hold = relay.hold("END")
+        QueuedMailDelivery(str(tmp_path / "queue")).send(S, [A], MESSAGE)
+        transaction.commit()
+        thread = thread_of(tmp_path / "queue", relay)
+        thread.start()
+        assert hold.reached.wait(10)
+        stopping = threading.Thread(target=thread.stop, daemon=True)
+        stopping.start()
+        stopping.join(5)
+        assert not stopping.is_alive()
+        thread.join(5)
+        assert not thread.is_alive()
+        hold.release()
+        # What was in flight is settled all the same.
+        until = time.monotonic() + 10
+        while list(Maildir(str(tmp_path / "queue"))):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert len(relay.messages) == 1
 
     def test_it_may_be_stopped_at_any_moment(
         self, tmp_path: Path, relay: ScriptedRelay

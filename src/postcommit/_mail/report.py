@@ -15,7 +15,7 @@ from dataclasses import replace
 from zope.interface import implementer
 
 from postcommit._log import one_line
-from postcommit._mail.as_smtplib import as_smtplib
+from postcommit._mail.as_smtplib import raise_as_smtplib
 from postcommit.errors import DeliveryError
 from postcommit.errors import RelayError
 from postcommit.interfaces import IDeliveryReport
@@ -34,11 +34,16 @@ _INSTEAD = "\N{REPLACEMENT CHARACTER}"
 @implementer(IReply)
 @dataclass(frozen=True)
 class Reply:
-    """The reply of an SMTP server, see `IReply`."""
+    """The reply of an SMTP server, see `IReply`.
+
+    `command` is what a refusal answers, if that is known: ``greeting``, a command such
+    as ``MAIL``, or ``end of data``.
+    """
 
     code: int = 0
     enhanced: str = ""
     text: str = ""
+    command: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         """Everything on one line: ``450 4.2.0 Greylisted``."""
@@ -119,9 +124,7 @@ class DeliveryReport:
         For code that was written for smtplib. `postcommit._mail.as_smtplib` has the
         exceptions.
         """
-        error = as_smtplib(self)
-        if error is not None:
-            raise error from self.relay_failure
+        raise_as_smtplib(self)
 
     @property
     def undecided(self) -> tuple[str, ...]:

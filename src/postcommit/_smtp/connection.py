@@ -24,6 +24,7 @@ import stat
 import sys
 import time
 from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -308,7 +309,9 @@ class Connection:
             taken = take(self._data, 0)
             limit = deadline - time.monotonic()
         reply, self._position = taken
-        return reply
+        if reply.code < 400 or stage is Stage.SESSION:
+            return reply
+        return replace(reply, command=stage.value)
 
     def read_hastily(self) -> Reply:
         """Read as `read` does, but wait briefly: the connection is broken."""
@@ -476,6 +479,7 @@ class Connection:
             hint = f"; set protocol to {speaks!r} if it speaks {speaks.upper()}"
         elif name is not None and reply.code in (501, 504):
             hint = f"; set helo_name to a name that the relay accepts, it is {name!r}"
+        reply = replace(reply, command=what)
         return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
@@ -569,6 +573,7 @@ class Connection:
             # Frames of a traceback have local variables, and those had secrets.
             raise error.with_traceback(None)  # noqa: B904
         if reply.code != 235:
+            reply = replace(reply, command="AUTH")
             raise RelayError(f"{relay}: login refused: {reply}", reply)
 
     def encrypt(self, context: ssl.SSLContext, hostname: str, timeout: float) -> None:

@@ -10,6 +10,7 @@ import smtplib
 import ssl
 from abc import ABC
 from abc import abstractmethod
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -22,19 +23,23 @@ from typing import Any
 import zope.event
 
 from postcommit._build import build
-from postcommit._build import may_be_loopback
 from postcommit._config.options import Given
 from postcommit._config.sources import PREFIX
 from postcommit._config.sources import from_environment
+from postcommit._mail.address import split_addresses
 from postcommit._mail.as_smtplib import cause_of
+from postcommit._mail.as_smtplib import raise_as_smtplib
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
+from postcommit._mailers.foreign import notify_of
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit._transaction.event import Notify
 from postcommit.errors import AddressError
+from postcommit.errors import OptionError
 from postcommit.errors import RelayError
+from postcommit.errors import masked
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import Outgoing
 from postcommit.interfaces import TLSMode
@@ -53,8 +58,12 @@ ENVIRONMENT = {
         "server_name",
         "helo_name",
         "source_address",
+        "final_timeout",
     )
 }
+
+# Options that have no meaning without TLS.
+_OF_TLS = frozenset({"cafile", "certfile", "keyfile", "server_name"})
 
 _HINT = (
     f"set {PREFIX}CAFILE in the environment to the file with the certificate of the"
@@ -65,13 +74,139 @@ _HINT = (
 _MOST_RELAYS = 64
 
 
-class StandIn(ABC):
-    """The base of the SMTP mailers of both libraries.
+def check_environment() -> None:
+    """Raise `OptionError` for a variable of `ENVIRONMENT` that can never work."""
+    login = {name: Given("", name, "x") for name in ("username", "password")}
+    Relay({**login, **_from_environment()})
 
-    The attributes may be set at any time before a message is sent. `send` raises what
-    smtplib raises. Deliveries and processors of ours use `pipeline`, unless a subclass
-    has another `send`.
+
+def _from_environment() -> dict[str, Given]:
+    environ = {v: os.environ[v] for v in ENVIRONMENT if v in os.environ}
+    return from_environment(environ, ENVIRONMENT.values())
+
+
+# Errors
+
+
+class RefusedOptionError(smtplib.SMTPServerDisconnected, ValueError):
+    """An option with which no mail can ever be sent.
+
+    It is a ValueError, as elsewhere in postcommit. smtplib finds such an option when it
+    connects, and callers catch the OSError. A queue pauses, and loses nothing.
     """
+
+
+class RefusedSenderError(smtplib.SMTPSenderRefused, ValueError):
+    """A sender that no relay was asked about, because it can never work."""
+
+    def __init__(self, error: AddressError) -> None:
+        self.address: object = error.address
+        super().__init__(*_reply_of(error), str(error.address))
+        self._text = str(error)
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
+    """An address that no relay was asked about, because it can never work.
+
+    It is a ValueError, as elsewhere in postcommit. It is an error of smtplib, too: the
+    older libraries left the address to the relay, and their callers catch such errors.
+    `recipients` is empty if there is no recipient.
+    """
+
+    def __init__(self, error: AddressError) -> None:
+        self.address: object = error.address
+        is_missing = error.address is None
+        super().__init__({} if is_missing else {str(error.address): _reply_of(error)})
+        self._text = str(error)
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def _reply_of(error: AddressError) -> tuple[int, bytes]:
+    return 553, f"5.1.3 {error}".encode()
+
+
+@contextmanager
+def addresses_refused(sender: Any) -> Iterator[None]:
+    """Raise an error of smtplib in place of `AddressError`."""
+    try:
+        yield
+    except AddressError as error:
+        is_sender = error.address is not None and error.address == sender
+        kind = RefusedSenderError if is_sender else RefusedAddressError
+        raise kind(error) from error
+
+
+# Mailers
+
+
+class OlderMailer(ABC):
+    """The base of the mailers of both libraries, each in front of a mailer of ours.
+
+    The attributes may be set at any time before a message is sent. Deliveries and
+    processors of ours use `pipeline`, unless a subclass has another `send`.
+    """
+
+    # `send` of the class in this package, and what makes the message that it takes.
+    _send: Any
+    _converted: Callable[[bytes], Any] = bytes
+
+    def __init_subclass__(cls) -> None:
+        """Let `pipeline` decide, also for a subclass that has a `send` of its own."""
+        cls.pipeline = cls.pipeline  # type: ignore[method-assign]
+
+    @abstractmethod
+    def _made(self) -> BaseMailer:
+        """Return the mailer of ours. Raises `OptionError`."""
+
+    def _mailer(self) -> Any:
+        try:
+            return self._made()
+        except OptionError as error:
+            raise RefusedOptionError(str(error)) from error
+
+    def check_options(self) -> None:
+        """Raise `RefusedOptionError` for an option that can never work."""
+        if not self._has_other_send:
+            self._mailer()
+
+    def pipeline(self) -> Pipeline:
+        """Return a pipeline, see `IPipelineMailer`."""
+        if self._has_other_send:
+            return pipeline_of(SendOnly(self, self._converted))
+        made: Pipeline = self._mailer().pipeline()
+        return made
+
+    @property
+    def _has_other_send(self) -> bool:
+        kind: Any = type(self)
+        return kind.send is not kind._send
+
+
+class SendOnly:
+    """A mailer with the ``send()`` of `mailer`, and no pipeline that bypasses it.
+
+    `converted` makes the message that ``send()`` takes out of bytes.
+    """
+
+    def __init__(self, mailer: Any, converted: Callable[[bytes], Any]) -> None:
+        self._mailer = mailer
+        self._converted = converted
+        self.notify: Notify = notify_of(mailer)
+
+    def __repr__(self) -> str:
+        return repr(self._mailer)
+
+    def send(self, sender: str, recipients: tuple[str, ...], message: bytes) -> Any:
+        return self._mailer.send(sender, recipients, self._converted(message))
+
+
+class StandIn(OlderMailer):
+    """The base of the SMTP mailers of both libraries. `send` raises as smtplib does."""
 
     hostname: Any
     port: Any
@@ -85,113 +220,84 @@ class StandIn(ABC):
 
     notify: Notify = staticmethod(zope.event.notify)
 
-    def __init_subclass__(cls) -> None:
-        """Let `pipeline` decide, also for a subclass that has a `send` of its own."""
-        cls.pipeline = cls.pipeline  # type: ignore[method-assign]
-
     @property
     @abstractmethod
     def _is_implicit(self) -> bool:
         """Whether TLS is spoken from the first byte."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.hostname}:{self.port}>"
+        host = masked("hostname", self.hostname)
+        return f"<{type(self).__name__} {host}:{self.port}>"
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> None:
         """Transmit `message`; raise as smtplib does if no recipient was sent.
 
         The report is logged and announced in any case, see `IMailer.send`.
         """
-        taken = self._taken(message)
-        with addresses_refused():
-            report = self._relay().send(address(fromaddr), addresses(toaddrs), taken)
-        report.raise_as_smtplib()
+        sender, checked = address(fromaddr), self._checked(message)
+        with addresses_refused(sender):
+            report = self._mailer().send(sender, addresses(toaddrs), checked)
+        raise_as_smtplib(report, str(sender or ""))
 
-    def _taken(self, message: Any) -> Any:
+    _send = send
+
+    def _checked(self, message: Any) -> Any:
         """Return a message that `send` was given; raise if it is of another type."""
         return message
-
-    def _given(self, message: bytes) -> Any:
-        """Return a message as `send` takes it."""
-        return message
-
-    def pipeline(self) -> Pipeline:
-        """Return a pipeline, see `IPipelineMailer`."""
-        if type(self).send is not StandIn.send:
-            return pipeline_of(_OnlySend(self))
-        return self._relay().pipeline()
 
     def _ask(self) -> None:
         """Connect and log in; raise as smtplib does if that fails."""
         try:
-            self._relay().mailer.check()
+            self._mailer().mailer.check()
         except RelayError as error:
             failed = DeliveryReport("", (), relay_failure=_explained(error))
-            failed.raise_as_smtplib()
+            raise_as_smtplib(failed)
 
-    def _relay(self) -> Relay:
+    def _made(self) -> Relay:
+        if not self.hostname:
+            raise OptionError("hostname", self.hostname, "the relay is missing")
+        tls = self._tls()
         options = {
             "hostname": self.hostname,
             "port": self.port,
-            "tls": self._tls().value,
+            "tls": tls.value,
             "certfile": self.certfile,
             "keyfile": self.keyfile,
         }
-        if self.username and self.password:
+        if self._has_login:
             options |= {"username": self.username, "password": self.password}
         if self.timeout is not None:
             options |= {"connect_timeout": self.timeout, "timeout": self.timeout}
-        given = ((n, v) for n, v in options.items() if v not in (None, ""))
-        environ = ((v, os.environ[v]) for v in ENVIRONMENT if v in os.environ)
-        return _relay_of(tuple(given), tuple(environ))
+        unused = set() if self._has_login else {"auth"}
+        if tls is TLSMode.NONE:
+            unused |= _OF_TLS
+        if str(self.hostname).startswith("/"):
+            unused.add("source_address")
+        environ = tuple(
+            (variable, os.environ[variable])
+            for variable, name in ENVIRONMENT.items()
+            if variable in os.environ and name not in unused
+        )
+        given = {n: v for n, v in options.items() if v not in (None, "")}
+        return _relay_of(tuple(given.items()), environ)
+
+    @property
+    def _has_login(self) -> bool:
+        return bool(self.username and self.password)
 
     def _tls(self) -> TLSMode:
         """Return the mode for the switches of the older library.
 
-        A login is not sent in clear to another machine, whatever `no_tls` says. Then
-        STARTTLS is used where it is offered.
+        With a login, STARTTLS is used where it is offered, whatever `no_tls` says,
+        because a password is not sent in clear to another machine.
         """
         if self._is_implicit:
             return TLSMode.IMPLICIT
         if self.force_tls:
             return TLSMode.STARTTLS
-        has_login = self.username and self.password
-        if self.no_tls and (not has_login or may_be_loopback(str(self.hostname))):
+        if self.no_tls and not self._has_login:
             return TLSMode.NONE
         return TLSMode.AUTO
-
-
-class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
-    """An address that no relay was asked about, because it can never work.
-
-    It is a ValueError, as elsewhere in postcommit. It is an error of smtplib, too: the
-    older libraries left the address to the relay, and their callers catch such errors.
-    """
-
-    def __init__(self, error: AddressError) -> None:
-        self.address = error.address
-        super().__init__({str(error.address): (553, f"5.1.3 {error}".encode())})
-
-
-@contextmanager
-def addresses_refused() -> Iterator[None]:
-    """Raise `RefusedAddressError` in place of `AddressError`."""
-    try:
-        yield
-    except AddressError as error:
-        raise RefusedAddressError(error) from error
-
-
-class _OnlySend:
-    """A mailer with the ``send()`` of a subclass, and no pipeline that bypasses it."""
-
-    def __init__(self, mailer: StandIn) -> None:
-        self._mailer = mailer
-        self.notify = mailer.notify
-
-    def send(self, sender: str, recipients: tuple[str, ...], message: bytes) -> Any:
-        mailer = self._mailer
-        return mailer.send(sender, recipients, mailer._given(message))
 
 
 @lru_cache(_MOST_RELAYS)
@@ -268,9 +374,19 @@ def address(value: Any) -> Any:
 
 
 def addresses(values: Any) -> Any:
-    """Return the addresses of a list as str or bytes."""
+    """Return the addresses of a list as str or bytes, without empty ones.
+
+    A text with a comma at its end, for example, makes an empty address in the lists of
+    callers. If no other address is there, the value is returned as it is.
+    """
     if isinstance(values, Header):
-        return str(values)
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        values = str(values)
+    if isinstance(values, str):
+        pieces = split_addresses(values)
+        is_list = "," in values and len(pieces) > 0
+        return pieces if is_list else values
+    if isinstance(values, bytes) or not isinstance(values, Iterable):
         return values
-    return [address(value) for value in values]
+    found = [address(value) for value in values]
+    kept = [a for a in found if not isinstance(a, str | bytes) or a.strip()]
+    return kept or found

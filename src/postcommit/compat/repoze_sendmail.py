@@ -12,28 +12,30 @@ class                                 is in repoze.sendmail
 """
 from __future__ import annotations
 
+import copy
 import email
 import subprocess
 from abc import ABC
 from abc import abstractmethod
 from collections.abc import Sequence
 from email.message import Message
-from email.utils import formatdate
-from email.utils import make_msgid
 from typing import Any
 
 import transaction
 from zope.interface import implementer
 
 from postcommit import _delivery
+from postcommit._mail.message import compose
 from postcommit._mailers import sendmail
-from postcommit._mailers.base import Pipeline
-from postcommit._mailers.foreign import pipeline_of
-from postcommit.compat._queued import queued_delivery
+from postcommit.compat._deliveries import Direct
+from postcommit.compat._deliveries import queued_delivery
+from postcommit.compat._relay import OlderMailer
+from postcommit.compat._relay import SendOnly
 from postcommit.compat._relay import StandIn
 from postcommit.compat._relay import address
 from postcommit.compat._relay import addresses
 from postcommit.compat._relay import addresses_refused
+from postcommit.errors import OptionError
 from postcommit.errors import RelayError
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
@@ -54,10 +56,41 @@ class SendmailCommandReturnedNonZero(subprocess.CalledProcessError):
         super().__init__(returncode, args, stderr=said)
 
 
-def _checked(message: Any) -> Message:
-    if not isinstance(message, Message):
+# What makes the messages that mailers of repoze.sendmail take.
+_converted = staticmethod(email.message_from_bytes)
+
+
+def _checked(given: Any) -> Message:
+    """Return `given`, or a copy in which texts that are not ASCII are encoded.
+
+    They are in ISO-8859-1 if possible, as in repoze.sendmail. Raises
+    `NotAnEmailMessage`.
+    """
+    if not isinstance(given, Message):
         raise NotAnEmailMessage()
+    message: Message = given
+    if any(map(_charset_of, message.walk())):
+        message = copy.deepcopy(message)
+        for part in message.walk():
+            charset = _charset_of(part)
+            if charset:
+                part.set_payload(part.get_payload(), charset)
     return message
+
+
+def _charset_of(part: Message) -> str:
+    """Return the character set for a text that is not encoded; empty for others."""
+    # `get_payload` would decode the bytes of a message that was parsed from bytes.
+    text = vars(part).get("_payload")
+    if not isinstance(text, str) or text.isascii():
+        return ""
+    for charset in ("iso-8859-1", "utf-8"):
+        try:
+            text.encode(charset)
+        except UnicodeEncodeError:
+            continue
+        return charset
+    return ""  # bytes that are kept as surrogates
 
 
 # Mailers
@@ -94,14 +127,13 @@ class SMTPMailer(StandIn):
     def _is_implicit(self) -> bool:
         return bool(self.ssl)
 
-    def _taken(self, message: Any) -> Message:
+    _converted = _converted
+
+    def _checked(self, message: Any) -> Message:
         return _checked(message)
 
-    def _given(self, message: bytes) -> Message:
-        return email.message_from_bytes(message)
 
-
-class SendmailMailer:
+class SendmailMailer(OlderMailer):
     """Runs the local ``sendmail`` command, with the arguments of repoze.sendmail.
 
     `sendmail_template` has the arguments of the command, in which ``{sendmail_app}``,
@@ -112,9 +144,7 @@ class SendmailMailer:
     sendmail_app: str = "/usr/sbin/sendmail"
     sendmail_template: Sequence[str] | None = None
 
-    def __init_subclass__(cls) -> None:
-        """Let `pipeline` decide, also for a subclass that has a `send` of its own."""
-        cls.pipeline = cls.pipeline  # type: ignore[method-assign]
+    _converted = _converted
 
     def __init__(
         self,
@@ -134,10 +164,11 @@ class SendmailMailer:
         Raises `SendmailCommandReturnedNonZero` if it fails, and OSError if it cannot be
         run.
         """
-        program = self._program()
-        to = addresses(toaddrs) or None
-        with addresses_refused():
-            report = program.send(address(fromaddr), to, _checked(message))
+        program: _Program = self._mailer()
+        sender, to = address(fromaddr), addresses(toaddrs) or None
+        checked = _checked(message)
+        with addresses_refused(sender):
+            report = program.send(sender, to, checked)
         failure = report.relay_failure
         if isinstance(failure, RelayError) and program.returncode is None:
             raise failure.__cause__ or failure
@@ -148,13 +179,9 @@ class SendmailMailer:
             code = program.returncode or -1
             raise SendmailCommandReturnedNonZero(code, program.arguments, said)
 
-    def pipeline(self) -> Pipeline:
-        """Return a pipeline, see `IPipelineMailer`."""
-        if type(self).send is not SendmailMailer.send:
-            return pipeline_of(_TakingMessages(self))
-        return self._program().pipeline()
+    _send = send
 
-    def _program(self) -> _Program:
+    def _made(self) -> _Program:
         return _Program(self.sendmail_app, self.sendmail_template)
 
 
@@ -166,6 +193,14 @@ class _Program(sendmail.SendmailMailer):
         self._template = template
         self.arguments: list[str] = []
         self.returncode: int | None = None
+        try:
+            self._begin("", ())
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}; these can be replaced:"
+            places = "{sendmail_app}, {sender} and {recipients}"
+            raise OptionError(
+                "sendmail_template", template, f"{reason} {places}"
+            ) from error
 
     def _arguments(self, sender: str, recipients: tuple[str, ...]) -> list[bytes]:
         arguments = super()._arguments(sender, recipients)
@@ -173,15 +208,18 @@ class _Program(sendmail.SendmailMailer):
             bare = arguments[arguments.index(b"--") + 1 :]
             # An address that begins with a hyphen must not be an option.
             end = [b"--"] if any(one.startswith(b"-") for one in bare) else []
-            places = {
-                "sendmail_app": self.command,
-                "sender": sender or "<>",
-                "recipients": list(recipients),
-            }
-            given = [word.format(**places).encode() for word in self._template]
-            arguments = [*given, *end, *bare]
+            arguments = [*self._begin(sender, recipients), *end, *bare]
         self.arguments = [argument.decode() for argument in arguments]
         return arguments
+
+    def _begin(self, sender: str, recipients: tuple[str, ...]) -> list[bytes]:
+        """Return the words of the template."""
+        places = {
+            "sendmail_app": self.command,
+            "sender": sender or "<>",
+            "recipients": list(recipients),
+        }
+        return [word.format(**places).encode() for word in self._template or ()]
 
     def _judge(self, code: int, said: str) -> Any:
         self.returncode = code
@@ -203,61 +241,47 @@ class _Delivery(ABC):
         self.transaction_manager = transaction_manager
 
     @abstractmethod
-    def _ours(self) -> Any:
-        """Return the delivery of ours."""
+    def _delivery(self) -> Any:
+        """Return the delivery of ours. Raises ValueError if it can never work."""
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`.
 
-        Adds Message-Id and Date to `message` if they are missing. Returns the message
-        id with its angle brackets.
+        Adds Message-Id and Date to `message` if they are missing, unless it is refused.
+        Returns the message id with its angle brackets.
         """
-        _checked(message)
-        sender = address(fromaddr)
-        if message["Message-Id"] is None:
-            domain = str(sender or "").rpartition("@")[2].strip(" >")
-            message["Message-Id"] = make_msgid("postcommit", domain or None)
-        if message["Date"] is None:
-            message["Date"] = formatdate()
-        bound = self._ours().bind(self.transaction_manager)
-        with addresses_refused():
-            message_id: str = bound.send(sender, addresses(toaddrs), message)
-        return f"<{message_id}>"
+        checked, sender = _checked(message), address(fromaddr)
+        bound = self._delivery().bind(self.transaction_manager)
+        with addresses_refused(sender):
+            composed = compose(sender, addresses(toaddrs), checked)
+        bound.send(composed.sender, composed.recipients, composed.message)
+        header = email.message_from_bytes(composed.header)
+        for name in ("Message-Id", "Date"):
+            if message[name] is None:
+                message[name] = header[name]
+        return f"<{composed.message_id}>"
 
 
 @implementer(IMailDelivery)
-class DirectMailDelivery(_Delivery):
+class DirectMailDelivery(_Delivery, Direct):
     """Transmits through `mailer` while the transaction commits.
 
     A mailer of another library gets an `email.message.Message`, as in repoze.sendmail.
     """
 
     def __init__(self, mailer: Any, transaction_manager: Any = None) -> None:
-        super().__init__(transaction_manager)
-        self.mailer = mailer
-        self._delivery: _delivery.DirectMailDelivery | None = None
+        _Delivery.__init__(self, transaction_manager)
+        Direct.__init__(self, mailer)
 
-    def _ours(self) -> _delivery.DirectMailDelivery:
-        if self._delivery is None:
-            mailer = self.mailer
-            # A mailer with a pipeline, and an `IMailer`, take bytes.
-            is_new = hasattr(type(mailer), "pipeline") or IMailer.providedBy(mailer)
-            taking: Any = mailer if is_new else _TakingMessages(mailer)
-            self._delivery = _delivery.DirectMailDelivery(taking)
-        return self._delivery
+    def _made(self, mailer: Any) -> _delivery.DirectMailDelivery:
+        # A mailer with a pipeline, and an `IMailer`, take bytes.
+        is_new = hasattr(type(mailer), "pipeline") or IMailer.providedBy(mailer)
+        takes_bytes = mailer if is_new else SendOnly(mailer, email.message_from_bytes)
+        return _delivery.DirectMailDelivery(takes_bytes)
 
-
-class _TakingMessages:
-    """A mailer around `mailer`, which takes messages as objects only."""
-
-    def __init__(self, mailer: Any) -> None:
-        self._mailer = mailer
-
-    def __repr__(self) -> str:
-        return repr(self._mailer)
-
-    def send(self, sender: str, recipients: tuple[str, ...], message: bytes) -> Any:
-        return self._mailer.send(sender, recipients, email.message_from_bytes(message))
+    def _delivery(self) -> _delivery.DirectMailDelivery:
+        self._check_mailer()
+        return self._direct()
 
 
 @implementer(IMailDelivery)
@@ -273,5 +297,5 @@ class QueuedMailDelivery(_Delivery):
         """The path of the queue, as it was given."""
         return self._path
 
-    def _ours(self) -> _delivery.QueuedMailDelivery:
+    def _delivery(self) -> _delivery.QueuedMailDelivery:
         return queued_delivery(self.queuePath)

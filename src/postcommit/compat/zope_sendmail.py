@@ -21,7 +21,8 @@ from zope.interface import implementer
 from postcommit import _delivery
 from postcommit._maildir.maildir import Maildir
 from postcommit._processor import QueueProcessor
-from postcommit.compat._queued import queued_delivery
+from postcommit.compat._deliveries import Direct
+from postcommit.compat._deliveries import queued_delivery
 from postcommit.compat._relay import StandIn
 from postcommit.compat._relay import address
 from postcommit.compat._relay import addresses
@@ -38,6 +39,11 @@ __all__ = [
     "QueuedMailDelivery",
     "SMTPMailer",
 ]
+
+
+# Number of seconds that attempts in flight get when a thread stops. Products.MailHost
+# holds a lock that long, which each request with queued mail needs.
+_STOP_SECONDS = 10.0
 
 
 class SMTPMailer(StandIn):
@@ -84,7 +90,8 @@ class SMTPMailer(StandIn):
         """Do nothing: the connection of `vote` is kept for the next message."""
 
 
-class DirectMailDelivery(_delivery.DirectMailDelivery):
+@implementer(IMailDelivery)
+class DirectMailDelivery(Direct):
     """Transmits while the transaction commits.
 
     At the vote, it asks the relay, or calls ``vote()`` of the mailer if it has one. An
@@ -92,14 +99,23 @@ class DirectMailDelivery(_delivery.DirectMailDelivery):
     """
 
     def __init__(self, mailer: Any) -> None:
+        super().__init__(mailer)
+        self._direct()  # raises if it is not a mailer
+
+    def _made(self, mailer: Any) -> _delivery.DirectMailDelivery:
         can_vote = callable(getattr(mailer, "vote", None))
         is_asked = can_vote or IRelayCheck(mailer, None) is not None
-        super().__init__(mailer, check_relay=is_asked)
+        return _delivery.DirectMailDelivery(mailer, check_relay=is_asked)
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
-        """Send `message` when the transaction commits, see `IMailDelivery`."""
-        with addresses_refused():
-            return super().send(address(fromaddr), addresses(toaddrs), message)
+        """Send `message` when the transaction commits, see `IMailDelivery`.
+
+        Raises ValueError for options of the mailer that can never work.
+        """
+        self._check_mailer()
+        sender = address(fromaddr)
+        with addresses_refused(sender):
+            return self._direct().send(sender, addresses(toaddrs), message)
 
 
 @implementer(IMailDelivery)
@@ -117,16 +133,17 @@ class QueuedMailDelivery:
     def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`."""
         delivery = queued_delivery(self.queuePath)
-        with addresses_refused():
-            return delivery.send(address(fromaddr), addresses(toaddrs), message)
+        sender = address(fromaddr)
+        with addresses_refused(sender):
+            return delivery.send(sender, addresses(toaddrs), message)
 
 
 class QueueProcessorThread(threading.Thread):
     """A thread that drains a queue, with the methods of zope.sendmail.
 
     `interval` is in seconds. Mail of this machine is sent at once, so it matters only
-    if a wake-up is lost. `stop` waits for the attempts in flight. It may be called at
-    any time, and a thread that was stopped before its start ends at once.
+    if a wake-up is lost. `stop` waits for the attempts in flight, up to ten seconds. It
+    may be called at any time. A thread that was stopped before its start ends at once.
     """
 
     def __init__(self, interval: float = 3.0) -> None:
@@ -171,10 +188,13 @@ class QueueProcessorThread(threading.Thread):
         return QueueProcessor(self.maildir.path, self.mailer, interval)
 
     def stop(self) -> None:
-        """Let the attempts in flight finish, and end."""
+        """Let the attempts in flight finish, and end.
+
+        An attempt that takes longer than ten seconds goes on in the background.
+        """
         with self._changing:
             self._stopped = True
             processor = self._processor
         if processor is not None:
-            processor.stop()
+            processor.stop(_STOP_SECONDS)
         self._ended.set()

@@ -18,6 +18,7 @@ import zope.sendmail.mailer
 from Products.MailHost import MailHost as older
 
 from postcommit.compat import zope_sendmail
+from postcommit.compat._relay import check_environment
 from postcommit.compat._replaced import Replacement
 from postcommit.mailhost._length import queue_length
 
@@ -42,12 +43,13 @@ class SMTPMailer(zope_sendmail.SMTPMailer):
 
     Plone puts a function around ``zope.sendmail.mailer.SMTPMailer.__init__``, which
     replaces the arguments by the settings in its registry. So a mailer of zope.sendmail
-    is made, and never used, and its attributes are taken.
+    is made, and never used, and its attributes are taken. An older version has fewer of
+    them.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        asked = zope.sendmail.mailer.SMTPMailer(*args, **options)
-        super().__init__(**{name: getattr(asked, name) for name in _OPTIONS})
+        settings = vars(zope.sendmail.mailer.SMTPMailer(*args, **options))
+        super().__init__(**{n: settings[n] for n in _OPTIONS if n in settings})
 
 
 def _send_with_the_transaction(
@@ -79,7 +81,10 @@ def replace(*, immediate: bool = True) -> None:
     If `immediate` is false, no mail is sent before the transaction commits, although
     its caller asks for it by ``immediate=True``. For example, a request that is retried
     after a conflict would send it again.
+
+    Raises `OptionError` for a variable in the environment that can never work.
     """
+    check_environment()
     _classes.replace()
     _form.replace()
     if immediate:
