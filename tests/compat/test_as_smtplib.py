@@ -229,5 +229,6 @@ def test_the_refused_sender_is_named() -> None:
 def test_a_failure_of_a_mailer_that_names_no_command(
     code: int, kind: type[Exception]
 ) -> None:
+    failure = RelayError("refused", Reply(code))
     with pytest.raises(kind):
-        DeliveryReport("x@y", (A,), relay_failure=Reply(code)).raise_as_smtplib()
+        DeliveryReport("x@y", (A,), relay_failure=failure).raise_as_smtplib()
