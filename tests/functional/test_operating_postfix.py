@@ -98,7 +98,7 @@ def test_the_relay_refuses_the_password(
     before = untried(queue)
     with Running("run", queue, *login) as service:
         eventually(lambda: "paused since" in status(queue))
-        assert ", because:\n          535 5.7.8 Error: auth" in status(queue)
+        assert "login refused: 535 5.7.8 Error: auth" in status(queue)
         told = command("test-relay", *login)
         assert told.returncode == 1
         assert "535 5.7.8" in told.stdout

@@ -55,14 +55,16 @@ class Settlement:
 
     `rejected` is a dead letter for the recipients that were rejected. `uncertain` is
     one for those that may have the message, and are not tried again. `left` is the
-    entry with all other recipients, tried again at `due`; if that is now, the consumer
-    takes it again without another look. Without `left` the entry is removed.
+    entry with all other recipients, tried again at `due`. `is_part` says that some of
+    them were not tried: then the consumer takes it again without another look. Without
+    `left` the entry is removed.
     """
 
     rejected: Entry | None = None
     uncertain: Entry | None = None
     left: Entry | None = None
     due: float = 0.0
+    is_part: bool = False
 
 
 class Settled(enum.Enum):

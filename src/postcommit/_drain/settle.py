@@ -156,10 +156,11 @@ class Settler:
             reply = f"{UNCERTAIN}: {uncertain.last_reply}"
             uncertain = replace(uncertain, last_reply=reply)
         left = self._left(claim, report, has_failed=has_failed)
-        due = now
-        if left is not None and left.attempts > entry.attempts:
+        due, is_part = now, left is not None and left.attempts == entry.attempts
+        if not is_part:
             due = self._schedule.next_attempt(claim.accepted, now)
-        return report, Settlement(_rejected(entry, report), uncertain, left, due)
+        rejected = _rejected(entry, report)
+        return report, Settlement(rejected, uncertain, left, due, is_part)
 
     def _left(
         self, claim: IClaim, report: DeliveryReport, *, has_failed: bool

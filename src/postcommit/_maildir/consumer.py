@@ -187,13 +187,11 @@ class Consumer:
         if not self._store.still_has(claim):
             claim.release()
             return Settled.REMOVED
-        is_part = left.attempts == claim.entry.attempts
         self._store.defer(claim, left, settlement.due, claim.accepted)
         claim.release()
         self._note_due(settlement.due)
-        if is_part and not self._schedule.seconds_until(settlement.due, self.now()):
-            # The recipients that were not tried come last in this look.
-            self._scan.released(claim.path)
+        if settlement.is_part:
+            self._scan.released(claim.path)  # it comes last in this look
         return Settled.DONE
 
     def postpone(self, claim: IClaim, due: float) -> None:
