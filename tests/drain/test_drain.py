@@ -745,6 +745,28 @@ def test_an_error_that_nobody_expects_does_not_end_the_feeder(
     assert failed[0].exc_info
 
 
+def test_a_feeder_that_goes_on_in_a_forked_child_ends(queue: Queue) -> None:
+    """As under gevent. The files of the queue are the parent's."""
+    drain = queue.drain()
+    ended: list[int] = []
+
+    def wait(timeout: float) -> None:
+        child = os.fork()
+        if not child:
+            raise OSError("the files are closed")
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        drain.stop()
+
+    drain._consumer.wait = wait  # type: ignore[method-assign]
+    parent = os.getpid()
+    try:
+        drain.until_stopped()
+    finally:
+        if os.getpid() != parent:
+            os._exit(7 if not (queue.path / ".paused").exists() else 1)
+    assert ended == [7]
+
+
 def test_what_cannot_be_cleaned_up_is_told_and_the_loop_goes_on(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -423,7 +423,7 @@ def test_the_relay_fails_in_the_second(start, connect, without):
     relay.reply("RCPT", "421 4.7.0 Too many errors", address=MANY[60])
     [report] = transmit(connect(relay), MANY)
     assert decided(report) == dict.fromkeys(MANY[:50], "sent")
-    assert report.relay_failure == Reply(421, "4.7.0", "Too many errors")
+    assert report.relay_failure.reply == Reply(421, "4.7.0", "Too many errors")
     assert report.undecided == MANY[50:]
     # The message is not to blame: the next attempt begins with those of the second one.
     assert not report.failed_mid_message
@@ -486,7 +486,7 @@ def test_the_relay_fails_at_the_end_of_the_second(start, connect, without):
     relay.on("END", end)
     [report] = transmit(connect(relay), MANY)
     assert decided(report) == dict.fromkeys(MANY[:50], "sent")
-    assert report.relay_failure == Reply(421, "4.3.2", "Bye")
+    assert report.relay_failure.reply == Reply(421, "4.3.2", "Bye")
     assert report.undecided == MANY[50:]
     assert relay.connections == 1
 

@@ -6,6 +6,7 @@ threads of their own: each claims entries and transmits them until nothing is du
 """
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -174,11 +175,14 @@ class Drain:
     def until_stopped(self) -> None:
         """Work until `stop`."""
         self._breaker.show_to(self._consumer)
+        process = os.getpid()
         with self._running():
             while not self._stopping:
                 try:
                     self._feed()
                 except Exception as error:
+                    if os.getpid() != process:
+                        return  # gevent goes on in a forked child, without our files
                     self._feeder_failed(error)
 
     def _feed(self) -> None:
