@@ -7,6 +7,8 @@ import subprocess
 import sys
 import zipfile
 from importlib.metadata import version
+from importlib.util import module_from_spec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,7 @@ import pytest
 import postcommit
 from postcommit import errors
 from postcommit import testing
+from postcommit._exports import exports
 
 
 def test_each_public_name_is_handed_out() -> None:
@@ -67,6 +70,22 @@ def test_a_package_without_its_stub_says_what_is_missing(tmp_path: Path) -> None
         assert re.fullmatch(
             r"ImportError: .*/postcommit/__init__.pyi is missing, .*install.*", last
         )
+
+
+def test_a_stub_that_is_missing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "__init__.py"
+    path.touch()
+    spec = spec_from_file_location("stubless", path)
+    assert spec is not None
+    sys.modules["stubless"] = module_from_spec(spec)
+    try:
+        _, names = exports("stubless")
+        with pytest.raises(ImportError, match=r"__init__\.pyi is missing") as caught:
+            names()
+    finally:
+        del sys.modules["stubless"]
+    assert caught.value.name == "stubless"
+    assert caught.value.path == f"{path}i"
 
 
 def test_the_names_are_found_in_a_zip(tmp_path: Path) -> None:

@@ -745,6 +745,23 @@ def test_an_error_that_nobody_expects_does_not_end_the_feeder(
     assert failed[0].exc_info
 
 
+@pytest.mark.usefixtures("short_pauses")
+def test_an_error_in_a_pause_is_not_logged_again(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    drain = queue.drain()
+    drain._breaker.failed("the relay is away")
+    caplog.clear()
+
+    def fail(timeout: float) -> None:
+        drain.stop()
+        raise RuntimeError("odd")
+
+    drain._consumer.wait = fail  # type: ignore[method-assign]
+    drain.until_stopped()
+    assert "the feeder failed" not in caplog.text
+
+
 def test_a_feeder_that_goes_on_in_a_forked_child_ends(queue: Queue) -> None:
     """As under gevent. The files of the queue are the parent's."""
     drain = queue.drain()

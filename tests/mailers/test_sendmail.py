@@ -226,6 +226,24 @@ def test_an_interrupt_in_the_second_call_loses_no_outcome(sendmail, tmp_path):
     assert calls(tmp_path) == [MANY[:3], MANY[3:6]]
 
 
+def test_after_an_interrupt_in_the_first_call_nothing_is_known(sendmail):
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(number, frame):
+        raise Interrupt
+
+    body = "import os, signal\nos.kill(os.getppid(), signal.SIGUSR1)\nsignal.pause()"
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        pipeline = pipeline_of(sendmail(body))
+        with pytest.raises(Interrupt), pipeline:
+            pipeline.offer(compose(SENDER, MANY, MESSAGE), key=1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert pipeline.completed() == []
+
+
 def test_more_recipients_than_fit_into_a_command_line(sendmail, tmp_path):
     domain = ".".join(["x" * 60] * 3)
     recipients = [f"{'x' * 50}{i}@{domain}" for i in range(12_000)]
