@@ -33,6 +33,7 @@ from postcommit._mail.report import Outcome
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
 from postcommit._mailers.foreign import pipeline_of
+from postcommit._transaction.event import Notify
 from postcommit.errors import RelayError
 from postcommit.errors import TooManyConnections
 from postcommit.errors import masked
@@ -90,7 +91,7 @@ class FailoverMailer(BaseMailer):
         self.mailers: tuple[SupportsSend, ...] = checked_mailers(mailers)
         self.retry_after: float = _check("retry_after", retry_after)
         self.round_robin: bool = _check("round_robin", round_robin)
-        self.notify = checked_notify(notify)
+        self.notify: Notify = checked_notify(notify)
         self._monotonic = monotonic
         self._members = [_Member(mailer) for mailer in self.mailers]
         self._turns = itertools.count(1)

@@ -18,6 +18,7 @@ from postcommit._mail.message import to_crlf
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
 from postcommit._mailers.base import BaseMailer
+from postcommit._transaction.event import Notify
 from postcommit.errors import RelayError
 from postcommit.interfaces import IFileMailer
 from postcommit.interfaces import Outgoing
@@ -40,7 +41,7 @@ class FileMailer(BaseMailer):
         self, folder: str, *, notify: Callable[[Any], Any] = zope.event.notify
     ) -> None:
         self.folder: str = _check("folder", folder)
-        self.notify = checked_notify(notify)
+        self.notify: Notify = checked_notify(notify)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.folder}>"

@@ -22,6 +22,7 @@ from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._mailers.base import BaseMailer
+from postcommit._transaction.event import Notify
 from postcommit.errors import RelayError
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import Outgoing
@@ -67,7 +68,7 @@ class SendmailMailer(BaseMailer):
         self.recipients_per_transaction: int = _check(
             "recipients_per_transaction", recipients_per_transaction
         )
-        self.notify = checked_notify(notify)
+        self.notify: Notify = checked_notify(notify)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.command}>"
