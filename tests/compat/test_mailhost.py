@@ -294,7 +294,7 @@ class TestSending:
         assert len(relay.messages) == 1
 
     @pytest.mark.parametrize("is_queued", [True, False])
-    @pytest.mark.parametrize("to", ["a@example.org, ", "a@example.org,,", [A, ""]])
+    @pytest.mark.parametrize("to", ["a@example.org, ", [A, ""]])
     def test_an_empty_recipient_is_dropped(
         self, relay: ScriptedRelay, tmp_path: Path, to: Any, is_queued: bool
     ) -> None:
