@@ -281,8 +281,9 @@ class _Transmitting:
     def _transmit(self, items: Sequence[Composed]) -> None:
         pipeline = pipeline_of(self._mailer)
         pipeline.waits = True
-        token = committing.set(self._transaction_manager)
+        before = committing.get()
         try:
+            committing.set(self._transaction_manager)
             with pipeline:
                 for number, item in enumerate(items):
                     self._offered = number + 1
@@ -290,7 +291,7 @@ class _Transmitting:
                     self._note(pipeline.completed())
                 self._note(pipeline.drain())
         finally:
-            committing.reset(token)
+            committing.set(before)  # also if an interrupt came as it was set
             self._note(pipeline.completed())
         if len(self._reports) < len(items):
             raise RuntimeError(f"{self._mailer!r} gave too few reports")

@@ -109,7 +109,7 @@ def no_descriptor_is_left() -> Iterator[None]:
     for bench in Queue.benches:
         bench.close()
     Queue.benches.clear()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 # The table of the design

@@ -91,7 +91,7 @@ def test_where_there_is_no_thread_to_be_had_nothing_is_left_of_a_start(
         threading.stack_size(size)
     assert processor.stop(10)
     assert processor.last_sign is None
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
     processor.start()
     assert processor.stop(10)
 

@@ -1096,7 +1096,8 @@ def with_partial(port: int) -> SMTPMailer:
 
 def with_class_attribute(port: int) -> SMTPMailer:
     own = functools.partial(Prefixing.send, Prefixing("127.0.0.1", port))
-    return type("Special", (SMTPMailer,), {"send": own})("127.0.0.1", port)  # type: ignore[no-any-return]
+    kind = type("Special", (SMTPMailer,), {"send": staticmethod(own)})
+    return kind("127.0.0.1", port)  # type: ignore[no-any-return]
 
 
 def with_spec(port: int) -> Any:
