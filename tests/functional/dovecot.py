@@ -4,11 +4,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
-import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +11,10 @@ from contextlib import contextmanager
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
+from typing import Any
+
+from tests.functional.servers import Program
+from tests.functional.servers import public_folder
 
 
 PROGRAM = shutil.which("dovecot", path="/usr/sbin:/usr/local/sbin")
@@ -56,22 +55,20 @@ def why_not() -> str:
     return "" if os.geteuid() == 0 else "Dovecot can only be started by root"
 
 
-class Dovecot:
+class Dovecot(Program):
     """A context manager.
 
     It listens with LMTP on 127.0.0.1 at `port`, and at the unix socket `path`. Its
     users are ann, bob and eve at example.org. The mailbox of eve cannot be written to.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = str(folder / "lmtp")
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            self.port: int = reserved.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
+    @property
+    def path(self) -> str:
+        """The unix socket."""
+        return str(self.folder / "lmtp")
 
-    def __enter__(self) -> Dovecot:
-        assert PROGRAM is not None
+    def command(self) -> list[Any]:
+        """Configure it, and return the command that starts it in the foreground."""
         owner = pwd.getpwnam("nobody")
         (self.folder / "mail" / "eve@example.org").mkdir(0o700, parents=True)
         os.chown(self.folder / "mail", owner.pw_uid, owner.pw_gid)
@@ -82,51 +79,11 @@ class Dovecot:
         rest = f"{owner.pw_uid}:{owner.pw_gid}::{self.folder}/mail::\n"
         users = "".join(f"{u}@example.org::{rest}" for u in ("ann", "bob", "eve"))
         (self.folder / "users").write_text(users)
-        with (self.folder / "errors").open("wb") as errors:
-            self._process = subprocess.Popen(
-                [PROGRAM, "-F", "-c", str(configuration)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
-        try:
-            self._wait_until(self._listens, "it does not listen")
-        except BaseException:
-            self.stop()
-            raise
-        return self
+        return [PROGRAM, "-F", "-c", configuration]
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Stop it, if it runs."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(30)
-            self._process = None
-
-    def _listens(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 5).close()
-        except OSError:
-            return False
-        return Path(self.path).exists()
-
-    def _wait_until(self, condition: Callable[[], bool], failure: str) -> None:
-        until = time.monotonic() + 30
-        pause = threading.Event()
-        while not condition():
-            assert time.monotonic() < until, f"{failure}\n{self.log}"
-            pause.wait(0.02)
-
-    @property
-    def log(self) -> str:
-        """What it has logged."""
-        paths = [self.folder / "errors", self.folder / "log"]
-        return "\n".join(path.read_text() for path in paths if path.exists())
+    def listens(self) -> bool:
+        """Return whether it takes connections, in both ways."""
+        return super().listens() and Path(self.path).exists()
 
     def mailbox(self, user: str) -> list[Message]:
         """Return what was delivered to `user`."""
@@ -141,9 +98,7 @@ def starting() -> Iterator[Callable[[], Dovecot]]:
     with ExitStack() as stack:
 
         def start() -> Dovecot:
-            folder = Path(tempfile.mkdtemp(prefix="postcommit-dovecot-"))
-            stack.callback(shutil.rmtree, folder)
-            folder.chmod(0o755)
+            folder = stack.enter_context(public_folder("dovecot"))
             return stack.enter_context(Dovecot(folder))
 
         yield start

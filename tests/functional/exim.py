@@ -5,11 +5,6 @@ import os
 import pwd
 import re
 import shutil
-import socket
-import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -17,6 +12,9 @@ from contextlib import ExitStack
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.functional.servers import Program
+from tests.functional.servers import public_folder
 
 
 # Exim and Postfix exclude each other as packages. So the program may be unpacked below
@@ -61,7 +59,7 @@ def why_not() -> str:
     return "" if os.geteuid() == 0 else "Exim can only be started by root"
 
 
-class Exim:
+class Exim(Program):
     """A context manager; `port` is where it listens on 127.0.0.1.
 
     It accepts all recipients and keeps the messages in its queue. `settings` go into
@@ -69,14 +67,11 @@ class Exim:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._settings = "".join(f"{name} = {settings[name]}\n" for name in settings)
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            self.port: int = reserved.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Exim:
-        assert PROGRAM is not None
+    def command(self) -> list[Any]:
+        """Configure it, and return the command that starts it in the foreground."""
         owner = pwd.getpwnam(USER)
         os.chown(self.folder, owner.pw_uid, owner.pw_gid)
         configuration = self.folder / "configuration"
@@ -88,48 +83,7 @@ class Exim:
             settings=self._settings,
         )
         configuration.write_text(text)
-        with (self.folder / "errors").open("wb") as errors:
-            self._process = subprocess.Popen(
-                [PROGRAM, "-C", str(configuration), "-bdf"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
-        try:
-            self._wait_until_it_listens()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Stop it, if it runs."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(30)
-            self._process = None
-
-    def _wait_until_it_listens(self) -> None:
-        assert self._process is not None
-        until = time.monotonic() + 30
-        pause = threading.Event()
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 5).close()
-                return
-            except OSError:
-                assert self._process.poll() is None, self.log
-                assert time.monotonic() < until, self.log
-            pause.wait(0.02)
-
-    @property
-    def log(self) -> str:
-        """What it has logged."""
-        paths = [self.folder / "errors", *sorted((self.folder / "log").glob("*"))]
-        return "\n".join(path.read_text() for path in paths if path.exists())
+        return [PROGRAM, "-C", configuration, "-bdf"]
 
     def received(self) -> list[list[str]]:
         """Return the recipients of each message that it has accepted."""
@@ -144,9 +98,7 @@ def starting() -> Iterator[Callable[..., Exim]]:
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Exim:
-            folder = Path(tempfile.mkdtemp(prefix="postcommit-exim-"))
-            stack.callback(shutil.rmtree, folder)
-            folder.chmod(0o755)
+            folder = stack.enter_context(public_folder("exim"))
             return stack.enter_context(Exim(folder, settings))
 
         yield start

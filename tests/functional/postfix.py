@@ -4,10 +4,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -18,6 +15,9 @@ from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
 from typing import Any
+
+from tests.functional.servers import Server
+from tests.functional.servers import public_folder
 
 
 PROGRAM = shutil.which("postfix", path="/usr/sbin:/usr/local/sbin")
@@ -79,7 +79,7 @@ def why_not() -> str:
     return "" if os.geteuid() == 0 else "Postfix can only be started by root"
 
 
-class Postfix:
+class Postfix(Server):
     """A context manager; `port` is where it listens on 127.0.0.1.
 
     `folder` must be one that every user may enter. `settings` are for its
@@ -95,25 +95,15 @@ class Postfix:
         *,
         implicit_tls: bool = False,
     ) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.users = users
         self._settings = dict(settings or {})
         self._implicit_tls = implicit_tls
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            self.port: int = reserved.getsockname()[1]
 
-    def __enter__(self) -> Postfix:
+    def start(self) -> None:
+        """Configure and start it."""
         self._configure()
         self._run("start")
-        try:
-            self._wait_until(self._listens, "it does not listen")
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Stop it, if it runs, and wait until none of its processes is left."""
@@ -122,7 +112,7 @@ class Postfix:
         # Postfix's own `stop` lets daemons finish what they do for a while.
         self._run("abort")
         # The daemons end when they see that their master is gone.
-        self._wait_until(lambda: not self.processes(), "it does not stop")
+        self.wait_until(lambda: not self.processes(), "it does not stop")
 
     def reload(self) -> None:
         """Have it read its configuration again."""
@@ -170,21 +160,6 @@ class Postfix:
         )
         assert done.returncode == 0, done.stderr + self.log
 
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 5).close()
-        except OSError:
-            return False
-        return True
-
-    def _wait_until(self, condition: object, failure: str) -> None:
-        assert callable(condition)
-        until = time.monotonic() + 30
-        pause = threading.Event()
-        while not condition():
-            assert time.monotonic() < until, f"{failure}\n{self.log}"
-            pause.wait(0.02)
-
     def processes(self) -> list[int]:
         """Return the ids of its processes: their working folder is its queue."""
         found = []
@@ -212,7 +187,7 @@ class Postfix:
 
     def wait_for(self, user: str, count: int) -> list[Message]:
         """Wait until `user` has so many messages, and return them."""
-        self._wait_until(
+        self.wait_until(
             lambda: len(self.mailbox(user)) >= count, f"no {count} messages for {user}"
         )
         return [message_from_bytes(data) for data in self.mailbox(user)]
@@ -229,10 +204,7 @@ def starting() -> Iterator[Callable[..., Postfix]]:
     with ExitStack() as stack:
 
         def start(settings: dict[str, str] | None = None, **options: Any) -> Postfix:
-            # Not in tmp_path, which other users, like its own, may not enter.
-            folder = Path(tempfile.mkdtemp(prefix="postcommit-postfix-"))
-            stack.callback(shutil.rmtree, folder)
-            folder.chmod(0o755)
+            folder = stack.enter_context(public_folder("postfix"))
             return stack.enter_context(Postfix(folder, settings, **options))
 
         yield start

@@ -3,20 +3,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Callable
 from collections.abc import Iterator
-from contextlib import ExitStack
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.functional.postfix import Postfix
+from tests.functional.servers import Program
+from tests.functional.servers import public_folder
 from tests.support.certificates import Authority
 
 from postcommit import SMTPMailer
@@ -51,37 +48,30 @@ service auth {{
 """
 
 
+class Passwords(Program):
+    """A Dovecot that checks the password of ``me``, at `port`."""
+
+    def __init__(self, folder: Path, stored: str) -> None:
+        super().__init__(folder)
+        self._stored = stored
+
+    def command(self) -> list[Any]:
+        """Configure it, and return the command that starts it in the foreground."""
+        (self.folder / "users").write_text(f"me:{self._stored}\n")
+        configuration = self.folder / "dovecot.conf"
+        configuration.write_text(
+            _CONFIGURATION.format(folder=self.folder, port=self.port)
+        )
+        return [PROGRAM, "-F", "-c", configuration]
+
+
 @contextmanager
 def passwords(stored: str) -> Iterator[int]:
     """Start a Dovecot that checks the password of ``me``, and yield its port."""
     if PROGRAM is None or os.geteuid():
         pytest.skip("Debian's package dovecot-core is needed, and to be root")
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="postcommit-dovecot-"))
-        stack.callback(shutil.rmtree, folder)
-        folder.chmod(0o755)
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            port: int = reserved.getsockname()[1]
-        (folder / "users").write_text(f"me:{stored}\n")
-        configuration = folder / "dovecot.conf"
-        configuration.write_text(_CONFIGURATION.format(folder=folder, port=port))
-        process = subprocess.Popen(
-            [PROGRAM, "-F", "-c", str(configuration)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        stack.callback(process.wait, 30)
-        stack.callback(process.terminate)
-        until, pause = time.monotonic() + 30, threading.Event()
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 5).close()
-                break
-            except OSError:
-                assert time.monotonic() < until, (folder / "log").read_text()
-                pause.wait(0.02)
-        yield port
+    with public_folder("dovecot") as folder, Passwords(folder, stored) as dovecot:
+        yield dovecot.port
 
 
 def scheme(name: str) -> str:
@@ -154,8 +144,7 @@ def test_passwords_that_are_stored_in_another_form(
 def test_a_client_certificate(
     start_postfix: Callable[..., Postfix], tmp_path: Path
 ) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="postcommit-tls-"))
-    try:
+    with public_folder("tls") as folder:
         authority = Authority(folder)
         authority.write_chain(folder / "server.pem", "127.0.0.1")
         postfix = start_postfix(
@@ -178,5 +167,3 @@ def test_a_client_certificate(
         report = mailer.send("a@example.org", "ann@example.org", "Subject: x\n\n")
         assert report.sent, report
         assert "Trusted TLS connection established from" in postfix.log
-    finally:
-        shutil.rmtree(folder)
