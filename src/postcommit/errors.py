@@ -131,7 +131,7 @@ class OptionError(PostcommitError, ValueError):
 
     `name` is the option's name, `value` what was given (without a password, see
     `masked`), `reason` what is wrong with it. `value` is None if `MISSING` is passed.
-    The text then has no value. An error without a `name` is about all options.
+    The text then leaves the value out. An error without a `name` is about all options.
     """
 
     def __init__(self, name: str, value: object, reason: str) -> None:

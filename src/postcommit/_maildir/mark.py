@@ -34,8 +34,8 @@ from postcommit._maildir.presence import open_wakeup
 from postcommit.errors import NotAQueueError
 
 
-# Maximum number of files read in each folder. Of each, so many bytes are read, and more
-# where its header goes on: repoze.sendmail adds the envelope at the end of it.
+# Maximum number of files read in each folder, and of bytes read of each file. A longer
+# header is read to its end, because repoze.sendmail adds the envelope there.
 _SAMPLE = 20
 _HEAD = 1 << 16
 

@@ -156,7 +156,7 @@ class FailoverMailer(BaseMailer):
 
         `without` are those that have failed at it. The first mailer whose relay works
         is chosen. A relay that failed is tried after `retry_after`, with one message:
-        for the other threads that time begins anew. If no relay works, all are tried,
+        for the other threads that time begins again. If no relay works, all are tried,
         because it is not for a mailer to decide when to pause.
         """
         with self._lock:

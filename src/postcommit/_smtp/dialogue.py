@@ -568,7 +568,7 @@ class Transmission:
         return Transmission(self.account, rest)
 
     def within(self, most: int, domains: int) -> int:
-        """Return how many of the first `most` recipients are at so many `domains`."""
+        """Return how many of the first `most` recipients fit into `domains` domains."""
         seen = set()
         for count, index in enumerate(islice(self.indices, most)):
             seen.add(self.account.recipients[index].rpartition("@")[2].lower())

@@ -245,7 +245,7 @@ class Pool:
         self._closed = -math.inf  # the time when a connection was closed that worked
         self._sweeper: threading.Thread | None = None
         self._last_rites = weakref.finalize(self, _abandon, self._changed, self._idle)
-        # At exit, a daemon thread may hold the lock for ever.
+        # At exit, a daemon thread may hold the lock, and is never continued.
         self._last_rites.atexit = False
 
     @property

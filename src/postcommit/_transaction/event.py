@@ -135,7 +135,7 @@ def announce(
 def announce_to_caller(
     report: DeliveryReport, notify: Notify, manager: ITransactionManager
 ) -> BaseException | None:
-    """As `announce`, for a caller that may be in a transaction of `manager`.
+    """Announce as `announce` does, if the caller may be in a transaction of `manager`.
 
     The caller may also be called by the commit of another manager, see `committing`.
     Another transaction of `manager` may not begin before that one ends: a connection of

@@ -99,7 +99,7 @@ def _charset_of(part: Message) -> str:
 class SMTPMailer(StandIn):
     """Transmits through an SMTP relay, with the arguments of repoze.sendmail.
 
-    A user name without a password does not log in. `debug_smtp` has no effect; set the
+    A user name without a password does not log in. `debug_smtp` is ignored: set the
     level of the logger ``postcommit`` instead.
     """
 
