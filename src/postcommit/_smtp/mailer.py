@@ -23,7 +23,6 @@ from postcommit._smtp.pipeline import SMTPPipeline
 from postcommit._smtp.pool import Pool
 from postcommit._smtp.pool import shared
 from postcommit._smtp.tls import TLS
-from postcommit._transaction.event import Notify
 from postcommit.errors import OptionError
 from postcommit.interfaces import AuthName
 from postcommit.interfaces import ISMTPMailer
@@ -143,17 +142,18 @@ class SMTPMailer(BaseMailer):
     def _set(self, given: Mapping[str, Any]) -> None:
         """Check the arguments of the constructor, and make the attributes of them."""
         # Set like this, because an assignment asks each time if it is permitted.
+        options = vars(self)
         for name in getFieldNames(ISMTPMailer):
-            vars(self)[name] = _check(name, given[name])
-        vars(self).update(token=given["token"], ssl_context=given["ssl_context"])
-        self.notify: Notify = checked_notify(given["notify"])
-        pool = shared(
+            options[name] = _check(name, given[name])
+        options["token"] = given["token"]
+        options["ssl_context"] = given["ssl_context"]
+        options["notify"] = checked_notify(given["notify"])
+        options["_pool"] = shared(
             self._relay(),
             messages=self.messages_per_connection,
             idle_timeout=self.idle_timeout,
             pipelining=self.pipelining,
         )
-        self._pool = pool
 
     def _relay(self) -> Relay:
         """Return the options in the form that connections use.
