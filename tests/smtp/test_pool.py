@@ -32,6 +32,7 @@ from tests.smtp.messages import C
 from tests.smtp.messages import message
 from tests.smtp.messages import told
 from tests.support.script import lines
+from tests.support.service import eventually
 
 
 def send(mailer, number=1):
@@ -521,6 +522,7 @@ def test_a_restart_of_the_relay_is_not_about_the_number(relay, connect):
     pool = connect(relay)._pool
     lost = [pool.checkout() for _ in range(2)]
     relay.down()
+    eventually(lambda: lost[1].is_hung_up)
     pool.discard(lost[0])
     with pytest.raises(RelayError, match="Connection refused") as caught:
         pool.checkout()

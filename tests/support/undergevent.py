@@ -32,6 +32,12 @@ UNFIT = {
     "tests/smtp/test_tls.py::test_a_fork_while_certificates_are_read": (
         "opening a pipe to read from blocks all greenlets"
     ),
+    "tests/smtp/test_auth.py::test_no_local_variable_has_it_after_an_interrupt": (
+        "a greenlet cannot be sent a signal"
+    ),
+    "tests/drain/test_drain.py::test_it_sleeps_during_a_pause": (
+        "a greenlet has no clock of its own"
+    ),
     "tests/drain/test_runner.py::test_where_there_is_no_thread_to_be_had": (
         "a greenlet can be had"
     ),
