@@ -34,6 +34,7 @@ from postcommit._transaction.event import MailRejectedEvent
 from postcommit._transaction.event import MailSentEvent
 from postcommit._transaction.event import MailUncertainEvent
 from postcommit._transaction.event import announce
+from postcommit._transaction.event import committing
 from postcommit._transaction.event import events_of
 from postcommit._transaction.event import own_transaction
 from postcommit.errors import RelayError
@@ -611,3 +612,16 @@ def test_a_subscriber_that_raises_does_not_end_the_work_of_the_application(
     assert transaction.get() is current
     assert caplog.messages[-1].startswith("A subscriber failed: <MailSentEvent")
     transaction.abort()
+
+
+def test_a_commit_that_an_interrupt_has_ended_is_not_the_one_of_the_caller(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An interrupt may have come before `committing` was set back."""
+    token = committing.set(transaction.TransactionManager())
+    try:
+        test_a_subscriber_that_raises_does_not_end_the_work_of_the_application(
+            tmp_path, caplog
+        )
+    finally:
+        committing.reset(token)

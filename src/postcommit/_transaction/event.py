@@ -143,11 +143,12 @@ def announce_to_caller(
     changed. So the subscribers are called in the transaction of the caller. In the
     middle of its commit, they are called when the commit is over.
     """
-    manager = committing.get() or manager
-    inner = getattr(manager, "manager", manager)
-    # Another implementation of a manager may begin a transaction here.
-    current = inner._txn if hasattr(inner, "_txn") else manager.get()
-    status = getattr(current, "status", None)
+    outer = committing.get()
+    # An interrupt may have kept an earlier commit from resetting `committing`.
+    if outer is not None and _status(_current(outer)) == "Committing":
+        manager = outer
+    current = _current(manager)
+    status = _status(current)
     if status != "Committing":
         is_in_use = status in ("Active", "Doomed")
         return announce(report, notify, None if is_in_use else manager)
@@ -160,6 +161,19 @@ def announce_to_caller(
     log_report(report)
     call_after_commit(current, publish)
     return None
+
+
+def _current(manager: ITransactionManager) -> Any:
+    """Return the transaction of `manager`; None if there is none.
+
+    Another implementation of a manager may begin a transaction here.
+    """
+    inner = getattr(manager, "manager", manager)
+    return inner._txn if hasattr(inner, "_txn") else manager.get()
+
+
+def _status(current: object) -> object:
+    return getattr(current, "status", None)
 
 
 def log_report(report: DeliveryReport) -> None:
