@@ -34,6 +34,7 @@ from postcommit._log import printable
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._smtp.credentials import Credentials
+from postcommit._smtp.tls import NEED_TLS
 from postcommit._smtp.tls import TLS
 from postcommit._smtp.tls import about_client
 from postcommit._smtp.tls import remedy
@@ -225,12 +226,12 @@ class Connection:
     """A connected socket, the bytes that were received, and what the relay offers.
 
     `extensions` maps the keywords of EHLO, in upper case, to their parameters.
-    `messages` is the number of messages that were begun. `is_dirty` says that a mail
-    transaction may be open, so that RSET has to come first. `most_recipients` is the
-    number that the relay accepts for one transmission, as far as is known. `phase` is
-    how far `greet` has come, or failed. `is_proven` says that a pool has lent the
-    connection before, `borrower` to which thread it is lent, and `is_lost` that it
-    could not be used any more.
+    `is_encrypted` says that TLS is spoken. `messages` is the number of messages that
+    were begun. `is_dirty` says that a mail transaction may be open, so that RSET has to
+    come first. `most_recipients` is the number that the relay accepts for one
+    transmission, as far as is known. `phase` is how far `greet` has come, or failed.
+    `is_proven` says that a pool has lent the connection before, `borrower` to which
+    thread it is lent, and `is_lost` that it could not be used any more.
 
     `sent` is the number of bytes of the last `write` that the system has taken, and
     that may have reached the relay. Time-outs are in seconds. Methods that wait raise
@@ -247,6 +248,7 @@ class Connection:
         self.is_proven = self.is_lost = False
         self.borrower: int | None = None
         self.extensions: dict[str, str] = {}
+        self.is_encrypted = False
         self.pipelining = False
         self.messages = 0
         self.is_dirty = False
@@ -395,6 +397,7 @@ class Connection:
         """
         relay = self.relay
         mode = relay.tls.mode
+        needs_tls = any(getattr(relay.tls, name) is not None for name in NEED_TLS)
         try:
             if mode is TLSMode.IMPLICIT:
                 self._start_tls()
@@ -405,7 +408,7 @@ class Connection:
             self._hello()
             if mode is TLSMode.STARTTLS or (
                 mode is TLSMode.AUTO
-                and ("STARTTLS" in self.extensions or relay.tls.needing)
+                and ("STARTTLS" in self.extensions or needs_tls)
                 and not relay.is_unix
             ):
                 self._upgrade()
@@ -483,6 +486,7 @@ class Connection:
         return RelayError(f"{self.relay}: {what} refused: {reply}{hint}", reply)
 
     def _upgrade(self) -> None:
+        tls = self.relay.tls
         if "STARTTLS" not in self.extensions:
             hint = "set tls to 'none'"
             if not self.relay.is_unix:
@@ -490,9 +494,9 @@ class Connection:
                     "set tls to 'implicit' if it speaks TLS from the start (port 465),"
                     " to 'none' to do without"
                 )
-            if self.relay.tls.mode is TLSMode.AUTO:
-                options = " and ".join(self.relay.tls.needing)
-                hint += f", and omit {options}"
+            if tls.mode is TLSMode.AUTO:
+                given = [name for name in NEED_TLS if getattr(tls, name) is not None]
+                hint += f", and omit {' and '.join(given)}"
             raise _lack(f"{self.relay} offers no STARTTLS; {hint}")
         reply = self.command("STARTTLS")
         if reply.code != 220:
@@ -585,13 +589,9 @@ class Connection:
         self._data, self._position = b"", 0
         self._bound(timeout)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
+        self.is_encrypted = True
         self.extensions = {}
         self._most = _RECORD
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether TLS is spoken."""
-        return isinstance(self._socket, ssl.SSLSocket)
 
     @property
     def tls_socket(self) -> ssl.SSLSocket | None:

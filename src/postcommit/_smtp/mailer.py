@@ -23,7 +23,6 @@ from postcommit._smtp.pipeline import SMTPPipeline
 from postcommit._smtp.pool import Pool
 from postcommit._smtp.pool import shared
 from postcommit._smtp.tls import TLS
-from postcommit._transaction.event import Notify
 from postcommit.errors import OptionError
 from postcommit.interfaces import AuthName
 from postcommit.interfaces import ISMTPMailer
@@ -148,7 +147,7 @@ class SMTPMailer(BaseMailer):
             options[name] = _check(name, given[name])
         options["token"] = given["token"]
         options["ssl_context"] = given["ssl_context"]
-        self.notify: Notify = checked_notify(given["notify"])
+        options["notify"] = checked_notify(given["notify"])
         options["_pool"] = shared(
             self._relay(),
             messages=self.messages_per_connection,

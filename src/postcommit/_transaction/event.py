@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
+from typing import Protocol
 
 import zope.event
 from transaction.interfaces import ITransactionManager
@@ -37,7 +37,15 @@ from postcommit.interfaces import Status
 
 log = Log("postcommit.event")
 
-Notify = Callable[[Any], Any]
+
+class Notify(Protocol):
+    """Calls subscribers with an event, as `zope.event.notify` does.
+
+    It is not a `Callable`, which type checkers take for a method in a class.
+    """
+
+    def __call__(self, event: Any, /) -> Any: ...
+
 
 # The manager whose commit calls a mailer now. A mailer of an application may use one of
 # ours, which does not know the delivery.

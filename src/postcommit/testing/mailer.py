@@ -18,6 +18,7 @@ from postcommit._mail.report import Stage
 from postcommit._mail.report import judge
 from postcommit._mailers.base import BaseMailer
 from postcommit._smtp.connection import parse
+from postcommit._transaction.event import Notify
 from postcommit.errors import RelayError
 from postcommit.interfaces import IPipelineMailer
 from postcommit.interfaces import IRelayCheck
@@ -64,7 +65,7 @@ class RecordingMailer(BaseMailer):
         notify: Callable[[Any], Any] = zope.event.notify,
     ) -> None:
         self.outbox: Outbox = Outbox(self) if outbox is None else outbox
-        self.notify = notify
+        self.notify: Notify = notify
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
 
