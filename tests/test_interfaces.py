@@ -43,6 +43,7 @@ from postcommit._mailers.file import FileMailer
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._mailers.sendmail import SendmailMailer
 from postcommit._processor import QueueProcessor
+from postcommit._queue.queue import MailQueue
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit._transaction.datamanager import DataManager
 from postcommit._transaction.datamanager import Savepoint
@@ -141,6 +142,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.ISendmailMailer, repoze_sendmail.SendmailMailer()._mailer()),
         (interfaces.IMailQueueProcessor, QueueProcessor(queue, mailer)),
         (interfaces.IMailQueueProcessor, _Idle(QueueProcessor(queue, mailer))),
+        (interfaces.IMailQueue, MailQueue(queue)),
         (interfaces.IMailSentEvent, MailSentEvent("1@x.org")),
         (interfaces.IMailErrorEvent, MailErrorEvent("1@x.org", "x")),
         (interfaces.IMailDeferredEvent, MailDeferredEvent("1@x.org", "x")),

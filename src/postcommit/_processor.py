@@ -161,6 +161,11 @@ class QueueProcessor(ReadOnlyOptions):
             del self._drains[drain]
 
     @property
+    def is_running(self) -> bool:
+        """Whether `run`, `start` or `flush` of this object drains the queue."""
+        return any(drain.is_going_on for drain in self._own_drains())
+
+    @property
     def last_sign(self) -> float | None:
         """When it last gave a sign of life, a time of `time.monotonic`.
 

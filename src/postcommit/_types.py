@@ -27,6 +27,7 @@ from typing import TypeAlias
 
 
 if TYPE_CHECKING:
+    from postcommit._maildir.item import EntryState
     from postcommit.errors import RelayError
 
 
@@ -68,6 +69,38 @@ class TLSMode(enum.StrEnum):
     STARTTLS = "starttls"
     IMPLICIT = "implicit"
     NONE = "none"
+
+
+class ChangeStatus(enum.Enum):
+    """What became of the change of one entry, see `QueueChange`."""
+
+    #: The entry was changed.
+    DONE = "done"
+    #: A processor, or another person, works on the entry now. It was not changed.
+    CLAIMED = "claimed"
+    #: The entry is not in the queue any more: it was sent or deleted.
+    GONE = "gone"
+    #: The change is not possible for this entry. It was not changed.
+    REFUSED = "refused"
+
+
+class QueueChange(NamedTuple):
+    """The result of a change of one entry by `MailQueue`.
+
+    `id` is the entry's id. `problem` is a sentence that says why the entry was not
+    changed, and '' if it was. `warning` says what to expect of a change that was done,
+    for example that a second copy may arrive.
+    """
+
+    id: str
+    status: ChangeStatus
+    problem: str = ""
+    warning: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the entry was changed."""
+        return self.status is ChangeStatus.DONE
 
 
 class Tally(NamedTuple):
@@ -313,6 +346,186 @@ class MailQueueProcessor(Protocol):
 
     def flush(self) -> Tally:
         """Try once all that is due; return the counts of the recipients."""
+
+    @property
+    def is_running(self) -> bool: ...
+
+
+# Looking into a queue
+
+
+class QueueEntry(Protocol):
+    """An entry of a queue, as it was when it was read.
+
+    Times are in seconds since the epoch.
+    """
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits, the same for as long as the entry lives."""
+
+    @property
+    def state(self) -> EntryState:
+        """Where the entry is on its way through the queue."""
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without the folder."""
+
+    @property
+    def place(self) -> str:
+        """The path of its file, or a URL with its id."""
+
+    @property
+    def accepted(self) -> float | None:
+        """When it was accepted, or None if that is unknown."""
+
+    @property
+    def changed(self) -> float:
+        """When it was written last. For a dead letter, this is when it was given up."""
+
+    @property
+    def due(self) -> float | None:
+        """When it is tried next, or None if it is not tried by itself."""
+
+    @property
+    def size(self) -> int:
+        """The number of bytes, with the envelope."""
+
+    @property
+    def sender(self) -> str:
+        """The sender of the envelope. ``''`` is the null sender."""
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """The recipients that are left."""
+
+    @property
+    def attempts(self) -> int:
+        """How many times it was tried."""
+
+    @property
+    def uncertain(self) -> int:
+        """How many of the attempts may have transmitted the message."""
+
+    @property
+    def last_reply(self) -> str:
+        """The last reply of the relay, '' if there was none."""
+
+    @property
+    def problem(self) -> str:
+        """Why this is not an entry, and cannot be sent. '' for an entry."""
+
+    @property
+    def message_id(self) -> str:
+        """As `IMailDelivery.send` returned it, '' if the message has none."""
+
+    @property
+    def subject(self) -> str:
+        """The subject, decoded, '' if it is missing."""
+
+    @property
+    def header(self) -> str:
+        """The header of the message, as it is."""
+
+
+class QueueReason(Protocol):
+    """The most common last reply of the entries in one state."""
+
+    @property
+    def reply(self) -> str:
+        """The reply. Replies that differ in addresses and numbers count as one."""
+
+    @property
+    def count(self) -> int:
+        """How many of the entries that were looked at have it."""
+
+    @property
+    def looked_at(self) -> int:
+        """How many entries were looked at."""
+
+
+class QueuePause(Protocol):
+    """The queue pauses. Times are in seconds since the epoch."""
+
+    @property
+    def since(self) -> float:
+        """When the pause began."""
+
+    @property
+    def next_attempt(self) -> float:
+        """When one entry is tried."""
+
+    @property
+    def reason(self) -> str:
+        """The trouble of the relay or the disk, in one line."""
+
+    @property
+    def process(self) -> int:
+        """The id of the process that pauses."""
+
+
+class QueueStatus(Protocol):
+    """A queue in a few numbers. Times are in seconds since the epoch."""
+
+    @property
+    def counts(self) -> Mapping[EntryState, int]:
+        """The number of entries in each state."""
+
+    @property
+    def reasons(self) -> Mapping[EntryState, QueueReason]:
+        """The most common last reply in a state, if any."""
+
+    @property
+    def due(self) -> int:
+        """The number of entries that are due now."""
+
+    @property
+    def oldest_due(self) -> float | None:
+        """When the first of the due entries became due, or None if none is due."""
+
+    @property
+    def looked_at(self) -> int:
+        """How many deferred entries were read for `due` and `oldest_due`.
+
+        In a large queue these are not all.
+        """
+
+    @property
+    def heartbeat(self) -> float | None:
+        """The last sign of life of a running processor, or None if none runs."""
+
+    @property
+    def pause(self) -> QueuePause | None:
+        """Why the queue pauses, or None if it does not."""
+
+    @property
+    def foreign_claims(self) -> int:
+        """How many entries a processor of another library is sending."""
+
+    @property
+    def mailbox(self) -> str:
+        """Why this is probably a person's mailbox, '' for a queue."""
+
+    @property
+    def shortages(self) -> tuple[str, ...]:
+        """What the disk has too little of."""
+
+
+class QueueFinding(Protocol):
+    """A problem of a queue."""
+
+    @property
+    def place(self) -> str:
+        """The path of the file or folder."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it."""
+
+    @property
+    def advice(self) -> str:
+        """How to solve it. A part between apostrophes is a command for a shell."""
 
 
 # Events

@@ -268,12 +268,14 @@ class EntryError(PostcommitError, ValueError):
 class ItemError(PostcommitError, LookupError):
     """An id that does not mean exactly one entry.
 
-    `id` is what was given, `reason` what is wrong with it.
+    `id` is what was given, `reason` what is wrong with it. If it may mean several
+    entries, `choices` has their ids. Otherwise `choices` is empty.
     """
 
-    def __init__(self, id: str, reason: str) -> None:
+    def __init__(self, id: str, reason: str, choices: tuple[str, ...] = ()) -> None:
         self.id = id
         self.reason = reason
+        self.choices = choices
         super().__init__(f"{shown(id)} {reason}")
 
 

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
 
 from zope.i18nmessageid import MessageFactory
@@ -52,6 +53,7 @@ from postcommit._types import Addresses as Addresses
 from postcommit._types import AuthName as AuthName
 from postcommit._types import Batch as Batch
 from postcommit._types import BindableMailDelivery as BindableMailDelivery
+from postcommit._types import ChangeStatus as ChangeStatus
 from postcommit._types import DeliveryReport as DeliveryReport
 from postcommit._types import MailDelivery as MailDelivery
 from postcommit._types import Maildir as Maildir
@@ -66,6 +68,12 @@ from postcommit._types import Outgoing as Outgoing
 from postcommit._types import Pipeline as Pipeline
 from postcommit._types import PipelineMailer as PipelineMailer
 from postcommit._types import ProtocolName as ProtocolName
+from postcommit._types import QueueChange as QueueChange
+from postcommit._types import QueueEntry as QueueEntry
+from postcommit._types import QueueFinding as QueueFinding
+from postcommit._types import QueuePause as QueuePause
+from postcommit._types import QueueReason as QueueReason
+from postcommit._types import QueueStatus as QueueStatus
 from postcommit._types import RelayCheck as RelayCheck
 from postcommit._types import Reply as Reply
 from postcommit._types import Sendable as Sendable
@@ -75,6 +83,10 @@ from postcommit._types import Tally as Tally
 from postcommit._types import TLSMode as TLSMode
 from postcommit._types import TLSName as TLSName
 from postcommit._types import TransactionManager as TransactionManager
+
+
+if TYPE_CHECKING:
+    from postcommit._maildir.item import EntryState
 
 
 _ = MessageFactory("postcommit")
@@ -786,6 +798,123 @@ class IMailQueueProcessor(Interface):
         """Try once all that is due.
 
         Returns how many recipients were sent, deferred, rejected and given up.
+        """
+
+    is_running = Attribute(
+        "True while `run`, `start` or `flush` of this object drains the queue. False"
+        " before, after `stop`, and in a forked child. Whether a processor runs in any"
+        " process is in `IMailQueue.status`."
+    )
+
+
+# Looking into a queue
+
+
+class IMailQueue(Interface):
+    """A queue, for support pages and scripts: what the commands can do, from Python.
+
+    An entry is given by its id, which `list` returns, by the beginning of an id, by a
+    message id, or as an object that `list`, `find` or `show` has returned. A method
+    raises `ItemError` for an id without an entry, and `QueueError` if the queue is
+    missing or in trouble. Any thread may call any method.
+    """
+
+    queuePath = TextLine(
+        title=_("Queue path"),
+        description=_(
+            "Folder of the queue, which must exist. A relative one is below the working"
+            " directory of the moment when it is given."
+        ),
+        min_length=1,
+        constraint=can_be_path,
+    )
+
+    def status(most_seconds: float = 2.0) -> QueueStatus:
+        """Count the entries, and return the state of the queue.
+
+        Deferred entries are read for `most_seconds` at most.
+        """
+
+    def attention(
+        status: QueueStatus,
+        *,
+        warn_age: float = 900.0,
+        warn_paused: float = 300.0,
+        warn_failed: int | None = None,
+        needs_processor: bool = True,
+    ) -> tuple[str, ...]:
+        """Return a sentence, with advice, for each thing that needs attention.
+
+        An entry may be due for `warn_age` seconds, and the queue may pause for
+        `warn_paused` seconds while something is due. There may be `warn_failed` dead
+        letters, None is without limit. `needs_processor` is false if a timer runs
+        ``postcommit flush``.
+        """
+
+    def check() -> Iterator[QueueFinding]:
+        """Yield what is wrong with the queue. Changes nothing."""
+
+    def list(
+        *states: EntryState,
+        recipient: str = "",
+        sender: str = "",
+        message_id: str = "",
+        search: str = "",
+        older: float | None = None,
+        newer: float | None = None,
+        start: int = 0,
+        step: Callable[[], None] | None = None,
+    ) -> Iterator[QueueEntry]:
+        """Yield the entries in these `states`, or in all, as they are found.
+
+        `recipient` and `sender` are an address, a domain such as ``@example.org``, or
+        a pattern with ``*``. `message_id` has no angle brackets. `search` is a part of
+        an address, of the message id or of the subject, in any case. An entry was
+        accepted more than `older` and less than `newer` seconds ago.
+
+        The first `start` entries are passed over. `step` is called once for each entry
+        that is looked at, also for those that are passed over. An exception of `step`
+        ends the search.
+        """
+
+    def find(*ids: str) -> tuple[QueueEntry, ...]:
+        """Return the entries that `ids` mean, each once.
+
+        A message id means every entry of that message.
+        """
+
+    def show(id: str) -> QueueEntry:
+        """Return the one entry that `id` means.
+
+        Raises `ItemError` if there are several. Its `ItemError.choices` are their ids.
+        """
+
+    def message(entry: str | QueueEntry, most: int | None = None) -> bytes:
+        """Return the message of an entry, or its first `most` bytes.
+
+        Of a file that is not an entry, return the file as it is.
+        """
+
+    def actions(entry: QueueEntry) -> tuple[str, ...]:
+        """Return the names of the methods that can change an entry in this state."""
+
+    def retry(*entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Make the entries due now, also dead letters. Return a result for each.
+
+        Wakes a processor. Raises `QueueError`, before anything is changed, if another
+        library's processor drains the queue, or if this is a mailbox.
+        """
+
+    def delete(*entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Delete the entries permanently. Return a result for each.
+
+        Raises `QueueError` as `retry` does.
+        """
+
+    def recover(*entries: str | QueueEntry, send: bool) -> tuple[QueueChange, ...]:
+        """Accept entries in doubt if `send` is true, or remove them.
+
+        Returns a result for each. Raises `QueueError` as `retry` does.
         """
 
 

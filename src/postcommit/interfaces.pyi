@@ -17,6 +17,7 @@ from postcommit._delivery import QueuedMailDelivery
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.sendmail import SendmailMailer
+from postcommit._queue.queue import MailQueue
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit._transaction.event import MailDeferredEvent
 from postcommit._transaction.event import MailRejectedEvent
@@ -27,6 +28,7 @@ from postcommit._types import Addresses as Addresses
 from postcommit._types import AuthName as AuthName
 from postcommit._types import Batch as Batch
 from postcommit._types import BindableMailDelivery as BindableMailDelivery
+from postcommit._types import ChangeStatus as ChangeStatus
 from postcommit._types import DeliveryReport as DeliveryReport
 from postcommit._types import MailDelivery as MailDelivery
 from postcommit._types import Maildir as Maildir
@@ -41,6 +43,12 @@ from postcommit._types import Outgoing as Outgoing
 from postcommit._types import Pipeline as Pipeline
 from postcommit._types import PipelineMailer as PipelineMailer
 from postcommit._types import ProtocolName as ProtocolName
+from postcommit._types import QueueChange as QueueChange
+from postcommit._types import QueueEntry as QueueEntry
+from postcommit._types import QueueFinding as QueueFinding
+from postcommit._types import QueuePause as QueuePause
+from postcommit._types import QueueReason as QueueReason
+from postcommit._types import QueueStatus as QueueStatus
 from postcommit._types import RelayCheck as RelayCheck
 from postcommit._types import Reply as Reply
 from postcommit._types import Sendable as Sendable
@@ -84,6 +92,7 @@ IDefaultSender: _Interface[DirectMailDelivery | QueuedMailDelivery]
 IDirectMailDelivery: _Interface[DirectMailDelivery]
 IQueuedMailDelivery: _Interface[QueuedMailDelivery]
 IMailQueueProcessor: _Interface[MailQueueProcessor]
+IMailQueue: _Interface[MailQueue]
 IMailEvent: _Interface[MailEvent]
 IMailSentEvent: _Interface[MailSentEvent]
 IMailErrorEvent: _Interface[MailErrorEvent]

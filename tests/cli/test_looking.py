@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from postcommit._cli.main import main
-from postcommit._cli.output import moment
-from postcommit._cli.output import timestamp
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Item
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.store import Store
+from postcommit._queue.values import moment
+from postcommit._queue.values import timestamp
 from tests.support.faults import full_disk
 from tests.support.queues import ENTRY
 from tests.support.queues import MESSAGE

@@ -12,13 +12,13 @@ from postcommit._cli.output import Column
 from postcommit._cli.output import Table
 from postcommit._cli.output import addresses
 from postcommit._cli.output import coloured
-from postcommit._cli.output import duration
-from postcommit._cli.output import entries
 from postcommit._cli.output import is_terminal
-from postcommit._cli.output import moment
 from postcommit._cli.output import printable
-from postcommit._cli.output import size
-from postcommit._cli.output import timestamp
+from postcommit._queue.values import duration
+from postcommit._queue.values import entries
+from postcommit._queue.values import moment
+from postcommit._queue.values import size
+from postcommit._queue.values import timestamp
 
 
 TO = "ann@example.or"

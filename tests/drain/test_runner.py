@@ -119,6 +119,17 @@ def test_it_can_be_started_while_it_stops(delivery: QueuedMailDelivery) -> None:
     assert processor.stop(10)
 
 
+def test_it_says_whether_it_runs(processor: QueueProcessor) -> None:
+    assert not processor.is_running
+    processor.start()
+    assert processor.is_running
+    assert processor.stop(10)
+    assert not processor.is_running
+    processor.start()
+    assert processor.is_running
+    assert processor.stop(10)
+
+
 def test_starting_twice_starts_one_thread(processor: QueueProcessor) -> None:
     processor.start()
     before = threading.active_count()

@@ -132,3 +132,16 @@ pipelined: interfaces.PipelineMailer = Pipelined()
 for own in (Full(), Quiet(), Untyped(), Reporting(), Either(full, smtp), Pipelined()):
     postcommit.DirectMailDelivery(own)
     postcommit.QueueProcessor("queue", own, 1000, rate_limit=2)
+
+
+def looking(queue: postcommit.MailQueue) -> None:
+    for entry in queue.list(postcommit.EntryState.FAILED, search="teapot"):
+        shown: interfaces.QueueEntry = entry
+        assert_type(shown.recipients, tuple[str, ...])
+        assert_type(queue.retry(entry, "0123456789ab")[0].done, bool)
+    status: interfaces.QueueStatus = queue.status()
+    assert_type(status.counts[postcommit.EntryState.FAILED], int)
+    pause: interfaces.QueuePause | None = status.pause
+    reason: interfaces.QueueReason = status.reasons[postcommit.EntryState.FAILED]
+    finding: interfaces.QueueFinding = next(iter(queue.check()))
+    print(pause, reason, finding)

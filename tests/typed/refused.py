@@ -24,6 +24,9 @@ postcommit.SMTPMailer(starttls=True)  # call-arg
 postcommit.QueuedMailDelivery("queue").send(None, None, 42)  # arg-type
 postcommit.QueuedMailDelivery("queue").send("a@x.org", 42, "")  # arg-type
 postcommit.QueuedMailDelivery("queue").bind("manager")  # arg-type
+postcommit.MailQueue("queue").list("failed")  # arg-type
+postcommit.MailQueue("queue").recover("0123456789ab")  # call-arg
+print(postcommit.MailQueue("queue").status().failed)  # attr-defined
 print(postcommit.SMTPMailer().send("", "", "").outcome)  # attr-defined
 print(postcommit.MailSentEvent("1@x.org").errorMessage)  # attr-defined
 mailer: interfaces.IMailer = postcommit.SMTPMailer()  # valid-type

@@ -15,14 +15,18 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from webtest import TestApp
 
+from postcommit import ChangeStatus
 from postcommit import DirectMailDelivery
+from postcommit import EntryState
 from postcommit import MailDeferredEvent
+from postcommit import MailQueue
 from postcommit import MailRejectedEvent
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
 from postcommit.interfaces import IMailErrorEvent
 from postcommit.interfaces import MailDelivery
+from postcommit.interfaces import QueueEntry
 from postcommit.testing import Outbox
 
 
@@ -83,6 +87,30 @@ def run(queue: str) -> None:
     print(QueueProcessor(queue, Relay()).flush().sent + 1)
 
 
+def support_page(path: str, search: str) -> list[str]:
+    queue = MailQueue(path)
+    status = queue.status()
+    lines = [f"{status.counts[EntryState.FAILED]} failed, {status.due + 0} due"]
+    if status.pause is not None:
+        lines.append(f"{status.pause.reason.strip()}, {status.pause.since:.0f}")
+    lines += queue.attention(status, warn_failed=0)
+    return [*lines, *(row(entry) for entry in queue.list(search=search))]
+
+
+def row(entry: QueueEntry) -> str:
+    due = "never" if entry.due is None else f"{entry.due:.0f}"
+    return f"{entry.id} {', '.join(entry.recipients)} {entry.subject} {due}"
+
+
+def retry_all(path: str) -> int:
+    queue = MailQueue(path)
+    changes = queue.retry(*queue.list(EntryState.FAILED))
+    for change in changes:
+        if change.status is ChangeStatus.REFUSED:
+            print(change.id, change.problem.capitalize())
+    return sum(change.done for change in changes)
+
+
 @pytest.fixture
 def app() -> Any:
     return main({}, **{"tm.manager_hook": "pyramid_tm.explicit_manager"})
@@ -112,3 +140,14 @@ def test_another_transaction_manager(tmp_path: Path) -> None:
     bound = QueuedMailDelivery(str(tmp_path / "queue")).bind(transaction.manager)
     with transaction.manager:
         assert "@" in confirm(bound, "kettle", "ann@example.org")
+
+
+def test_a_support_page(tmp_path: Path) -> None:
+    path = str(tmp_path / "queue")
+    bound = QueuedMailDelivery(path).bind(transaction.manager)
+    with transaction.manager:
+        confirm(bound, "kettle", "ann@example.org")
+    first, *_, last = support_page(path, "kettle")
+    assert first == "0 failed, 1 due"
+    assert "ann@example.org Your kettle" in last
+    assert retry_all(path) == 0

@@ -2,14 +2,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from email.errors import HeaderParseError
-from email.header import decode_header
-from email.header import make_header
 from typing import Any
 
 from postcommit._cli import selection
@@ -18,21 +14,25 @@ from postcommit._cli.output import Column
 from postcommit._cli.output import Table
 from postcommit._cli.output import addresses
 from postcommit._cli.output import coloured
-from postcommit._cli.output import duration
 from postcommit._cli.output import is_terminal
-from postcommit._cli.output import moment
 from postcommit._cli.output import print_json
 from postcommit._cli.output import printable
-from postcommit._cli.output import size
-from postcommit._cli.output import timestamp
+from postcommit._mail.readable import fields_of_header
 from postcommit._maildir.files import explained
 from postcommit._maildir.item import Details
 from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
-from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.presence import Pause
+from postcommit._queue.attention import Limits
+from postcommit._queue.attention import attention
+from postcommit._queue.record import record_of_entry
+from postcommit._queue.record import record_of_queue
+from postcommit._queue.values import duration
+from postcommit._queue.values import moment
+from postcommit._queue.values import size
 from postcommit.errors import ItemError
 
 
@@ -48,17 +48,6 @@ _COLUMNS = (
 )
 
 _COLOURS = {EntryState.FAILED: "red", EntryState.IN_DOUBT: "yellow"}
-
-# The line end before a continuation line (RFC 5322, 2.2.3).
-_FOLD = re.compile(r"\r?\n[ \t]+")
-
-_BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
-
-# Seconds without a sign of life, given every ten seconds, after which a processor
-# counts as hanging.
-HANGS_AFTER = 120.0
-
-_START = "'postcommit run' or 'postcommit flush'"
 
 # The metrics, besides the number of entries in each state, and their help texts.
 _GAUGES = {
@@ -102,13 +91,13 @@ def run_list(options: argparse.Namespace) -> int:
             meter.step()
             table.look()
 
-        for read in selection.found(queue, wanted, step):
+        for read in wanted.details(queue, step):
             meter.hit()
             if options.json:
                 meter.wipe()
-                print_json(as_object(read))
+                print_json(record_of_entry(read))
             else:
-                table.row(_row(read, time.time()), _COLOURS.get(read.item.state, ""))
+                table.row(_row(read, time.time()), _COLOURS.get(read.state, ""))
     if not meter.hits and is_terminal(sys.stdout):
         has_dead = EntryState.FAILED in wanted.states
         hint = "" if has_dead else "; --failed lists dead letters"
@@ -135,26 +124,6 @@ def _next(read: Details, now: float) -> str:
     if read.due is None:
         return "in doubt" if read.item.state is EntryState.IN_DOUBT else "never"
     return "now" if read.due <= now else duration(read.due - now)
-
-
-def as_object(read: Details) -> dict[str, Any]:
-    """Return the object for JSON of an entry, with None for an unknown value."""
-    item = read.item
-    return {
-        "id": item.id,
-        "state": item.state.key,
-        "name": item.name,
-        "path": item.place,
-        "message_id": read.message_id or None,
-        "accepted": timestamp(item.accepted),
-        "due": timestamp(read.due),
-        "attempts": read.attempts,
-        "sender": None if read.problem else read.sender,
-        "recipients": list(read.recipients),
-        "size": read.size,
-        "last_reply": read.last_reply or None,
-        "problem": read.problem or None,
-    }
 
 
 # show
@@ -187,7 +156,7 @@ def run_show(options: argparse.Namespace) -> int:
         if read is None:
             raise _gone(item)
         if options.json:
-            print_json({**as_object(read), "header": _header(read)})
+            print_json({**record_of_entry(read), "header": read.header})
         else:
             if number:
                 print()
@@ -199,29 +168,11 @@ def _print_details(read: Details) -> None:
     for title, text in _about(read, time.time()):
         print(f"{title:<11} {printable(text)}".rstrip())
     print()
-    for line in _fields(_header(read)):
-        print(printable(line))
+    for name, text in fields_of_header(read.header):
+        print(printable(f"{name}: {text}" if name else text).rstrip())
 
 
-def _fields(header: str) -> Iterator[str]:
-    """Yield the fields of a header as people read them: unfolded and decoded."""
-    # Other line ends are part of a field. A text after them could look like a field.
-    for field in filter(None, re.split("\r?\n", _FOLD.sub(" ", header))):
-        name, colon, value = field.partition(":")
-        yield f"{name}{colon}{_decoded(value)}"
-
-
-def _decoded(value: str) -> str:
-    """Decode the encoded words in a field (RFC 2047), unless that fails."""
-    if "=?" not in value:
-        return value
-    try:
-        return " " + str(make_header(decode_header(value))).strip()
-    except (HeaderParseError, LookupError, ValueError):
-        return value
-
-
-def _copy(queue: MaildirOperators, item: Item) -> None:
+def _copy(queue: IOperators, item: Item) -> None:
     sys.stdout.flush()
     with explained(item.place, "read the entry"):
         try:
@@ -267,13 +218,6 @@ def _ago(then: float, now: float) -> str:
     return f"{moment(then)}, {duration(now - then)} ago"
 
 
-def _header(read: Details) -> str:
-    """Return the header of the message, as far as it was read."""
-    blank = _BLANK_LINE.search(read.head)
-    header = read.head[: blank.start()] if blank else read.head
-    return header.decode("utf-8", "backslashreplace")
-
-
 # status
 
 
@@ -316,62 +260,25 @@ def run_status(options: argparse.Namespace) -> int:
     queue = selection.operators(options)
     seen = queue.survey()
     now = time.time()
-    complaints = list(_complaints(seen, now, options))
+    limits = Limits(
+        options.warn_age,
+        options.warn_paused,
+        options.warn_failed,
+        not options.no_processor,
+    )
+    complaints = list(attention(seen, now, limits))
     if options.json:
-        print_json(_survey_json(options.queue, seen, now, complaints))
+        print_json(record_of_queue(options.queue, seen, now, complaints))
     elif options.prometheus:
-        fields = _survey_json(options.queue, seen, now, complaints)
+        fields = record_of_queue(options.queue, seen, now, complaints)
         _print_metrics(options.queue, fields)
     else:
         _print_survey(seen, now)
         _print_doubts(queue)
         for complaint in complaints:
-            attention = coloured("attention", "red", sys.stdout)
-            print(f"{attention}: {printable(complaint)}")
+            label = coloured("attention", "red", sys.stdout)
+            print(f"{label}: {printable(complaint)}")
     return 1 if complaints else 0
-
-
-def _complaints(
-    seen: Survey, now: float, options: argparse.Namespace
-) -> Iterator[str]:
-    """Yield what needs attention, with advice."""
-    if in_doubt := seen.counts[EntryState.IN_DOUBT]:
-        yield f"{in_doubt} in doubt; 'postcommit recover' sends or drops them"
-    if seen.foreign_claims:
-        yield "another library's processor drains this queue; stop one of the two"
-    if seen.heartbeat is not None and now - seen.heartbeat > HANGS_AFTER:
-        silent = duration(now - seen.heartbeat)
-        yield f"the processor hangs, no sign of life for {silent}; restart it"
-    paused = seen.pause
-    if paused and seen.due and now - paused.since > options.warn_paused:
-        text = f"{duration(now - paused.since)}: {printable(paused.reason)}"
-        hint = "'postcommit test-relay' or 'postcommit check' tell more"
-        yield f"the queue has paused for {text}; {hint}"
-    if seen.mailbox:
-        yield seen.mailbox  # its mail must not be sent, however old it is
-    else:
-        yield from _late(seen, now, options)
-    for problem in seen.shortages:
-        yield f"the queue {problem}; make room before the next commit fails"
-    failed = seen.counts[EntryState.FAILED]
-    if options.warn_failed is not None and failed > options.warn_failed:
-        yield f"{failed} dead letters; 'postcommit list --failed'"
-
-
-def _late(seen: Survey, now: float, options: argparse.Namespace) -> Iterator[str]:
-    """Yield why mail that is due is not sent."""
-    # A processor locks the note of its pause, so the note shows that it lives.
-    lives = seen.heartbeat is not None or seen.pause is not None
-    if seen.oldest_due is not None and now - seen.oldest_due > options.warn_age:
-        if seen.pause:
-            hint = "the queue pauses"
-        elif lives:
-            hint = "the processor's log tells why; 'postcommit test-relay'"
-        else:
-            hint = f"no processor lives; {_START}"
-        yield f"an entry is due for {duration(now - seen.oldest_due)}: {hint}"
-    elif seen.due and not lives and not options.no_processor:
-        yield f"{seen.due} due, and no processor lives; {_START}"
 
 
 def _print_survey(seen: Survey, now: float) -> None:
@@ -410,58 +317,12 @@ def _pause(paused: Pause, now: float) -> str:
     )
 
 
-def _print_doubts(queue: MaildirOperators) -> None:
+def _print_doubts(queue: IOperators) -> None:
     for number, item in enumerate(queue.items([EntryState.IN_DOUBT])):
         if number == _MOST_SHOWN:
             print("          and more")
             break
         print(f"          {selection.line(item)}")
-
-
-def _survey_json(
-    queue: str, seen: Survey, now: float, complaints: list[str]
-) -> dict[str, Any]:
-    return {
-        "queue": queue,
-        **{state.key: count for state, count in seen.counts.items()},
-        "due": seen.due,
-        "due_looked_at": seen.looked_at,
-        "oldest_due": timestamp(seen.oldest_due),
-        "oldest_due_seconds": _seconds(seen.oldest_due, now),
-        "deferred_reason": _reason_json(seen.reasons.get(EntryState.DEFERRED)),
-        "failed_reason": _reason_json(seen.reasons.get(EntryState.FAILED)),
-        "foreign_claims": seen.foreign_claims,
-        "processor_alive": seen.heartbeat is not None,
-        "heartbeat_seconds": _seconds(seen.heartbeat, now),
-        "paused": _pause_json(seen.pause, now),
-        "attention": complaints,
-    }
-
-
-def _seconds(then: float | None, now: float) -> float | None:
-    return None if then is None else round(max(0.0, now - then), 3)
-
-
-def _reason_json(reason: Reason | None) -> dict[str, Any] | None:
-    if reason is None:
-        return None
-    return {
-        "reply": reason.reply,
-        "count": reason.count,
-        "looked_at": reason.looked_at,
-    }
-
-
-def _pause_json(notice: Pause | None, now: float) -> dict[str, Any] | None:
-    if notice is None:
-        return None
-    return {
-        "since": timestamp(notice.since),
-        "seconds": _seconds(notice.since, now),
-        "next_attempt": timestamp(notice.next_attempt),
-        "reason": notice.reason,
-        "process": notice.process,
-    }
 
 
 def _print_metrics(queue: str, fields: dict[str, Any]) -> None:

@@ -5,23 +5,21 @@ import argparse
 import json
 import re
 import sys
-import time
 from collections.abc import Iterable
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from postcommit._cli.output import Meter
-from postcommit._cli.output import moment
 from postcommit._cli.output import printable
 from postcommit._cli.owner import act_as_owner
-from postcommit._maildir.item import Details
 from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
 from postcommit._maildir.item import no_step
 from postcommit._maildir.looking import bare_id
-from postcommit._maildir.mending import MaildirOperators
+from postcommit._queue.queue import operators_at
+from postcommit._queue.selection import Selection
+from postcommit._queue.values import moment
 from postcommit.errors import ItemError
 
 
@@ -42,13 +40,13 @@ def queue_argument(parser: Parser) -> None:
     parser.add_argument("queue", metavar="QUEUE", help="folder of the queue")
 
 
-def operators(options: argparse.Namespace) -> MaildirOperators:
+def operators(options: argparse.Namespace) -> IOperators:
     """Return the queue of `options`. As root, act as its owner from now on.
 
     Raises `QueueError` for a path that is not a queue.
     """
     act_as_owner(options.queue)
-    return MaildirOperators(options.queue, adopt=vars(options).get("adopt", False))
+    return operators_at(options.queue, adopt=vars(options).get("adopt", False))
 
 
 def line(item: Item) -> str:
@@ -67,48 +65,6 @@ def seconds(text: str) -> float:
 
 
 # Chosen by options
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The entries that options choose, by their states and contents."""
-
-    states: tuple[EntryState, ...]
-    recipient: str | None = None
-    sender: str | None = None
-    message_id: str = ""
-    older: float | None = None
-    newer: float | None = None
-
-    @property
-    def addresses(self) -> list[str]:
-        """The patterns of addresses. Each has to match an address of the entry."""
-        return [pattern for pattern in (self.recipient, self.sender) if pattern]
-
-    def has_age(self, item: Item) -> bool:
-        """Return whether the age of `item` is in range."""
-        if self.older is None and self.newer is None:
-            return True
-        age = time.time() - (item.accepted or 0.0)
-        return (self.older is None or age > self.older) and (
-            self.newer is None or age < self.newer
-        )
-
-    def has_addresses(self, details: Details) -> bool:
-        """Return whether sender and recipients match."""
-        return (not self.sender or _like(details.sender, self.sender)) and (
-            not self.recipient
-            or any(_like(address, self.recipient) for address in details.recipients)
-        )
-
-
-def _like(address: str, wanted: str) -> bool:
-    """Return whether `wanted` is `address`, its domain, or a pattern of it."""
-    address, wanted = address.lower(), wanted.lower()
-    if wanted.startswith("@"):
-        wanted = f"*{wanted}"
-    # In a domain such as [192.0.2.1], the brackets are not those of a pattern.
-    return address == wanted or fnmatchcase(address, wanted)
 
 
 def choice(parser: Parser, *states: EntryState, default: str) -> None:
@@ -141,44 +97,19 @@ def _message_id(text: str) -> str:
     return bare
 
 
-def chosen(options: argparse.Namespace, *default: EntryState) -> Wanted:
+def chosen(options: argparse.Namespace, *default: EntryState) -> Selection:
     """Return the entries that the arguments of `choice` mean."""
-    return Wanted(
+    return Selection(
         (options.state,) if options.state else default,
-        options.to,
-        options.sender,
-        options.message_id or "",
-        options.older,
-        options.newer,
+        recipient=options.to or "",
+        sender=options.sender or "",
+        message_id=options.message_id or "",
+        older=options.older,
+        newer=options.newer,
     )
 
 
-def matching(
-    queue: MaildirOperators, wanted: Wanted, step: Step = no_step
-) -> Iterator[Item]:
-    """Yield the items that are `wanted`, as they are found.
-
-    `step` is called once for each entry that was looked at.
-    """
-    if wanted.addresses:
-        yield from (read.item for read in found(queue, wanted, step))
-    else:
-        items = queue.items(wanted.states, message_id=wanted.message_id, step=step)
-        yield from filter(wanted.has_age, items)
-
-
-def found(
-    queue: MaildirOperators, wanted: Wanted, step: Step = no_step
-) -> Iterator[Details]:
-    """Yield the details of the `wanted` entries. `step` is as in `matching`."""
-    items = queue.items(wanted.states, message_id=wanted.message_id, step=step)
-    for item in filter(wanted.has_age, items):
-        read = queue.details(item, wanted.addresses)
-        if read is not None and wanted.has_addresses(read):
-            yield read
-
-
-def meter(queue: MaildirOperators, wanted: Wanted, done: str) -> Meter:
+def meter(queue: IOperators, wanted: Selection, done: str) -> Meter:
     """Return a meter that shows the progress of a search for `wanted`."""
     return Meter(lambda: sum(1 for _ in queue.items(wanted.states)), done, sys.stderr)
 
@@ -240,20 +171,21 @@ def _id_in(line: str) -> str:
 
 
 def selected(
-    queue: MaildirOperators,
+    queue: IOperators,
     options: argparse.Namespace,
     *default: EntryState,
     step: Step = no_step,
 ) -> Iterator[Item]:
     """Yield the entries that the arguments mean, but none that is in doubt.
 
-    The arguments are those of `ids_argument` and `choice`. `step` is as in `matching`.
-    Raises `ItemError` for an id without an entry, before it yields anything.
+    The arguments are those of `ids_argument` and `choice`. `step` is as in
+    `Selection.items`. Raises `ItemError` for an id without an entry, before it yields
+    anything.
     """
     given = given_ids(options)
     if given is None:
-        return matching(queue, chosen(options, *default), step)
-    if chosen(options) != Wanted(states=()):
+        return chosen(options, *default).items(queue, step)
+    if chosen(options) != Selection(states=()):
         reason = f"is an id, so no option may choose entries; only {ALL} takes them"
         raise ItemError(given[0], reason)
     items = queue.find(given)

@@ -9,13 +9,13 @@ from postcommit._cli import configuration
 from postcommit._cli import logs
 from postcommit._cli.configuration import Configuration
 from postcommit._cli.output import coloured
-from postcommit._cli.output import duration
-from postcommit._cli.output import moment
 from postcommit._log import one_line
 from postcommit._mail.address import parse_recipients
 from postcommit._mail.address import parse_sender
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
+from postcommit._queue.values import duration
+from postcommit._queue.values import moment
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit._smtp.probe import Certificate
 from postcommit._smtp.probe import Diagnosis

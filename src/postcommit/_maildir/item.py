@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ from zope.interface import Attribute
 from zope.interface import Interface
 
 from postcommit._mail.message import message_id_of
+from postcommit._mail.readable import field_of_header
+from postcommit._mail.readable import header_of
 from postcommit._maildir.entry import accepted_at
 
 
@@ -41,6 +44,11 @@ Step = Callable[[], None]
 
 def no_step() -> None:
     """Do nothing: the default of a `Step`."""
+
+
+def is_whole_id(text: str) -> bool:
+    """Return whether `text` looks like a whole id of an entry."""
+    return re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", text) is not None
 
 
 class EntryState(enum.Enum):
@@ -136,6 +144,41 @@ class Details:
     last_reply: str = ""
     problem: str = ""
     head: bytes = field(default=b"", repr=False)
+
+    @property
+    def id(self) -> str:
+        """The id for operators, see `Item.id`."""
+        return self.item.id
+
+    @property
+    def state(self) -> EntryState:
+        """Where the entry was on its way when it was read."""
+        return self.item.state
+
+    @property
+    def name(self) -> str:
+        """The name, which stays the same as long as the entry lives."""
+        return self.item.name
+
+    @property
+    def place(self) -> str:
+        """Where the entry was: a path, or a URL with the id."""
+        return self.item.place
+
+    @property
+    def accepted(self) -> float | None:
+        """When the entry was accepted, or None if that is unknown."""
+        return self.item.accepted
+
+    @property
+    def header(self) -> str:
+        """The header of the message as it is, as far as it was read."""
+        return header_of(self.head)
+
+    @property
+    def subject(self) -> str:
+        """The subject, decoded, or '' if it is missing."""
+        return field_of_header(self.header, "Subject")
 
     @property
     def message_id(self) -> str:

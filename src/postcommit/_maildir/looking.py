@@ -351,14 +351,16 @@ def _named(store: Store, wanted: Iterable[str]) -> dict[str, list[Item]]:
 
 
 def _ambiguous(given: str, found: list[Item]) -> ItemError:
+    choices = tuple(dict.fromkeys(item.id for item in found))
     if len({item.id for item in found}) == 1:
         # A crash while an entry was buried leaves it in two folders for a while.
         told = " and ".join(item.place for item in found)
-        return ItemError(given, f"is there twice; give the path: {told}")
+        return ItemError(given, f"is there twice; give the path: {told}", choices)
     named = [f"{item.id} ({item.state.value})" for item in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
         named.append(f"and {len(found) - _MOST_NAMED} more")
-    return ItemError(given, f"is ambiguous: {', '.join(named)}; give more of it")
+    reason = f"is ambiguous: {', '.join(named)}; give more of it"
+    return ItemError(given, reason, choices)
 
 
 # The whole queue

@@ -80,6 +80,8 @@ def _replace(components: Any, old: Any, new: Any, replaced: ExitStack) -> None:
 class _Idle:
     """A processor that sends nothing, with the options of the replaced object."""
 
+    is_running = False
+
     def __init__(self, processor: MailQueueProcessor) -> None:
         self._processor = processor
 

@@ -1,0 +1,73 @@
+"""What needs a person's attention in a queue, and what to do about it."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from postcommit._log import printable
+from postcommit._maildir.item import EntryState
+from postcommit._queue.values import duration
+from postcommit.interfaces import QueueStatus
+
+
+# Seconds without a sign of life, given every ten seconds, after which a processor
+# counts as hanging.
+HANGS_AFTER = 120.0
+
+_START = "'postcommit run' or 'postcommit flush'"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits from which on something needs attention.
+
+    An entry may be due for `age` seconds, and the queue may pause for `paused` seconds
+    while something is due. There may be `failed` dead letters, None is without limit.
+    `needs_processor` is false if a timer runs ``postcommit flush``.
+    """
+
+    age: float = 900.0
+    paused: float = 300.0
+    failed: int | None = None
+    needs_processor: bool = True
+
+
+def attention(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
+    """Yield a sentence, with advice, for each thing that needs attention."""
+    if in_doubt := seen.counts[EntryState.IN_DOUBT]:
+        yield f"{in_doubt} in doubt; 'postcommit recover' sends or drops them"
+    if seen.foreign_claims:
+        yield "another library's processor drains this queue; stop one of the two"
+    if seen.heartbeat is not None and now - seen.heartbeat > HANGS_AFTER:
+        silent = duration(now - seen.heartbeat)
+        yield f"the processor hangs, no sign of life for {silent}; restart it"
+    paused = seen.pause
+    if paused and seen.due and now - paused.since > limits.paused:
+        text = f"{duration(now - paused.since)}: {printable(paused.reason)}"
+        hint = "'postcommit test-relay' or 'postcommit check' tell more"
+        yield f"the queue has paused for {text}; {hint}"
+    if seen.mailbox:
+        yield seen.mailbox  # its mail must not be sent, however old it is
+    else:
+        yield from _late(seen, now, limits)
+    for problem in seen.shortages:
+        yield f"the queue {problem}; make room before the next commit fails"
+    failed = seen.counts[EntryState.FAILED]
+    if limits.failed is not None and failed > limits.failed:
+        yield f"{failed} dead letters; 'postcommit list --failed'"
+
+
+def _late(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
+    """Yield why mail that is due is not sent."""
+    # A processor locks the note of its pause, so the note shows that it lives.
+    lives = seen.heartbeat is not None or seen.pause is not None
+    if seen.oldest_due is not None and now - seen.oldest_due > limits.age:
+        if seen.pause:
+            hint = "the queue pauses"
+        elif lives:
+            hint = "the processor's log tells why; 'postcommit test-relay'"
+        else:
+            hint = f"no processor lives; {_START}"
+        yield f"an entry is due for {duration(now - seen.oldest_due)}: {hint}"
+    elif seen.due and not lives and limits.needs_processor:
+        yield f"{seen.due} due, and no processor lives; {_START}"
