@@ -1,0 +1,1 @@
+"""The queue in PostgreSQL: entries are rows, and claims are leases."""
