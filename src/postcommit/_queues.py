@@ -6,10 +6,13 @@ imports psycopg.
 """
 from __future__ import annotations
 
-from postcommit._config.database import is_database_url
 from postcommit._config.database import parse_database_url
 from postcommit._drain.contract import IQueue
+from postcommit._maildir.item import IOperators
+from postcommit._maildir.mark import check_queue_path
+from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.store import Store
+from postcommit.interfaces import is_database_url
 
 
 def open_queue(place: str) -> IQueue:
@@ -24,6 +27,28 @@ def open_queue(place: str) -> IQueue:
     return Store(place)
 
 
+def open_operators(place: str, *, adopt: bool = False) -> IOperators:
+    """Return the operators' half of the queue at `place`, which must exist.
+
+    `adopt` makes a Maildir a queue, whatever is in it. Raises `QueueError` if there is
+    no queue.
+    """
+    if is_database_url(place):
+        from postcommit._postgres.operators import PostgresOperators
+
+        return PostgresOperators(place)
+    return MaildirOperators(place, adopt=adopt)
+
+
 def name_of(place: str) -> str:
     """Return `place` for logs: a path as it is, a URL without user and password."""
     return parse_database_url(place).name if is_database_url(place) else place
+
+
+def check_place(place: str) -> None:
+    """Raise `QueueError` if there can be no queue at `place`. Creates no folder.
+
+    Does not connect to a database, which may be away when an application starts.
+    """
+    if not is_database_url(place):
+        check_queue_path(place)

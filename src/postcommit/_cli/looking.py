@@ -28,12 +28,13 @@ from postcommit._cli.output import timestamp
 from postcommit._maildir.files import explained
 from postcommit._maildir.item import Details
 from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
-from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.presence import Pause
 from postcommit.errors import ItemError
+from postcommit.interfaces import is_database_url
 
 
 _COLUMNS = (
@@ -144,7 +145,7 @@ def as_object(read: Details) -> dict[str, Any]:
         "id": item.id,
         "state": item.state.key,
         "name": item.name,
-        "path": item.place,
+        _key_of(item.place): item.place,
         "message_id": read.message_id or None,
         "accepted": timestamp(item.accepted),
         "due": timestamp(read.due),
@@ -155,6 +156,11 @@ def as_object(read: Details) -> dict[str, Any]:
         "last_reply": read.last_reply or None,
         "problem": read.problem or None,
     }
+
+
+def _key_of(place: str) -> str:
+    """Return what JSON calls a place: a path of the disk, or a URL."""
+    return "url" if is_database_url(place) else "path"
 
 
 # show
@@ -221,7 +227,7 @@ def _decoded(value: str) -> str:
         return value
 
 
-def _copy(queue: MaildirOperators, item: Item) -> None:
+def _copy(queue: IOperators, item: Item) -> None:
     sys.stdout.flush()
     with explained(item.place, "read the entry"):
         try:
@@ -241,7 +247,7 @@ def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
     item = read.item
     yield "id", item.id
     yield "state", f"{item.state.value}; {item.state.advice}"
-    yield "file", item.place
+    yield "url" if is_database_url(item.place) else "file", item.place
     yield "size", size(read.size)
     if item.accepted is not None:
         yield "accepted", _ago(item.accepted, now)
@@ -318,10 +324,10 @@ def run_status(options: argparse.Namespace) -> int:
     now = time.time()
     complaints = list(_complaints(seen, now, options))
     if options.json:
-        print_json(_survey_json(options.queue, seen, now, complaints))
+        print_json(_survey_json(queue.name, seen, now, complaints))
     elif options.prometheus:
-        fields = _survey_json(options.queue, seen, now, complaints)
-        _print_metrics(options.queue, fields)
+        fields = _survey_json(queue.name, seen, now, complaints)
+        _print_metrics(queue.name, fields)
     else:
         _print_survey(seen, now)
         _print_doubts(queue)
@@ -410,7 +416,7 @@ def _pause(paused: Pause, now: float) -> str:
     )
 
 
-def _print_doubts(queue: MaildirOperators) -> None:
+def _print_doubts(queue: IOperators) -> None:
     for number, item in enumerate(queue.items([EntryState.IN_DOUBT])):
         if number == _MOST_SHOWN:
             print("          and more")
@@ -508,9 +514,14 @@ def run_check(options: argparse.Namespace) -> int:
     for finding in queue.check():
         is_sound = False
         if options.json:
-            # On disk, a place is a path.
             problem, advice = finding.problem, finding.advice
-            print_json({"path": finding.place, "problem": problem, "advice": advice})
+            print_json(
+                {
+                    _key_of(finding.place): finding.place,
+                    "problem": problem,
+                    "advice": advice,
+                }
+            )
         else:
             text = f"{finding.place}: {finding.problem}; {finding.advice}"
             print(printable(text))

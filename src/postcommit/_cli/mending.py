@@ -13,10 +13,10 @@ from postcommit._cli.output import Meter
 from postcommit._cli.output import entries
 from postcommit._cli.output import printable
 from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import IChanges
+from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
-from postcommit._maildir.mending import MaildirChanges
-from postcommit._maildir.mending import MaildirOperators
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 
@@ -135,7 +135,7 @@ def run_retry(options: argparse.Namespace) -> int:
 class _Retry:
     """Makes entries due, and counts dead letters that may have been transmitted."""
 
-    def __init__(self, queue: MaildirOperators, changes: MaildirChanges) -> None:
+    def __init__(self, queue: IOperators, changes: IChanges) -> None:
         self._queue = queue
         self._changes = changes
         self.uncertain = 0

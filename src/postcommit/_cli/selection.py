@@ -15,14 +15,19 @@ from postcommit._cli.output import Meter
 from postcommit._cli.output import moment
 from postcommit._cli.output import printable
 from postcommit._cli.owner import act_as_owner
+from postcommit._config.database import parse_database_url
 from postcommit._maildir.item import Details
 from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
 from postcommit._maildir.item import no_step
 from postcommit._maildir.looking import bare_id
-from postcommit._maildir.mending import MaildirOperators
+from postcommit._queues import open_operators
 from postcommit.errors import ItemError
+from postcommit.errors import OptionError
+from postcommit.errors import shown
+from postcommit.interfaces import is_database_url
 
 
 ALL = "ALL"
@@ -38,17 +43,30 @@ Parser = argparse.ArgumentParser
 
 
 def queue_argument(parser: Parser) -> None:
-    """Add the folder of a queue to the arguments."""
-    parser.add_argument("queue", metavar="QUEUE", help="folder of the queue")
+    """Add the place of a queue to the arguments."""
+    text = "folder of the queue, or its URL, such as postgresql://host/db"
+    parser.add_argument("queue", metavar="QUEUE", type=place, help=text)
 
 
-def operators(options: argparse.Namespace) -> MaildirOperators:
+def place(text: str) -> str:
+    """Return `text`, a path or a URL that may work."""
+    if is_database_url(text):
+        try:
+            parse_database_url(text)
+        except OptionError as error:
+            reason = f"{shown(error.value)}: {error.reason}"
+            raise argparse.ArgumentTypeError(reason) from None
+    return text
+
+
+def operators(options: argparse.Namespace) -> IOperators:
     """Return the queue of `options`. As root, act as its owner from now on.
 
     Raises `QueueError` for a path that is not a queue.
     """
-    act_as_owner(options.queue)
-    return MaildirOperators(options.queue, adopt=vars(options).get("adopt", False))
+    if not is_database_url(options.queue):
+        act_as_owner(options.queue)
+    return open_operators(options.queue, adopt=vars(options).get("adopt", False))
 
 
 def line(item: Item) -> str:
@@ -154,7 +172,7 @@ def chosen(options: argparse.Namespace, *default: EntryState) -> Wanted:
 
 
 def matching(
-    queue: MaildirOperators, wanted: Wanted, step: Step = no_step
+    queue: IOperators, wanted: Wanted, step: Step = no_step
 ) -> Iterator[Item]:
     """Yield the items that are `wanted`, as they are found.
 
@@ -168,7 +186,7 @@ def matching(
 
 
 def found(
-    queue: MaildirOperators, wanted: Wanted, step: Step = no_step
+    queue: IOperators, wanted: Wanted, step: Step = no_step
 ) -> Iterator[Details]:
     """Yield the details of the `wanted` entries. `step` is as in `matching`."""
     items = queue.items(wanted.states, message_id=wanted.message_id, step=step)
@@ -178,7 +196,7 @@ def found(
             yield read
 
 
-def meter(queue: MaildirOperators, wanted: Wanted, done: str) -> Meter:
+def meter(queue: IOperators, wanted: Wanted, done: str) -> Meter:
     """Return a meter that shows the progress of a search for `wanted`."""
     return Meter(lambda: sum(1 for _ in queue.items(wanted.states)), done, sys.stderr)
 
@@ -240,7 +258,7 @@ def _id_in(line: str) -> str:
 
 
 def selected(
-    queue: MaildirOperators,
+    queue: IOperators,
     options: argparse.Namespace,
     *default: EntryState,
     step: Step = no_step,

@@ -26,7 +26,6 @@ from urllib.parse import unquote
 from postcommit.errors import OptionError
 
 
-# The second slash may be missing: pathlib, for example, drops it.
 _SCHEME = re.compile(r"(?:postgresql|postgres):/+", re.IGNORECASE)
 
 # An identifier that need not be quoted, of at most 63 bytes.
@@ -48,11 +47,6 @@ class DatabaseURL:
     name: str
     schema: str = "postcommit"
     prepares: bool = False
-
-
-def is_database_url(text: object) -> bool:
-    """Return whether `text` begins as the URL of a queue in a database."""
-    return isinstance(text, str) and _SCHEME.match(text) is not None
 
 
 def parse_database_url(text: str, option: str = "queuePath") -> DatabaseURL:

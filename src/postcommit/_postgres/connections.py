@@ -21,19 +21,14 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
+import psycopg
+from psycopg import conninfo
+from psycopg.pq import TransactionStatus
+
 from postcommit import _forks as forks
 from postcommit._config.database import DatabaseURL
 from postcommit._log import one_line
-from postcommit.errors import MissingExtraError
 from postcommit.errors import QueueError
-
-
-try:
-    import psycopg
-    from psycopg import conninfo
-    from psycopg.pq import TransactionStatus
-except ModuleNotFoundError as _missing:
-    raise MissingExtraError("postgres", "psycopg") from _missing
 
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -112,7 +107,7 @@ class Connections:
         while self._free:
             with suppress(IndexError):  # another thread has taken it
                 connection = self._free.pop()
-                if not _has_ended(connection):
+                if not has_ended(connection):
                     return connection
                 connection.close()
         with self.explained("connect"):
@@ -195,7 +190,7 @@ def _qualified(schema: str, statement: str) -> bytes:
     return statement.replace("{schema}", schema).encode()
 
 
-def _has_ended(connection: Connection) -> bool:
+def has_ended(connection: Connection) -> bool:
     """Return whether the server has ended an idle connection."""
     if connection.closed:
         return True

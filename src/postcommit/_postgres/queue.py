@@ -39,6 +39,7 @@ from postcommit._mail.message import message_id_of
 from postcommit._postgres import schema
 from postcommit._postgres.connections import Connection
 from postcommit._postgres.connections import Connections
+from postcommit._postgres.connections import has_ended
 from postcommit._postgres.connections import is_reply_lost
 from postcommit._postgres.connections import plain
 from postcommit._postgres.consumer import Consumer
@@ -265,30 +266,41 @@ class RowBatch:
     def _accept(self, items: Sequence[dict[str, Any]]) -> None:
         """Make the prepared entries queued ones: all resources have voted."""
         until = time.monotonic() + _PATIENCE
-        count = tries = 0
+        may_be_done = False
         while True:
-            tries += 1
             try:
-                count = self._end(ACCEPT, "accept the entries")
-                break
+                connection, is_open = self._connection()
+                try:
+                    count = self._end(connection, is_open, ACCEPT)
+                    break
+                except QueueError as error:
+                    may_be_done |= is_reply_lost(error)
+                    raise
             except QueueError as error:
                 if not is_reply_lost(error) or time.monotonic() > until:
                     raise self._failed(items, error) from error
                 time.sleep(_PAUSE)
-        if count == 0 and tries == 1:
+        if count == 0 and not may_be_done:
             cause = OSError("the batch was recovered by hand")
             reason = f"its entries are gone from the vote: {cause}"
             raise self._failed(items, cause, reason)
 
-    def _end(self, change: str, doing: str) -> int:
-        """Change the entries and remove the batch. Return how many were changed."""
+    def _connection(self) -> tuple[Connection, bool]:
+        """Return a connection, and whether it has the transaction with our lock."""
         held, self._held = self._held, None
+        if held is not None:
+            if not has_ended(held):
+                return held, True
+            held.close()
+        return self._connections.take(), False
+
+    def _end(self, connection: Connection, is_open: bool, change: str) -> int:
+        """Change the entries and remove the batch. Return how many were changed."""
         sql, values = self._connections.sql, self._values()
-        connection = held or self._connections.take()
         try:
-            with self._connections.explained(doing):
+            with self._connections.explained("change the entries of a batch"):
                 with connection.pipeline():
-                    if held is None:
+                    if not is_open:
                         connection.execute(b"begin isolation level read committed")
                     changed = connection.execute(sql(change), values)
                     connection.execute(sql(END), values)
@@ -316,7 +328,7 @@ class RowBatch:
         if self._id is None or os.getpid() != self._process:
             return
         try:
-            self._end(DROP, "remove the entries")
+            self._end(*self._connection(), DROP)
         except QueueError as error:
             log.error("Left behind, and in doubt: batch %s: %s", self._id, error)
         self._id = None

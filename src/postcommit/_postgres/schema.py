@@ -61,10 +61,10 @@ def _migrate(
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise QueueError(url.name, _NEEDS_UTF8.format(encoding))
-    # Two that create the schema at the same time: the second waits here for the first.
-    is_new = not _has_tables(connection, url)
-    if is_new:
-        connection.execute(f"create schema if not exists {url.schema}".encode())
+    if not _has(connection, "to_regclass", f"{url.schema}.version"):
+        # It may have been created for a role that may not do that itself.
+        if not _has(connection, "to_regnamespace", url.schema):
+            connection.execute(f"create schema {url.schema}".encode())
         text = files("postcommit._postgres").joinpath("schema.sql").read_text("utf-8")
         connection.execute(connections.sql(text))
         return Migration(0, VERSION)
@@ -76,10 +76,10 @@ def _migrate(
     return Migration(before, VERSION)
 
 
-def _has_tables(connection: Connection, url: DatabaseURL) -> bool:
-    [found] = connection.execute(
-        "select to_regclass(%(table)s) is not null", {"table": f"{url.schema}.version"}
-    )
+def _has(connection: Connection, function: str, name: str) -> bool:
+    """Return whether there is a table or schema called `name`."""
+    query = f"select {function}(%(name)s) is not null".encode()
+    [found] = connection.execute(query, {"name": name})
     return bool(found[0])
 
 
