@@ -13,14 +13,14 @@ parameter                meaning, and default
                          wrong behind a pooler in transaction mode (default: 0)
 =======================  =========================================================
 
-A password belongs into ``~/.pgpass``, not into the URL. One that is there is masked in
-logs and errors.
+A URL has no password, because paths of queues are in command lines, tracebacks and
+files that many can read. libpq finds it in ``~/.pgpass``, in the file that ``passfile``
+or ``$PGPASSFILE`` names, or in ``$PGPASSWORD``.
 """
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from dataclasses import field
 from urllib.parse import unquote
 
 from postcommit.errors import OptionError
@@ -31,6 +31,9 @@ _SCHEME = re.compile(r"(?:postgresql|postgres):/+", re.IGNORECASE)
 # An identifier that need not be quoted, of at most 63 bytes.
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
+# A password before the @, or as a parameter.
+_PASSWORD = re.compile(r"//[^/?]*:[^/?]*@|[?&][a-z]*password=", re.IGNORECASE)
+
 _OURS = "postcommit_"
 _SCHEMA, _PREPARE = f"{_OURS}schema", f"{_OURS}prepare"
 
@@ -39,11 +42,11 @@ _SCHEMA, _PREPARE = f"{_OURS}schema", f"{_OURS}prepare"
 class DatabaseURL:
     """The parts of a URL.
 
-    `conninfo` is the URL for libpq, perhaps with a password. `name` is what logs and
-    errors show: without user, password and parameters of libpq.
+    `conninfo` is the URL for libpq. `name` is what logs and errors show: without user
+    and parameters of libpq.
     """
 
-    conninfo: str = field(repr=False)
+    conninfo: str
     name: str
     schema: str = "postcommit"
     prepares: bool = False
@@ -60,6 +63,9 @@ def parse_database_url(text: str, option: str = "queuePath") -> DatabaseURL:
     if not text.isprintable() or " " in text:
         raise OptionError(option, text, "must not have blanks; write them as %20")
     place, _, query = text[found.end() :].partition("?")
+    if _PASSWORD.search(f"//{place}?{query}"):
+        reason = "a URL must be without a password; it belongs into ~/.pgpass"
+        raise OptionError(option, text, reason)
     place, fragment = place.partition("#")[::2]
     if fragment or "#" in query:
         raise OptionError(option, text, "must not have a part after #")

@@ -159,15 +159,21 @@ def checked(schema: Any, name: str, value: Any) -> Any:
         elif isinstance(field, TextLine) and isinstance(value, os.PathLike):
             value = os.fspath(value)
         field.validate(value)
+        if _is_queue(field) and is_database_url(value):
+            parse_database_url(value, name)
         return value
     if is_path(field) and isinstance(value, str) and is_url(value):
         raise OptionError(name, value, f"must be {_place(field)}")
     raise OptionError(name, value, f"must be {_expectation(field)}")
 
 
+def _is_queue(field: IField) -> bool:
+    return vars(field).get("constraint") is can_be_queue
+
+
 def _place(field: IField) -> str:
     """Return what `field`, a path, takes instead of a URL."""
-    if vars(field)["constraint"] is can_be_queue:
+    if _is_queue(field):
         return "a path, or a URL such as postgresql://host/db"
     return "a path, not a URL"
 
@@ -206,10 +212,7 @@ def checked_queue_path(schema: Any, value: Any) -> str:
     later. Raises `OptionError` as `checked` does, and for a URL that can never work.
     """
     path: str = checked(schema, "queuePath", value)
-    if is_database_url(path):
-        parse_database_url(path)
-        return path
-    if os.path.isabs(path):
+    if is_database_url(path) or os.path.isabs(path):
         return path
     try:
         return os.path.join(os.getcwd(), path)

@@ -194,7 +194,7 @@ class RowBatch:
 
     # Vote
 
-    def prepare(self, items: Sequence[dict[str, Any]], *, alone: bool = False) -> None:
+    def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
         """Insert the entries as prepared ones, and lock their batch. See `IBatch`.
 
         A single entry of a transaction without other resources is decided by one
@@ -225,7 +225,7 @@ class RowBatch:
 
     # Finish
 
-    def publish(self, items: Sequence[dict[str, Any]]) -> None:
+    def publish(self, items: Sequence[Any]) -> None:
         """Let the entries be sent. See `IBatch`."""
         if not items or os.getpid() != self._process:
             return
@@ -323,7 +323,7 @@ class RowBatch:
 
     # Abort
 
-    def discard(self, items: Sequence[dict[str, Any]]) -> None:
+    def discard(self, items: Sequence[Any]) -> None:
         """Remove the entries, if any were prepared. See `IBatch`."""
         if self._id is None or os.getpid() != self._process:
             return
@@ -333,7 +333,7 @@ class RowBatch:
             log.error("Left behind, and in doubt: batch %s: %s", self._id, error)
         self._id = None
 
-    def abandon(self, items: Sequence[dict[str, Any]]) -> None:
+    def abandon(self, items: Sequence[Any]) -> None:
         """Leave what is prepared in doubt. See `IBatch`."""
         if self._id is None or os.getpid() != self._process:
             return
