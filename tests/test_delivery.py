@@ -605,7 +605,7 @@ def test_a_queue_without_permission_is_named(tmp_path: Path, closed: str) -> Non
     queue = tmp_path / "parent" / "queue"
     queue.parent.mkdir()
     if closed != "parent":
-        QueuedMailDelivery(str(queue))._store()
+        QueuedMailDelivery(str(queue))._queue()
     folder = {"parent": queue.parent, "queue": queue, "tmp": queue / "tmp"}[closed]
     folder.chmod(0o000 if closed == "queue" else 0o500)
 

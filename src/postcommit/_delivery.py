@@ -27,10 +27,11 @@ from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
-from postcommit._maildir.store import Store
 from postcommit._mailers.foreign import from_exception
 from postcommit._mailers.foreign import notify_of
 from postcommit._mailers.foreign import pipeline_of
+from postcommit._queues import name_of
+from postcommit._queues import open_queue
 from postcommit._transaction.datamanager import DataManager
 from postcommit._transaction.event import committing
 from postcommit._transaction.event import dispatch_events
@@ -124,9 +125,10 @@ class _MailDelivery(ReadOnlyOptions, ABC):
 class QueuedMailDelivery(_MailDelivery):
     """Accepts messages into a queue, see `IQueuedMailDelivery`.
 
-    Raises `OptionError` for a text that can never be a path. The first `send` opens the
-    folder, and creates it if it is missing. It raises `QueueError` if the parent is
-    missing, or if the path is a file or another folder.
+    Raises `OptionError` for a text that can never be a path or a URL. The first `send`
+    opens the queue. It creates a folder that is missing, and raises `QueueError` if the
+    parent is missing, or if the path is a file or another folder. A queue in a database
+    must be there.
     """
 
     def __init__(
@@ -139,19 +141,19 @@ class QueuedMailDelivery(_MailDelivery):
         super().__init__(default_sender, transaction_manager)
         self.queuePath: str = checked_queue_path(IQueuedMailDelivery, queuePath)
         # Opened once, also for the copies that `bind` makes.
-        self._store = functools.cache(functools.partial(Store, self.queuePath))
+        self._queue = functools.cache(functools.partial(open_queue, self.queuePath))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.queuePath}>"
+        return f"<{type(self).__name__} {name_of(self.queuePath)}>"
 
     def _accept(self, composed: Composed, *, is_first: bool) -> Any:
         pieces = (composed.header, composed.body)
-        return self._store().stage(
+        return self._queue().stage(
             composed.sender, composed.recipients, pieces, is_first=is_first
         )
 
     def _batch(self) -> Batch:
-        return self._store().batch()
+        return self._queue().batch()
 
 
 @implementer(IDirectMailDelivery)

@@ -1,4 +1,4 @@
-"""`QueueProcessor`: joins a queue on disk, a mailer and the drain."""
+"""`QueueProcessor`: joins a queue, a mailer and the drain."""
 from __future__ import annotations
 
 import atexit
@@ -17,7 +17,7 @@ from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._drain.runner import Drain
 from postcommit._drain.runner import Pace
 from postcommit._drain.schedule import Schedule
-from postcommit._maildir.store import Store
+from postcommit._queues import open_queue
 from postcommit.errors import OptionError
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import SupportsSend
@@ -188,7 +188,7 @@ class QueueProcessor(ReadOnlyOptions):
             self.min_backoff, self.max_backoff, self.max_age, self.max_uncertain
         )
         pace = Pace(self.workers, self.rate_limit, self.pollingInterval / 1000)
-        queue = Store(self.queuePath)
+        queue = open_queue(self.queuePath)
         drain = Drain(
             queue, self.mailer, schedule, pace, self._clock, self._monotonic
         )

@@ -35,7 +35,7 @@ from postcommit._config import legacy
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
-from postcommit._maildir.mark import check_queue_path
+from postcommit._queues import check_place
 from postcommit.errors import OptionError
 from postcommit.errors import masked
 from postcommit.interfaces import IDirectMailDelivery
@@ -50,6 +50,7 @@ from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import MailQueueProcessor
 from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import _
+from postcommit.interfaces import is_database_url
 from postcommit.interfaces import is_path
 
 
@@ -78,6 +79,8 @@ class Option(Field):
         try:
             option = parsed(self._contract, self._name, value)
             if not is_path(self._contract[self._name]):
+                return option
+            if option and is_database_url(option):
                 return option
             if option:
                 return self.context.path(option)
@@ -342,7 +345,7 @@ def queuedDelivery(
     processors: list[MailQueueProcessor] = []
 
     def make() -> Any:
-        check_queue_path(queuePath)
+        check_place(queuePath)
         found = _find_mailer(mailer)
         processor = build(IMailQueueProcessor, given, mailer=found)
         if processorThread:

@@ -54,6 +54,9 @@ _ADDRESSES = ("default_sender", "--from")
 # The value of an option that was not given.
 MISSING = object()
 
+# A query of a URL that shows no secret: no parameter, or the schema of a queue.
+_PLAIN = re.compile(r"(?:postcommit_schema=\w+(?:#\w+)?)?")
+
 # Shown in an error in place of a secret.
 _MASK = "***"
 
@@ -85,10 +88,11 @@ def without_userinfo(text: str) -> str:
     found = _SCHEME.match(text)
     scheme = found[0] if found else ""
     rest = text[len(scheme) :]
-    if scheme and "?" in rest:
-        rest = f"{rest.partition('?')[0]}?{_MASK}"
+    rest, _, query = rest.partition("?") if scheme else (rest, "", "")
+    query = query if _PLAIN.fullmatch(query) else _MASK
     _, at, host = rest.rpartition("@")
-    return f"{scheme}{_MASK}@{host}" if at else f"{scheme}{rest}"
+    shown = f"{scheme}{_MASK}@{host}" if at else f"{scheme}{rest}"
+    return f"{shown}?{query}" if query else shown
 
 
 def is_url(text: str) -> bool:
@@ -185,18 +189,27 @@ class MessageTypeError(MessageError, TypeError):
 
 
 class QueueError(PostcommitError, OSError):
-    """The folder of a queue, or a file in it, cannot be worked with.
+    """A queue, or an entry in it, cannot be worked with.
 
-    `path` is the folder or file, `reason` what is wrong and what to do.
+    `path` is the folder, file or URL, `reason` what is wrong and what to do.
     ``errno`` and ``strerror`` are those of the cause, or None. `scope` is ``"queue"``
-    if every other entry would fail in the same way, and ``"entry"`` otherwise.
-    `is_full` says that the disk is full, so that removed entries make room.
+    if every other entry would fail in the same way, and ``"entry"`` otherwise. By
+    default the cause decides. `is_full` says that the disk is full, so that removed
+    entries make room.
     """
 
-    def __init__(self, path: str, reason: str, cause: OSError | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        reason: str,
+        cause: OSError | None = None,
+        *,
+        scope: Literal["entry", "queue"] | None = None,
+    ) -> None:
         path = without_userinfo(path) if is_url(path) else path
         self.path = path
         self.reason = reason
+        self._scope = scope
         if cause is None:
             super().__init__(f"{path}: {reason}")
         else:
@@ -209,6 +222,8 @@ class QueueError(PostcommitError, OSError):
     @property
     def scope(self) -> Literal["entry", "queue"]:
         """``"queue"`` if every other entry would meet the same error."""
+        if self._scope is not None:
+            return self._scope
         return "queue" if self.errno in _OF_ALL_ENTRIES else "entry"
 
     @property
@@ -235,14 +250,24 @@ class NotAQueueError(QueueError, ValueError):
 class PublishError(QueueError):
     """The commit was decided, but the entries are not safely in the queue.
 
-    `names` are the files in ``tmp`` that could not be moved. They are complete and
-    durable, and ``postcommit recover`` sends or drops them. If `names` is empty, all
-    files were moved, but the moves may not be on the disk yet.
+    `names` are the entries that are still prepared: the files in ``tmp`` that could not
+    be moved, or the ids of rows. They are complete and durable, and ``postcommit
+    recover`` sends or drops them. If `names` is empty, all files were moved, but the
+    moves may not be on the disk yet. `reason` replaces this text.
     """
 
-    def __init__(self, path: str, names: tuple[str, ...], cause: OSError) -> None:
+    def __init__(
+        self,
+        path: str,
+        names: tuple[str, ...],
+        cause: OSError,
+        *,
+        reason: str | None = None,
+    ) -> None:
         self.names = names
-        if names:
+        if reason is not None:
+            pass
+        elif names:
             reason = f"{len(names)} entries stay in doubt, use 'postcommit recover'"
         else:
             reason = "all are in the queue, but a power failure now may undo that"

@@ -100,9 +100,22 @@ can_be_path = re.compile(
 ).fullmatch
 
 
+#: Whether a text begins as the URL of a queue in PostgreSQL. Its second slash may be
+#: missing, as in `can_be_path`.
+is_database_url = re.compile(r"(?i:postgres(ql)?):/.*", re.DOTALL).fullmatch
+
+
+def can_be_queue(value: str) -> bool:
+    """Return whether `value` can name a queue: by a path, or by a URL."""
+    return bool(can_be_path(value) or is_database_url(value))
+
+
 def is_path(field: Field) -> bool:
-    """Return whether the values of `field` are paths of the file system."""
-    return vars(field).get("constraint") is can_be_path
+    """Return whether the values of `field` are paths of the file system.
+
+    Some may also be the URL of a queue.
+    """
+    return vars(field).get("constraint") in (can_be_path, can_be_queue)
 
 
 def can_be_host(value: str) -> bool:
@@ -697,10 +710,11 @@ class IQueuedMailDelivery(IMailDelivery, IDefaultSender):
         title=_("Queue path"),
         description=_(
             "Folder of the queue; created where it is missing. A relative one is below"
-            " the working directory of the moment when it is given."
+            " the working directory of the moment when it is given. Or the URL of a"
+            " queue in PostgreSQL, such as postgresql://host/db."
         ),
         min_length=1,
-        constraint=can_be_path,
+        constraint=can_be_queue,
     )
 
 
@@ -714,10 +728,11 @@ class IMailQueueProcessor(Interface):
         title=_("Queue path"),
         description=_(
             "Folder of the queue; created where it is missing. A relative one is below"
-            " the working directory of the moment when it is given."
+            " the working directory of the moment when it is given. Or the URL of a"
+            " queue in PostgreSQL, such as postgresql://host/db."
         ),
         min_length=1,
-        constraint=can_be_path,
+        constraint=can_be_queue,
     )
     pollingInterval = Int(
         title=_("Polling interval"),

@@ -60,7 +60,7 @@ from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import truth
 from postcommit._config.sources import from_settings
-from postcommit._maildir.mark import check_queue_path
+from postcommit._queues import check_place
 from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
@@ -292,7 +292,7 @@ class MailSettings:
 
     def _check_queue(self, queue_path: Given) -> None:
         try:
-            check_queue_path(queue_path.value)
+            check_place(queue_path.value)
         except QueueError as error:
             raise queue_path.refused(error.reason) from error
 

@@ -1,6 +1,6 @@
 """Places for a queue: what tests need of an implementation beyond its contract.
 
-A further implementation adds a class with these six methods to `PLACES`.
+A further implementation adds a class with these methods to `PLACES`.
 """
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ class Look(NamedTuple):
 class Place(Protocol):
     """Where one queue is. Any number of objects may be made for it."""
 
+    #: Whether its queue keeps the terms of an entry.
+    keeps_terms: bool
+
     def make(self) -> IQueue:
         """Return a new object for the queue, as another process has it."""
 
@@ -54,6 +57,9 @@ class Place(Protocol):
     def die_with_claims(self, consumer: IConsumer) -> None:
         """Leave a consumer as the death of its process does."""
 
+    def let_leases_end(self) -> None:
+        """Make as if all consumers of dead processes had been dead for long."""
+
     def age(self, seconds: float) -> None:
         """Make as if nothing had been written for so long."""
 
@@ -63,6 +69,8 @@ class Place(Protocol):
 
 class MaildirPlace:
     """A queue on disk."""
+
+    keeps_terms = False
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="postcommit-"))
@@ -89,6 +97,9 @@ class MaildirPlace:
     def die_with_claims(self, consumer: Any) -> None:
         for lock in list(consumer._locks.values()):
             lock.release()
+
+    def let_leases_end(self) -> None:
+        """Do nothing: the kernel drops the locks of a dead process."""
 
     def age(self, seconds: float) -> None:
         then = time.time() - seconds

@@ -118,6 +118,7 @@ def test_a_processor_that_is_killed_loses_nothing(place: Place) -> None:
             names.add(name)
         lines = killed(work, chance.uniform(0.05, 0.3))
         sent.update(line.split()[1] for line in lines)
+    place.let_leases_end()
     consumer = consume(queue)
     consumer.sweep()
     left = ids(take_all(consumer))

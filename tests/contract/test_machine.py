@@ -239,15 +239,17 @@ class Queue(RuleBasedStateMachine):
         )
 
 
+SETTINGS = settings(
+    max_examples=int(os.environ.get("POSTCOMMIT_EXAMPLES", "12")),
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
 for _kind in PLACES:
     _machine = type(f"{_kind.__name__}Queue", (Queue,), {"kind": _kind})
     _test = _machine.TestCase
-    _test.settings = settings(
-        max_examples=int(os.environ.get("POSTCOMMIT_EXAMPLES", "12")),
-        stateful_step_count=40,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        database=None,
-    )
+    _test.settings = SETTINGS
     globals()[f"Test{_kind.__name__}"] = _test
 del _test

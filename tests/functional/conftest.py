@@ -8,6 +8,8 @@ import pytest
 from tests.functional.postfix import Postfix
 from tests.functional.postfix import starting
 from tests.functional.postfix import why_not
+from tests.support.postgres import why_not as no_postgres
+from tests.support.postgresplace import PostgresPlace
 from tests.support.smtpd import ScriptedRelay
 from tests.support.smtpd import well_treated
 
@@ -32,3 +34,13 @@ def start_postfix() -> Iterator[Callable[..., Postfix]]:
 def postfix(start_postfix: Callable[..., Postfix]) -> Postfix:
     """A Postfix with the users ann and bob at example.org."""
     return start_postfix()
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresPlace]:
+    """A new queue in a PostgreSQL that the tests of a process share."""
+    if reason := no_postgres():
+        pytest.skip(reason)
+    place = PostgresPlace()
+    yield place
+    place.end()

@@ -92,7 +92,8 @@ def arguments(parser: argparse.ArgumentParser, *, level: str) -> None:
 
 def queue_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the queue, and the options that say how to drain it."""
-    told = "folder of the queue; the option queue_path elsewhere is the same"
+    told = "folder of the queue, or its URL, such as postgresql://host/db; the option"
+    told += " queue_path elsewhere is the same"
     parser.add_argument("queue_path", metavar="QUEUE", nargs="?", help=told)
     told = "create the queue where it is missing; its parent must be there"
     parser.add_argument("--create", action="store_true", help=told)

@@ -18,8 +18,8 @@ from postcommit._cli.progress import WatchedMailer
 from postcommit._cli.service import check_queue
 from postcommit._log import one_line
 from postcommit._maildir.item import EntryState
-from postcommit._maildir.mending import MaildirOperators
 from postcommit._processor import QueueProcessor
+from postcommit._queues import open_operators
 from postcommit.interfaces import Tally
 
 
@@ -75,12 +75,12 @@ def _interruptible(processor: QueueProcessor) -> Iterator[list[int]]:
 
 
 def _due(queue_path: str) -> int:
-    return MaildirOperators(queue_path).survey().due
+    return open_operators(queue_path).survey().due
 
 
 def _left(queue_path: str) -> int:
     """Return how many entries wait for another attempt, due or not."""
-    seen = MaildirOperators(queue_path).survey(most_seconds=0.0)
+    seen = open_operators(queue_path).survey(most_seconds=0.0)
     return seen.counts[EntryState.WAITING] + seen.counts[EntryState.DEFERRED]
 
 

@@ -28,12 +28,14 @@ from postcommit._maildir.item import Survey
 from postcommit._maildir.presence import Pause
 from postcommit._queue.attention import Limits
 from postcommit._queue.attention import attention
+from postcommit._queue.record import key_of
 from postcommit._queue.record import record_of_entry
 from postcommit._queue.record import record_of_queue
 from postcommit._queue.values import duration
 from postcommit._queue.values import moment
 from postcommit._queue.values import size
 from postcommit.errors import ItemError
+from postcommit.interfaces import is_database_url
 
 
 _COLUMNS = (
@@ -192,7 +194,7 @@ def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
     item = read.item
     yield "id", item.id
     yield "state", f"{item.state.value}; {item.state.advice}"
-    yield "file", item.place
+    yield "url" if is_database_url(item.place) else "file", item.place
     yield "size", size(read.size)
     if item.accepted is not None:
         yield "accepted", _ago(item.accepted, now)
@@ -268,10 +270,10 @@ def run_status(options: argparse.Namespace) -> int:
     )
     complaints = list(attention(seen, now, limits))
     if options.json:
-        print_json(record_of_queue(options.queue, seen, now, complaints))
+        print_json(record_of_queue(queue.name, seen, now, complaints))
     elif options.prometheus:
-        fields = record_of_queue(options.queue, seen, now, complaints)
-        _print_metrics(options.queue, fields)
+        fields = record_of_queue(queue.name, seen, now, complaints)
+        _print_metrics(queue.name, fields)
     else:
         _print_survey(seen, now)
         _print_doubts(queue)
@@ -369,9 +371,14 @@ def run_check(options: argparse.Namespace) -> int:
     for finding in queue.check():
         is_sound = False
         if options.json:
-            # On disk, a place is a path.
             problem, advice = finding.problem, finding.advice
-            print_json({"path": finding.place, "problem": problem, "advice": advice})
+            print_json(
+                {
+                    key_of(finding.place): finding.place,
+                    "problem": problem,
+                    "advice": advice,
+                }
+            )
         else:
             text = f"{finding.place}: {finding.problem}; {finding.advice}"
             print(printable(text))

@@ -33,8 +33,10 @@ from postcommit._maildir.mounts import REMOTE_ADVICE
 from postcommit._maildir.mounts import remoteness
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._processor import QueueProcessor
+from postcommit._queues import name_of
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import text_of
+from postcommit.interfaces import is_database_url
 
 
 log = logging.getLogger("postcommit.cli.run")
@@ -150,15 +152,17 @@ class Service:
         )
         logs.set_up(found.log_level(_LEVEL), found.log_format)
         threading.excepthook = _log_death
-        if problem := remoteness(processor.queuePath):
-            log.warning("%s: %s; %s", processor.queuePath, problem, REMOTE_ADVICE)
+        name = name_of(processor.queuePath)
+        is_folder = not is_database_url(processor.queuePath)
+        if is_folder and (problem := remoteness(processor.queuePath)):
+            log.warning("%s: %s; %s", name, problem, REMOTE_ADVICE)
         processor.start()
-        log.info("drains %s through %s", processor.queuePath, mailer)
+        log.info("drains %s through %s", name, mailer)
         return Drainer(processor, mailer)
 
     def _status(self) -> str:
         processor, mailer = self._drainer
-        return f"drains {processor.queuePath} through {mailer}"
+        return f"drains {name_of(processor.queuePath)} through {mailer}"
 
     def _reload(self) -> None:
         self._supervisor.reloading()

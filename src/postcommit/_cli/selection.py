@@ -11,16 +11,20 @@ from collections.abc import Iterator
 from postcommit._cli.output import Meter
 from postcommit._cli.output import printable
 from postcommit._cli.owner import act_as_owner
+from postcommit._config.database import parse_database_url
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
 from postcommit._maildir.item import no_step
 from postcommit._maildir.looking import bare_id
-from postcommit._queue.queue import operators_at
 from postcommit._queue.selection import Selection
 from postcommit._queue.values import moment
+from postcommit._queues import open_operators
 from postcommit.errors import ItemError
+from postcommit.errors import OptionError
+from postcommit.errors import shown
+from postcommit.interfaces import is_database_url
 
 
 ALL = "ALL"
@@ -36,8 +40,20 @@ Parser = argparse.ArgumentParser
 
 
 def queue_argument(parser: Parser) -> None:
-    """Add the folder of a queue to the arguments."""
-    parser.add_argument("queue", metavar="QUEUE", help="folder of the queue")
+    """Add the place of a queue to the arguments."""
+    text = "folder of the queue, or its URL, such as postgresql://host/db"
+    parser.add_argument("queue", metavar="QUEUE", type=place, help=text)
+
+
+def place(text: str) -> str:
+    """Return `text`, a path or a URL that may work."""
+    if is_database_url(text):
+        try:
+            parse_database_url(text)
+        except OptionError as error:
+            reason = f"{shown(error.value)}: {error.reason}"
+            raise argparse.ArgumentTypeError(reason) from None
+    return text
 
 
 def operators(options: argparse.Namespace) -> IOperators:
@@ -45,8 +61,9 @@ def operators(options: argparse.Namespace) -> IOperators:
 
     Raises `QueueError` for a path that is not a queue.
     """
-    act_as_owner(options.queue)
-    return operators_at(options.queue, adopt=vars(options).get("adopt", False))
+    if not is_database_url(options.queue):
+        act_as_owner(options.queue)
+    return open_operators(options.queue, adopt=vars(options).get("adopt", False))
 
 
 def line(item: Item) -> str:

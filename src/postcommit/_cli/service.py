@@ -19,6 +19,7 @@ from postcommit._maildir.looking import refuse_young_claims
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.store import Store
 from postcommit.errors import QueueError
+from postcommit.interfaces import is_database_url
 
 
 log = logging.getLogger("postcommit.cli.service")
@@ -32,8 +33,13 @@ def check_queue(path: str, *, create: bool, adopt: bool) -> None:
 
     It must exist, unless `create` is true. It must not be a mailbox, unless `adopt`
     is true. No processor of another library may work on it. As root, act as its owner
-    from now on.
+    from now on. A queue in a database must be there, and its processor says what is
+    wrong with it.
     """
+    if is_database_url(path):
+        if create:
+            raise QueueError(path, "--create is for folders; use 'postcommit migrate'")
+        return
     act_as_owner(path, create=create)
     try:
         Maildir(path, create=create)

@@ -32,6 +32,7 @@ from zope.schema import getFieldsInOrder
 from zope.schema.interfaces import IField
 from zope.schema.interfaces import ValidationError
 
+from postcommit._config.database import parse_database_url
 from postcommit._mail.address import parse_address
 from postcommit.errors import AddressError
 from postcommit.errors import ConfigError
@@ -40,6 +41,8 @@ from postcommit.errors import is_url
 from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import can_be_host
+from postcommit.interfaces import can_be_queue
+from postcommit.interfaces import is_database_url
 from postcommit.interfaces import is_ip_address
 from postcommit.interfaces import is_path
 
@@ -156,10 +159,23 @@ def checked(schema: Any, name: str, value: Any) -> Any:
         elif isinstance(field, TextLine) and isinstance(value, os.PathLike):
             value = os.fspath(value)
         field.validate(value)
+        if _is_queue(field) and is_database_url(value):
+            parse_database_url(value, name)
         return value
     if is_path(field) and isinstance(value, str) and is_url(value):
-        raise OptionError(name, value, "must be a path, not a URL")
+        raise OptionError(name, value, f"must be {_place(field)}")
     raise OptionError(name, value, f"must be {_expectation(field)}")
+
+
+def _is_queue(field: IField) -> bool:
+    return vars(field).get("constraint") is can_be_queue
+
+
+def _place(field: IField) -> str:
+    """Return what `field`, a path, takes instead of a URL."""
+    if _is_queue(field):
+        return "a path, or a URL such as postgresql://host/db"
+    return "a path, not a URL"
 
 
 def _expectation(field: IField) -> str:
@@ -190,13 +206,13 @@ def _bounds(field: IField) -> str:
 
 
 def checked_queue_path(schema: Any, value: Any) -> str:
-    """Return `value` as the absolute path of a queue.
+    """Return `value` as the absolute path of a queue, or as its URL.
 
     A relative path is made absolute now, because the working directory may change
-    later. Raises `OptionError` as `checked` does.
+    later. Raises `OptionError` as `checked` does, and for a URL that can never work.
     """
     path: str = checked(schema, "queuePath", value)
-    if os.path.isabs(path):
+    if is_database_url(path) or os.path.isabs(path):
         return path
     try:
         return os.path.join(os.getcwd(), path)

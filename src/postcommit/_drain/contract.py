@@ -1,6 +1,6 @@
 """The contract between draining and the place where entries are.
 
-A queue is on disk today (`_maildir.store`), and may be in a database. Draining
+A queue is on disk (`_maildir.store`), or in PostgreSQL (`_postgres.queue`). Draining
 knows only what is written here: it knows no paths, locks or file times.
 
 The phases of one entry, in the order of their calls:
@@ -193,7 +193,7 @@ class IConsumer(Interface):
     def reserve(rate: float) -> float:
         """Take the next slot of `rate` slots per second. Return the seconds until it.
 
-        Any thread. A slot that is not used is lost.
+        Any thread. A slot that is not used is lost. Raises `QueueError`.
         """
 
     def wait(timeout: float) -> None:

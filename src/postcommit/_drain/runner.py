@@ -452,7 +452,11 @@ class Crew:
         with self._slot:
             claims = self._consumer.take(1, avoid)
             if claims:
-                wait = self._consumer.reserve(rate_limit)
+                try:
+                    wait = self._consumer.reserve(rate_limit)
+                except BaseException:
+                    self._consumer.release(claims)
+                    raise
                 with self._end:
                     if self._end.wait_for(lambda: self._closed, wait):
                         self._consumer.release(claims)

@@ -72,11 +72,14 @@ READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Minimum number of characters of an id.
 _FEWEST = 4
 
+# What an error says of an id without an entry.
+UNKNOWN = "is not in this queue; it may have been sent or deleted"
+
 # Maximum number of candidates that an error names.
 _MOST_NAMED = 5
 
 # Maximum number of files that are read to find the most common reply.
-_SAMPLE = 300
+SAMPLE = 300
 
 # Minimum of free bytes, and of files that can be created, on a disk.
 _LEAST_FREE = 64 << 20
@@ -304,7 +307,7 @@ def find(store: Store, ids: Sequence[str]) -> list[Item]:
     """Return the entries that `ids` mean. See `IOperators.find`."""
     wanted = dict.fromkeys(ids)
     for given in wanted:
-        _check(given)
+        check_id(given)
     # A name that has an @ is possible, and so is a message id without it.
     likely = [given for given in wanted if "@" in given]
     found = _of_messages(store, likely)
@@ -313,12 +316,12 @@ def find(store: Store, ids: Sequence[str]) -> list[Item]:
     found |= _of_messages(store, others)
     for given in wanted:
         if not found[given]:
-            reason = "is not in this queue; it may have been sent or deleted"
-            raise ItemError(given, reason)
+            raise ItemError(given, UNKNOWN)
     return list(dict.fromkeys(item for given in wanted for item in found[given]))
 
 
-def _check(given: str) -> None:
+def check_id(given: str) -> None:
+    """Raise `ItemError` for an id that can mean no entry."""
     if not given.strip():
         raise ItemError(given, "is not an id; 'postcommit list' shows the ids")
     if len(bare_id(given)) < _FEWEST and "@" not in given:
@@ -346,11 +349,12 @@ def _named(store: Store, wanted: Iterable[str]) -> dict[str, list[Item]]:
                 found[key].append(item)
     for given, known in found.items():
         if len(known) > 1:
-            raise _ambiguous(given, known)
+            raise ambiguous(given, known)
     return found
 
 
-def _ambiguous(given: str, found: list[Item]) -> ItemError:
+def ambiguous(given: str, found: Sequence[Item]) -> ItemError:
+    """Return the error for an id that means several entries."""
     choices = tuple(dict.fromkeys(item.id for item in found))
     if len({item.id for item in found}) == 1:
         # A crash while an entry was buried leaves it in two folders for a while.
@@ -502,11 +506,15 @@ def _reasons(store: Store) -> dict[EntryState, Reason]:
 
 def _reason(found: Iterator[Item]) -> Reason | None:
     """Return the most common reply of the first few hundred."""
+    reads = [read for read in map(details, islice(found, SAMPLE)) if read]
+    return most_common([read.last_reply or read.problem for read in reads])
+
+
+def most_common(replies: Sequence[str]) -> Reason | None:
+    """Return the most common of `replies`. An empty one counts as looked at."""
     alike: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    reads = [read for read in map(details, islice(found, _SAMPLE)) if read]
-    for read in reads:
-        reply = read.last_reply or read.problem
+    for reply in replies:
         if reply:
             key = reply[:4] + _PARTICULAR.sub("*", reply[4:])
             alike[key] += 1
@@ -514,4 +522,4 @@ def _reason(found: Iterator[Item]) -> Reason | None:
     if not alike:
         return None
     [(key, count)] = alike.most_common(1)
-    return Reason(examples[key], count, len(reads))
+    return Reason(examples[key], count, len(replies))

@@ -21,10 +21,11 @@ from postcommit._maildir.item import Item
 from postcommit._maildir.item import Survey
 from postcommit._maildir.item import is_whole_id
 from postcommit._maildir.item import no_step
-from postcommit._maildir.mending import MaildirOperators
 from postcommit._queue.attention import Limits
 from postcommit._queue.attention import attention
 from postcommit._queue.selection import Selection
+from postcommit._queues import name_of
+from postcommit._queues import open_operators
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 from postcommit.interfaces import ChangeStatus
@@ -50,23 +51,14 @@ _SECOND_COPY = "it may have arrived already; a second copy may arrive"
 _ENVELOPE = 1 << 16
 
 
-def operators_at(queue_path: str, *, adopt: bool = False) -> IOperators:
-    """Return the operators' half of the queue at `queue_path`.
-
-    This is the one place that chooses the kind of queue. `adopt` makes a Maildir a
-    queue, whatever is in it. Raises `QueueError` if the queue is missing.
-    """
-    return MaildirOperators(queue_path, adopt=adopt)
-
-
 @implementer(IMailQueue)
 class MailQueue(ReadOnlyOptions):
     """Looks into a queue, and changes its entries, see `IMailQueue`.
 
-    `queuePath` is the folder of the queue. With `adopt` it is a queue, even if it looks
-    like a person's mailbox. The constructor raises `OptionError` for a path that can
-    never work. The folder is opened by each method, which raises `QueueError` if the
-    queue is missing.
+    `queuePath` is the folder of the queue, or its URL. With `adopt` a folder is a
+    queue, even if it looks like a person's mailbox. The constructor raises
+    `OptionError` for a path that can never work. The queue is opened by each method,
+    which raises `QueueError` if the queue is missing.
     """
 
     queuePath: str
@@ -76,11 +68,11 @@ class MailQueue(ReadOnlyOptions):
         self._adopt = adopt
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.queuePath}>"
+        return f"<{type(self).__name__} {name_of(self.queuePath)}>"
 
     @property
     def _operators(self) -> IOperators:
-        return operators_at(self.queuePath, adopt=self._adopt)
+        return open_operators(self.queuePath, adopt=self._adopt)
 
     # Looking
 

@@ -10,6 +10,7 @@ from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
 from postcommit._maildir.presence import Pause
 from postcommit._queue.values import timestamp
+from postcommit.interfaces import is_database_url
 
 
 def record_of_entry(read: Details) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def record_of_entry(read: Details) -> dict[str, Any]:
         "id": read.id,
         "state": read.state.key,
         "name": read.name,
-        "path": read.place,
+        key_of(read.place): read.place,
         "message_id": read.message_id or None,
         "accepted": timestamp(read.accepted),
         "due": timestamp(read.due),
@@ -50,6 +51,11 @@ def record_of_queue(
         "paused": _pause(seen.pause, now),
         "attention": list(complaints),
     }
+
+
+def key_of(place: str) -> str:
+    """Return what JSON calls a place: a path of the disk, or a URL."""
+    return "url" if is_database_url(place) else "path"
 
 
 def _seconds(then: float | None, now: float) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery
 from postcommit.compat._relay import OlderMailer
+from postcommit.interfaces import is_database_url
 
 
 # Maximum number of queues that are kept open.
@@ -24,6 +25,8 @@ def queued_delivery(path: str) -> QueuedMailDelivery:
     at this path is another queue. For example, a queue that was removed is created
     again.
     """
+    if isinstance(path, str) and is_database_url(path):
+        return _delivery_at(path, 0, 0)
     path = os.path.abspath(path)
     try:
         found = os.stat(path)

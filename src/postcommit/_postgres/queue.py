@@ -1,0 +1,350 @@
+"""A queue in PostgreSQL: `IQueue`, and how a transaction's entries get into it.
+
+==================  ===========================================================
+phase               statements
+==================  ===========================================================
+stage               none: the entry is kept in memory
+prepare             INSERT of a batch and its entries in the state ``prepared``,
+                    COMMIT; then a transaction that locks the row of the batch
+publish             UPDATE of the entries, DELETE of the batch, COMMIT
+publish, alone      one INSERT, with an id that was chosen before
+discard             DELETE of the entries and the batch
+==================  ===========================================================
+
+The lock of the batch shows that its transaction lives. The server drops it when the
+connection ends. A batch without a lock is *in doubt*.
+
+If the connection is lost before the reply to a COMMIT, the same is done again: an
+INSERT with the same id, or an UPDATE of the same batch, changes nothing if it was done.
+"""
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from zope.interface import implementer
+
+from postcommit._config.database import parse_database_url
+from postcommit._drain.contract import IQueue
+from postcommit._drain.contract import Terms
+from postcommit._drain.schedule import Schedule
+from postcommit._log import Log
+from postcommit._mail.message import message_id_of
+from postcommit._postgres import schema
+from postcommit._postgres.connections import Connection
+from postcommit._postgres.connections import Connections
+from postcommit._postgres.connections import has_ended
+from postcommit._postgres.connections import is_reply_lost
+from postcommit._postgres.connections import plain
+from postcommit._postgres.consumer import Consumer
+from postcommit._postgres.consumer import ring
+from postcommit._postgres.lease import LEASE_SECONDS
+from postcommit.errors import PublishError
+from postcommit.errors import QueueError
+from postcommit.interfaces import Batch
+from postcommit.interfaces import IBatch
+
+
+log = Log("postcommit.postgres.queue")
+
+# Maximum number of bytes of a message. A dump of the database writes two digits for
+# each byte, and a value has 1 GB at most.
+MOST_BYTES = 500_000_000
+
+# Maximum number of bytes of a message id in its column. A key of an index has about
+# 2,700 at most.
+_MOST_OF_ID = 2000
+
+# Number of seconds for which a decided commit is tried again after a lost connection,
+# and the pause between two attempts.
+_PATIENCE = 10.0
+_PAUSE = 0.2
+
+INSERT = """
+insert into {schema}.entry (id, state, batch, sender, recipients, message_id, message,
+    due, not_before, expires, bulk)
+values (%(id)s, %(state)s, %(batch)s, %(sender)s, %(recipients)s::text[],
+    %(message_id)s, %(message)b,
+    coalesce(to_timestamp(%(not_before)s::float8), clock_timestamp()),
+    to_timestamp(%(not_before)s::float8), to_timestamp(%(expires)s::float8), %(bulk)s)
+on conflict do nothing"""
+
+_NEW_BATCH = """
+insert into {schema}.batch (id, host, pid) values (%(batch)s, %(host)s, %(pid)s)"""
+
+_LOCK = "select from {schema}.batch where id = %(batch)s for update"
+
+ACCEPT = """
+update {schema}.entry set state = 'queued', batch = null where batch = %(batch)s"""
+
+DROP = "delete from {schema}.entry where batch = %(batch)s"
+
+END = "delete from {schema}.batch where id = %(batch)s"
+
+
+def row(
+    sender: str,
+    recipients: Sequence[str],
+    message: bytes,
+    terms: Terms | None = None,
+) -> dict[str, Any]:
+    """Return the values of a new row for `INSERT`."""
+    terms = terms or Terms()
+    return {
+        "id": uuid.uuid4(),
+        "state": "queued",
+        "batch": None,
+        "sender": sender,
+        "recipients": list(recipients),
+        "message_id": indexed(message_id_of(message)),
+        "message": message,
+        "not_before": terms.not_before,
+        "expires": terms.expires,
+        "bulk": terms.bulk,
+    }
+
+
+def indexed(message_id: str) -> str:
+    """Return a message id as its column has it."""
+    return plain(message_id).encode()[:_MOST_OF_ID].decode(errors="ignore")
+
+
+@implementer(IQueue)
+class PostgresQueue:
+    """The queue at `url`, such as ``postgresql://host/db``. See `IQueue`.
+
+    Its tables must be there. `lease_seconds` is the length of the lease of a drain.
+    Raises `OptionError` for a URL that can never work, and `QueueError` if there is no
+    queue, or it cannot be reached, or the role lacks the `rights`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        rights: schema.Rights = schema.SENDER,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self._url = parse_database_url(url)
+        self.name = self._url.name
+        self.lease_seconds = lease_seconds
+        self.connections = Connections(self._url)
+        schema.check(self.connections, self._url, rights)
+
+    def own_connections(self) -> Connections:
+        """Return connections that nobody else uses."""
+        own = Connections(self._url)
+        own.begins = self.connections.begins
+        return own
+
+    def consumer(
+        self, schedule: Schedule, clock: Callable[[], float] | None = None
+    ) -> Consumer:
+        """Begin a drain. See `IQueue`."""
+        schema.check(self.connections, self._url, schema.PROCESSOR)
+        return Consumer(self, schedule, clock)
+
+    def batch(self) -> Batch:
+        """Return the batch by which one transaction's entries are accepted."""
+        return RowBatch(self.name, self.connections)
+
+    def stage(
+        self,
+        sender: str,
+        recipients: tuple[str, ...],
+        message: Sequence[bytes | memoryview],
+        *,
+        terms: Terms | None = None,
+        is_first: bool = False,
+    ) -> dict[str, Any]:
+        """Return a new row, which is in memory only. See `IQueue`."""
+        data = b"".join(message)
+        check_size(self.name, data)
+        return row(sender, recipients, data, terms)
+
+
+def check_size(name: str, message: bytes) -> None:
+    """Raise `QueueError` for a message that is too large for a row."""
+    if len(message) > MOST_BYTES:
+        reason = f"a message has {len(message)} bytes, {MOST_BYTES} at most fit in it"
+        raise QueueError(name, reason)
+
+
+@implementer(IBatch)
+class RowBatch:
+    """The entries of one transaction. See `IBatch`."""
+
+    def __init__(self, name: str, connections: Connections) -> None:
+        self._name = name
+        self._connections = connections
+        self._process = os.getpid()
+        self._id: uuid.UUID | None = None  # of the row, once it may be there
+        self._held: Connection | None = None  # has the lock of the row
+        # After ordinary storages; before «~sqlalchemy:», which commits in its vote.
+        self.sort_key = f"~mail:queued:{name}"
+
+    def _values(self) -> dict[str, Any]:
+        return {"batch": self._id, "host": socket.gethostname(), "pid": os.getpid()}
+
+    # Vote
+
+    def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
+        """Insert the entries as prepared ones, and lock their batch. See `IBatch`.
+
+        A single entry of a transaction without other resources is decided by one
+        INSERT, in `publish`.
+        """
+        if not items or (alone and len(items) == 1):
+            return
+        sql = self._connections.sql
+        held = self._connections.take()
+        try:
+            with self._connections.explained("make the entries durable"):
+                self._id = uuid.uuid4()
+                values = self._values()
+                begin = b"begin isolation level read committed"
+                with held.pipeline():  # one round trip
+                    held.execute(begin)
+                    held.execute(sql(_NEW_BATCH), values)
+                    for item in items:
+                        state = {"state": "prepared", "batch": self._id}
+                        held.execute(sql(INSERT), {**item, **state})
+                    held.execute(b"commit")
+                    held.execute(begin)
+                    held.execute(sql(_LOCK), values)
+        except BaseException:
+            held.close()
+            raise
+        self._held = held
+
+    # Finish
+
+    def publish(self, items: Sequence[Any]) -> None:
+        """Let the entries be sent. See `IBatch`."""
+        if not items or os.getpid() != self._process:
+            return
+        try:
+            if self._id is None:
+                self._insert(items[0])
+            else:
+                self._accept(items)
+        finally:
+            ring(self._name)
+
+    def _insert(self, item: dict[str, Any]) -> None:
+        """Insert the only entry of a transaction, and nothing else decides it."""
+        until = time.monotonic() + _PATIENCE
+        may_be_there = False
+        sql = self._connections.sql(INSERT)
+        while True:
+            try:
+                connection = self._connections.take()
+                try:
+                    with self._connections.explained("accept the entry"):
+                        connection.execute(sql, item)
+                        return
+                except QueueError as error:
+                    may_be_there |= is_reply_lost(error)
+                    raise
+                finally:
+                    self._connections.give_back(connection)
+            except QueueError as error:
+                if not may_be_there or not is_reply_lost(error):
+                    raise
+                if time.monotonic() > until:
+                    reason = "the reply of the database was lost: the entry may have"
+                    reason += f" been accepted, or not: {error.reason}"
+                    raise QueueError(self._name, reason, scope="queue") from error
+                time.sleep(_PAUSE)
+
+    def _accept(self, items: Sequence[dict[str, Any]]) -> None:
+        """Make the prepared entries queued ones: all resources have voted."""
+        until = time.monotonic() + _PATIENCE
+        may_be_done = False
+        while True:
+            try:
+                connection, is_open = self._connection()
+                try:
+                    count = self._end(connection, is_open, ACCEPT)
+                    break
+                except QueueError as error:
+                    may_be_done |= is_reply_lost(error)
+                    raise
+            except QueueError as error:
+                if not is_reply_lost(error) or time.monotonic() > until:
+                    raise self._failed(items, error) from error
+                time.sleep(_PAUSE)
+        if count == 0 and not may_be_done:
+            cause = OSError("the batch was recovered by hand")
+            reason = f"its entries are gone from the vote: {cause}"
+            raise self._failed(items, cause, reason)
+
+    def _connection(self) -> tuple[Connection, bool]:
+        """Return a connection, and whether it has the transaction with our lock."""
+        held, self._held = self._held, None
+        if held is not None:
+            if not has_ended(held):
+                return held, True
+            held.close()
+        return self._connections.take(), False
+
+    def _end(self, connection: Connection, is_open: bool, change: str) -> int:
+        """Change the entries and remove the batch. Return how many were changed."""
+        sql, values = self._connections.sql, self._values()
+        try:
+            with self._connections.explained("change the entries of a batch"):
+                with connection.pipeline():
+                    if not is_open:
+                        connection.execute(b"begin isolation level read committed")
+                    changed = connection.execute(sql(change), values)
+                    connection.execute(sql(END), values)
+                    connection.execute(b"commit")
+                return changed.rowcount
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._connections.give_back(connection)
+
+    def _failed(
+        self, items: Sequence[Any], cause: OSError, reason: str | None = None
+    ) -> PublishError:
+        names = tuple(item["id"].hex for item in items)
+        failure = PublishError(self._name, names, cause, reason=reason)
+        text = "%s; the batch: %s; the entries: %s"
+        log.critical(text, failure, self._id, ", ".join(names))
+        return failure
+
+    # Abort
+
+    def discard(self, items: Sequence[Any]) -> None:
+        """Remove the entries, if any were prepared. See `IBatch`."""
+        if self._id is None or os.getpid() != self._process:
+            return
+        try:
+            self._end(*self._connection(), DROP)
+        except QueueError as error:
+            log.error("Left behind, and in doubt: batch %s: %s", self._id, error)
+        self._id = None
+
+    def abandon(self, items: Sequence[Any]) -> None:
+        """Leave what is prepared in doubt. See `IBatch`."""
+        if self._id is None or os.getpid() != self._process:
+            return
+        held, self._held = self._held, None
+        if held is not None:
+            with suppress(QueueError), self._connections.explained("abandon a batch"):
+                held.rollback()  # the lock is gone when this returns
+            self._connections.give_back(held)
+        log.critical(
+            "%s: the commit was interrupted; in doubt, for 'postcommit recover': %s",
+            self._name,
+            ", ".join(item["id"].hex for item in items),
+        )
+        self._id = None

@@ -1,0 +1,123 @@
+"""The schema of a queue: created and upgraded by one command, and checked at start."""
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import NamedTuple
+
+import psycopg
+
+from postcommit._config.database import DatabaseURL
+from postcommit._postgres.connections import Connection
+from postcommit._postgres.connections import Connections
+from postcommit.errors import QueueError
+
+
+# The version of the tables that this code works with.
+VERSION = 1
+
+# The rights that each part of the work needs, by table.
+Rights = dict[str, tuple[str, ...]]
+SENDER: Rights = {"entry": ("INSERT",)}
+PROCESSOR: Rights = {
+    "entry": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "process": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pace": ("SELECT", "UPDATE"),
+    "stopped": ("SELECT",),
+}
+READER: Rights = {"entry": ("SELECT",), "process": ("SELECT",), "batch": ("SELECT",)}
+
+_NEEDS_UTF8 = "has the encoding {}; create a database with the encoding UTF8"
+
+_VERSION = """
+select number, current_setting('default_transaction_isolation')
+from {schema}.version"""
+
+_RIGHT = "select has_table_privilege(%(table)s, %(right)s)"
+
+
+class Migration(NamedTuple):
+    """The version that the tables had, 0 if there were none, and the one they have."""
+
+    before: int
+    now: int
+
+
+def migrate(url: DatabaseURL) -> Migration:
+    """Create the tables of a queue in one transaction, or upgrade them.
+
+    Raises `QueueError` for a newer version, and for a database that is not UTF-8.
+    """
+    connections = Connections(url)
+    try:
+        with connections.transaction("create the tables") as connection:
+            return _migrate(connection, connections, url)
+    finally:
+        connections.close()
+
+
+def _migrate(
+    connection: Connection, connections: Connections, url: DatabaseURL
+) -> Migration:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise QueueError(url.name, _NEEDS_UTF8.format(encoding))
+    if not _has(connection, "to_regclass", f"{url.schema}.version"):
+        # It may have been created for a role that may not do that itself.
+        if not _has(connection, "to_regnamespace", url.schema):
+            connection.execute(f"create schema {url.schema}".encode())
+        text = files("postcommit._postgres").joinpath("schema.sql").read_text("utf-8")
+        connection.execute(connections.sql(text))
+        return Migration(0, VERSION)
+    connection.execute(connections.sql("lock table {schema}.version"))
+    found = connection.execute(connections.sql("select number from {schema}.version"))
+    before = (found.fetchone() or (0,))[0]
+    if before != VERSION:
+        raise _other_version(url.name, before)
+    return Migration(before, VERSION)
+
+
+def _has(connection: Connection, function: str, name: str) -> bool:
+    """Return whether there is a table or schema called `name`."""
+    query = f"select {function}(%(name)s) is not null".encode()
+    [found] = connection.execute(query, {"name": name})
+    return bool(found[0])
+
+
+def check(connections: Connections, url: DatabaseURL, rights: Rights) -> None:
+    """Check that the queue is there, and that this role has these `rights`.
+
+    Raises `QueueError`, which names the command to run or the right to grant.
+    """
+    try:
+        found = connections.rows(_VERSION, doing="open the queue")
+    except QueueError as error:
+        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            reason = f"the role lacks rights: grant usage on schema {url.schema}, and"
+            reason += f" select on table {url.schema}.version"
+            raise QueueError(url.name, reason) from error
+        if isinstance(
+            error.__cause__,
+            psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName,
+        ):
+            reason = f"has no tables of a queue in the schema {url.schema}; run"
+            reason += f" 'postcommit migrate {url.name}' as a role that may create them"
+            raise QueueError(url.name, reason) from error
+        raise
+    number, isolation = found[0] if found else (0, "")
+    if number != VERSION:
+        raise _other_version(url.name, number)
+    connections.begins = isolation != "read committed"
+    for table, names in rights.items():
+        for right in names:
+            values = {"table": f"{url.schema}.{table}", "right": right}
+            if connections.rows(_RIGHT, values, doing="check the rights") != [(True,)]:
+                reason = f"the role lacks a right: grant {right.lower()} on table"
+                raise QueueError(url.name, f"{reason} {values['table']}")
+
+
+def _other_version(name: str, number: int) -> QueueError:
+    if number > VERSION:
+        reason = f"has tables of version {number}, and this postcommit knows"
+        return QueueError(name, f"{reason} {VERSION}; install a newer postcommit")
+    reason = f"has tables of version {number} instead of {VERSION}"
+    return QueueError(name, f"{reason}; run 'postcommit migrate {name}'")

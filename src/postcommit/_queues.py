@@ -1,0 +1,54 @@
+"""Opens the queue at a place: a folder, or a URL such as ``postgresql://host/db``.
+
+This is the only module that knows which kinds there are. The module of a kind is
+imported when a queue of this kind is opened, so an application without a database never
+imports psycopg.
+"""
+from __future__ import annotations
+
+from postcommit._config.database import parse_database_url
+from postcommit._drain.contract import IQueue
+from postcommit._maildir.item import IOperators
+from postcommit._maildir.mark import check_queue_path
+from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.store import Store
+from postcommit.interfaces import is_database_url
+
+
+def open_queue(place: str) -> IQueue:
+    """Return the queue at `place`. A folder is created if it is missing.
+
+    Raises `QueueError` if it cannot be opened.
+    """
+    if is_database_url(place):
+        from postcommit._postgres.queue import PostgresQueue
+
+        return PostgresQueue(place)
+    return Store(place)
+
+
+def open_operators(place: str, *, adopt: bool = False) -> IOperators:
+    """Return the operators' half of the queue at `place`, which must exist.
+
+    `adopt` makes a Maildir a queue, whatever is in it. Raises `QueueError` if there is
+    no queue.
+    """
+    if is_database_url(place):
+        from postcommit._postgres.operators import PostgresOperators
+
+        return PostgresOperators(place)
+    return MaildirOperators(place, adopt=adopt)
+
+
+def name_of(place: str) -> str:
+    """Return `place` for logs: a path as it is, a URL without user and password."""
+    return parse_database_url(place).name if is_database_url(place) else place
+
+
+def check_place(place: str) -> None:
+    """Raise `QueueError` if there can be no queue at `place`. Creates no folder.
+
+    Does not connect to a database, which may be away when an application starts.
+    """
+    if not is_database_url(place):
+        check_queue_path(place)

@@ -1,0 +1,575 @@
+"""A queue in PostgreSQL, wherever the path of a queue is taken."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+from pyramid.config import Configurator
+from tests.contract.steps import consume
+from tests.functional.servers import Server
+from tests.support.mailers import ScriptedMailer
+from tests.support.postgres import cluster
+from tests.support.postgresplace import PostgresPlace
+from tests.support.smtpd import ScriptedRelay
+from tests.support.transactions import AFTER
+from tests.support.transactions import BEFORE
+from tests.support.transactions import MANAGERS
+from tests.support.transactions import Partner
+from tests.support.transactions import PartnerFailed
+from tests.support.transactions import begun
+from tests.support.transactions import failing
+from tests.support.transactions import mail
+from zope.component import getUtility
+from zope.configuration import xmlconfig
+
+from postcommit import QueuedMailDelivery
+from postcommit import QueueProcessor
+from postcommit._config.database import parse_database_url
+from postcommit._drain.contract import Terms
+from postcommit._postgres.queue import MOST_BYTES
+from postcommit._postgres.queue import PostgresQueue
+from postcommit._postgres.queue import check_size
+from postcommit._postgres.schema import migrate
+from postcommit.errors import OptionError
+from postcommit.errors import PublishError
+from postcommit.errors import QueueError
+from postcommit.interfaces import IMailDelivery
+
+
+ANN, BOB = "ann@example.org", "bob@example.org"
+
+SECRET = "s3cret"
+
+
+def queued(place: PostgresPlace) -> list[str]:
+    return sorted(seen.message_id for seen in place.look().queued)
+
+
+def deliver(place: PostgresPlace, manager: Any, **options: Any) -> QueuedMailDelivery:
+    return QueuedMailDelivery(place.url, transaction_manager=manager, **options)
+
+
+# Transactions
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("partner", [None, BEFORE, AFTER])
+def test_mail_is_accepted_when_the_transaction_commits(
+    postgres: PostgresPlace, kind: str, count: int, partner: str | None
+) -> None:
+    with begun(kind) as manager:
+        delivery = deliver(postgres, manager)
+        if partner:
+            manager.get().join(Partner(partner))
+        ids = [delivery.send(ANN, BOB, mail(f"{n}@x.org")) for n in range(count)]
+        assert queued(postgres) == []
+        manager.commit()
+    assert queued(postgres) == ids
+    assert postgres.look().in_doubt == []
+
+
+@pytest.mark.parametrize("stage", ["commit", "tpc_vote"])
+@pytest.mark.parametrize("partner", [BEFORE, AFTER])
+def test_an_aborted_transaction_leaves_nothing(
+    postgres: PostgresPlace, stage: str, partner: str
+) -> None:
+    with begun("explicit") as manager:
+        manager.get().join(failing(stage, partner))
+        deliver(postgres, manager).send(ANN, BOB, mail())
+        with pytest.raises(PartnerFailed):
+            manager.commit()
+        manager.abort()
+    assert postgres.execute("select from {schema}.entry").fetchall() == []
+    assert postgres.execute("select from {schema}.batch").fetchall() == []
+
+
+def test_a_savepoint_takes_the_later_mail_back(postgres: PostgresPlace) -> None:
+    with begun("explicit") as manager:
+        delivery = deliver(postgres, manager)
+        delivery.send(ANN, BOB, mail("1@x.org"))
+        savepoint = manager.savepoint()
+        delivery.send(ANN, BOB, mail("2@x.org"))
+        savepoint.rollback()
+        manager.commit()
+    assert queued(postgres) == ["1@x.org"]
+
+
+def test_a_batch_that_was_recovered_by_hand_is_a_publish_error(
+    postgres: PostgresPlace,
+) -> None:
+    """The server ends the connection between vote and finish; an operator is quick."""
+
+    def recover() -> None:
+        postgres.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where state = 'idle in transaction'"
+        )
+        postgres.execute("delete from {schema}.entry")
+        postgres.execute("delete from {schema}.batch")
+
+    with begun("explicit") as manager:
+        manager.get().join(Partner(BEFORE, tpc_finish=recover))
+        deliver(postgres, manager).send(ANN, BOB, mail())
+        with pytest.raises(PublishError, match="recovered by hand"):
+            manager.commit()
+    assert queued(postgres) == []
+
+
+# Draining
+
+
+def test_a_processor_sends_what_is_accepted(
+    postgres: PostgresPlace, relay: ScriptedRelay
+) -> None:
+    from postcommit import SMTPMailer
+
+    delivery = QueuedMailDelivery(postgres.url)
+    for number in range(20):
+        delivery.send(ANN, BOB, mail(f"{number}@x.org"))
+    transaction.commit()
+    processor = QueueProcessor(
+        postgres.url, SMTPMailer("127.0.0.1", relay.port), workers=2
+    )
+    assert processor.flush().sent == 20
+    assert len(relay.messages) == 20
+    assert postgres.execute("select from {schema}.entry").fetchall() == []
+    assert postgres.execute("select from {schema}.process").fetchall() == []
+
+
+def test_a_commit_in_this_process_wakes_the_processor_at_once(
+    postgres: PostgresPlace,
+) -> None:
+    mailer = ScriptedMailer()
+    processor = QueueProcessor(postgres.url, mailer, pollingInterval=3_600_000)
+    processor.start()
+    try:
+        delivery = QueuedMailDelivery(postgres.url)
+        delivery.send(ANN, BOB, mail("a@x.org"))
+        transaction.commit()
+        Server.wait_until(_NoLog(), lambda: bool(mailer.sent), "nothing was sent")
+        # Another program inserts a row: it is found by a query each second.
+        postgres.execute(
+            "insert into {schema}.entry (sender, recipients, message) values"
+            f" ('', array['{BOB}'], 'Subject: x\n\n')"
+        )
+        Server.wait_until(_NoLog(), lambda: len(mailer.sent) == 2, "no second mail")
+    finally:
+        assert processor.stop(30)
+
+
+class _NoLog(Server):
+    log = ""
+
+    def __init__(self) -> None:
+        pass
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def test_rows_that_are_not_entries_become_dead_letters(postgres: PostgresPlace) -> None:
+    insert = "insert into {schema}.entry (sender, recipients, message) values "
+    for values in (
+        "('', array[]::text[], 'Subject: x\n\n')",
+        f"('no address', array['{BOB}'], 'Subject: x\n\n')",
+        f"('', array['{BOB}'], '')",
+        "('', array['a b'], 'Subject: x\n\n')",
+    ):
+        postgres.execute(insert + values)
+    mailer = ScriptedMailer()
+    assert QueueProcessor(postgres.url, mailer).flush().sent == 0
+    assert mailer.sent == []
+    assert len(postgres.look().failed) == 4
+    problems = postgres.execute("select problem from {schema}.entry").fetchall()
+    assert all(problem for (problem,) in problems)
+
+
+def test_terms_decide_the_order_of_claims(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    consumer = consume(queue)
+    now = consumer.now()
+    terms = {
+        "bulk@x.org": Terms(bulk=True),
+        "later@x.org": Terms(not_before=now + 3600),
+        "past@x.org": Terms(not_before=now - 10, expires=now + 60),
+        "plain@x.org": None,
+    }
+    items = [
+        queue.stage("", (ANN,), [mail(name)], terms=given)
+        for name, given in terms.items()
+    ]
+    batch = queue.batch()
+    batch.prepare(items)
+    batch.publish(items)
+    claims = consumer.take(8)
+    names = [claim.read().message.split()[1][1:-1].decode() for claim in claims]
+    assert names == ["plain@x.org", "past@x.org", "bulk@x.org"]
+    assert claims[1].expires == pytest.approx(now + 60, abs=1e-3)
+    assert consumer.seconds_to_wait() == pytest.approx(3600, abs=60)
+    consumer.close()
+
+
+def test_nothing_is_taken_while_the_queue_is_stopped(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    item = queue.stage("", (ANN,), [mail()])
+    queue.batch().publish([item])
+    postgres.execute("insert into {schema}.stopped (who, reason) values ('me', '')")
+    consumer = consume(queue)
+    assert consumer.take(1) == []
+    postgres.execute("delete from {schema}.stopped")
+    assert len(consumer.take(1)) == 1
+    consumer.close()
+
+
+def test_processors_share_one_rate(postgres: PostgresPlace) -> None:
+    consumers = [consume(postgres.make()) for _ in range(3)]
+    waits = sorted(each.reserve(10) for _ in range(5) for each in consumers)
+    assert waits[-1] == pytest.approx(1.4, abs=0.4)
+    for each in consumers:
+        each.close()
+
+
+def test_a_lost_slot_releases_the_claim(postgres: PostgresPlace) -> None:
+    """The rate cannot be asked: the entry is not held for ever."""
+    delivery = QueuedMailDelivery(postgres.url)
+    delivery.send(ANN, BOB, mail())
+    transaction.commit()
+    postgres.execute("alter table {schema}.pace rename to hidden")
+    mailer = ScriptedMailer()
+    processor = QueueProcessor(postgres.url, mailer, rate_limit=10.0)
+    with pytest.raises(QueueError):
+        processor.flush()
+    assert mailer.sent == []
+    postgres.execute("alter table {schema}.hidden rename to pace")
+    assert processor.flush().sent == 1
+
+
+# Messages
+
+
+def test_a_large_message_is_stored_whole(postgres: PostgresPlace) -> None:
+    message = mail() + os.urandom(1000).hex().encode() * (25 << 20 >> 11)
+    queue = postgres.make()
+    item = queue.stage(ANN, (BOB,), [message])
+    batch = queue.batch()
+    batch.prepare([item])
+    batch.publish([item])
+    consumer = consume(queue)
+    [claim] = consumer.take(1)
+    assert claim.read().message == message
+    assert claim.beginning() == message[: 1 << 22]
+    consumer.close()
+
+
+def test_a_message_that_is_too_large_is_refused_with_the_limit() -> None:
+    class Huge(bytes):
+        def __len__(self) -> int:
+            return 1 << 30
+
+    with pytest.raises(QueueError, match=str(MOST_BYTES)):
+        check_size("postgresql://db", Huge())
+
+
+def test_odd_ids_and_replies_fit_into_their_columns(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    long = "x" * 5000 + "@x.org"
+    item = queue.stage(ANN, (BOB,), [f"Message-Id: <{long}>\n\n".encode()])
+    queue.batch().publish([item])
+    consumer = consume(queue)
+    [claim] = consumer.take(1)
+    from dataclasses import replace
+
+    from postcommit._drain.contract import Settlement
+
+    left = replace(claim.read(), attempts=1, last_reply="4\0 \udc80 later")
+    consumer.settle(claim, Settlement(left=left, due=0.0))
+    [seen] = postgres.look().queued
+    assert seen.last_reply == "4 ? later"
+    assert long.startswith(seen.message_id[:1000])
+    consumer.close()
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://h/db?postcommit_schema=Big", "small letters"),
+        ("postgresql://h/db?postcommit_schema=a;drop", "small letters"),
+        ("postgresql://h/db?postcommit_prepare=yes", "0 or 1"),
+        ("postgresql://h/db?postcommit_shema=a", "no parameter postcommit_shema"),
+        ("postgresql://h/d b", "%20"),
+        ("postgresql://h/db#x", "after #"),
+        ("mysql://h/db", "a URL such as postgresql://"),
+    ],
+)
+def test_a_url_that_cannot_work_is_refused_where_it_is_given(
+    url: str, said: str
+) -> None:
+    with pytest.raises(OptionError, match=said) as caught:
+        QueuedMailDelivery(url)
+    assert caught.value.name == "queuePath"
+    with pytest.raises(OptionError, match=said):
+        QueueProcessor(url, ScriptedMailer())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://ann:{SECRET}@127.0.0.1:1/db",
+        f"postgres:/ann:{SECRET}@127.0.0.1:1/db?sslmode=disable",
+        f"postgresql://ann@127.0.0.1:1/db?password={SECRET}",
+        f"postgresql://ann:%{SECRET}@127.0.0.1:1/db",
+        f"postgresql://ann:{SECRET}@127.0.0.1:1/db?nonsense={SECRET}",
+    ],
+)
+def test_a_url_with_a_password_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(OptionError, match=r"~/\.pgpass") as caught:
+        QueuedMailDelivery(url)
+    error: BaseException | None = caught.value
+    shown = []
+    while error is not None:
+        shown += [str(error), repr(error)]
+        error = error.__cause__ or error.__context__
+    assert SECRET not in " ".join(shown)
+
+
+def test_an_older_library_delivers_to_a_url(postgres: PostgresPlace) -> None:
+    from postcommit.compat import zope_sendmail
+
+    delivery = zope_sendmail.QueuedMailDelivery(postgres.url)
+    delivery.send(ANN, [BOB], mail("a@x.org"))
+    transaction.commit()
+    assert queued(postgres) == ["a@x.org"]
+
+
+def test_zcml_takes_a_url(postgres: PostgresPlace) -> None:
+    context = xmlconfig.file("meta.zcml", __import__("postcommit"))
+    xmlconfig.string(
+        f"""
+        <configure xmlns="http://namespaces.zope.org/zope"
+                   xmlns:mail="http://namespaces.zope.org/mail">
+          <mail:smtpMailer name="smtp" hostname="127.0.0.1" />
+          <mail:queuedDelivery name="Mail" permission="zope.Public" mailer="smtp"
+              queuePath="{postgres.url}" processorThread="false" />
+        </configure>""",
+        context,
+    )
+    getUtility(IMailDelivery, "Mail").send(ANN, BOB, mail("a@x.org"))
+    transaction.commit()
+    assert queued(postgres) == ["a@x.org"]
+
+
+def test_settings_take_a_url(postgres: PostgresPlace) -> None:
+    config = Configurator(settings={"mail.queue_path": postgres.url})
+    config.include("postcommit.pyramid")
+    config.commit()
+    config.registry.getUtility(IMailDelivery).send(ANN, BOB, mail("a@x.org"))
+    transaction.commit()
+    assert queued(postgres) == ["a@x.org"]
+
+
+def test_no_module_of_psycopg_is_imported_for_a_folder(tmp_path: Path) -> None:
+    program = f"""
+import sys, transaction, postcommit
+from postcommit._cli.main import main
+delivery = postcommit.QueuedMailDelivery({str(tmp_path / "queue")!r})
+delivery.send("a@x.org", "b@x.org", "Subject: x\\n\\n")
+transaction.commit()
+main(["status", {str(tmp_path / "queue")!r}])
+assert "psycopg" not in sys.modules
+assert "postcommit._postgres" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.modules["psycopg"] = None
+import postcommit
+try:
+    postcommit.QueuedMailDelivery("postgresql://h/db").send("a@x.org", "b@x.org", "x")
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert "pip install 'postcommit[postgres]'" in done.stdout
+
+
+# The schema
+
+
+def new_schema() -> str:
+    return cluster().url(f"fresh{os.urandom(4).hex()}")
+
+
+def test_nothing_is_created_without_migrate() -> None:
+    url = new_schema()
+    delivery = QueuedMailDelivery(url)
+    with pytest.raises(QueueError, match="postcommit migrate postgresql://127"):
+        delivery.send(ANN, BOB, mail())
+    transaction.abort()
+    parsed = parse_database_url(url)
+    assert migrate(parsed) == (0, 1)
+    assert migrate(parsed) == (1, 1)
+    delivery.send(ANN, BOB, mail())
+    transaction.commit()
+
+
+def test_a_schema_that_was_created_for_the_role_is_used() -> None:
+    url = parse_database_url(new_schema())
+    with cluster().connect() as connection:
+        connection.execute(f"create schema {url.schema}".encode())
+    assert migrate(url) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "run 'postcommit migrate"), (2, "a newer postcommit")]
+)
+def test_another_version_is_refused(
+    postgres: PostgresPlace, number: int, said: str
+) -> None:
+    postgres.execute(f"update {{schema}}.version set number = {number}")
+    with pytest.raises(QueueError, match=said):
+        postgres.make()
+    with pytest.raises(QueueError, match=f"version {number}"):
+        migrate(parse_database_url(postgres.url))
+    postgres.execute("delete from {schema}.version")
+    with pytest.raises(QueueError, match="version 0"):
+        postgres.make()
+
+
+def test_a_database_that_is_not_utf_8_is_refused() -> None:
+    with cluster().connect() as connection:
+        connection.execute("drop database if exists latin")
+        connection.execute(
+            "create database latin encoding 'LATIN1' template template0 locale 'C'"
+        )
+    url = cluster().conninfo.removesuffix("postgres") + "latin"
+    with pytest.raises(QueueError, match="LATIN1"):
+        migrate(parse_database_url(url))
+
+
+# Roles
+
+
+@pytest.fixture
+def role(postgres: PostgresPlace) -> Any:
+    """A function that makes a role with these grants, and returns its URL."""
+    name = f"role{os.urandom(4).hex()}"
+
+    def make(*grants: str) -> str:
+        postgres.execute(f"create role {name} login")
+        postgres.execute(f"grant usage on schema {{schema}} to {name}")
+        postgres.execute(f"grant select on {{schema}}.version to {name}")
+        for grant in grants:
+            right, _, tables = grant.partition(" on ")
+            for table in tables.split(", "):
+                postgres.execute(f"grant {right} on {{schema}}.{table} to {name}")
+        return postgres.url.replace("//postgres@", f"//{name}@")
+
+    yield make
+    postgres.execute(f"drop owned by {name}")
+    postgres.execute(f"drop role {name}")
+
+
+def test_a_sender_alone_needs_to_insert_only(
+    postgres: PostgresPlace, role: Callable[..., str]
+) -> None:
+    delivery = QueuedMailDelivery(role("insert on entry"))
+    delivery.send(ANN, BOB, mail("a@x.org"))
+    transaction.commit()
+    assert queued(postgres) == ["a@x.org"]
+
+
+def test_a_sender_beside_others_needs_the_batches(
+    postgres: PostgresPlace, role: Callable[..., str]
+) -> None:
+    url = role(
+        "select, insert, update, delete on entry, batch",
+    )
+    for end in (transaction.commit, transaction.abort):
+        transaction.get().join(Partner(BEFORE))
+        QueuedMailDelivery(url).send(ANN, BOB, mail("a@x.org"))
+        end()
+    assert queued(postgres) == ["a@x.org"]
+
+
+def test_a_processor_needs_these_rights(
+    postgres: PostgresPlace, role: Callable[..., str]
+) -> None:
+    url = role(
+        "select, insert, update, delete on entry, process",
+        "select, update on pace",
+        "select on stopped, batch",
+    )
+    QueuedMailDelivery(url).send(ANN, BOB, mail("a@x.org"))
+    transaction.commit()
+    processor = QueueProcessor(url, ScriptedMailer(), rate_limit=100.0)
+    assert processor.flush().sent == 1
+
+
+@pytest.mark.parametrize("grants", [(), ("select on entry",)])
+def test_a_role_without_rights_is_told_which(
+    postgres: PostgresPlace, role: Callable[..., str], grants: tuple[str, ...]
+) -> None:
+    url = role(*grants)
+    with pytest.raises(QueueError, match=r"grant insert on table \w+\.entry"):
+        QueuedMailDelivery(url).send(ANN, BOB, mail())
+    transaction.abort()
+    with pytest.raises(QueueError, match=r"grant \w+ on table"):
+        QueueProcessor(url, ScriptedMailer()).start()
+    postgres.execute(
+        f"revoke usage on schema {{schema}} from {parse_role(url)}"
+    )
+    with pytest.raises(QueueError, match="grant usage on schema"):
+        PostgresQueue(url)
+
+
+def parse_role(url: str) -> str:
+    return url.partition("//")[2].partition("@")[0]
+
+
+def test_another_isolation_of_the_role_changes_nothing(
+    postgres: PostgresPlace, role: Callable[..., str]
+) -> None:
+    url = role("all on entry, batch, process, pace, stopped")
+    postgres.execute(
+        f"alter role {parse_role(url)} set default_transaction_isolation"
+        " = 'serializable'"
+    )
+    delivery = QueuedMailDelivery(url)
+    for number in range(30):
+        delivery.send(ANN, BOB, mail(f"{number}@x.org"))
+    transaction.commit()
+    mailer = ScriptedMailer()
+    processor = QueueProcessor(url, mailer, workers=4)
+    assert processor.flush().sent == 30
+    assert len(set(mailer.sent)) <= 30
+
+
+def test_a_server_that_was_restarted_is_not_noticed_by_a_sender(
+    postgres: PostgresPlace,
+) -> None:
+    delivery = QueuedMailDelivery(postgres.url)
+    for number in range(3):
+        delivery.send(ANN, BOB, mail(f"{number}@x.org"))
+        transaction.commit()
+        postgres.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where pid <> pg_backend_pid() and application_name = 'postcommit'"
+        )
+    assert len(queued(postgres)) == 3
+
+

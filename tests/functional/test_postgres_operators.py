@@ -1,0 +1,362 @@
+"""Operators look into a queue in PostgreSQL, and change it, by the same commands."""
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import transaction
+from tests.contract.steps import ANN
+from tests.contract.steps import BOB
+from tests.contract.steps import accept
+from tests.contract.steps import consume
+from tests.contract.steps import stage
+from tests.support.mailers import ScriptedMailer
+from tests.support.postgres import cluster
+from tests.support.postgresplace import PostgresPlace
+from tests.support.smtpd import ScriptedRelay
+from zope.interface.verify import verifyObject
+
+from postcommit import QueuedMailDelivery
+from postcommit import QueueProcessor
+from postcommit._cli.main import main
+from postcommit._drain.contract import Settlement
+from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import IChanges
+from postcommit._maildir.item import IOperators
+from postcommit._postgres.operators import PostgresOperators
+from postcommit.errors import EntryError
+from postcommit.errors import ItemError
+from postcommit.errors import QueueError
+
+
+@pytest.fixture(autouse=True)
+def _apart(commands_apart: None) -> None:
+    """Every test here may call a command."""
+
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def command(postgres: PostgresPlace, capsys: pytest.CaptureFixture[str]) -> Command:
+    """A function that calls a command on the queue, and returns what it prints."""
+
+    def call(name: str, *words: str, status: int = 0, first: str = "") -> str:
+        argv = [name, *first.split(), postgres.url, *words]
+        assert main(argv) == status, capsys.readouterr()
+        return capsys.readouterr().out
+
+    return call
+
+
+class Filled:
+    """A queue with one entry in each state; their message ids."""
+
+    def __init__(self, place: PostgresPlace) -> None:
+        self.place = place
+        queue = place.make()
+        self.failed, self.deferred = accept(queue, ANN), accept(queue, ANN, BOB)
+        consumer = consume(queue)
+        for claim in consumer.take(2):
+            entry = replace(claim.read(), attempts=1, last_reply="450 4.2.0 Later")
+            if self.failed in entry.message.decode():
+                consumer.settle(claim, Settlement(rejected=entry))
+            else:
+                due = consumer.now() + 300
+                consumer.settle(claim, Settlement(left=entry, due=due))
+        consumer.close()
+        self.waiting = accept(queue, BOB)
+        self.in_doubt, item = stage(queue, ANN)
+        batch = queue.batch()
+        batch.prepare([item])
+        place.die_with_batch(batch)
+        place.age(60)
+
+
+@pytest.fixture
+def filled(postgres: PostgresPlace) -> Filled:
+    return Filled(postgres)
+
+
+def by_state(queue: PostgresOperators) -> dict[EntryState, Any]:
+    found: dict[EntryState, Any] = {}
+    for item in queue.items(EntryState):
+        assert found.setdefault(item.state, item) is item
+    return found
+
+
+def test_the_contracts_are_kept(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    verifyObject(IOperators, queue)
+    with queue.changes() as changes:
+        verifyObject(IChanges, changes)
+
+
+def test_each_entry_is_listed_in_its_state(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    steps = []
+    found = by_state(queue)
+    assert list(found) == list(EntryState)[:4]
+    for state, name in [
+        (EntryState.WAITING, filled.waiting),
+        (EntryState.DEFERRED, filled.deferred),
+        (EntryState.FAILED, filled.failed),
+        (EntryState.IN_DOUBT, filled.in_doubt),
+    ]:
+        [item] = queue.items(
+            [state], message_id=name, step=lambda: steps.append(1)
+        )
+        assert item == found[state]
+        read = queue.details(item)
+        assert read is not None
+        assert read.message_id == name
+        is_tried = state in (EntryState.WAITING, EntryState.DEFERRED)
+        assert (read.due is not None) == is_tried
+        assert item.accepted == pytest.approx(read.changed, abs=400)
+        with queue.open(item) as file:
+            entry = parse_entry(file.read())
+        assert (entry.sender, entry.recipients) == (read.sender, read.recipients)
+        for given in (item.id, item.id[:6], item.name, item.place, name, item.key.hex):
+            assert queue.find([given]) == [item]
+    assert len(steps) == 4
+
+
+def test_an_id_that_means_nothing_or_much_is_refused(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    for given in ("abc", " ", "deadbeefdead", "nobody@example.org"):
+        with pytest.raises(ItemError):
+            queue.find([given])
+    for n in range(2):
+        filled.place.execute(
+            "insert into {schema}.entry (id, sender, recipients, message) values"
+            f" ('aaaaaa{n}a-aaaa-aaaa-aaaa-aaaaaaaaaaaa', '', array['{BOB}'], 'x')"
+        )
+    with pytest.raises(ItemError, match="ambiguous"):
+        queue.find(["aaaaaa"])
+
+
+def test_a_survey_counts_all(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    seen = queue.survey()
+    assert list(seen.counts.values())[:4] == [1, 1, 1, 1]
+    assert seen.due == 1
+    assert seen.oldest_due is not None
+    assert seen.reasons[EntryState.DEFERRED].reply == "450 4.2.0 Later"
+    assert (seen.heartbeat, seen.pause) == (None, None)
+    consumer = consume(filled.place.make())
+    consumer.post("535 no such password", 60)
+    seen = queue.survey()
+    assert seen.heartbeat is not None
+    assert seen.pause is not None
+    assert seen.pause.reason == "535 no such password"
+    assert seen.pause.next_attempt - seen.pause.since == pytest.approx(60, abs=1)
+    consumer.clear()
+    assert queue.survey().pause is None
+    consumer.close()
+
+
+def test_a_change_is_made_and_wakes_a_processor(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    found = by_state(queue)
+    consumer = consume(filled.place.make())
+    with queue.changes() as changes:
+        for state in (EntryState.WAITING, EntryState.DEFERRED, EntryState.FAILED):
+            assert changes.retry(found[state])
+        for refused in (changes.retry, changes.delete):
+            with pytest.raises(QueueError, match="in doubt"):
+                refused(found[EntryState.IN_DOUBT])
+        with pytest.raises(QueueError, match="not in doubt"):
+            list(changes.recover([found[EntryState.WAITING]], send=True))
+        doubts = [found[EntryState.IN_DOUBT]]
+        assert list(changes.recover(doubts, send=True)) == doubts
+        assert list(changes.recover(doubts, send=True)) == []
+    consumer.wait(0.5)
+    claims = consumer.take(8)
+    assert len(claims) == 4
+    with queue.changes() as changes:
+        for item in found.values():
+            item = item._replace(state=EntryState.WAITING)
+            assert not changes.retry(item), "it is being sent"
+            assert not changes.delete(item)
+    consumer.release(claims)
+    with queue.changes() as changes:
+        for item in found.values():
+            item = item._replace(state=EntryState.WAITING)
+            assert changes.delete(item)
+            assert not changes.delete(item)
+            assert queue.details(item) is None
+            with pytest.raises(FileNotFoundError):
+                queue.open(item)
+    with queue.changes() as changes, pytest.raises(EntryError, match="gone"):
+        changes.retry(found[EntryState.FAILED])
+    consumer.close()
+
+
+def test_what_is_in_doubt_can_be_dropped(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    [doubt] = queue.items([EntryState.IN_DOUBT])
+    with queue.changes() as changes:
+        assert list(changes.recover([doubt], send=False)) == [doubt]
+    assert filled.place.look().in_doubt == []
+    assert filled.place.execute("select from {schema}.batch").fetchall() == []
+
+
+def test_two_who_recover_at_the_same_time_share_the_work(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    [doubt] = queue.items([EntryState.IN_DOUBT])
+    with cluster().connect() as other, other.transaction():
+        schema = filled.place.schema
+        other.execute(f"select from {schema}.batch for update".encode())
+        with queue.changes() as changes:
+            assert list(changes.recover([doubt], send=True)) == []
+    assert len(filled.place.look().in_doubt) == 1
+
+
+def test_a_transaction_that_votes_is_not_in_doubt(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    batch = queue.batch()
+    items = [stage(queue)[1]]
+    batch.prepare(items)
+    postgres.age(3600)  # also if it votes for long
+    operators = PostgresOperators(postgres.url)
+    assert list(operators.items([EntryState.IN_DOUBT])) == []
+    batch.discard(items)
+
+
+def test_what_is_not_an_entry_is_shown_and_not_sent(postgres: PostgresPlace) -> None:
+    postgres.execute(
+        "insert into {schema}.entry (sender, recipients, message)"
+        " values ('', array[]::text[], 'Subject: x\n\n')"
+    )
+    QueueProcessor(postgres.url, ScriptedMailer()).flush()
+    queue = PostgresOperators(postgres.url)
+    [item] = queue.items([EntryState.FAILED])
+    read = queue.details(item)
+    assert read is not None
+    assert "envelope is damaged" in read.problem
+    assert queue.open(item).read().endswith(b"Subject: x\n\n")
+    with queue.changes() as changes, pytest.raises(EntryError, match="cannot be sent"):
+        changes.retry(item)
+    assert any("is no entry" in finding.problem for finding in queue.check())
+
+
+def test_a_large_header_is_read_to_its_end(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    head = b"X-Long: " + b"x" * (1 << 17) + b"\nMessage-Id: <long@x.org>\n\n"
+    queue.batch().publish([queue.stage("", (ANN,), [head + b"y" * (1 << 20)])])
+    operators = PostgresOperators(postgres.url)
+    [item] = operators.items([EntryState.WAITING])
+    read = operators.details(item)
+    assert read is not None
+    assert read.message_id == "long@x.org"
+
+
+# A role that may only look
+
+
+def test_a_role_that_may_only_look_takes_old_batches_for_dead(filled: Filled) -> None:
+    schema = filled.place.schema
+    role = f"looker_{schema}"
+    for grant in (
+        f"create role {role} login",
+        f"grant usage on schema {schema} to {role}",
+        f"grant select on all tables in schema {schema} to {role}",
+    ):
+        filled.place.execute(grant)
+    queue = PostgresOperators(filled.place.url.replace("//postgres@", f"//{role}@"))
+    assert len(by_state(queue)) == 4
+    assert queue.survey().counts[EntryState.IN_DOUBT] == 1
+    with pytest.raises(QueueError, match="grant"), queue.changes():
+        pass
+    assert any("by this role" in finding.problem for finding in queue.check())
+    filled.place.execute(f"drop owned by {role}")
+    filled.place.execute(f"drop role {role}")
+
+
+# Check
+
+
+def test_check_finds_what_is_wrong(postgres: PostgresPlace) -> None:
+    accept(postgres.make())
+    far = "update {schema}.entry set deferred = true, due = now() + interval '2 days'"
+    postgres.execute(far)
+    consumer = consume(postgres.make())
+    postgres.execute("update {schema}.process set beat = now() - interval '1 hour'")
+    problems = {finding.problem for finding in PostgresOperators(postgres.url).check()}
+    consumer.close()
+    for part in ("fsync = off", "more than a day", "silent for"):
+        assert any(part in problem for problem in problems), part
+
+
+# The commands
+
+
+def test_status_list_show_and_check(filled: Filled, command: Command) -> None:
+    said = command("status", status=1)
+    assert "1  waiting, never tried" in said
+    assert "1 in doubt; 'postcommit recover'" in said
+    told = json.loads(command("status", "--json", status=1))
+    assert told["queue"] == PostgresOperators(filled.place.url).name
+    assert "postcommit_queue_entries" in command("status", "--prometheus", status=1)
+    lines = command("list", "--json").splitlines()
+    assert [json.loads(line)["message_id"] for line in lines] == [
+        filled.waiting,
+        filled.deferred,
+        filled.in_doubt,
+    ]
+    first = json.loads(lines[0])
+    assert first["url"].endswith(f"#{first['id']}")
+    assert "path" not in first
+    assert first["id"] in command("list", "--to", BOB)
+    shown = command("show", first["id"])
+    assert filled.waiting in shown
+    assert parse_entry(command("show", "--raw", first["id"]).encode())
+    assert "fsync" in command("check", status=1)
+    assert json.loads(command("check", "--json", status=1).splitlines()[0])["url"]
+
+
+def test_retry_delete_and_recover(filled: Filled, command: Command) -> None:
+    assert command("retry", "ALL").count("will be retried") == 1
+    assert "accepted" in command("recover", first="--send")
+    assert command("retry", "ALL", "--failed").count("will be retried") == 1
+    assert command("delete", "ALL", "--yes").count("deleted") == 4
+    assert filled.place.look().queued == []
+    assert "nothing is in doubt" in command("recover", first="--send")
+
+
+def test_flush_and_run_drain_it(
+    postgres: PostgresPlace, command: Command, relay: ScriptedRelay
+) -> None:
+    delivery = QueuedMailDelivery(postgres.url)
+    delivery.send(ANN, BOB, "Subject: x\n\nx")
+    transaction.commit()
+    options = ["--hostname", "127.0.0.1", "--port", str(relay.port)]
+    assert "1 sent" in command("flush", *options)
+    with pytest.raises(AssertionError, match="postcommit migrate"):
+        command("flush", "--create", *options)
+
+
+def test_migrate_creates_the_tables_once(capsys: pytest.CaptureFixture[str]) -> None:
+    url = cluster().url(f"migrated{threading.get_native_id()}")
+    assert main(["migrate", url]) == 0
+    assert "created the schema migrated" in capsys.readouterr().out
+    assert main(["migrate", url]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["status", url, "--no-processor"]) == 0
+
+
+@pytest.mark.parametrize("name", ["migrate", "status"])
+def test_a_url_that_cannot_work_is_refused(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "postgresql://ann:s3cret@h/db"
+    with pytest.raises(SystemExit):
+        raise SystemExit(main([name, url]))
+    said = capsys.readouterr().err
+    assert "~/.pgpass" in said
+    assert "s3cret" not in said

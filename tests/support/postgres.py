@@ -1,0 +1,142 @@
+"""A PostgreSQL server of our own, in a temporary folder, and queues in it."""
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from postcommit._config.database import parse_database_url
+from postcommit._postgres.schema import migrate
+
+
+# Debian does not put the server into the path.
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+_USER = "postgres"
+
+_numbers = itertools.count(1)
+
+
+def why_not() -> str:
+    """Return why no server can be started; empty if one can."""
+    return "" if PROGRAMS else "PostgreSQL is not installed"
+
+
+def as_postgres(*command: Any) -> list[str]:
+    """Return `command` so that it does not run as root, which the server refuses."""
+    words = [str(word) for word in command]
+    if os.geteuid():
+        return words
+    ids = ["--reuid", _USER, "--regid", _USER, "--init-groups"]
+    return ["setpriv", *ids, *words]
+
+
+class Cluster:
+    """A server. It can be killed, and started again, on the same port."""
+
+    def __init__(self, *, is_durable: bool = False) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="postcommit-postgres-"))
+        if not os.geteuid():
+            shutil.chown(self.folder, _USER, _USER)
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            self.port: int = reserved.getsockname()[1]
+        self.data = self.folder / "data"
+        self._is_durable = is_durable
+        self._process: subprocess.Popen[bytes] | None = None
+        trust = ["--auth", "trust", "--username", _USER, "--encoding", "UTF8"]
+        self.run("initdb", "--no-sync", "--locale", "C", *trust, "-D", self.data)
+
+    def run(self, program: str, *arguments: Any) -> None:
+        """Run one of the programs of PostgreSQL."""
+        command = as_postgres(PROGRAMS[-1] / program, *arguments)
+        done = subprocess.run(command, capture_output=True, cwd="/", text=True)
+        assert done.returncode == 0, done.stderr
+
+    def start(self) -> None:
+        """Start the server, and wait until it takes connections."""
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self.folder,
+            "fsync": "on" if self._is_durable else "off",
+            "max_connections": 200,
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        command = as_postgres(PROGRAMS[-1] / "postgres", "-D", self.data, *options)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        until = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(self.conninfo).close()
+                return
+            except psycopg.OperationalError:
+                assert time.monotonic() < until, (self.folder / "log").read_text()
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Kill all its processes, as the death of the machine does."""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for each in (pid, *map(int, children)):
+            try:
+                os.kill(each, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._process.wait(30)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Stop it and remove its folder."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)  # a fast shutdown
+            self._process.wait(30)
+        shutil.rmtree(self.folder)
+
+    @property
+    def conninfo(self) -> str:
+        return f"postgresql://{_USER}@127.0.0.1:{self.port}/postgres"
+
+    def url(self, schema: str = "postcommit", port: int | None = None) -> str:
+        """Return the URL of a queue, by another `port` if one is given."""
+        place = self.conninfo.replace(f":{self.port}/", f":{port or self.port}/")
+        return f"{place}?postcommit_schema={schema}"
+
+    def new_queue(self) -> str:
+        """Create the tables of a new queue, and return its URL."""
+        url = self.url(f"queue{next(_numbers)}")
+        migrate(parse_database_url(url))
+        return url
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Return a connection that commits each statement."""
+        return psycopg.connect(self.conninfo, autocommit=True)
+
+
+@functools.cache
+def cluster() -> Cluster:
+    """Return the server of this process, which is stopped at exit."""
+    process = os.getpid()
+    made = Cluster()
+
+    def stop() -> None:
+        if os.getpid() == process:
+            made.stop()
+
+    atexit.register(stop)
+    made.start()
+    return made
