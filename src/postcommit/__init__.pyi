@@ -1,5 +1,7 @@
 # The public names, once each. `postcommit._exports` reads this file, too.
 
+from postcommit._amqp.mailer import AMQPMailer as AMQPMailer
+from postcommit._amqp.receiver import QueueReceiver as QueueReceiver
 from postcommit._delivery import DirectMailDelivery as DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery as QueuedMailDelivery
 from postcommit._mail.report import DeliveryReport as DeliveryReport

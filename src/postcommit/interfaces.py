@@ -671,6 +671,166 @@ class IFailoverMailer(IPipelineMailer, IRelayCheck):
         """Close the connections of all mailers. The next message opens another."""
 
 
+class IBroker(Interface):
+    """How to reach a RabbitMQ broker, and its queue."""
+
+    # Other mailers have the option `timeout`, too. In settings, this is
+    # ``amqp_timeout``.
+    taggedValue("settings_prefix", "amqp_")
+
+    url = TextLine(
+        title=_("URL"),
+        description=_(
+            "amqps://USER@HOST:PORT/VHOST, or amqp:// without TLS, for a broker on this"
+            " machine. Several hosts are separated by commas, and are tried in turn."
+        ),
+        min_length=1,
+    )
+    queue = TextLine(
+        title=_("Queue"),
+        description=_("Name of the quorum queue on the broker."),
+        default="postcommit",
+        min_length=1,
+        max_length=255,
+    )
+    password = Password(
+        title=_("Password"),
+        description=_(
+            "For the user in the URL; none: the URL has it. Never sent in clear but to"
+            " loopback."
+        ),
+        required=False,
+    )
+    cafile = TextLine(
+        title=_("CA file"),
+        description=_(
+            "File with the certificates of the authorities to trust (PEM);"
+            " none: the system's."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    verify = Bool(
+        title=_("Verify the certificate"),
+        description=_(
+            "Whether the broker must prove its name. Without, anybody on the"
+            " way can read the mail and the password."
+        ),
+        default=True,
+    )
+    certfile = TextLine(
+        title=_("Client certificate"),
+        description=_(
+            "File with the certificate to show to the broker, and those of its"
+            " authorities (PEM); none: without. It is the login if the URL has no user."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    keyfile = TextLine(
+        title=_("Client key"),
+        description=_(
+            "File with the private key of the client certificate, without a"
+            " passphrase (PEM); none: it is in the file of the certificate."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    server_name = TextLine(
+        title=_("Server name"),
+        description=_(
+            "Name that the broker's certificate must have, and that is sent as SNI;"
+            " none: the host in the URL."
+        ),
+        required=False,
+        min_length=1,
+        constraint=can_be_host,
+    )
+    connect_timeout = Float(
+        title=_("Time-out to connect"),
+        description=_("Seconds until the connection stands, for each host."),
+        default=10.0,
+        min=0.001,
+    )
+    timeout = Float(
+        title=_("Time-out"),
+        description=_("Seconds to wait for each answer of the broker."),
+        default=30.0,
+        min=0.001,
+    )
+    heartbeat = Int(
+        title=_("Heartbeat"),
+        description=_(
+            "Seconds after which a silent connection is checked. It is given up when"
+            " nothing came for twice as long."
+        ),
+        default=60,
+        min=1,
+        max=65535,
+    )
+
+
+class IAMQPMailer(IPipelineMailer, IRelayCheck, IBroker):
+    """Hands messages over to a RabbitMQ broker (AMQP 0-9-1).
+
+    A message is sent if the broker has confirmed it. Other mail nodes receive it with
+    ``postcommit receive``. Everything else is the relay's failure.
+    """
+
+    window = Int(
+        title=_("Window"),
+        description=_("Maximum number of messages that wait for their confirm."),
+        default=64,
+        min=1,
+    )
+    max_size = Int(
+        title=_("Maximal size"),
+        description=_(
+            "Bytes of an entry that the broker takes: its max_message_size. A larger"
+            " message is rejected."
+        ),
+        default=134217728,
+        min=1,
+    )
+    notify = Attribute(
+        "The function that events are published with: `zope.event.notify`."
+    )
+
+    def close() -> None:
+        """Close the idle connections. The next message opens another."""
+
+
+class IQueueReceiver(IBroker):
+    """Receives entries from a RabbitMQ broker into a queue on disk.
+
+    The methods may be called from any thread.
+    """
+
+    prefetch = Int(
+        title=_("Prefetch"),
+        description=_("Maximum number of entries that are received at a time."),
+        default=128,
+        min=1,
+        max=65535,
+    )
+    queuePath = Attribute(
+        "Folder of the queue, which must exist. A relative one is below the working"
+        " directory of the moment when it is given."
+    )
+
+    def run() -> None:
+        """Receive in this thread, until `stop`."""
+
+    def stop() -> None:
+        """Let `run` return after the entries that it is accepting. Does not wait."""
+
+    def declare() -> None:
+        """Create the quorum queue on the broker, if it is missing.
+
+        Raises `RelayError`, also if there is a queue of another type.
+        """
+
+
 class IDefaultSender(Interface):
     """A delivery that has a sender for messages without a sender."""
 

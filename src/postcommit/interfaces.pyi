@@ -12,6 +12,9 @@ from typing import overload
 
 from typing_extensions import TypeIs
 
+from postcommit._amqp.broker import Broker
+from postcommit._amqp.mailer import AMQPMailer
+from postcommit._amqp.receiver import QueueReceiver
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import QueuedMailDelivery
 from postcommit._mailers.failover import FailoverMailer
@@ -88,6 +91,9 @@ ISMTPMailer: _Interface[SMTPMailer]
 ISendmailMailer: _Interface[SendmailMailer]
 IFileMailer: _Interface[FileMailer]
 IFailoverMailer: _Interface[FailoverMailer]
+IBroker: _Interface[Broker]
+IAMQPMailer: _Interface[AMQPMailer]
+IQueueReceiver: _Interface[QueueReceiver]
 IDefaultSender: _Interface[DirectMailDelivery | QueuedMailDelivery]
 IDirectMailDelivery: _Interface[DirectMailDelivery]
 IQueuedMailDelivery: _Interface[QueuedMailDelivery]

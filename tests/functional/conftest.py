@@ -8,6 +8,9 @@ import pytest
 from tests.functional.postfix import Postfix
 from tests.functional.postfix import starting
 from tests.functional.postfix import why_not
+from tests.functional.rabbitmq import Node
+from tests.functional.rabbitmq import one_node
+from tests.functional.rabbitmq import why_no_broker
 from tests.support.postgres import why_not as no_postgres
 from tests.support.postgresplace import PostgresPlace
 from tests.support.smtpd import ScriptedRelay
@@ -44,3 +47,12 @@ def postgres() -> Iterator[PostgresPlace]:
     place = PostgresPlace()
     yield place
     place.end()
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """A RabbitMQ for all tests of a session. A test that stops it starts it again."""
+    if reason := why_no_broker():
+        pytest.skip(reason)
+    with one_node() as node:
+        yield node

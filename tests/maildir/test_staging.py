@@ -29,7 +29,7 @@ from postcommit._maildir.staging import is_prepared
 from postcommit._maildir.staging import original_name
 from postcommit._maildir.store import Staging
 from postcommit._maildir.store import Store
-from postcommit._maildir.store import _do_all
+from postcommit._maildir.store import do_all
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
@@ -702,4 +702,4 @@ def test_nothing_that_a_thread_raises_passes_for_a_sync() -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        _do_all([lambda: None, fail, lambda: None])
+        do_all([lambda: None, fail, lambda: None])

@@ -25,7 +25,7 @@ from postcommit._maildir.entry import preamble_of
 from postcommit._maildir.files import birth_time
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
-from postcommit._maildir.store import _do_all
+from postcommit._maildir.store import do_all
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from tests.support.queues import ENTRY
@@ -367,7 +367,7 @@ def test_all_syncs_have_ended_when_they_are_done() -> None:
 
     for count in (1, 2, 40):
         ended: list[int] = []
-        _do_all([sync] * count)
+        do_all([sync] * count)
         assert len(ended) == count
 
 
@@ -379,7 +379,7 @@ def test_a_sync_that_fails_in_any_thread_is_an_error(failing: int) -> None:
     syncs: list[Callable[[], object]] = [lambda: time.sleep(0.01)] * 3
     syncs[failing] = fail
     with pytest.raises(OSError, match="no"):
-        _do_all(syncs)
+        do_all(syncs)
 
 
 def test_a_claim_says_where_its_entry_is(store: Store) -> None:

@@ -23,6 +23,7 @@ entry that cannot be settled keeps its claim, so that it is not sent again.
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
@@ -106,7 +107,11 @@ class Settler:
         if not left:  # another processor has tried the others
             self._kept.pop(claim.key, None)
             left = entry.recipients
-        return replace(entry, recipients=left[:most], doubts=())
+        some = left[:most]
+        # A part is another message than the whole. A mailer that hands both over under
+        # one name would lose one of them.
+        name = f"{entry.name}.P{zlib.crc32(','.join(some).encode()):08x}"
+        return replace(entry, recipients=some, doubts=(), name=name)
 
     def settle(
         self, claim: IClaim, report: DeliveryReport, *, answered: bool = False

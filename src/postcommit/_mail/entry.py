@@ -11,7 +11,8 @@ class Entry:
 
     `uncertain` is the number of attempts in which a recipient was uncertain. If it is
     not the same for all recipients, it is the largest one, and `doubts` has those of
-    all, in the order of `recipients`.
+    all, in the order of `recipients`. `name` is the entry's name in its queue, which is
+    the same in each attempt.
     """
 
     sender: str
@@ -21,6 +22,7 @@ class Entry:
     last_reply: str = ""
     uncertain: int = 0
     doubts: tuple[int, ...] = ()
+    name: str = field(default="", compare=False, repr=False)
 
     def uncertain_by_recipient(self) -> dict[str, int]:
         """Return the number of uncertain attempts of each recipient."""

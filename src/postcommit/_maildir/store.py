@@ -324,7 +324,6 @@ class Store:
         A large file is moved as it is, without the reason: it may be sparse, and larger
         than the disk.
         """
-        said = " ".join(reason.split()).encode()
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             if claim.is_large:
                 failed = self._failed().new
@@ -335,8 +334,14 @@ class Store:
                     rename(claim.path, another_name(target))
                 sync(failed)
                 return
-            self._bury(claim.key, [UNREADABLE, said, b"\n", claim.read_bytes()])
+        self.bury_bytes(claim.key, claim.read_bytes(), reason)
         self.finish(claim)
+
+    def bury_bytes(self, name: str, data: bytes, reason: str) -> None:
+        """Keep what is not an entry as a dead letter. Raises `QueueError`."""
+        said = " ".join(reason.split()).encode(errors="replace")
+        with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
+            self._bury(name, [UNREADABLE, said, b"\n", data])
 
     def _bury(self, name: str, lines: Sequence[bytes]) -> None:
         folder = self._failed().new
@@ -432,7 +437,7 @@ class Staging:
     def _prepare(self, items: Sequence[Staged]) -> None:
         leader = self._mark(items)
         syncs = [item.sync for item in items[1:]]
-        _do_all([partial(os.fsync, leader.descriptor), *syncs])
+        do_all([partial(os.fsync, leader.descriptor), *syncs])
         sync(self._maildir.tmp)
         _check_writable(self._maildir.new)
 
@@ -505,7 +510,7 @@ class Staging:
             self._leader = None
 
 
-def _do_all(syncs: Sequence[Callable[[], object]]) -> None:
+def do_all(syncs: Sequence[Callable[[], object]]) -> None:
     """Call each of `syncs`, side by side; raise what one of them raises."""
     left = iter(list(syncs))  # each thread takes the next
     errors: list[BaseException] = []
@@ -650,6 +655,7 @@ class Claim:
             if not may_go_on(head):
                 parse_entry(head)
         self.entry = parse_entry(self.read_bytes())
+        self.entry.name = self.key
         return self.entry
 
     def beginning(self) -> bytes:

@@ -1,0 +1,138 @@
+"""The options of a broker, and how to connect with them."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from typing import Any
+
+from zope.interface import implementer
+from zope.schema import getFieldNames
+
+from postcommit._amqp.place import Place
+from postcommit._amqp.place import host_and_port
+from postcommit._amqp.place import parsed_url
+from postcommit._config.options import checked
+from postcommit._config.readonly import ReadOnlyOptions
+from postcommit._smtp.tls import TLS
+from postcommit.errors import MISSING
+from postcommit.errors import MissingExtraError
+from postcommit.errors import OptionError
+from postcommit.errors import RelayError
+from postcommit.interfaces import IBroker
+from postcommit.interfaces import TLSMode
+
+
+if TYPE_CHECKING:
+    from postcommit._amqp.link import Link
+
+_check = functools.partial(checked, IBroker)
+
+# The user that every new broker has. The broker takes it from its own machine only.
+_GUEST = "guest"
+
+
+@implementer(IBroker)
+class Broker(ReadOnlyOptions):
+    """The base of those who connect to a broker. See `IBroker`.
+
+    Raises `OptionError` for options that can never work, and `MissingExtraError`
+    without py-amqp. Nothing is connected or read before the first message.
+    """
+
+    url: str
+    queue: str
+    password: str | None
+    cafile: str | None
+    verify: bool
+    certfile: str | None
+    keyfile: str | None
+    server_name: str | None
+    connect_timeout: float
+    timeout: float
+    heartbeat: int
+    _place: Place
+    _tls: TLS
+
+    def _set_broker(self, given: Mapping[str, Any]) -> None:
+        """Check the arguments of a constructor, and make the attributes of them."""
+        try:
+            from postcommit._amqp import link as link
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "amqp":
+                raise
+            raise MissingExtraError("amqp", "amqp") from error
+        options = vars(self)
+        for name in getFieldNames(IBroker):
+            options[name] = _check(name, given[name])
+        place = options["_place"] = parsed_url(self.url)
+        if len(self.queue.encode(errors="replace")) > 255:
+            raise OptionError("queue", self.queue, "must not be longer than 255 bytes")
+        self._check_login(place)
+        options["_tls"] = tls = TLS(
+            TLSMode.IMPLICIT if place.is_tls else TLSMode.NONE,
+            self.cafile,
+            self.verify,
+            certfile=self.certfile,
+            keyfile=self.keyfile,
+            server_name=self.server_name,
+        )
+        if not place.is_tls:
+            for name in tls.needing:
+                reason = "has no effect with amqp://, which is without TLS; use amqps://"
+                raise OptionError(name, getattr(self, name), reason)
+        tls.check()
+
+    def _check_login(self, place: Place) -> None:
+        """Raise `OptionError` for half a login, or a password that is there twice."""
+        if self.password and not place.username:
+            raise OptionError("password", self.password, "needs a user in the URL")
+        if self.password and place.password:
+            raise OptionError("password", self.password, "is in the URL, too; remove one")
+        if place.username and not (self.password or place.password):
+            reason = (
+                "is needed for the user in the URL; give it by a file or the"
+                " environment, or in the URL"
+            )
+            raise OptionError("password", MISSING, reason)
+
+    @property
+    def login(self) -> tuple[str, str] | None:
+        """The user and the password; None if the client certificate is the login."""
+        place = self._place
+        if place.username:
+            return place.username, self.password or place.password or ""
+        return None if self.certfile else (_GUEST, _GUEST)
+
+    def __repr__(self) -> str:
+        # A debugger may show an object whose constructor has raised.
+        place = vars(self).get("_place", "without options")
+        return f"<{type(self).__name__} {place}>"
+
+    @property
+    def name(self) -> str:
+        """The URL without its password, for logs."""
+        return str(self._place)
+
+    def connect(self) -> Link:
+        """Return a new connection to the first host that works.
+
+        Raises `RelayError`, which says what is wrong with each host. After a refused
+        login the other hosts, which have the same users, are not tried.
+        """
+        from postcommit._amqp.link import Link
+        from postcommit._amqp.link import LoginRefused
+
+        failures = []
+        for host, port in self._place.hosts:
+            try:
+                return Link(self, host, port)
+            except LoginRefused:
+                raise
+            except RelayError as error:
+                failures.append(f"{host_and_port(host, port)}: {error.reason}")
+        raise RelayError("; ".join(failures))
+
+    def read_certificates(self) -> None:
+        """Read the certificates now, and keep them, see `ISMTPMailer`."""
+        self._tls.read_certificates()

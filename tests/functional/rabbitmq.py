@@ -1,0 +1,202 @@
+"""RabbitMQ as Debian has it: one node, or a cluster, each with a folder of its own.
+
+All ports are on the loopback interface, and the nodes know each other by an Erlang
+cookie that is made for them. Nothing of the machine's own broker is read or written.
+"""
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import contextmanager
+from contextlib import suppress
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from tests.functional.servers import Server
+from tests.functional.servers import public_folder
+
+
+_PROGRAMS = glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")
+
+# The alarms are raised by the tests, and not by this machine.
+_CONFIG = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+disk_free_limit.absolute = 1MB
+vm_memory_high_watermark.relative = 0.9
+default_user = mail
+default_pass = {password}
+log.file.level = warning
+{more}
+"""
+
+# Few threads that do not spin, because the tests share the machine.
+_ERLANG = (
+    "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
+    " -kernel inet_dist_use_interface {127,0,0,1}"
+)
+
+PASSWORD = "a secret of the broker"  # noqa: S105
+
+
+def why_no_broker() -> str:
+    """Return why no broker can be started here; empty if it can."""
+    return "" if _PROGRAMS else "the Debian package rabbitmq-server is not installed"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port: int = reserved.getsockname()[1]
+        return port
+
+
+class Names:
+    """The port mapper by which the nodes of one cluster find each other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        cookie = folder / ".erlang.cookie"
+        cookie.write_text(secrets.token_hex(16))
+        cookie.chmod(0o400)
+        self._process = subprocess.Popen(
+            ["epmd", "-port", str(self.port), "-address", "127.0.0.1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOME": str(self.folder),
+            "ERL_EPMD_PORT": str(self.port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Node(Server):
+    """A broker. `more` are lines of its configuration."""
+
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, names: Names, name: str = "one", more: str = "") -> None:
+        self.name = f"{name}@localhost"
+        folder = names.folder / name
+        folder.mkdir()
+        super().__init__(folder)
+        self._names = names
+        self._dist_port = free_port()
+        config = _CONFIG.format(port=self.port, password=PASSWORD, more=more)
+        (folder / "rabbitmq.conf").write_text(config)
+        (folder / "plugins").write_text("[].\n")
+        (folder / "env.conf").write_text("")
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        return {
+            **self._names.environ,
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(self.folder / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(self.folder / "config"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG,
+        }
+
+    def start(self) -> None:
+        """Start it, with all that it had before."""
+        with (self.folder / "errors").open("ab") as errors:
+            self._process = subprocess.Popen(
+                [f"{_PROGRAMS[0]}/rabbitmq-server"],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env=self._environ,
+                start_new_session=True,
+                cwd=self.folder,
+            )
+
+    def start_again(self) -> None:
+        """Start it after `stop`, and wait until it listens."""
+        self.start()
+        self.wait_until(self.listens, "it does not listen")
+
+    def stop(self) -> None:
+        """Kill it, as a power failure does."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Let it stand still, with all its connections."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def control(self, *words: Any, program: str = "rabbitmqctl") -> str:
+        """Return what ``rabbitmqctl`` prints."""
+        done = subprocess.run(
+            [f"{_PROGRAMS[0]}/{program}", "-q", "-n", self.name, *map(str, words)],
+            capture_output=True,
+            text=True,
+            env=self._environ,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout + self.log
+        return done.stdout
+
+    def url(self, user: str = f"mail:{PASSWORD.replace(' ', '%20')}") -> str:
+        return f"amqp://{user}@127.0.0.1:{self.port}/"
+
+    @property
+    def log(self) -> str:
+        paths = [self.folder / "errors", *sorted((self.folder / "log").glob("*"))]
+        return "\n".join(p.read_text()[-4000:] for p in paths if p.is_file())
+
+
+@contextmanager
+def one_node(more: str = "") -> Iterator[Node]:
+    with public_folder("rabbitmq") as folder, ExitStack() as stack:
+        names = Names(folder)
+        stack.callback(names.close)
+        yield stack.enter_context(Node(names, more=more))
+
+
+@contextmanager
+def three_nodes() -> Iterator[list[Node]]:
+    """Yield the nodes of a cluster, of which the first is started first."""
+    numbers = ("one", "two", "three")
+    more = "cluster_formation.peer_discovery_backend = classic_config\n"
+    more += "\n".join(
+        f"cluster_formation.classic_config.nodes.{number} = {name}@localhost"
+        for number, name in enumerate(numbers, 1)
+    )
+    with public_folder("rabbitmq") as folder, ExitStack() as stack:
+        names = Names(folder)
+        stack.callback(names.close)
+        nodes = [Node(names, name, more) for name in numbers]
+        for node in nodes:
+            stack.enter_context(node)
+        yield nodes
