@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from postcommit._amqp.mailer import AMQPMailer
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
@@ -27,6 +28,7 @@ from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import OptionError
 from postcommit.errors import masked
 from postcommit.errors import shown
+from postcommit.interfaces import IAMQPMailer
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
@@ -41,12 +43,18 @@ from postcommit.interfaces import TLSMode
 log = Log("postcommit.build")
 
 # The mailers that settings can choose, by name.
-MAILERS = {"smtp": ISMTPMailer, "sendmail": ISendmailMailer, "file": IFileMailer}
+MAILERS = {
+    "smtp": ISMTPMailer,
+    "sendmail": ISendmailMailer,
+    "file": IFileMailer,
+    "amqp": IAMQPMailer,
+}
 
 _CLASSES: dict[Any, Callable[..., Any]] = {
     ISMTPMailer: SMTPMailer,
     ISendmailMailer: SendmailMailer,
     IFileMailer: FileMailer,
+    IAMQPMailer: AMQPMailer,
     IFailoverMailer: FailoverMailer,
     IDirectMailDelivery: DirectMailDelivery,
     IQueuedMailDelivery: QueuedMailDelivery,
@@ -54,8 +62,16 @@ _CLASSES: dict[Any, Callable[..., Any]] = {
 }
 
 
-def build(contract: Any, given: Mapping[str, Given], **others: Any) -> Any:
+def build(
+    contract: Any,
+    given: Mapping[str, Given],
+    *,
+    kind: Callable[..., Any] | None = None,
+    **others: Any,
+) -> Any:
     """Return the object of `contract` with its options among `given`.
+
+    `kind` is its class, if `contract` is not one of those that settings choose.
 
     `given` has the names of `fields_of`, and may have options of other objects.
     `others` are arguments that no text can give, such as `mailer`. Raises
@@ -67,7 +83,7 @@ def build(contract: Any, given: Mapping[str, Given], **others: Any) -> Any:
     mine = {fields[name].__name__: one for name, one in given.items() if name in fields}
     try:
         values = {name: parsed(contract, name, one.value) for name, one in mine.items()}
-        return _CLASSES[contract](**{**values, **others})
+        return (kind or _CLASSES[contract])(**{**values, **others})
     except OptionError as error:
         refused = _placed(error, mine)
     raise refused

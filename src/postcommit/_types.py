@@ -465,6 +465,42 @@ class QueuePause(Protocol):
         """The id of the process that pauses."""
 
 
+class QueueReception(Protocol):
+    """A receiver from a broker. Times are in seconds since the epoch."""
+
+    @property
+    def broker(self) -> str:
+        """The URL of the broker, without a password."""
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue on the broker."""
+
+    @property
+    def process(self) -> int:
+        """The id of the process that receives."""
+
+    @property
+    def began(self) -> float:
+        """When it began."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is connected to the broker."""
+
+    @property
+    def problem(self) -> str:
+        """Why it does not receive now, '' if it does."""
+
+    @property
+    def received(self) -> int:
+        """How many entries it has received since it began."""
+
+    @property
+    def last_acknowledged(self) -> float | None:
+        """When it acknowledged an entry last, or None."""
+
+
 class QueueStatus(Protocol):
     """A queue in a few numbers. Times are in seconds since the epoch."""
 
@@ -510,6 +546,10 @@ class QueueStatus(Protocol):
     @property
     def shortages(self) -> tuple[str, ...]:
         """What the disk has too little of."""
+
+    @property
+    def receptions(self) -> Sequence[QueueReception]:
+        """The living receivers from a broker."""
 
 
 class QueueFinding(Protocol):

@@ -38,6 +38,7 @@ from postcommit._config.options import parsed
 from postcommit._queues import check_place
 from postcommit.errors import OptionError
 from postcommit.errors import masked
+from postcommit.interfaces import IAMQPMailer
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
@@ -162,6 +163,14 @@ ISendmailMailerDirective = InterfaceClass(
     __name__,
 )
 
+IAMQPMailerDirective = InterfaceClass(
+    "IAMQPMailerDirective",
+    (IMailerDirective,),
+    _attributes(IAMQPMailer),
+    "Registers a mailer that hands messages over to a RabbitMQ broker.",
+    __name__,
+)
+
 IFileMailerDirective = InterfaceClass(
     "IFileMailerDirective",
     (IMailerDirective,),
@@ -259,6 +268,12 @@ def fileMailer(_context: Any, name: str, **options: Any) -> None:
     """Register a mailer. See `IFileMailerDirective`."""
     given = _given(f"mail:fileMailer {name}", IFileMailer, options)
     _register_mailer(_context, name, build(IFileMailer, given))
+
+
+def amqpMailer(_context: Any, name: str, **options: Any) -> None:
+    """Register a mailer. See `IAMQPMailerDirective`."""
+    given = _given(f"mail:amqpMailer {name}", IAMQPMailer, options)
+    _register_mailer(_context, name, build(IAMQPMailer, given))
 
 
 def failoverMailer(

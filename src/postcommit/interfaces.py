@@ -73,6 +73,7 @@ from postcommit._types import QueueEntry as QueueEntry
 from postcommit._types import QueueFinding as QueueFinding
 from postcommit._types import QueuePause as QueuePause
 from postcommit._types import QueueReason as QueueReason
+from postcommit._types import QueueReception as QueueReception
 from postcommit._types import QueueStatus as QueueStatus
 from postcommit._types import RelayCheck as RelayCheck
 from postcommit._types import Reply as Reply
@@ -805,6 +806,9 @@ class IQueueReceiver(IBroker):
 
     The methods may be called from any thread.
     """
+
+    # Not those of the mailer: a processor with its URL would send everything back.
+    taggedValue("settings_prefix", "receive_")
 
     prefetch = Int(
         title=_("Prefetch"),

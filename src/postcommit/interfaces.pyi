@@ -51,6 +51,7 @@ from postcommit._types import QueueEntry as QueueEntry
 from postcommit._types import QueueFinding as QueueFinding
 from postcommit._types import QueuePause as QueuePause
 from postcommit._types import QueueReason as QueueReason
+from postcommit._types import QueueReception as QueueReception
 from postcommit._types import QueueStatus as QueueStatus
 from postcommit._types import RelayCheck as RelayCheck
 from postcommit._types import Reply as Reply

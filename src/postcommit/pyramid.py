@@ -65,6 +65,7 @@ from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import masked
+from postcommit.interfaces import IAMQPMailer
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IMailDelivery
@@ -213,6 +214,11 @@ class MailSettings:
         if "file" in needed and "folder" not in self._given:
             name = f"{self._prefix}folder"
             raise OptionError(name, MISSING, "is needed by the mailer 'file'")
+        is_asked = fields_of(IAMQPMailer).keys() & self._given.keys()
+        if "amqp" in needed or is_asked:
+            if "amqp_url" not in self._given:
+                name = f"{self._prefix}amqp_url"
+                raise OptionError(name, MISSING, "is needed by the mailer 'amqp'")
         mailers = {
             name: build(contract, self._given, notify=notify)
             for name, contract in MAILERS.items()

@@ -31,6 +31,7 @@ from postcommit import interfaces
 from postcommit._cli import main as cli
 from postcommit._cli.configuration import Configuration
 from postcommit._config.options import fields_of
+from postcommit.interfaces import IAMQPMailer
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IFileMailer
@@ -38,6 +39,7 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import IQueueReceiver
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import is_path
@@ -65,6 +67,9 @@ CONTRACTS = {
     ),
     IFileMailer: Kind(
         'fileMailer name="m"', (IMailer, "m"), (IMailer, "file"), ("folder",)
+    ),
+    IAMQPMailer: Kind(
+        'amqpMailer name="m"', (IMailer, "m"), (IMailer, "amqp"), ("amqp_url",)
     ),
     IFailoverMailer: Kind(
         'failoverMailer name="m" mailers="smtp"',
@@ -97,11 +102,18 @@ TOGETHER = {
     "password": ("username",),
     "auth": ("username", "password"),
     "keyfile": ("certfile",),
+    "amqp_keyfile": ("amqp_certfile",),
 }
+
+# URLs of a broker. A user needs a password, and a password a user.
+BROKER = "amqps://mq.example.org"
+URLS = {"amqp_password": "amqps://shop@mq.example.org"}
 
 
 # Options that are names of hosts.
-HOSTS = dict.fromkeys(("hostname", "server_name", "helo_name"), "mx.example.org")
+HOSTS = dict.fromkeys(
+    ("hostname", "server_name", "helo_name", "amqp_server_name"), "mx.example.org"
+)
 
 
 class Case(NamedTuple):
@@ -173,10 +185,15 @@ def from_values_in_pyramid(case: Case) -> Any:
 
 
 def made(case: Case, argv: list[str], environ: dict[str, str]) -> Any:
+    if case.contract is IQueueReceiver:
+        # The URL is the first word of the command. The queue must be somewhere, too.
+        environ = {**environ, "POSTCOMMIT_QUEUE_PATH": str(case.folder)}
+        parsed = cli._parser().parse_args(["receive", *argv])
+        return Configuration(parsed, environ).receiver()
     argv = ["run", *argv, *CONTRACTS[case.contract].others[1]]
     configuration = Configuration(cli._parser().parse_args(argv), environ)
     mailer = configuration.mailer()
-    is_mailer = case.contract in (ISMTPMailer, IFailoverMailer)
+    is_mailer = case.contract in (ISMTPMailer, IFailoverMailer, IAMQPMailer)
     return mailer if is_mailer else configuration.processor(mailer)
 
 
@@ -191,7 +208,8 @@ def from_command_line(case: Case) -> Any:
             (case.folder / "secret").write_text(text)
             argv += [f"--{flag}-file", str(case.folder / "secret")]
         else:
-            argv += [text] if name == "queue_path" else [f"--{flag}", text]
+            is_word = name in ("queue_path", "receive_url")
+            argv += [text] if is_word else [f"--{flag}", text]
     return made(case, argv, {})
 
 
@@ -206,8 +224,8 @@ def from_ini(case: Case) -> Any:
     return made(case, ["--config", str(case.folder / "shop.ini")], {})
 
 
-# The commands have an SMTP mailer, or several, and a processor.
-OF_COMMANDS = (ISMTPMailer, IFailoverMailer, IMailQueueProcessor)
+# The commands have an SMTP mailer, or several, or a broker's, and a processor.
+OF_COMMANDS = (ISMTPMailer, IFailoverMailer, IAMQPMailer, IMailQueueProcessor)
 
 SOURCES: dict[Callable[[Case], Any], Any] = {
     from_python: CONTRACTS,
@@ -245,6 +263,8 @@ def test_an_option_reaches_its_object_and_changes_no_other(
     fields = fields_of(contract)
     given = {name, *TOGETHER.get(name, ()), *CONTRACTS[contract].needs}
     examples = {n: example(n, fields[n], tmp_path) for n in fields if n in given}
+    if "amqp_url" in given:
+        examples["amqp_url"] = (URLS.get(name, BROKER),) * 2
     texts = {n: text for n, (text, _) in examples.items()}
     values = {n: value for n, (_, value) in examples.items()}
     found = source(Case(contract, name, texts, values, tmp_path))
@@ -256,6 +276,33 @@ def test_an_option_reaches_its_object_and_changes_no_other(
     assert values[name] != fields[name].default
 
 
+# The command ``receive`` has a receiver, from all sources but those of an application.
+RECEIVES = (from_command_line, from_environment, from_ini)
+
+
+@pytest.mark.parametrize("source", RECEIVES)
+@pytest.mark.parametrize("name", fields_of(IQueueReceiver))
+def test_an_option_reaches_the_receiver(
+    source: Callable[[Case], Any], name: str, tmp_path: Path
+) -> None:
+    fields = fields_of(IQueueReceiver)
+    given = {name, "receive_url"}
+    if name == "receive_keyfile":
+        given.add("receive_certfile")
+    examples = {n: example(n, fields[n], tmp_path) for n in fields if n in given}
+    url = URLS.get(name.replace("receive_", "amqp_"), BROKER)
+    examples["receive_url"] = (url, url)
+    if name == "receive_server_name":
+        examples[name] = ("mx.example.org",) * 2
+    texts = {n: text for n, (text, _) in examples.items()}
+    values = {n: value for n, (_, value) in examples.items()}
+    found = source(Case(IQueueReceiver, name, texts, values, tmp_path))
+    for other, field in fields.items():
+        expected = values.get(other, field.default)
+        assert getattr(found, field.__name__) == expected, other
+    assert found.queuePath == str(tmp_path)
+
+
 def test_every_schema_with_options_is_in_the_table() -> None:
     schemas = {
         contract
@@ -264,5 +311,6 @@ def test_every_schema_with_options_is_in_the_table() -> None:
         and any(not isinstance(f, Object) for _, f in getFieldsInOrder(contract))
         and any(contract.implementedBy(kind) for kind in build._CLASSES.values())
     }
-    assert schemas - {interfaces.IDefaultSender} == set(CONTRACTS)
+    bases = {interfaces.IDefaultSender, interfaces.IBroker}
+    assert schemas - bases == set(CONTRACTS)
     assert set(build._CLASSES) == set(CONTRACTS)

@@ -9,12 +9,15 @@ from tests.functional.postfix import Postfix
 from tests.functional.postfix import starting
 from tests.functional.postfix import why_not
 from tests.functional.rabbitmq import Node
+from tests.functional.rabbitmq import connected
 from tests.functional.rabbitmq import one_node
 from tests.functional.rabbitmq import why_no_broker
 from tests.support.postgres import why_not as no_postgres
 from tests.support.postgresplace import PostgresPlace
 from tests.support.smtpd import ScriptedRelay
 from tests.support.smtpd import well_treated
+
+from postcommit import QueueReceiver
 
 
 @pytest.fixture
@@ -56,3 +59,13 @@ def node() -> Iterator[Node]:
         pytest.skip(reason)
     with one_node() as node:
         yield node
+
+
+@pytest.fixture
+def queue(node: Node, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a quorum queue that is there, and empty."""
+    name = f"q-{request.node.name}"
+    QueueReceiver(node.url(), name, "unused").declare()
+    yield name
+    with connected(node) as channel:
+        channel.queue_delete(name)

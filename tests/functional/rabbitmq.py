@@ -18,8 +18,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import amqp
 from tests.functional.servers import Server
 from tests.functional.servers import public_folder
+from tests.support.certificates import Authority
 
 
 _PROGRAMS = glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")
@@ -32,6 +34,17 @@ vm_memory_high_watermark.relative = 0.9
 default_user = mail
 default_pass = {password}
 log.file.level = warning
+max_message_size = {largest}
+listeners.ssl.1 = 127.0.0.1:{tls_port}
+ssl_options.cacertfile = {folder}/ca.pem
+ssl_options.certfile = {folder}/server.pem
+ssl_options.keyfile = {folder}/server.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+ssl_cert_login_from = subject_alternative_name
+ssl_cert_login_san_type = email
 {more}
 """
 
@@ -41,7 +54,11 @@ _ERLANG = (
     " -kernel inet_dist_use_interface {127,0,0,1}"
 )
 
-PASSWORD = "a secret of the broker"  # noqa: S105
+# Bytes of a message that a broker takes.
+LARGEST = 1_000_000
+
+PASSWORD = "a secret of the broker"
+USER = f"mail:{PASSWORD.replace(' ', '%20')}"
 
 
 def why_no_broker() -> str:
@@ -96,9 +113,19 @@ class Node(Server):
         super().__init__(folder)
         self._names = names
         self._dist_port = free_port()
-        config = _CONFIG.format(port=self.port, password=PASSWORD, more=more)
+        self.tls_port = free_port()
+        self.authority = Authority(folder)
+        self.authority.write_chain(folder / "server.pem", "127.0.0.1", "mq.example.org")
+        config = _CONFIG.format(
+            port=self.port,
+            tls_port=self.tls_port,
+            password=PASSWORD,
+            largest=LARGEST,
+            folder=folder,
+            more=more,
+        )
         (folder / "rabbitmq.conf").write_text(config)
-        (folder / "plugins").write_text("[].\n")
+        (folder / "plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
         (folder / "env.conf").write_text("")
 
     @property
@@ -145,6 +172,15 @@ class Node(Server):
             self._process.wait()
             self._process = None
 
+    def keeps(self, queue: str) -> bool:
+        """Return whether it still knows the queue after a kill.
+
+        RabbitMQ 3.10 writes the name of a new quorum queue a few seconds later. If it
+        is killed before, the queue is there, and confirms nothing.
+        """
+        path = self.folder / "data" / self.name / "quorum" / self.name / "names.dets"
+        return queue.encode() in path.read_bytes()
+
     def freeze(self) -> None:
         """Let it stand still, with all its connections."""
         assert self._process is not None
@@ -167,8 +203,12 @@ class Node(Server):
         assert done.returncode == 0, done.stderr + done.stdout + self.log
         return done.stdout
 
-    def url(self, user: str = f"mail:{PASSWORD.replace(' ', '%20')}") -> str:
+    def url(self, user: str = USER) -> str:
         return f"amqp://{user}@127.0.0.1:{self.port}/"
+
+    def tls_url(self, user: str = USER, host: str = "127.0.0.1") -> str:
+        at = f"{user}@" if user else ""
+        return f"amqps://{at}{host}:{self.tls_port}/"
 
     @property
     def log(self) -> str:
@@ -200,3 +240,29 @@ def three_nodes() -> Iterator[list[Node]]:
         for node in nodes:
             stack.enter_context(node)
         yield nodes
+
+
+@contextmanager
+def connected(node: Node) -> Iterator[Any]:
+    """Yield a channel of another client."""
+    with amqp.Connection(
+        f"127.0.0.1:{node.port}", userid="mail", password=PASSWORD
+    ) as connection:
+        channel = connection.channel()
+        channel.auto_decode = False
+        yield channel
+
+
+def messages(node: Node, queue: str) -> list[Any]:
+    """Take all messages of the queue."""
+    found = []
+    with connected(node) as channel:
+        while (message := channel.basic_get(queue, no_ack=True)) is not None:
+            found.append(message)
+    return found
+
+
+def ready(node: Node, queue: str) -> int:
+    """Return the number of messages that no consumer has."""
+    with connected(node) as channel:
+        return int(channel.queue_declare(queue, passive=True).message_count)

@@ -51,6 +51,7 @@ PROTOCOLS = {
 }
 # Protocols that have no interface, and names that are neither a class nor a function.
 VALUES = {"QueueEntry", "QueueFinding", "QueuePause", "QueueReason", "QueueStatus"}
+VALUES |= {"QueueReception"}
 FREE = VALUES | {
     "BindableMailDelivery",
     "Outgoing",

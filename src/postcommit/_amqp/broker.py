@@ -88,7 +88,7 @@ class Broker(ReadOnlyOptions):
         if self.password and not place.username:
             raise OptionError("password", self.password, "needs a user in the URL")
         if self.password and place.password:
-            raise OptionError("password", self.password, "is in the URL, too; remove one")
+            raise OptionError("password", self.password, "is in the URL, too")
         if place.username and not (self.password or place.password):
             reason = (
                 "is needed for the user in the URL; give it by a file or the"

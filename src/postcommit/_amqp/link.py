@@ -17,16 +17,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from typing import Any
 
-import amqp
+import amqp  # type: ignore[import-untyped]
 from amqp import spec
-from amqp.exceptions import AccessRefused
+from amqp.exceptions import AccessRefused  # type: ignore[import-untyped]
 from amqp.exceptions import AMQPError
 from amqp.exceptions import NotAllowed
 from amqp.exceptions import NotFound
 from amqp.exceptions import PreconditionFailed
-from amqp.sasl import EXTERNAL
+from amqp.sasl import EXTERNAL  # type: ignore[import-untyped]
 from amqp.sasl import PLAIN
-from amqp.transport import SSLTransport
+from amqp.transport import SSLTransport  # type: ignore[import-untyped]
 from amqp.transport import TCPTransport
 
 from postcommit._amqp.place import NAME
@@ -61,16 +61,20 @@ class LoginRefused(RelayError):
     """The broker refuses the user, its password, or its right to the vhost."""
 
 
-class _Plain(TCPTransport):
+class _Plain(TCPTransport):  # type: ignore[misc]
     """A connection without TLS."""
+
+    sock: Any
 
     def _setup_transport(self) -> None:
         check_is_loopback(self.sock)
         super()._setup_transport()
 
 
-class _Encrypted(SSLTransport):
+class _Encrypted(SSLTransport):  # type: ignore[misc]
     """A connection with TLS, as our options have it."""
+
+    sock: Any
 
     def __init__(self, host: str, *, broker: Broker, name: str, **others: Any) -> None:
         self._broker, self._name = broker, name
@@ -88,12 +92,12 @@ class _Encrypted(SSLTransport):
         """Do not wait for the broker's last word, which may never come."""
 
 
-class _Channel(amqp.Channel):
+class _Channel(amqp.Channel):  # type: ignore[misc]
     def _do_revive(self) -> None:
         """Do not open the channel again: after an error, the link is discarded."""
 
 
-class _Connection(amqp.Connection):
+class _Connection(amqp.Connection):  # type: ignore[misc]
     Channel = _Channel
 
     def __init__(self, broker: Broker, host: str, port: int) -> None:
@@ -111,11 +115,21 @@ class _Connection(amqp.Connection):
             client_properties={"connection_name": f"postcommit {os.getpid()}"},
         )
 
-    def Transport(  # noqa: N802
-        self, host: str, connect_timeout: float, ssl: Any = False, *times: Any, **others: Any
+    def Transport(
+        self,
+        host: str,
+        connect_timeout: float,
+        ssl: Any = False,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        socket_settings: Any = None,
     ) -> TCPTransport | SSLTransport:
-        others |= {"connect_timeout": connect_timeout}
-        others |= dict(zip(("read_timeout", "write_timeout"), times, strict=True))
+        """Return the transport for the URL. py-amqp calls this."""
+        others: Any = {
+            "connect_timeout": connect_timeout,
+            "read_timeout": read_timeout,
+            "write_timeout": write_timeout,
+        }
         if not self._broker._place.is_tls:
             return _Plain(host, **others)
         return _Encrypted(host, broker=self._broker, name=self._name, **others)
@@ -213,10 +227,8 @@ class Link:
         except PreconditionFailed as error:
             said = str(error)
             if "x-queue-type" in said or "durable" in said or "'auto_delete'" in said:
-                raise RelayError(
-                    f"queue {queue!r}: is not a quorum queue; name another, or delete it:"
-                    f" {said}"
-                ) from error
+                reason = "is not a quorum queue; name another, or delete it"
+                raise RelayError(f"queue {queue!r}: {reason}: {said}") from error
             # It has more arguments than we know, such as a limit.
             self._channel.collect()
             self._channel = self._open_channel()
@@ -280,7 +292,10 @@ class Link:
     # Listen
 
     def poll(self, is_enough: Callable[[], bool] = lambda: False) -> None:
-        """Handle what has come, until `is_enough`. Does not wait. Raises `RelayError`."""
+        """Handle what has come, until `is_enough`. Does not wait.
+
+        Raises `RelayError`.
+        """
         with self._explained("listen"):
             try:
                 while not is_enough():
@@ -328,7 +343,8 @@ def _connecting_failed(broker: Broker, error: BaseException) -> RelayError:
     if isinstance(error, ssl.SSLCertVerificationError):
         broker._tls.read_again()
         reason = error.verify_message.rstrip(".")
-        return RelayError(f"its certificate cannot be trusted: {reason}; {remedy(error)}")
+        text = f"its certificate cannot be trusted: {reason}"
+        return RelayError(f"{text}; {remedy(error)}")
     text = f"{type(error).__name__}: {text_of(error)}"
     if isinstance(error, AccessRefused | NotAllowed):
         return LoginRefused(f"{broker.name}: login refused: {text}")

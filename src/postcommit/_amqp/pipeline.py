@@ -113,10 +113,8 @@ class AMQPPipeline(Pipeline):
             publication.settle(Status.REJECTED, Reply(0, "5.3.4", text))
             return
         try:
-            while self._failure is None and (
-                len(self._unconfirmed) >= self._links.window
-            ):
-                self._wait()
+            while self._link and len(self._unconfirmed) >= self._links.window:
+                self._wait(self._link)
             if self._failure is None:
                 self._publish(publication, body)
         except RelayError as error:
@@ -132,9 +130,9 @@ class AMQPPipeline(Pipeline):
     def drain(self) -> Iterator[tuple[Any, DeliveryReport]]:
         """Wait for all confirms, and yield the reports. See `IPipeline`."""
         yield from self.completed()
-        while self._unconfirmed:
+        while self._link and self._unconfirmed:
             try:
-                self._wait()
+                self._wait(self._link)
             except RelayError as error:
                 self._fail(error)
             yield from self.completed()
@@ -153,9 +151,8 @@ class AMQPPipeline(Pipeline):
         link.publish(body, publication.name, publication.message_id)
         link.poll()
 
-    def _wait(self) -> None:
+    def _wait(self, link: Link) -> None:
         """Wait for a confirm. Raises `RelayError` if the oldest is overdue."""
-        assert self._link is not None
         oldest = next(iter(self._unconfirmed.values()))
         left = oldest.since + self._links.timeout - time.monotonic()
         if left <= 0:
@@ -164,8 +161,8 @@ class AMQPPipeline(Pipeline):
                 f"the broker has confirmed nothing for {seconds}; has its queue a"
                 " majority of its nodes?"
             )
-        self._link.wait(left)
-        self._link.poll()
+        link.wait(left)
+        link.poll()
 
     def _confirmed(self, number: int, multiple: bool) -> None:
         for one in self._taken(number, multiple):
@@ -184,7 +181,7 @@ class AMQPPipeline(Pipeline):
         self._end_by(RelayError(text), self._taken(number, multiple))
 
     def _returned(self, name: str, reason: str) -> None:
-        """Fail: the broker knows no queue for a message. It confirms it all the same."""
+        """Fail, because the broker has no queue for a message. It confirms it, too."""
         found = [n for n, one in self._unconfirmed.items() if one.name == name]
         taken = [self._unconfirmed.pop(number) for number in found]
         text = f"the broker has no queue for the message: {reason}"

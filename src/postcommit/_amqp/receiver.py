@@ -137,11 +137,15 @@ class QueueReceiver(Broker):
             except (RelayError, QueueError) as error:
                 if self._note.reception.received > before:
                     wait, said = _LEAST_WAIT, ""
-                if said != str(error):
-                    said = str(error)
+                if said != (said := self._text_of(error)):
                     log.error("%s: cannot receive: %s", self.name, said)
                 self._rest(wait, said)
                 wait = min(2 * wait, _MOST_WAIT)
+
+    def _text_of(self, error: RelayError | QueueError) -> str:
+        """Return the text for `error`, without a file name that is new each time."""
+        is_disk = isinstance(error, QueueError)
+        return f"{self.queuePath}: {error.reason}" if is_disk else error.reason
 
     def _rest(self, seconds: float, problem: str) -> None:
         until = time.monotonic() + seconds

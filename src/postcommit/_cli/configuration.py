@@ -24,6 +24,10 @@ from dataclasses import replace
 from typing import Any
 from typing import NoReturn
 
+from zope.schema import Password
+
+from postcommit._amqp.mailer import AMQPMailer
+from postcommit._amqp.receiver import QueueReceiver
 from postcommit._build import build
 from postcommit._build import consistent
 from postcommit._build import twin
@@ -39,8 +43,10 @@ from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
+from postcommit.interfaces import IAMQPMailer
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import IQueueReceiver
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import SupportsSend
 
@@ -55,13 +61,22 @@ _KNOWN = (
     *fields_of(ISMTPMailer),
     *fields_of(IMailQueueProcessor),
     *fields_of(IFailoverMailer),
+    *fields_of(IAMQPMailer),
+    *fields_of(IQueueReceiver),
     "failover",
     "password_file",
+    "amqp_password_file",
+    "receive_password_file",
     *_CHOICES,
 )
 
 # The host and the port of a further relay. Without a match, the port is missing.
 _PLACE = re.compile(r"(\[[^]]*\]|[^:]*)(?::([^:]*))?")
+
+# A URL with a user and a password.
+_HAS_PASSWORD = re.compile(r"[^/]*//[^@/]*:[^@]*@")
+
+_READABLE = "everybody on this machine can read a command line"
 
 _INSTEAD = "--password-file, POSTCOMMIT_PASSWORD_FILE or systemd's LoadCredential"
 
@@ -83,6 +98,24 @@ def arguments(parser: argparse.ArgumentParser, *, level: str) -> None:
         " relay with options of its own"
     )
     group.add_argument("--failover", metavar="HOST[:PORT]", action=args.Join, help=told)
+    title = "a RabbitMQ broker, to which the mail is handed over, in place of a relay"
+    broker_arguments(parser, title, IAMQPMailer)
+    log_arguments(parser, level=level)
+
+
+def broker_arguments(
+    parser: argparse.ArgumentParser, title: str, schema: Any, *without: str
+) -> None:
+    """Add the options of a broker, except for those of `without`."""
+    group = args.options_of(parser, title, schema, *without)
+    [name] = [n for n, f in fields_of(schema).items() if isinstance(f, Password)]
+    flag = f"--{name.replace('_', '-')}"
+    told = "file that has the password for the broker in its only line"
+    group.add_argument(f"{flag}-file", metavar="FILE", help=told)
+
+
+def log_arguments(parser: argparse.ArgumentParser, *, level: str) -> None:
+    """Add the options of the log. `level` is the default level."""
     group = parser.add_argument_group("log, on standard error")
     told = f"least level that is logged (default: {level})"
     group.add_argument("--log-level", choices=LEVELS, help=told)
@@ -103,8 +136,7 @@ def queue_arguments(parser: argparse.ArgumentParser) -> None:
 
 class _Refuse(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        reason = "everybody on this machine can read a command line"
-        parser.error(f"no password here, {reason}; give it by {_INSTEAD}")
+        parser.error(f"no password here, {_READABLE}; give it by {_INSTEAD}")
 
 
 class Configuration:
@@ -142,8 +174,13 @@ class Configuration:
             raise OptionError("queue_path", MISSING, reason)
         return str(given.value).strip()
 
-    def mailer(self) -> SMTPMailer | FailoverMailer:
+    def mailer(self) -> SMTPMailer | FailoverMailer | AMQPMailer:
         """Return the mailer. Raises `OptionError`, with the place of the option."""
+        if "amqp_url" in self._given:
+            return self._amqp_mailer()
+        for name in fields_of(IAMQPMailer).keys() & self._given.keys():
+            reason = "has no effect without amqp_url, the broker"
+            raise self._given[name].refused(reason)
         relays = [relay for _, relay in self.named_relays()]
         mailer: SMTPMailer | FailoverMailer = relays[0]
         if len(relays) > 1:
@@ -158,6 +195,33 @@ class Configuration:
             with suppress(RelayError):
                 mailer.read_certificates()
         return mailer
+
+    def _amqp_mailer(self) -> AMQPMailer:
+        for name in ("hostname", "failover"):
+            if name in self._given:
+                reason = "has no effect with amqp_url; remove one"
+                raise self._given[name].refused(reason)
+        mailer: AMQPMailer = build(IAMQPMailer, self._given)
+        if is_root():
+            with suppress(RelayError):  # as above
+                mailer.read_certificates()
+        return mailer
+
+    def receiver(self) -> QueueReceiver:
+        """Return the receiver. Raises `OptionError`, as `mailer`."""
+        if "receive_url" not in self._given:
+            reason = "name the broker, or have receive_url in the file of --config"
+            raise OptionError("receive_url", MISSING, reason)
+        made: QueueReceiver = build(
+            IQueueReceiver,
+            self._given,
+            kind=_receiver,
+            queuePath=self.queue_path,
+        )
+        if is_root():
+            with suppress(RelayError):
+                made.read_certificates()
+        return made
 
     def named_relays(self) -> list[tuple[str, SMTPMailer]]:
         """Return the name and the mailer of each relay.
@@ -207,6 +271,10 @@ class Configuration:
         return made
 
 
+def _receiver(*, queue: str | None = None, **options: Any) -> QueueReceiver:
+    return QueueReceiver(queue=queue or IQueueReceiver["queue"].default, **options)
+
+
 def _check_is_new(
     relay: SMTPMailer, relays: list[tuple[str, SMTPMailer]], given: Given
 ) -> None:
@@ -242,6 +310,9 @@ def _collected(
     The second value has the options of each further relay, by its section.
     """
     told = sources.from_arguments(vars(options), _KNOWN)
+    for name in told.keys() & sources.URLS:
+        if _HAS_PASSWORD.match(str(told[name].value)):
+            raise told[name].refused(f"must be without a password, {_READABLE}")
     variables = sources.from_environment(environ, (*_KNOWN, "config"))
     config = variables.pop("config", None)
     found = {**variables, **told}

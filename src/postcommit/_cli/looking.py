@@ -26,6 +26,7 @@ from postcommit._maildir.item import Item
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
 from postcommit._maildir.presence import Pause
+from postcommit._maildir.reception import Reception
 from postcommit._queue.attention import Limits
 from postcommit._queue.attention import attention
 from postcommit._queue.record import key_of
@@ -62,6 +63,16 @@ _GAUGES = {
     "paused_seconds": "For how long it has paused.",
     "foreign_claims": "Young claims of another library's processor.",
     "attention": "How many things need somebody's attention.",
+}
+
+# The metrics of receivers: their keys in JSON, and their help texts.
+_OF_RECEIVERS = {
+    "receiver_connected": ("connected", "Whether a receiver is connected."),
+    "receiver_received_total": ("received", "Entries received since it began."),
+    "receiver_last_acknowledged_seconds": (
+        "last_acknowledged_seconds",
+        "How long ago the last entry was acknowledged to the broker.",
+    ),
 }
 
 # Maximum number of entries in doubt that are listed.
@@ -295,6 +306,8 @@ def _print_survey(seen: Survey, now: float) -> None:
     print(f"processor {_life(seen, now)}")
     if seen.pause is not None:
         print(_pause(seen.pause, now))
+    for one in seen.receptions:
+        print(f"receiver  {_reception(one, now)}")
 
 
 def _shown(reason: Reason | None) -> str:
@@ -308,6 +321,14 @@ def _life(seen: Survey, now: float) -> str:
     if seen.heartbeat is None:
         return "not running"
     return f"alive, last sign {duration(max(0.0, now - seen.heartbeat))} ago"
+
+
+def _reception(one: Reception, now: float) -> str:
+    last = "nothing acknowledged yet"
+    if one.last_acknowledged is not None:
+        last = f"last acknowledged {duration(max(0.0, now - one.last_acknowledged))} ago"
+    state = "connected to" if one.connected else "not connected to"
+    return printable(f"{state} {one.broker}, {one.received} received, {last}")
 
 
 def _pause(paused: Pause, now: float) -> str:
@@ -329,8 +350,7 @@ def _print_doubts(queue: IOperators) -> None:
 
 def _print_metrics(queue: str, fields: dict[str, Any]) -> None:
     """Print a gauge for each value of the JSON object that is known."""
-    escaped = printable(queue).replace("\\", r"\\").replace('"', r"\"")
-    label = f'queue="{escaped}"'
+    label = f'queue="{_escaped(queue)}"'
     _print_help("entries", "Entries of the queue in each state.")
     for state in EntryState:
         count = fields[state.key]
@@ -348,11 +368,29 @@ def _print_metrics(queue: str, fields: dict[str, Any]) -> None:
         if values[name] is not None:
             _print_help(name, text)
             print(f"postcommit_queue_{name}{{{label}}} {values[name]}")
+    _print_receivers(label, fields["receivers"])
 
 
-def _print_help(name: str, text: str) -> None:
+def _print_receivers(label: str, receivers: list[dict[str, Any]]) -> None:
+    """Print the metrics of each receiver from a broker."""
+    for name, (key, text) in _OF_RECEIVERS.items():
+        if not receivers:
+            return
+        _print_help(name, text, "counter" if name.endswith("_total") else "gauge")
+        for one in receivers:
+            if one[key] is not None:
+                own = f'broker="{_escaped(one["broker"])}",process="{one["process"]}"'
+                value = int(one[key]) if isinstance(one[key], bool) else one[key]
+                print(f"postcommit_queue_{name}{{{label},{own}}} {value}")
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("\\", r"\\").replace('"', r"\"")
+
+
+def _print_help(name: str, text: str, kind: str = "gauge") -> None:
     print(f"# HELP postcommit_queue_{name} {text}")
-    print(f"# TYPE postcommit_queue_{name} gauge")
+    print(f"# TYPE postcommit_queue_{name} {kind}")
 
 
 # check

@@ -122,6 +122,7 @@ def _completion_arguments(parser: argparse.ArgumentParser) -> None:
 COMMANDS = (
     Subcommand("demo", "run a small shop that sends mail (takes a few seconds)", _demo),
     _command("run", "send queued mail until a signal arrives: the service"),
+    _command("receive", "receive mail from a RabbitMQ broker until a signal arrives"),
     _command("flush", "try every due entry once, then report what is left"),
     _command(
         "test-relay", "check connection, TLS and login; optionally send a test mail"
@@ -156,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ======  ===================================================================
     """
     words = sys.argv[1:] if argv is None else argv
-    if argv is None and next((w for w in words if w[:1] != "-"), "") == "run":
+    if argv is None and (
+        next((w for w in words if w[:1] != "-"), "") in ("run", "receive")
+    ):
         # Before anything else: a service must not be killed while it starts.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_SERVICE)
     _open_closed_streams()

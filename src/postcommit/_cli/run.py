@@ -22,6 +22,7 @@ import threading
 import time
 from typing import NamedTuple
 
+from postcommit._amqp.mailer import AMQPMailer
 from postcommit._cli import configuration
 from postcommit._cli import logs
 from postcommit._cli.configuration import Configuration
@@ -69,7 +70,7 @@ class Drainer(NamedTuple):
     """A processor and its mailer, made from one configuration."""
 
     processor: QueueProcessor
-    mailer: SMTPMailer | FailoverMailer
+    mailer: SMTPMailer | FailoverMailer | AMQPMailer
 
     def is_alive(self, now: float) -> bool:
         """Return whether it gave a sign of life. `now` is a monotonic time."""
@@ -151,7 +152,7 @@ class Service:
             adopt=self._options.adopt,
         )
         logs.set_up(found.log_level(_LEVEL), found.log_format)
-        threading.excepthook = _log_death
+        threading.excepthook = log_death
         name = name_of(processor.queuePath)
         is_folder = not is_database_url(processor.queuePath)
         if is_folder and (problem := remoteness(processor.queuePath)):
@@ -178,5 +179,5 @@ class Service:
         self._supervisor.ready(self._status())
 
 
-def _log_death(args: threading.ExceptHookArgs) -> None:
+def log_death(args: threading.ExceptHookArgs) -> None:
     log.critical("a thread has died", exc_info=args.exc_value)

@@ -5,10 +5,12 @@ import argparse
 import sys
 import time
 
+from postcommit._amqp.mailer import AMQPMailer
 from postcommit._cli import configuration
 from postcommit._cli import logs
 from postcommit._cli.configuration import Configuration
 from postcommit._cli.output import coloured
+from postcommit._cli.output import printable
 from postcommit._log import one_line
 from postcommit._mail.address import parse_recipients
 from postcommit._mail.address import parse_sender
@@ -20,6 +22,7 @@ from postcommit._smtp.mailer import SMTPMailer
 from postcommit._smtp.probe import Certificate
 from postcommit._smtp.probe import Diagnosis
 from postcommit._smtp.probe import probe
+from postcommit.errors import DeliveryError
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError
 from postcommit.interfaces import Status
@@ -50,9 +53,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print how each relay answers. Return 1 if something failed."""
     found = Configuration(options)
-    found.mailer()  # refuses options that have no effect
+    broker = found.mailer()  # also refuses options that have no effect
     mail = _mail(options)
     logs.set_up(found.log_level(_LEVEL), found.log_format)
+    if isinstance(broker, AMQPMailer):
+        return _test_broker(broker, mail)
     relays = found.named_relays()
     well = 0
     for number, (name, mailer) in enumerate(relays):
@@ -65,6 +70,23 @@ def run(options: argparse.Namespace) -> int:
         total = f"{well} of {len(relays)} relays {verb} well"
         print(f"\n{coloured(total, colour, sys.stdout)}")
     return 0 if well == len(relays) else 1
+
+
+def _test_broker(mailer: AMQPMailer, mail: Composed | None) -> int:
+    """Print how the broker answers. Return 1 if something failed."""
+    try:
+        mailer.check()
+        print(f"{printable(mailer.name)} answers; it has the queue {mailer.queue!r}")
+        if mail is not None:
+            report = mailer.send(mail.sender, mail.recipients, mail.message)
+            report.raise_for_failure()
+            print(f"handed over: {report.outcomes[0].reply}")
+    except (RelayError, DeliveryError) as error:
+        print(f"{coloured('failed', 'red', sys.stdout)}: {printable(str(error))}")
+        return 1
+    finally:
+        mailer.close()
+    return 0
 
 
 def _test(mailer: SMTPMailer, mail: Composed | None) -> bool:

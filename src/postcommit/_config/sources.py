@@ -44,6 +44,13 @@ PREFIX = "POSTCOMMIT_"
 SECRET = "password"  # noqa: S105
 _FILE = "password_file"
 
+# The options that are URLs, which may have a password.
+URLS = ("amqp_url", "receive_url")
+
+# The options that are passwords. Each may be in a file, which ``_file`` behind its name
+# says.
+_SECRETS = (SECRET, "amqp_password", "receive_password")
+
 OURS = "postcommit"
 # The word that the name of a section begins with.
 _WORD = re.compile(r"\W*([\w-]*)")
@@ -84,12 +91,16 @@ def from_environment(
 
 
 def credentials(environ: Mapping[str, str]) -> dict[str, Given]:
-    """Return the password in systemd's ``$CREDENTIALS_DIRECTORY``, if it is there."""
+    """Return the passwords in systemd's ``$CREDENTIALS_DIRECTORY``, by their names."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
-    path = os.path.join(folder, SECRET) if folder else ""
-    if not os.path.exists(path):
-        return {}
-    return with_password({_FILE: Given("credentials", _FILE, path)})
+    paths = {name: os.path.join(folder, name) for name in _SECRETS} if folder else {}
+    return with_password(
+        {
+            f"{name}_file": Given("credentials", f"{name}_file", path)
+            for name, path in paths.items()
+            if os.path.exists(path)
+        }
+    )
 
 
 def from_settings(
@@ -258,7 +269,7 @@ def _ours(
     found = _known(source, items, known)
     for name, one in found.items():
         variable = _VARIABLE.search(one.value)
-        if variable is not None and name != SECRET:
+        if variable is not None and name not in (*_SECRETS, *URLS):
             raise one.refused(f"{variable[0]} is not replaced here; write it out")
     return with_password(found)
 
@@ -281,16 +292,18 @@ def _known(
 
 
 def with_password(found: dict[str, Given]) -> dict[str, Given]:
-    """Return `found` with the password in place of the file that it is in."""
-    file = found.pop(_FILE, None)
-    if file is None:
-        return found
-    if SECRET in found:
-        raise file.refused(f"{found[SECRET].name} is there as well; remove one")
-    password, more = _read_password(file)
-    if not password or more:
-        raise file.refused("must have the password in its only line")
-    return {**found, SECRET: Given(file.source, file.name, password)}
+    """Return `found` with each password in place of the file that it is in."""
+    for name in _SECRETS:
+        file = found.pop(f"{name}_file", None)
+        if file is None:
+            continue
+        if name in found:
+            raise file.refused(f"{found[name].name} is there as well; remove one")
+        password, more = _read_password(file)
+        if not password or more:
+            raise file.refused("must have the password in its only line")
+        found = {**found, name: Given(file.source, file.name, password)}
+    return found
 
 
 def _read_password(file: Given) -> tuple[str, str]:

@@ -33,6 +33,7 @@ from postcommit._maildir.entry import accepted_at
 
 if TYPE_CHECKING:
     from postcommit._maildir.presence import Pause
+from postcommit._maildir.reception import Reception
 
 
 # Number of hexadecimal digits of an id.
@@ -208,7 +209,8 @@ class Survey:
     of the deferred entries were read. In a large queue these are not all.
     `foreign_claims` counts the entries that a processor of
     another library is sending. `heartbeat` is the last sign of life of a running
-    processor, `pause` is the note of a processor that pauses. `mailbox` says why this
+    processor, `pause` is the note of a processor that pauses, `receptions` are those of
+    receivers from a broker. `mailbox` says why this
     is probably a person's mailbox. It is empty for a queue. `shortages` say what the
     disk has too little of.
     """
@@ -223,6 +225,7 @@ class Survey:
     pause: Pause | None
     mailbox: str = ""
     shortages: tuple[str, ...] = ()
+    receptions: tuple[Reception, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from postcommit._maildir.older import REJECTED
 from postcommit._maildir.older import SENDING
 from postcommit._maildir.presence import heartbeat
 from postcommit._maildir.presence import pause_of
+from postcommit._maildir.reception import receptions
 from postcommit._maildir.staging import original_name
 from postcommit._maildir.store import Store
 from postcommit.errors import EntryError
@@ -404,6 +405,7 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
             pause_of(store.path),
             mailbox(store),
             tuple(shortages(store.path)),
+            tuple(receptions(store.path)),
         )
 
 

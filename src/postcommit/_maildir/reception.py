@@ -84,7 +84,7 @@ class ReceptionNote:
     def _created(self) -> FileLock:
         """Return the file, which is locked before others can see it."""
         name = unique_name()
-        temporary = f"{self._path}/tmp/{name}"
+        temporary = os.path.join(self._path, "tmp", name)
         try:
             with closing(OpenFile(temporary, CREATE)) as file:
                 give_to_owner(file.descriptor, self._path)

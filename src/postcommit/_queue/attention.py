@@ -46,6 +46,9 @@ def attention(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
         text = f"{duration(now - paused.since)}: {printable(paused.reason)}"
         hint = "'postcommit test-relay' or 'postcommit check' tell more"
         yield f"the queue has paused for {text}; {hint}"
+    for one in seen.receptions:
+        if one.problem:
+            yield f"nothing is received from {one.broker}: {printable(one.problem)}"
     if seen.mailbox:
         yield seen.mailbox  # its mail must not be sent, however old it is
     else:

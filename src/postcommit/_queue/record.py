@@ -9,6 +9,7 @@ from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
 from postcommit._maildir.presence import Pause
+from postcommit._maildir.reception import Reception
 from postcommit._queue.values import timestamp
 from postcommit.interfaces import is_database_url
 
@@ -49,6 +50,7 @@ def record_of_queue(
         "processor_alive": seen.heartbeat is not None,
         "heartbeat_seconds": _seconds(seen.heartbeat, now),
         "paused": _pause(seen.pause, now),
+        "receivers": [_reception(one, now) for one in seen.receptions],
         "attention": list(complaints),
     }
 
@@ -69,6 +71,20 @@ def _reason(reason: Reason | None) -> dict[str, Any] | None:
         "reply": reason.reply,
         "count": reason.count,
         "looked_at": reason.looked_at,
+    }
+
+
+def _reception(one: Reception, now: float) -> dict[str, Any]:
+    return {
+        "broker": one.broker,
+        "queue": one.queue,
+        "process": one.process,
+        "connected": one.connected,
+        "problem": one.problem or None,
+        "received": one.received,
+        "began": timestamp(one.began),
+        "last_acknowledged": timestamp(one.last_acknowledged),
+        "last_acknowledged_seconds": _seconds(one.last_acknowledged, now),
     }
 
 
