@@ -215,10 +215,9 @@ class MailSettings:
             name = f"{self._prefix}folder"
             raise OptionError(name, MISSING, "is needed by the mailer 'file'")
         is_asked = fields_of(IAMQPMailer).keys() & self._given.keys()
-        if "amqp" in needed or is_asked:
-            if "amqp_url" not in self._given:
-                name = f"{self._prefix}amqp_url"
-                raise OptionError(name, MISSING, "is needed by the mailer 'amqp'")
+        if ("amqp" in needed or is_asked) and "amqp_url" not in self._given:
+            name = f"{self._prefix}amqp_url"
+            raise OptionError(name, MISSING, "is needed by the mailer 'amqp'")
         mailers = {
             name: build(contract, self._given, notify=notify)
             for name, contract in MAILERS.items()

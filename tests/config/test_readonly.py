@@ -17,6 +17,7 @@ from zope.security.checker import InterfaceChecker
 from zope.security.checker import ProxyFactory
 
 import postcommit
+from postcommit import AMQPMailer
 from postcommit import DirectMailDelivery
 from postcommit import FailoverMailer
 from postcommit import FileMailer
@@ -34,6 +35,7 @@ def things() -> list[Any]:
         SMTPMailer(),
         SendmailMailer(),
         FileMailer("mail"),
+        AMQPMailer("amqps://mq.example.org"),
         FailoverMailer([SMTPMailer()]),
         DirectMailDelivery(RecordingMailer()),
         QueuedMailDelivery("queue"),

@@ -172,6 +172,10 @@ class Node(Server):
             self._process.wait()
             self._process = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def keeps(self, queue: str) -> bool:
         """Return whether it still knows the queue after a kill.
 
@@ -237,8 +241,12 @@ def three_nodes() -> Iterator[list[Node]]:
         names = Names(folder)
         stack.callback(names.close)
         nodes = [Node(names, name, more) for name in numbers]
-        for node in nodes:
-            stack.enter_context(node)
+        stack.enter_context(nodes[0])
+        for node in nodes[1:]:
+            stack.callback(node.stop)
+            node.start()
+        for node in nodes[1:]:
+            node.wait_until(node.listens, "it does not listen")
         yield nodes
 
 

@@ -326,7 +326,8 @@ def _life(seen: Survey, now: float) -> str:
 def _reception(one: Reception, now: float) -> str:
     last = "nothing acknowledged yet"
     if one.last_acknowledged is not None:
-        last = f"last acknowledged {duration(max(0.0, now - one.last_acknowledged))} ago"
+        ago = duration(max(0.0, now - one.last_acknowledged))
+        last = f"last acknowledged {ago} ago"
     state = "connected to" if one.connected else "not connected to"
     return printable(f"{state} {one.broker}, {one.received} received, {last}")
 

@@ -1,0 +1,98 @@
+"""A cluster of three nodes loses one, and a majority, while mail is handed over."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.functional.rabbitmq import PASSWORD
+from tests.functional.rabbitmq import Node
+from tests.functional.rabbitmq import messages
+from tests.functional.rabbitmq import three_nodes
+from tests.functional.rabbitmq import why_no_broker
+from tests.support.queues import MESSAGE
+from tests.support.queues import RECIPIENTS
+from tests.support.queues import SENDER
+from tests.support.service import eventually
+
+from postcommit import AMQPMailer
+from postcommit import QueueProcessor
+from postcommit import QueueReceiver
+from postcommit._maildir.store import Store
+
+
+QUEUE = "postcommit"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[list[Node]]:
+    if reason := why_no_broker():
+        pytest.skip(reason)
+    with three_nodes() as nodes:
+        yield nodes
+
+
+def url_of(nodes: list[Node]) -> str:
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+    return f"amqp://mail:{PASSWORD.replace(' ', '%20')}@{hosts}/"
+
+
+def leader_of(nodes: list[Node]) -> Node:
+    """Return the node that leads the queue, as one that lives says."""
+    alive = next(node for node in nodes if node.is_running)
+    words = ("list_queues", "--formatter", "json", "name", "leader")
+    found = json.loads(alive.control(*words))
+    [leader] = [row["leader"] for row in found if row["name"] == QUEUE]
+    return next(node for node in nodes if node.name == leader)
+
+
+def test_the_leader_is_killed_under_load_and_nothing_is_lost(
+    nodes: list[Node], tmp_path: Path
+) -> None:
+    url = url_of(nodes)
+    QueueReceiver(url, QUEUE, "unused").declare()
+    for node in nodes:
+        node.wait_until(lambda node=node: node.keeps(QUEUE), "no queue")
+    store = Store(str(tmp_path / "web"))
+    mailer = AMQPMailer(url, QUEUE, timeout=3.0)
+    processor = QueueProcessor(store.path, mailer, pollingInterval=100)
+    processor.start()
+    count, leader = 600, leader_of(nodes)
+    for number in range(count):
+        message = b"Message-Id: <%d@x.org>\n\n" % number
+        store.stage(SENDER, RECIPIENTS, [message]).commit()
+        if number == count // 2:
+            leader.stop()
+    eventually(lambda: not list(store.maildir))
+    processor.stop()
+    alive = next(node for node in nodes if node is not leader)
+    found = messages(alive, QUEUE)
+    names = {message.headers["postcommit-name"] for message in found}
+    ids = {message.properties["message_id"] for message in found}
+    assert ids == {f"{number}@x.org" for number in range(count)}
+    assert len(names) == count  # a copy has the name of the first one
+    leader.start_again()
+
+
+def test_without_a_majority_nothing_is_confirmed_and_nothing_is_lost(
+    nodes: list[Node], tmp_path: Path
+) -> None:
+    url = url_of(nodes)
+    store = Store(str(tmp_path / "web"))
+    mailer = AMQPMailer(url, QUEUE, timeout=2.0)
+    assert mailer.send(SENDER, RECIPIENTS, MESSAGE).sent
+    stopped = nodes[1:]
+    for node in stopped:
+        node.stop()
+    store.stage(SENDER, RECIPIENTS, [MESSAGE]).commit()
+    report = mailer.send(SENDER, RECIPIENTS, MESSAGE)
+    assert report.relay_failure is not None
+    assert QueueProcessor(store.path, mailer).flush() == (0, 0, 0, 0)
+    assert len(list(store.maildir)) == 1
+    for node in stopped:
+        node.start()
+    for node in stopped:
+        node.wait_until(node.listens, "it does not listen")
+    eventually(lambda: QueueProcessor(store.path, mailer).flush().sent)
+    assert not list(store.maildir)
