@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 
 from tests.benchmarks import __main__ as all_of_them
+from tests.benchmarks import broker
 from tests.benchmarks import bulk
 from tests.benchmarks import drain
 from tests.benchmarks import enqueue
@@ -34,6 +35,7 @@ from tests.benchmarks import together
 from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import Result
 from tests.benchmarks.sections import SECTIONS
+from tests.functional.rabbitmq import why_no_broker
 
 
 PEERS = {"zope.sendmail", "repoze.sendmail"}
@@ -203,6 +205,15 @@ def test_deep_queues(tmp_path: Path) -> None:
     assert subjects(results, "poll") == {"postcommit, idle"}
     assert subjects(results, "last fifth") == {whole}
     assert {result.case["depth"] for result in results} == {40}
+
+
+def test_the_broker(tmp_path: Path) -> None:
+    pytest.importorskip("pika")
+    pytest.importorskip("celery")
+    if reason := why_no_broker():
+        pytest.skip(reason)
+    results = quickly(broker, tmp_path)
+    assert subjects(results, "rate") == {name for _, name, _ in broker.NAMES.values()}
 
 
 def test_the_import(tmp_path: Path) -> None:

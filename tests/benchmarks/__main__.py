@@ -11,6 +11,7 @@ import datetime
 from pathlib import Path
 from types import ModuleType
 
+from tests.benchmarks import broker
 from tests.benchmarks import bulk
 from tests.benchmarks import drain
 from tests.benchmarks import enqueue
@@ -39,6 +40,7 @@ RUNS: dict[str, tuple[ModuleType, list[str]]] = {
     "mixed": (mixed, []),
     "scale": (scale, []),
     "together": (together, []),
+    "broker": (broker, []),
     "import": (import_time, []),
 }
 

@@ -255,6 +255,21 @@ The number of processors: here, ``smtp-sink`` shares them with the processes."""
         limit="a queue each",
         split=("processes",),
     ),
+    "broker": Section(
+        title="Hand-over to RabbitMQ",
+        text="""
+Persistent messages to a quorum queue of one node, on the same two processors. All
+confirms are waited for: by postcommit up to 64 behind, by pika and Celery after each
+message. *from a queue on disk* is a processor with one mailer: it also reads, claims
+and removes each entry.""",
+        limits="""
+The broker, which syncs its log before it confirms. Several messages share a sync if
+they are not waited for one by one. Large entries from a queue on disk are limited by
+the disk, which the broker writes to at the same time.""",
+        ours="postcommit",
+        peer="pika, a confirm for each",
+        split=("size",),
+    ),
     "import": Section(
         title="Import",
         text="""
