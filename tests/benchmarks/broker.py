@@ -111,10 +111,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> list[Result]:
+    from postcommit import QueueReceiver
     from tests.functional.rabbitmq import connected
     from tests.functional.rabbitmq import one_node
-
-    from postcommit import QueueReceiver
 
     results: list[Result] = []
     with one_node() as node:
