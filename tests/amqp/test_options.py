@@ -1,0 +1,150 @@
+"""The options of a broker: each that can never work is refused, and shows no secret."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from postcommit import AMQPMailer
+from postcommit import OptionError
+from postcommit import QueueReceiver
+from postcommit._amqp.place import Place
+from postcommit._amqp.place import parsed_url
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("amqp://mq", Place(False, (("mq", 5672),), "/", None)),
+        ("amqp://mq/", Place(False, (("mq", 5672),), "/", None)),
+        ("amqps://mq/%2F", Place(True, (("mq", 5671),), "/", None)),
+        ("AMQPS://mq:1/mail", Place(True, (("mq", 1),), "mail", None)),
+        ("amqps://u@mq/m%2Fx", Place(True, (("mq", 5671),), "m/x", "u")),
+        ("amqps://u:p%40%3A@mq/", Place(True, (("mq", 5671),), "/", "u", "p@:")),
+        ("amqps://u:@mq/", Place(True, (("mq", 5671),), "/", "u", "")),
+        (
+            "amqp://a,b:2,[::1],[::1]:3/v",
+            Place(False, (("a", 5672), ("b", 2), ("::1", 5672), ("::1", 3)), "v", None),
+        ),
+    ],
+)
+def test_a_url(url: str, place: Place) -> None:
+    assert parsed_url(url) == place
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mq",
+        "http://mq/",
+        "amqp:/mq",
+        "amqp://",
+        "amqp:///mail",
+        "amqp://u:p@",
+        "amqp://mq:0/",
+        "amqp://mq:65536/",
+        "amqp://mq:x/",
+        "amqp://mq/a/b",
+        "amqp://m q/",
+        "amqp://mq,/",
+        "amqp://[::1/",
+        "amqp://mq?heartbeat=1",
+        "amqp://mq/#x",
+        "amqp://u:s3cr@t@mq/",
+        "amqp://u:s3cr/t@mq/",
+        "amqp://u:s3cr%ff@mq/",
+        "amqps://%ff@mq/",
+        "",
+    ],
+)
+def test_a_url_that_can_never_work(url: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        AMQPMailer(url)
+    assert caught.value.name == "url"
+    assert "s3cr" not in str(caught.value)
+
+
+def test_a_place_is_shown_without_its_password() -> None:
+    url = "amqps://shop:s3cret@a,[::1]:1/mail"
+    place = parsed_url(url)
+    assert str(place) == "amqps://shop@a:5671,[::1]:1/mail"
+    assert "s3cret" not in repr(place)
+    assert repr(AMQPMailer(url)) == f"<AMQPMailer {place}>"
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "name"),
+    [
+        ("amqps://u@mq", {}, "password"),
+        ("amqps://mq", {"password": "s3cret"}, "password"),
+        ("amqps://u:s3cret@mq", {"password": "s3cret"}, "password"),
+        ("amqp://mq", {"cafile": "/ca"}, "cafile"),
+        ("amqp://mq", {"certfile": "/cert"}, "certfile"),
+        ("amqp://mq", {"server_name": "mq"}, "server_name"),
+        ("amqps://mq", {"keyfile": "/key"}, "keyfile"),
+        ("amqps://mq", {"window": 0}, "window"),
+        ("amqps://mq", {"max_size": 0}, "max_size"),
+        ("amqps://mq", {"timeout": 0}, "timeout"),
+        ("amqps://mq", {"heartbeat": 0}, "heartbeat"),
+        ("amqps://mq", {"queue": ""}, "queue"),
+        ("amqps://mq", {"queue": "\N{SNOWMAN}" * 86}, "queue"),
+        ("amqps://mq", {"notify": None}, "notify"),
+    ],
+)
+def test_options_that_can_never_work(
+    url: str, options: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        AMQPMailer(url, **options)
+    assert caught.value.name == name
+    assert "s3cret" not in str(caught.value)
+    traceback = caught.value.__traceback__
+    while traceback is not None:
+        assert "s3cret" not in repr(traceback.tb_frame.f_locals.get("given"))
+        traceback = traceback.tb_next
+
+
+def test_a_receiver_refuses_the_same() -> None:
+    with pytest.raises(OptionError, match="url"):
+        QueueReceiver("mq", "q", "queue")
+    with pytest.raises(OptionError, match="prefetch"):
+        QueueReceiver("amqps://mq", "q", "queue", prefetch=0)
+    with pytest.raises(OptionError, match="queuePath"):
+        QueueReceiver("amqps://mq", "q", "https://x.org/")
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "login"),
+    [
+        ("amqps://mq", {}, ("guest", "guest")),
+        ("amqps://mq", {"certfile": "/cert"}, None),
+        ("amqps://u:p@mq", {"certfile": "/cert"}, ("u", "p")),
+        ("amqps://u@mq", {"password": "p"}, ("u", "p")),
+    ],
+)
+def test_the_login(url: str, options: Any, login: tuple[str, str] | None) -> None:
+    assert AMQPMailer(url, **options).login == login
+
+
+def test_without_the_extra_the_error_names_it() -> None:
+    script = (
+        "import sys; sys.modules['amqp'] = None\n"
+        "from postcommit import AMQPMailer, MissingExtraError\n"
+        "try: AMQPMailer('amqps://mq')\n"
+        "except MissingExtraError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "pip install 'postcommit[amqp]'" in done.stdout, done.stderr
+
+
+def test_a_mailer_that_is_made_loads_all_that_it_needs_when_it_connects() -> None:
+    script = (
+        "import sys\n"
+        "import postcommit, postcommit.interfaces\n"
+        "from postcommit import SMTPMailer, AMQPMailer\n"
+        "print('amqp' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
