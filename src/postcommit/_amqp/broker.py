@@ -14,6 +14,7 @@ from postcommit._amqp.place import host_and_port
 from postcommit._amqp.place import parsed_url
 from postcommit._config.options import checked
 from postcommit._config.readonly import ReadOnlyOptions
+from postcommit._smtp.tls import NEED_TLS
 from postcommit._smtp.tls import TLS
 from postcommit.errors import MISSING
 from postcommit.errors import MissingExtraError
@@ -78,9 +79,10 @@ class Broker(ReadOnlyOptions):
             server_name=self.server_name,
         )
         if not place.is_tls:
-            for name in tls.needing:
-                reason = "has no effect with amqp://, which is without TLS; use amqps://"
-                raise OptionError(name, getattr(self, name), reason)
+            for name in NEED_TLS:
+                if (value := getattr(self, name)) is not None:
+                    reason = "has no effect with amqp://, which is clear; use amqps://"
+                    raise OptionError(name, value, reason)
         tls.check()
 
     def _check_login(self, place: Place) -> None:

@@ -43,8 +43,12 @@ from postcommit.errors import EntryError
 log = Log("postcommit.maildir.arrivals")
 
 # A name that is unique on all machines, because it has 64 random bits, as those of
-# `unique_name`; perhaps of a part of an entry.
-_UNIQUE = re.compile(r"\d{9,11}\.M\d{6}P\d+Q\d+R[0-9a-f]{16}\.[\w.\\-]{1,60}", re.ASCII)
+# `unique_name`, or a UUID; perhaps of a part of an entry.
+_UNIQUE = re.compile(
+    r"\d{9,11}\.(?:M\d{6}P\d+Q\d+R[0-9a-f]{16}\.[\w.\\-]{1,60}"
+    r"|[0-9a-f]{32}(?:\.P[0-9a-f]{8})?)",
+    re.ASCII,
+)
 
 # What a dead letter's name may have after the entry's: see `Store.bury`.
 _AFTER = r"(?:\.[RU]\d+)?(?:\.R?[0-9a-f]{16})?"

@@ -71,6 +71,8 @@ class Claim:
                 last_reply,
                 uncertain,
                 tuple(doubts) if len(doubts) == len(addresses) else (),
+                # As a file's name, which begins with the time.
+                f"{int(self.accepted):010d}.{self.key.hex}",
             )
         except AddressError as error:
             raise EntryError(f"the envelope is damaged: {error}") from error
