@@ -21,6 +21,8 @@ from zope.schema.interfaces import IField
 
 import postcommit
 from postcommit import interfaces
+from postcommit._amqp.mailer import AMQPMailer
+from postcommit._amqp.receiver import QueueReceiver
 from postcommit._cli.demo.shop import OrderBook
 from postcommit._cli.progress import WatchedMailer
 from postcommit._delivery import DirectMailDelivery
@@ -98,6 +100,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
     queue = str(tmp_path / "queue")
     reply = Reply(250)
     mailer = SMTPMailer()
+    broker = AMQPMailer("amqps://mq.example.org")
     delivery = QueuedMailDelivery(queue)
     store = Store(queue)
     manager = delivery.transaction_manager
@@ -154,6 +157,10 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IBatch, store.batch()),
         (interfaces.IBatch, DirectMailDelivery(mailer)._batch()),
         (interfaces.IBatch, OrderBook([])),
+        (interfaces.IAMQPMailer, broker),
+        (interfaces.IBroker, broker),
+        (interfaces.IPipeline, broker.pipeline()),
+        (interfaces.IQueueReceiver, QueueReceiver("amqps://mq", "q", queue)),
         (IOperators, MaildirOperators(queue)),
         (IChanges, MaildirChanges(store)),
         *(

@@ -134,7 +134,7 @@ def test_mailers_publish_as_told() -> None:
         ({"mailer": "pigeon"}, "mail.mailer='pigeon': must be one of smtp, sendmail"),
         (
             {"mailer": "bakcup", "backup.host": "mx"},
-            "file, backup, failover; do you mean 'backup'?",
+            "file, amqp, backup, failover; do you mean 'backup'?",
         ),
         ({"mailer": ["smtp"]}, "mail.mailer=['smtp']: must be one of smtp, sendmail"),
         ({"mailer": "file"}, "mail.folder: is needed by the mailer 'file'"),
@@ -157,7 +157,13 @@ def test_mailers_publish_as_told() -> None:
             {"failover_mailers": "smtp b", "host": "mx", "b.host": "MX", "b.port": 25},
             "failover_mailers='smtp b': 'smtp' and 'b' are the same relay",
         ),
-        ({"failover_mailers": "smtp ses"}, "no mailer 'ses' (smtp, sendmail, file)"),
+        (
+            {"failover_mailers": "smtp ses"},
+            "no mailer 'ses' (smtp, sendmail, file, amqp)",
+        ),
+        ({"mailer": "amqp"}, "mail.amqp_url: is needed by the mailer 'amqp'"),
+        ({"amqp_queue": "q"}, "mail.amqp_url: is needed by the mailer 'amqp'"),
+        ({"amqp_url": "amqps://u:s3cret@:"}, "mail.amqp_url"),
         ({"failover_mailers": "smtp smtp"}, "'smtp' is there twice"),
         ({"failover_mailers": "a:pw@mx"}, "there is no mailer '***@mx' (smtp"),
         ({"failover_mailers": "failover"}, "'failover' cannot be a part of itself"),

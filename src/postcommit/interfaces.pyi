@@ -12,7 +12,6 @@ from typing import overload
 
 from typing_extensions import TypeIs
 
-from postcommit._amqp.broker import Broker
 from postcommit._amqp.mailer import AMQPMailer
 from postcommit._amqp.receiver import QueueReceiver
 from postcommit._delivery import DirectMailDelivery
@@ -92,7 +91,7 @@ ISMTPMailer: _Interface[SMTPMailer]
 ISendmailMailer: _Interface[SendmailMailer]
 IFileMailer: _Interface[FileMailer]
 IFailoverMailer: _Interface[FailoverMailer]
-IBroker: _Interface[Broker]
+IBroker: _Interface[AMQPMailer | QueueReceiver]
 IAMQPMailer: _Interface[AMQPMailer]
 IQueueReceiver: _Interface[QueueReceiver]
 IDefaultSender: _Interface[DirectMailDelivery | QueuedMailDelivery]

@@ -135,7 +135,7 @@ def test_without_the_extra_the_error_names_it() -> None:
         "try: AMQPMailer('amqps://mq')\n"
         "except MissingExtraError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = python(script)
     assert "pip install 'postcommit[amqp]'" in done.stdout, done.stderr
 
 
@@ -146,5 +146,10 @@ def test_a_mailer_that_is_made_loads_all_that_it_needs_when_it_connects() -> Non
         "from postcommit import SMTPMailer, AMQPMailer\n"
         "print('amqp' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = python(script)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def python(script: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -188,6 +188,7 @@ def parameters(function: Any) -> str:
         (interfaces.ISMTPMailer, postcommit.SMTPMailer),
         (interfaces.ISendmailMailer, postcommit.SendmailMailer),
         (interfaces.IFileMailer, postcommit.FileMailer),
+        (interfaces.IAMQPMailer, postcommit.AMQPMailer),
         (interfaces.IDirectMailDelivery, postcommit.DirectMailDelivery),
         (interfaces.IQueuedMailDelivery, postcommit.QueuedMailDelivery),
         (interfaces.IMailQueueProcessor, postcommit.QueueProcessor),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 
-from zope.interface import implementer
 from zope.schema import getFieldNames
 
 from postcommit._amqp.place import Place
@@ -33,7 +32,6 @@ _check = functools.partial(checked, IBroker)
 _GUEST = "guest"
 
 
-@implementer(IBroker)
 class Broker(ReadOnlyOptions):
     """The base of those who connect to a broker. See `IBroker`.
 
