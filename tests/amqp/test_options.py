@@ -130,7 +130,12 @@ def test_the_login(url: str, options: Any, login: tuple[str, str] | None) -> Non
 
 def test_without_the_extra_the_error_names_it() -> None:
     script = (
-        "import sys; sys.modules['amqp'] = None\n"
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Lacking:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name != 'amqp': return PathFinder.find_spec(name, path, target)\n"
+        "sys.meta_path[sys.meta_path.index(PathFinder)] = Lacking\n"
         "from postcommit import AMQPMailer, MissingExtraError\n"
         "try: AMQPMailer('amqps://mq')\n"
         "except MissingExtraError as error: print(error)\n"

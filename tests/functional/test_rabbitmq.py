@@ -131,6 +131,8 @@ def test_a_connection_that_was_idle_for_long_is_closed(node: Node, queue: str) -
     mailer = AMQPMailer(node.url(), queue, heartbeat=1)
     send(mailer)
     assert mailer._idle
+    mailer._sweep()
+    assert mailer._idle  # it was idle for a moment only
     eventually(lambda: not mailer._idle)
     assert send(mailer).sent
 
@@ -146,6 +148,27 @@ def test_a_forked_child_does_not_use_the_connection_of_its_parent(
     assert os.waitpid(child, 0)[1] == 0
     assert send(mailer).sent
     assert len(messages(node, queue)) == 3
+    mailer._forget()  # as the child did
+    assert not mailer._idle
+
+
+def test_a_child_that_is_forked_in_the_middle_does_no_harm(
+    node: Node, queue: str
+) -> None:
+    with AMQPMailer(node.url(), queue).pipeline() as pipeline:
+        pipeline.offer(numbered(1))
+        child = os.fork()
+        if not child:
+            pipeline._link.discard()  # type: ignore[attr-defined]
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        link = pipeline._link  # type: ignore[attr-defined]
+        link.process = child
+        link.discard()  # as the child did
+        link.process = os.getpid()
+        pipeline.offer(numbered(2))
+        reports = [report for _, report in pipeline.drain()]
+    assert [len(report.sent) for report in reports] == [2, 2]
 
 
 def test_check_connects_and_sends_nothing(node: Node, queue: str) -> None:
@@ -387,6 +410,20 @@ def test_a_user_that_may_only_write(
         assert send(mailer).sent
     assert "cannot see whether the queue" in caplog.text
     node.control("delete_user", "web")
+
+
+def test_a_login_is_not_sent_in_clear_to_another_machine() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        outside = probe.getsockname()[0]
+    with socket.create_server((outside, 0)) as server:
+        mailer = AMQPMailer(f"amqp://u:p@{outside}:{server.getsockname()[1]}/")
+        text = failure_of(send(mailer))
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(100) == b""
+    assert "a login is never sent in clear" in text
+    assert "amqps://" in text
 
 
 def test_a_server_that_is_not_a_broker() -> None:

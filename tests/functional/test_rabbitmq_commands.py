@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shlex
 import signal
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -22,8 +25,14 @@ from tests.support.service import Running
 from tests.support.service import command
 from tests.support.service import eventually
 
+from postcommit import QueueReceiver
 from postcommit._cli import main as cli
+from postcommit._cli import receive
 from postcommit._cli.configuration import Configuration
+from postcommit._cli.run import log_death
+from postcommit._cli.service import TAKEN
+from postcommit._cli.service import Signals
+from postcommit._cli.service import Supervisor
 from postcommit._maildir.reception import receptions
 from postcommit._maildir.store import Store
 from postcommit.errors import OptionError
@@ -142,6 +151,42 @@ def test_status_shows_the_receiver(
         metrics = command("status", "--prometheus", store.path).stdout
         assert re.search(r"receiver_connected\{.*broker=.*\} 1\n", metrics)
         assert "# TYPE postcommit_queue_receiver_received_total counter" in metrics
+
+
+def test_a_receiver_that_dies_ends_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", log_death)
+    (tmp_path / "file").touch()
+    dying = QueueReceiver("amqps://mq", "q", str(tmp_path / "file"))
+    with Signals(*TAKEN) as signals:
+        assert receive._receive(dying, signals, Supervisor({})) == 1
+    assert "the receiver has died" in caplog.text
+
+
+class Hanging(QueueReceiver):
+    """Gives no sign of life, but stops."""
+
+    def run(self) -> None:
+        self.last_sign = -math.inf
+        self._stopping.wait(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_receiver_that_hangs_gives_the_watchdog_no_sign(tmp_path: Path) -> None:
+    class Watched(Supervisor):
+        signs = 0
+        watchdog_seconds = 0.03
+
+        def alive(self) -> None:
+            self.signs += 1
+
+    hanging = Hanging("amqps://mq", "q", str(tmp_path / "queue"))
+    supervisor = Watched({})
+    supervisor.watchdog_seconds = 0.03
+    with Signals(*TAKEN) as signals:
+        assert receive._receive(hanging, signals, supervisor) == 0
+    assert supervisor.signs <= 1  # at most one, before it hung
 
 
 # Options

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -55,12 +56,8 @@ class Broker(ReadOnlyOptions):
 
     def _set_broker(self, given: Mapping[str, Any]) -> None:
         """Check the arguments of a constructor, and make the attributes of them."""
-        try:
-            from postcommit._amqp import link as link
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "amqp":
-                raise
-            raise MissingExtraError("amqp", "amqp") from error
+        if find_spec("amqp") is None:
+            raise MissingExtraError("amqp", "amqp")
         options = vars(self)
         for name in getFieldNames(IBroker):
             options[name] = _check(name, given[name])

@@ -17,8 +17,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from typing import Any
 
-import amqp  # type: ignore[import-untyped]
-from amqp import spec
 from amqp.exceptions import AccessRefused  # type: ignore[import-untyped]
 from amqp.exceptions import AMQPError
 from amqp.exceptions import NotAllowed
@@ -29,6 +27,8 @@ from amqp.sasl import PLAIN
 from amqp.transport import SSLTransport  # type: ignore[import-untyped]
 from amqp.transport import TCPTransport
 
+import amqp  # type: ignore[import-untyped]
+from amqp import spec
 from postcommit._amqp.place import NAME
 from postcommit._log import Log
 from postcommit._smtp.tls import about_client
@@ -244,7 +244,7 @@ class Link:
         self._channel.events["basic_nack"].add(lambda *a: self.on_nack(*a))
         self._channel.events["basic_return"].add(
             lambda error, exchange, key, message: self.on_return(
-                message.properties.get("application_headers", {}).get(NAME, ""),
+                message.properties["application_headers"][NAME],
                 text_of(error),
             )
         )

@@ -138,16 +138,15 @@ class AMQPMailer(Broker, BaseMailer):
 
     def _sweep(self) -> None:
         """Close what was idle for long: heartbeats are sent only while it is used."""
-        for _ in range(len(self._idle)):
-            try:
-                link = self._idle.pop(0)
-            except IndexError:
-                return
-            if time.monotonic() - link.idle_since < self._idle_seconds:
-                self._idle.insert(0, link)
-                break
-            link.close()
-        if self._idle:
+        latest = time.monotonic() - self._idle_seconds
+        kept = []
+        while (link := self._take()) is not None:
+            if link.idle_since > latest:
+                kept.append(link)
+            else:
+                link.close()
+        if kept:
+            self._idle += reversed(kept)
             self._sweep_later()
 
     def _forget(self) -> None:

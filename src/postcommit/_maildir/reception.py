@@ -90,12 +90,8 @@ class ReceptionNote:
                 give_to_owner(file.descriptor, self._path)
                 write(file.descriptor, [self._data()])
             lock = FileLock(temporary)
-            try:
-                lock.acquire()
-                os.rename(temporary, f"{self._path}/{PREFIX}{name}")
-            except OSError:
-                lock.release()
-                raise
+            lock.acquire()
+            os.rename(temporary, f"{self._path}/{PREFIX}{name}")
         except OSError:
             remove(temporary)
             raise
