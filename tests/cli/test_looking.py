@@ -648,6 +648,7 @@ def test_status_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -
         "processor_alive": False,
         "heartbeat_seconds": None,
         "paused": None,
+        "receivers": [],
         "attention": [
             "1 in doubt; 'postcommit recover' sends or drops them",
             "1 due, and no processor lives; 'postcommit run' or 'postcommit flush'",
