@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import configparser
+import copy
 import functools
+import pickle
 import re
 import smtplib
 import time
+import xmlrpc.client
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -421,6 +424,20 @@ class TestQueue:
         assert host.queueLength() == 0
         see = f"see: postcommit status {host.smtp_queue_directory}"
         assert str(host.queueLength()) == f"0 (2 dead letters; {see})"
+
+    def test_its_length_is_a_plain_number_for_programs(
+        self, host: Any, relay: ScriptedRelay
+    ) -> None:
+        relay.reply("RCPT", "450 4.2.0 greylisted", address=A)
+        host.send(MESSAGE)
+        transaction.commit()
+        wait_for(lambda: "deferred" in str(host.queueLength()))
+        length = host.queueLength()
+        # As Zope answers a monitor, and as a cache keeps it.
+        answer = xmlrpc.client.dumps((length,), methodresponse=True)
+        assert xmlrpc.client.loads(answer) == ((1,), None)
+        for kept in (pickle.loads(pickle.dumps(length)), copy.deepcopy(length)):
+            assert (type(kept), kept) == (int, 1)
 
     def test_its_form_says_that_the_queue_pauses(
         self, host: Any, relay: ScriptedRelay
