@@ -342,6 +342,25 @@ class TestSSL:
             mailer.send_immediately(message_of())
             assert len(relay.messages) == 1
 
+    def test_the_certificate_in_the_settings_prevails_over_the_environment(
+        self,
+        authority: Authority,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("POSTCOMMIT_CAFILE", authority.cafile)
+        one, other = tmp_path / "one.pem", tmp_path / "other.pem"
+        for chain in (one, other):
+            authority.write_chain(chain, f"{chain.stem}.example.org")
+        # The key of another certificate does not fit.
+        monkeypatch.setenv("POSTCOMMIT_CERTFILE", str(other))
+        monkeypatch.setenv("POSTCOMMIT_KEYFILE", str(other))
+        with ScriptedRelay(tls=authority.server(), implicit_tls=True) as relay:
+            settings = settings_of(relay, ssl="true", certfile=str(one))
+            mailer = get_mailer(configured(settings, OURS).registry)
+            mailer.send_immediately(message_of())
+            assert len(relay.messages) == 1
+
     def test_a_login_goes_through_tls_although_it_is_not_asked_for(
         self, authority: Authority
     ) -> None:

@@ -271,6 +271,9 @@ class StandIn(OlderMailer):
         unused = set() if self._has_login else {"auth"}
         if tls is TLSMode.NONE:
             unused |= _OF_TLS
+        if self.certfile or self.keyfile:
+            # A certificate and a key of two sources do not belong together.
+            unused |= {"certfile", "keyfile"}
         if str(self.hostname).startswith("/"):
             unused.add("source_address")
         environ = tuple(
