@@ -46,7 +46,8 @@ class SMTP_SSLMailer(repoze_sendmail.SMTPMailer):
         certfile: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(*args, **{**options, "ssl": True})
+        super().__init__(*args, **options)
+        self.ssl = True
         self.keyfile = keyfile
         self.certfile = certfile
 

@@ -361,6 +361,15 @@ class TestSSL:
             mailer.send_immediately(message_of())
             assert len(relay.messages) == 1
 
+    def test_options_may_be_positional(self) -> None:
+        for kind in (pyramid_mailer.mailer.SMTP_SSLMailer, ours.SMTP_SSLMailer):
+            options = ("relay", 465, "ann", "secret", False, True, True, 1)
+            mailer = kind(*options, certfile="c.pem", keyfile="k.pem")
+            assert (mailer.hostname, mailer.port) == ("relay", 465)
+            assert (mailer.force_tls, mailer.ssl, mailer.debug_smtp) == (True, True, 1)
+            assert (mailer.certfile, mailer.keyfile) == ("c.pem", "k.pem")
+        assert ours.SMTP_SSLMailer(ssl=False).ssl
+
     def test_a_login_goes_through_tls_although_it_is_not_asked_for(
         self, authority: Authority
     ) -> None:
