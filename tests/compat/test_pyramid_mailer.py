@@ -208,6 +208,15 @@ class TestRebuilding:
         assert (mailer.queue_path, mailer.default_sender) == ("queue", S)
         assert mailer.transaction_manager is manager
 
+    def test_the_mailer_of_an_addon_under_another_name(self) -> None:
+        config = Configurator(settings={})
+        config.registry.registerUtility(Mailer(host="bulk"), IMailer, "bulk")
+        config.include(OURS)
+        bulk = config.registry.getUtility(IMailer, "bulk")
+        assert uses_ours(bulk)
+        assert bulk.smtp_mailer.hostname == "bulk"
+        assert uses_ours(get_mailer(config.registry))
+
     def test_the_default_template_is_not_kept(self) -> None:
         assert self.rebuilt(Mailer()).sendmail_mailer.sendmail_template is None
 
