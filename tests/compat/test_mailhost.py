@@ -188,21 +188,26 @@ class TestZCML:
         self.configure(self.meta, '<mail:mailHost immediate="true" />')
         assert module.MailBase._send is send
 
-    def test_plone_has_included_it_elsewhere(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("overrides_first", [True, False])
+    def test_the_overrides_of_the_page(
+        self, tmp_path: Path, overrides_first: bool
+    ) -> None:
+        # Plone includes ours before all overrides, a site perhaps after them.
         send = module.MailBase._send
+        page = (ROOT / "docs" / "plone.rst").read_text()
+        [text] = re.findall("(?s)   <configure.*?</configure>", page)
         overrides = tmp_path / "overrides.zcml"
-        overrides.write_text(
-            '<configure xmlns:mail="http://namespaces.zope.org/mail">'
-            '<mail:mailHost immediate="false" /></configure>'
-        )
+        overrides.write_text(text)
         plone = tmp_path / "plone.zcml"
         plone.write_text(
             '<configure xmlns="http://namespaces.zope.org/zope">'
             f"{self.include}</configure>"
         )
-        self.configure(
-            f'<include file="{plone}" />', f'<includeOverrides file="{overrides}" />'
-        )
+        lines = [
+            f'<include file="{plone}" />',
+            f'<includeOverrides file="{overrides}" />',
+        ]
+        self.configure(*(reversed(lines) if overrides_first else lines))
         assert module.MailBase._send is not send
 
     def test_nothing_else_can_be_chosen(self) -> None:
