@@ -11,6 +11,11 @@ import time
 import xmlrpc.client
 from collections.abc import Callable
 from collections.abc import Iterator
+from email import message_from_bytes as parsed
+from email.header import Header
+from email.header import decode_header
+from email.header import make_header
+from email.mime.text import MIMEText
 from pathlib import Path
 from typing import Any
 
@@ -324,15 +329,29 @@ class TestSending:
         assert caught.value.sender == S
 
     def test_a_message_with_its_sender_in_a_header(self, relay: ScriptedRelay) -> None:
-        from email.header import Header
-        from email.mime.text import MIMEText
-
         message = MIMEText("x")
         message["From"] = Header("Jürgen <s@example.org>", "utf-8")
         message["To"] = A
         host_of(relay).send(message, immediate=True)
         [received] = relay.messages
         assert received.sender == S
+
+    @pytest.mark.parametrize("immediate", [True, False])
+    def test_a_sender_with_a_long_name(
+        self, relay: ScriptedRelay, immediate: bool
+    ) -> None:
+        # As Plone makes it of the name of a site: it is folded.
+        name = Header("Ministerium für Wirtschaft und Energie, Innovation, Digitales")
+        sender = f'"{name.encode()}" <{S}>'
+        assert "\n" in sender
+        host_of(relay).send(
+            "Subject: x\n\nx", mto=A, mfrom=sender, immediate=immediate
+        )
+        transaction.commit()
+        [received] = relay.messages
+        assert received.sender == S
+        [field] = parsed(received.data).get_all("From")
+        assert str(make_header(decode_header(field))).startswith("Ministerium für")
 
     def test_the_certificate_of_another_machine(
         self, authority: Authority, monkeypatch: pytest.MonkeyPatch
