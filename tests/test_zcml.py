@@ -529,6 +529,19 @@ def test_a_site_that_includes_the_older_library_as_well(configure: Any) -> None:
         )
 
 
+def test_ours_may_override_the_older_library(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "moving-zope-sendmail.rst"
+    [line] = re.findall("<includeOverrides.*", page.read_text())
+    theirs = '<include package="zope.sendmail" />'
+    for package in ("zope.component", "zope.security", "zope.sendmail"):
+        theirs = f'<include package="{package}" file="meta.zcml" />{theirs}'
+    delivery = f'<mail:queuedDelivery mailer="smtp" queuePath="{tmp_path / "q"}" />'
+    site = SITE.replace('<include package="postcommit" />', theirs + line)
+    xmlconfig.string(site.format(delivery))
+    assert isinstance(getUtility(IMailDelivery, "Mail"), QueuedMailDelivery)
+    assert getUtility(IOlderMailer, "smtp") is getUtility(IMailer, "smtp")
+
+
 def test_the_page_has_every_attribute() -> None:
     page = (Path(__file__).parent.parent / "docs" / "zope.rst").read_text()
     rows = re.findall(r"   \* - ``mail:(\w+)``\n     - ((?:.*\n)+?)(?=   \*|\n)", page)

@@ -46,7 +46,8 @@ class SMTP_SSLMailer(repoze_sendmail.SMTPMailer):
         certfile: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(*args, **{**options, "ssl": True})
+        super().__init__(*args, **options)
+        self.ssl = True
         self.keyfile = keyfile
         self.certfile = certfile
 
@@ -81,20 +82,20 @@ def restore() -> None:
 def includeme(config: Configurator) -> None:
     """Register a ``Mailer`` that uses ours, and ``request.mailer``.
 
-    A ``Mailer`` that is registered already is rebuilt with the same options. Another
-    kind of mailer, as that of ``pyramid_mailer.testing`` or ``pyramid_mailer.debug``,
-    stays.
+    Each ``Mailer`` that is registered already, also under another name, is rebuilt with
+    the same options. Another kind of mailer, as that of ``pyramid_mailer.testing`` or
+    ``pyramid_mailer.debug``, stays.
     """
     replace()
     registry = config.registry
-    found = registry.queryUtility(IMailer)
-    if found is None:
+    for name, found in list(registry.getUtilitiesFor(IMailer)):
+        if type(found) is older.Mailer:
+            registry.registerUtility(_rebuilt(found), IMailer, name)
+    if registry.queryUtility(IMailer) is None:
         settings = registry.settings
         prefix = settings.get("pyramid_mailer.prefix", "mail.")
         mailer = mailer_factory_from_settings(settings, prefix)
         registry.registerUtility(mailer, IMailer)
-    elif type(found) is older.Mailer:
-        registry.registerUtility(_rebuilt(found), IMailer)
     # Later, because pyramid_mailer adds it, too, which would be a conflict.
     config.action("postcommit.pyramid_mailer", _add_to_request, args=(registry,))
 

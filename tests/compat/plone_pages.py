@@ -155,6 +155,15 @@ class Pages:
         [message] = self.wait()
         assert (message.sender, message.recipients) == (SITE, (ANN,))
 
+    def testANewPasswordOfASiteWithALongName(self) -> None:
+        # Plone folds its name within the address.
+        name = "Ministerium für Wirtschaft, Innovation, Digitalisierung und Energie"
+        getUtility(IRegistry)["plone.email_from_name"] = name
+        transaction.commit()
+        assert "An email has been sent" in self.reset().contents
+        [message] = self.wait()
+        assert (message.sender, message.recipients) == (SITE, (ANN,))
+
     def testTheContactForm(self) -> None:
         browser = self.contact()
         assert "A mail has now been sent" in browser.contents

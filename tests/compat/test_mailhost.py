@@ -2,12 +2,20 @@
 from __future__ import annotations
 
 import configparser
+import copy
 import functools
+import pickle
 import re
 import smtplib
 import time
+import xmlrpc.client
 from collections.abc import Callable
 from collections.abc import Iterator
+from email import message_from_bytes as parsed
+from email.header import Header
+from email.header import decode_header
+from email.header import make_header
+from email.mime.text import MIMEText
 from pathlib import Path
 from typing import Any
 
@@ -185,21 +193,26 @@ class TestZCML:
         self.configure(self.meta, '<mail:mailHost immediate="true" />')
         assert module.MailBase._send is send
 
-    def test_plone_has_included_it_elsewhere(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("overrides_first", [True, False])
+    def test_the_overrides_of_the_page(
+        self, tmp_path: Path, overrides_first: bool
+    ) -> None:
+        # Plone includes ours before all overrides, a site perhaps after them.
         send = module.MailBase._send
+        page = (ROOT / "docs" / "plone.rst").read_text()
+        [text] = re.findall("(?s)   <configure.*?</configure>", page)
         overrides = tmp_path / "overrides.zcml"
-        overrides.write_text(
-            '<configure xmlns:mail="http://namespaces.zope.org/mail">'
-            '<mail:mailHost immediate="false" /></configure>'
-        )
+        overrides.write_text(text)
         plone = tmp_path / "plone.zcml"
         plone.write_text(
             '<configure xmlns="http://namespaces.zope.org/zope">'
             f"{self.include}</configure>"
         )
-        self.configure(
-            f'<include file="{plone}" />', f'<includeOverrides file="{overrides}" />'
-        )
+        lines = [
+            f'<include file="{plone}" />',
+            f'<includeOverrides file="{overrides}" />',
+        ]
+        self.configure(*(reversed(lines) if overrides_first else lines))
         assert module.MailBase._send is not send
 
     def test_nothing_else_can_be_chosen(self) -> None:
@@ -316,15 +329,29 @@ class TestSending:
         assert caught.value.sender == S
 
     def test_a_message_with_its_sender_in_a_header(self, relay: ScriptedRelay) -> None:
-        from email.header import Header
-        from email.mime.text import MIMEText
-
         message = MIMEText("x")
         message["From"] = Header("Jürgen <s@example.org>", "utf-8")
         message["To"] = A
         host_of(relay).send(message, immediate=True)
         [received] = relay.messages
         assert received.sender == S
+
+    @pytest.mark.parametrize("immediate", [True, False])
+    def test_a_sender_with_a_long_name(
+        self, relay: ScriptedRelay, immediate: bool
+    ) -> None:
+        # As Plone makes it of the name of a site: it is folded.
+        name = Header("Ministerium für Wirtschaft und Energie, Innovation, Digitales")
+        sender = f'"{name.encode()}" <{S}>'
+        assert "\n" in sender
+        host_of(relay).send(
+            "Subject: x\n\nx", mto=A, mfrom=sender, immediate=immediate
+        )
+        transaction.commit()
+        [received] = relay.messages
+        assert received.sender == S
+        [field] = parsed(received.data).get_all("From")
+        assert str(make_header(decode_header(field))).startswith("Ministerium für")
 
     def test_the_certificate_of_another_machine(
         self, authority: Authority, monkeypatch: pytest.MonkeyPatch
@@ -421,6 +448,20 @@ class TestQueue:
         assert host.queueLength() == 0
         see = f"see: postcommit status {host.smtp_queue_directory}"
         assert str(host.queueLength()) == f"0 (2 dead letters; {see})"
+
+    def test_its_length_is_a_plain_number_for_programs(
+        self, host: Any, relay: ScriptedRelay
+    ) -> None:
+        relay.reply("RCPT", "450 4.2.0 greylisted", address=A)
+        host.send(MESSAGE)
+        transaction.commit()
+        wait_for(lambda: "deferred" in str(host.queueLength()))
+        length = host.queueLength()
+        # As Zope answers a monitor, and as a cache keeps it.
+        answer = xmlrpc.client.dumps((length,), methodresponse=True)
+        assert xmlrpc.client.loads(answer) == ((1,), None)
+        for kept in (pickle.loads(pickle.dumps(length)), copy.deepcopy(length)):
+            assert (type(kept), kept) == (int, 1)
 
     def test_its_form_says_that_the_queue_pauses(
         self, host: Any, relay: ScriptedRelay

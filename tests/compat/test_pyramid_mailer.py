@@ -208,6 +208,15 @@ class TestRebuilding:
         assert (mailer.queue_path, mailer.default_sender) == ("queue", S)
         assert mailer.transaction_manager is manager
 
+    def test_the_mailer_of_an_addon_under_another_name(self) -> None:
+        config = Configurator(settings={})
+        config.registry.registerUtility(Mailer(host="bulk"), IMailer, "bulk")
+        config.include(OURS)
+        bulk = config.registry.getUtility(IMailer, "bulk")
+        assert uses_ours(bulk)
+        assert bulk.smtp_mailer.hostname == "bulk"
+        assert uses_ours(get_mailer(config.registry))
+
     def test_the_default_template_is_not_kept(self) -> None:
         assert self.rebuilt(Mailer()).sendmail_mailer.sendmail_template is None
 
@@ -341,6 +350,34 @@ class TestSSL:
             mailer = get_mailer(configured(settings, OURS).registry)
             mailer.send_immediately(message_of())
             assert len(relay.messages) == 1
+
+    def test_the_certificate_in_the_settings_prevails_over_the_environment(
+        self,
+        authority: Authority,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("POSTCOMMIT_CAFILE", authority.cafile)
+        one, other = tmp_path / "one.pem", tmp_path / "other.pem"
+        for chain in (one, other):
+            authority.write_chain(chain, f"{chain.stem}.example.org")
+        # The key of another certificate does not fit.
+        monkeypatch.setenv("POSTCOMMIT_CERTFILE", str(other))
+        monkeypatch.setenv("POSTCOMMIT_KEYFILE", str(other))
+        with ScriptedRelay(tls=authority.server(), implicit_tls=True) as relay:
+            settings = settings_of(relay, ssl="true", certfile=str(one))
+            mailer = get_mailer(configured(settings, OURS).registry)
+            mailer.send_immediately(message_of())
+            assert len(relay.messages) == 1
+
+    def test_options_may_be_positional(self) -> None:
+        for kind in (pyramid_mailer.mailer.SMTP_SSLMailer, ours.SMTP_SSLMailer):
+            options = ("relay", 465, "ann", "secret", False, True, True, 1)
+            mailer = kind(*options, certfile="c.pem", keyfile="k.pem")
+            assert (mailer.hostname, mailer.port) == ("relay", 465)
+            assert (mailer.force_tls, mailer.ssl, mailer.debug_smtp) == (True, True, 1)
+            assert (mailer.certfile, mailer.keyfile) == ("c.pem", "k.pem")
+        assert ours.SMTP_SSLMailer(ssl=False).ssl
 
     def test_a_login_goes_through_tls_although_it_is_not_asked_for(
         self, authority: Authority

@@ -110,7 +110,30 @@ class TestMailer:
         assert [message.recipients for message in relay.messages] == [(A,), (A,)]
         assert {message.sender for message in relay.messages} == {S}
 
-    @pytest.mark.parametrize("to", [["root"], "root", ["a@example.org\r\nDATA"], []])
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_the_value_of_a_header_may_be_folded(
+        self, relay: ScriptedRelay, end: str
+    ) -> None:
+        sender = f'"=?utf-8?q?Lot?={end} =?utf-8?q?te?=" <s@example.org>'
+        to = f'"Doe,{end} Ann" <{A}>,{end}\tBob{end} <{B}>'
+        mailer = mailer_of(relay)
+        mailer.send(sender, to, MESSAGE)
+        mailer.send(sender, [f"Ann{end} <{A}>", B], MESSAGE)
+        for message in relay.messages:
+            assert (message.sender, message.recipients) == (S, (A, B))
+        assert len(relay.messages) == 2
+
+    @pytest.mark.parametrize(
+        "to",
+        [
+            ["root"],
+            "root",
+            ["a@example.org\r\nDATA"],
+            "a@example.org\nb@example.org",
+            ["a@example.org\n x@example.org"],
+            [],
+        ],
+    )
     def test_an_address_that_cannot_work_is_an_error_of_both_kinds(
         self, relay: ScriptedRelay, to: Any
     ) -> None:

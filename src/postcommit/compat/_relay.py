@@ -6,6 +6,7 @@ So mailers with the same options share one of ours, and its connections.
 from __future__ import annotations
 
 import os
+import re
 import smtplib
 import ssl
 from abc import ABC
@@ -271,6 +272,9 @@ class StandIn(OlderMailer):
         unused = set() if self._has_login else {"auth"}
         if tls is TLSMode.NONE:
             unused |= _OF_TLS
+        if self.certfile or self.keyfile:
+            # A certificate and a key of two sources do not belong together.
+            unused |= {"certfile", "keyfile"}
         if str(self.hostname).startswith("/"):
             unused.add("source_address")
         environ = tuple(
@@ -368,9 +372,18 @@ def _explained(failure: RelayError) -> RelayError:
 # Addresses
 
 
+_FOLD = re.compile(r"\r?\n(?=[ \t])")
+
+
 def address(value: Any) -> Any:
-    """Return an address as str or bytes. A header field's value may be a `Header`."""
-    return str(value) if isinstance(value, Header) else value
+    """Return an address as str or bytes.
+
+    The value of a header field may be a `Header`. A text may be folded as in a header
+    (RFC 5322, 2.2.3). For example, Plone folds the name of a site if it is long.
+    """
+    if isinstance(value, Header):
+        value = str(value)
+    return _FOLD.sub("", value) if isinstance(value, str) else value
 
 
 def addresses(values: Any) -> Any:
@@ -379,8 +392,7 @@ def addresses(values: Any) -> Any:
     A text with a comma at its end, for example, makes an empty address in the lists of
     callers. If no other address is there, the value is returned as it is.
     """
-    if isinstance(values, Header):
-        values = str(values)
+    values = address(values)
     if isinstance(values, str):
         pieces = split_addresses(values)
         is_list = "," in values and len(pieces) > 0

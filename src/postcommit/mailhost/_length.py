@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import html
 import shlex
+import xmlrpc.client
 from typing import Any
 
 from postcommit._maildir.item import EntryState
@@ -48,6 +49,14 @@ class QueueLength(int):
 
     def __str__(self) -> str:
         return self._text
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """Copy and pickle a plain number, so that no cache needs this class."""
+        return int, (int(self),)
+
+
+# Zope answers with the number by XML-RPC. The library refuses subclasses of int.
+xmlrpc.client.Marshaller.dispatch[QueueLength] = xmlrpc.client.Marshaller.dump_long
 
 
 def queue_length(self: Any) -> QueueLength | str:
