@@ -467,6 +467,110 @@ def test_a_relay_that_ends_after_refusals_for_the_number(
 
 
 @WITHOUT
+@pytest.mark.parametrize("most", [1, 10, 49, 50])
+@pytest.mark.parametrize(
+    "reply", ["421 4.5.3 Too many recipients", "421 Maximum number of recipients: 10"]
+)
+def test_a_relay_that_ends_because_of_the_number(start, connect, without, most, reply):
+    """It says so with 421, at the first recipient that it does not take."""
+    relay = start(without=without)
+
+    def rcpt(dialogue, usual):
+        if len(dialogue.recipients) < most:
+            return dialogue.say(usual.encode() + b"\r\n")
+        dialogue.closing = "close"
+        return dialogue.say(reply.encode() + b"\r\n")
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY[:60])
+    assert told(report) == ["sent"] * 60
+    assert max(taken(relay)) == most
+    # One more for the refusal.
+    assert relay.connections == (1 if most == 50 else 2)
+
+
+@WITHOUT
+def test_a_relay_that_ends_at_any_number(start, connect, without):
+    """No recipient is tried for ever, and it is the relay that fails."""
+    relay = start(without=without)
+    relay.reply("RCPT", "421 4.5.3 Too many recipients")
+    [report] = transmit(connect(relay), MANY[:60])
+    assert report.relay_failure.reply == Reply(421, "4.5.3", "Too many recipients")
+    assert report.outcomes == ()
+    assert relay.connections == 1
+
+
+@WITHOUT
+@pytest.mark.parametrize("errors", [1, 2, 5])
+@pytest.mark.parametrize("ending", [b"421 4.7.0 Error: too many errors\r\n", b""])
+def test_a_relay_that_ends_after_refusals_of_the_whole(
+    start, connect, without, errors, ending
+):
+    """The halves go on from there, on a new connection."""
+    relay = start(without=without)
+    seen = Counter()
+
+    def content(dialogue, usual):
+        if len(dialogue.recipients) <= 3:
+            return dialogue.say(usual.encode() + b"\r\n")
+        seen[dialogue.number] += 1
+        if seen[dialogue.number] <= errors:
+            return dialogue.say(b"554 5.5.3 Too many recipients\r\n")
+        dialogue.closing = "close"
+        return dialogue.say(ending) if ending else 0
+
+    relay.on("DATA", content)
+    [report] = transmit(connect(relay), MANY[:50])
+    assert told(report) == ["sent"] * 50
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(MANY[:50])
+    assert relay.connections <= 6
+
+
+@WITHOUT
+@pytest.mark.parametrize("most", [50, 77, 100, 120])
+@pytest.mark.parametrize(
+    "reply", ["452 4.5.3 Too many recipients", "550 5.5.3 Too many recipients"]
+)
+def test_a_relay_that_refuses_more_on_a_connection(
+    start, connect, without, most, reply
+):
+    """It does not end the connection, so the mailer does."""
+    relay = start(without=without)
+    seen = Counter()
+
+    def rcpt(dialogue, usual):
+        said = usual if seen[dialogue.number] < most else reply
+        seen[dialogue.number] += said is usual
+        return dialogue.say(said.encode() + b"\r\n")
+
+    relay.on("RCPT", rcpt)
+    many = tuple(f"{number}@example.org" for number in range(600))
+    [report] = transmit(connect(relay), many)
+    assert told(report) == ["sent"] * 600
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(many)
+    assert relay.connections <= 600 // 50
+
+
+@WITHOUT
+def test_a_relay_that_takes_no_more_at_all(start, connect, without):
+    """A new connection does not help, and is tried once."""
+    relay = start(without=without)
+    seen = []
+
+    def rcpt(dialogue, usual):
+        seen.append(usual)
+        said = usual if len(seen) <= 50 else "452 4.5.3 Too many recipients"
+        return dialogue.say(said.encode() + b"\r\n")
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY)
+    assert told(report) == ["sent"] * 50 + ["deferred"] * 70
+    assert relay.connections == 2
+
+
+@WITHOUT
 def test_a_limit_that_gets_smaller_until_it_is_one(start, connect, without):
     """The relay ends after each second recipient: it takes no message of two."""
     relay = start(without=without)

@@ -100,7 +100,7 @@ class Kind(enum.Enum):
     LATER = "4xx, 552 to RCPT, or 3xx other than 354 to DATA"
     NEVER = "5xx"
     TOO_MANY = "refused because of the number of recipients, and fewer are possible"
-    RELAY = "421, 530, 534, 535, 538, or a refused RSET"
+    RELAY = "421, 530, 534, 535, 538, a refused RSET, or no more recipients at all"
     ODD = "a reply that belongs to another command"
 
 
@@ -635,6 +635,8 @@ class Dialogue:
         self._ended: Transmission | None = None
         # The last message that was sent, and the connection.
         self._sent: tuple[Link, Account] | None = None
+        # The connection on which a transmission was split last.
+        self._split_on: Link | None = None
         self._dot = 0  # number of bytes of the last write up to the final dot in it
 
     # For the caller
@@ -717,6 +719,7 @@ class Dialogue:
 
     def _split(self, transmission: Transmission, link: Link) -> None:
         """Have two smaller transmissions follow for the one that the relay refused."""
+        self._split_on = link
         limit = transmission.limit
         first, second = transmission.split()
         if limit is None:
@@ -748,6 +751,10 @@ class Dialogue:
             return Kind.ODD
         if _is_too_many(stage, reply, transmission):
             return Kind.TOO_MANY
+        is_first = stage is Stage.RCPT and not transmission.tried
+        has_taken = self._sent == (link, transmission.account)
+        if is_first and has_taken and is_about_number(reply):
+            return Kind.RELAY  # the limit is that of the connection
         if stage is Stage.RCPT and code == 552:
             return Kind.LATER  # RFC 5321, 4.5.3.1.10: too many recipients
         return Kind.LATER if code < 500 else Kind.NEVER
@@ -860,7 +867,7 @@ class Dialogue:
             if account.is_done and ended is not None and ended.account is account:
                 offered.state = State.DONE  # the message has its report
             else:
-                if self._has_enough(offered, link, behind):
+                if self._has_enough(offered, link, behind, error):
                     behind = Loss.ENOUGH
                 self._suffer(offered, behind, error)
         elif ended is None and not link.messages:
@@ -904,18 +911,25 @@ class Dialogue:
         self._suffer(ended, loss, error)
         return error
 
-    def _has_enough(self, transmission: Transmission, link: Link, loss: Loss) -> bool:
+    def _has_enough(
+        self, transmission: Transmission, link: Link, loss: Loss, error: OSError
+    ) -> bool:
         """Return True if the relay may take the transmission on a new connection.
 
         It ended this one after it had taken an earlier transmission of the message, or
         had shown how many recipients it takes: Postfix, for example, says 421 after 20
-        refusals. The next transmission is to no more than that, so that this happens
-        only as long as the number becomes smaller.
+        refusals. 421 itself may be about the number, too. The next transmission is to
+        no more than that, so that this happens only as long as it becomes smaller.
         """
         if transmission.state is not State.BOUND or loss not in _ENDED_BY_RELAY:
             return False
-        if transmission.limit is not None:
-            self._recipients = transmission.limit
+        limit, reply = transmission.limit, getattr(error, "reply", None)
+        if limit is None and isinstance(reply, Reply) and is_about_number(reply):
+            limit = transmission.tried or None
+        if limit is None and self._split_on is link:
+            limit = link.most_recipients
+        if limit is not None and limit < self._recipients:
+            self._recipients = limit
             return True
         return self._sent == (link, transmission.account)
 
