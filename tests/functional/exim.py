@@ -38,7 +38,7 @@ keep_environment =
 tls_advertise_hosts =
 host_lookup =
 rfc1413_hosts =
-acl_smtp_rcpt = accept
+acl_smtp_rcpt = ${{if match{{$local_part}}{{^nobody}}{{deny}}{{accept}}}}
 acl_smtp_data = accept
 queue_only = true
 {settings}
@@ -62,8 +62,8 @@ def why_not() -> str:
 class Exim(Program):
     """A context manager; `port` is where it listens on 127.0.0.1.
 
-    It accepts all recipients and keeps the messages in its queue. `settings` go into
-    the main part of its configuration.
+    It accepts all recipients but ``nobody...``, and keeps the messages in its queue.
+    `settings` go into the main part of its configuration.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:

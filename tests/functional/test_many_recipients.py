@@ -159,6 +159,20 @@ def test_an_exim_with_a_limit(
     assert max(map(len, received)) == 30
 
 
+@pytest.mark.parametrize("rejects", ["false", "true"])
+def test_an_exim_that_counts_those_it_has_refused(
+    start_exim: Callable[..., Exim], tmp_path: Path, rejects: str
+) -> None:
+    """The others follow at once, even if it has refused all before them."""
+    relay = start_exim(recipients_max="10", recipients_max_reject=rejects)
+    unknown = [f"nobody{number}@example.org" for number in range(25)]
+    tally, _ = flush(queue(tmp_path, [*unknown, *MANY[:75]]), relay.port, 50)
+    assert tally == Tally(75, 0, 25)
+    received = relay.received()
+    assert sorted(r for message in received for r in message) == sorted(MANY[:75])
+    assert max(map(len, received)) == 10
+
+
 @pytest.mark.parametrize("way", ["unix", "TCP"])
 def test_lmtp_to_dovecot(mail_store: Dovecot, way: str) -> None:
     hostname = mail_store.path if way == "unix" else "127.0.0.1"

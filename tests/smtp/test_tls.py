@@ -717,14 +717,15 @@ def test_mail_in_clear_is_said_once(start, connect, outside, caplog, tls, reason
     assert said == [f"{outside}:{relay.port}: mail goes out in clear: {reason}"]
 
 
-@pytest.mark.parametrize("name", ["cafile", "server_name", "certfile"])
+@pytest.mark.parametrize("name", ["cafile", "server_name", "certfile", "ssl_context"])
 @pytest.mark.parametrize("refuses_ehlo", [False, True])
 def test_an_option_for_tls_makes_it_required(start, connect, name, refuses_ehlo):
     """An attacker on the way may hide the offer of STARTTLS."""
     relay = start()
     if refuses_ehlo:
         relay.reply("EHLO", "502 5.5.1 No")
-    mailer = connect(relay, tls="auto", **{name: "mx.example.org"})
+    value = CONTEXT if name == "ssl_context" else "mx.example.org"
+    mailer = connect(relay, tls="auto", **{name: value})
     report = mailer.send(SENDER, B, MESSAGE)
     told = str(report.relay_failure)
     assert "offers no STARTTLS; set tls to 'implicit'" in told

@@ -22,6 +22,9 @@ from tests.support.script import Hangup
 
 MANY = tuple(f"{number}@example.org" for number in range(120))
 
+# Those that a relay may refuse.
+UNKNOWN = MANY[:25]
+
 WITHOUT = pytest.mark.parametrize("without", [(), ("PIPELINING",)], ids=str)
 
 
@@ -46,21 +49,35 @@ def taken(relay):
     return [len(taken.recipients) for taken in relay.messages]
 
 
-def limit(relay, most, reply):
-    """Have `relay` accept `most` recipients in one mail transaction."""
-    accepted = [0]
+def limit(relay, most, reply, refusal=None, data=None):
+    """Have `relay` take `most` recipients in one mail transaction.
+
+    With a `refusal`, it refuses those in `UNKNOWN`, and counts them as well. With
+    `data`, it says that to DATA after too many.
+    """
+    seen = [0]
 
     def mail(dialogue, usual):
-        accepted[0] = 0
+        seen[0] = 0
         return dialogue.say(usual.encode() + b"\r\n")
 
     def rcpt(dialogue, usual):
-        accepted[0] += 1
-        said = usual if accepted[0] <= most else reply
+        seen[0] += 1
+        command = relay.commands[-1]
+        said = usual
+        if seen[0] > most:
+            said = reply
+        elif refusal is not None and any(f"<{r}>" in command for r in UNKNOWN):
+            said = refusal
+        return dialogue.say(said.encode() + b"\r\n")
+
+    def content(dialogue, usual):
+        said = data if data is not None and seen[0] > most else usual
         return dialogue.say(said.encode() + b"\r\n")
 
     relay.on("MAIL", mail)
     relay.on("RCPT", rcpt)
+    relay.on("DATA", content)
 
 
 @WITHOUT
@@ -106,6 +123,60 @@ def test_too_many_for_the_relay(start, connect, without, reply):
     # pipelining, the first refusal ends the commands.
     refused = sum(c.startswith("RCPT") for c in relay.commands) - 40
     assert refused == (1 if without else 15)
+
+
+@WITHOUT
+@pytest.mark.parametrize("refusal", ["550 5.1.1 Unknown", "450 4.7.1 Greylisted"])
+@pytest.mark.parametrize("data", [None, "503 5.5.1 No", "554 Too many recipients"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "452 4.5.3 Too many recipients",
+        "452 too many recipients",
+        "552 too many recipients",
+        "550 5.5.3 Too many recipients",
+        "452 No more",
+    ],
+)
+@pytest.mark.parametrize("first", [MANY[:10], MANY[16:26], MANY[20:30], MANY[:28]])
+def test_a_relay_that_counts_refused_recipients(
+    start, connect, without, first, reply, data, refusal
+):
+    """Exim counts them. The others follow, even if all before them were refused."""
+    relay = start(without=without)
+    limit(relay, 10, reply, refusal, data)
+    to = (*first, *MANY[40:80])
+    [report] = transmit(connect(relay), to)
+    refused = "rejected" if refusal.startswith("550") else "deferred"
+    known = [r for r in to if r not in UNKNOWN]
+    expected = {r: "sent" if r in known else refused for r in to}
+    assert decided(report) == expected
+    got = [r for message in relay.messages for r in message.recipients]
+    assert sorted(got) == sorted(known)
+    # The limit is not the number of those that were accepted.
+    assert max(taken(relay)) == 10
+    assert relay.connections == 1
+
+
+@WITHOUT
+def test_a_relay_without_a_word_is_not_asked_for_ever(start, connect, without):
+    """Most of the recipients are deferred after one more transmission."""
+    relay = start(without=without)
+    relay.reply("RCPT", "550 5.1.1 Unknown", address=MANY[0])
+    relay.reply("RCPT", "452 Later")
+    [report] = transmit(connect(relay), MANY[:50])
+    assert told(report) == ["rejected"] + ["deferred"] * 49
+    assert sum(command.startswith("RCPT") for command in relay.commands) == 99
+
+
+@WITHOUT
+def test_a_refused_sender_is_not_about_the_number(start, connect, without):
+    relay = start(without=without)
+    relay.reply("MAIL", "550 5.7.1 You may not")
+    relay.reply("RCPT", "452 4.5.3 Too many recipients")
+    [report] = transmit(connect(relay), MANY[:20])
+    assert told(report) == ["rejected"] * 20
+    assert sum(command.startswith("MAIL") for command in relay.commands) == 1
 
 
 @WITHOUT
@@ -393,6 +464,110 @@ def test_a_relay_that_ends_after_refusals_for_the_number(
     got = [recipient for message in relay.messages for recipient in message.recipients]
     assert sorted(got) == sorted(MANY)
     assert relay.connections <= 3
+
+
+@WITHOUT
+@pytest.mark.parametrize("most", [1, 10, 49, 50])
+@pytest.mark.parametrize(
+    "reply", ["421 4.5.3 Too many recipients", "421 Maximum number of recipients: 10"]
+)
+def test_a_relay_that_ends_because_of_the_number(start, connect, without, most, reply):
+    """It says so with 421, at the first recipient that it does not take."""
+    relay = start(without=without)
+
+    def rcpt(dialogue, usual):
+        if len(dialogue.recipients) < most:
+            return dialogue.say(usual.encode() + b"\r\n")
+        dialogue.closing = "close"
+        return dialogue.say(reply.encode() + b"\r\n")
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY[:60])
+    assert told(report) == ["sent"] * 60
+    assert max(taken(relay)) == most
+    # One more for the refusal.
+    assert relay.connections == (1 if most == 50 else 2)
+
+
+@WITHOUT
+def test_a_relay_that_ends_at_any_number(start, connect, without):
+    """No recipient is tried for ever, and it is the relay that fails."""
+    relay = start(without=without)
+    relay.reply("RCPT", "421 4.5.3 Too many recipients")
+    [report] = transmit(connect(relay), MANY[:60])
+    assert report.relay_failure.reply == Reply(421, "4.5.3", "Too many recipients")
+    assert report.outcomes == ()
+    assert relay.connections == 1
+
+
+@WITHOUT
+@pytest.mark.parametrize("errors", [1, 2, 5])
+@pytest.mark.parametrize("ending", [b"421 4.7.0 Error: too many errors\r\n", b""])
+def test_a_relay_that_ends_after_refusals_of_the_whole(
+    start, connect, without, errors, ending
+):
+    """The halves go on from there, on a new connection."""
+    relay = start(without=without)
+    seen = Counter()
+
+    def content(dialogue, usual):
+        if len(dialogue.recipients) <= 3:
+            return dialogue.say(usual.encode() + b"\r\n")
+        seen[dialogue.number] += 1
+        if seen[dialogue.number] <= errors:
+            return dialogue.say(b"554 5.5.3 Too many recipients\r\n")
+        dialogue.closing = "close"
+        return dialogue.say(ending) if ending else 0
+
+    relay.on("DATA", content)
+    [report] = transmit(connect(relay), MANY[:50])
+    assert told(report) == ["sent"] * 50
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(MANY[:50])
+    assert relay.connections <= 6
+
+
+@WITHOUT
+@pytest.mark.parametrize("most", [50, 77, 100, 120])
+@pytest.mark.parametrize(
+    "reply", ["452 4.5.3 Too many recipients", "550 5.5.3 Too many recipients"]
+)
+def test_a_relay_that_refuses_more_on_a_connection(
+    start, connect, without, most, reply
+):
+    """It does not end the connection, so the mailer does."""
+    relay = start(without=without)
+    seen = Counter()
+
+    def rcpt(dialogue, usual):
+        said = usual if seen[dialogue.number] < most else reply
+        seen[dialogue.number] += said is usual
+        return dialogue.say(said.encode() + b"\r\n")
+
+    relay.on("RCPT", rcpt)
+    many = tuple(f"{number}@example.org" for number in range(600))
+    [report] = transmit(connect(relay), many)
+    assert told(report) == ["sent"] * 600
+    got = [recipient for message in relay.messages for recipient in message.recipients]
+    assert sorted(got) == sorted(many)
+    assert relay.connections <= 600 // 50
+
+
+@WITHOUT
+def test_a_relay_that_takes_no_more_at_all(start, connect, without):
+    """A new connection does not help, and is tried once."""
+    relay = start(without=without)
+    seen = []
+
+    def rcpt(dialogue, usual):
+        seen.append(usual)
+        said = usual if len(seen) <= 50 else "452 4.5.3 Too many recipients"
+        return dialogue.say(said.encode() + b"\r\n")
+
+    relay.on("RCPT", rcpt)
+    [report] = transmit(connect(relay), MANY)
+    assert told(report) == ["sent"] * 50 + ["deferred"] * 70
+    assert relay.connections == 2
 
 
 @WITHOUT

@@ -100,7 +100,7 @@ class Kind(enum.Enum):
     LATER = "4xx, 552 to RCPT, or 3xx other than 354 to DATA"
     NEVER = "5xx"
     TOO_MANY = "refused because of the number of recipients, and fewer are possible"
-    RELAY = "421, 530, 534, 535, 538, or a refused RSET"
+    RELAY = "421, 530, 534, 535, 538, a refused RSET, or no more recipients at all"
     ODD = "a reply that belongs to another command"
 
 
@@ -420,10 +420,12 @@ class Transmission:
 
     `commands` are those of the envelope, and then the final dot, or in LMTP one for
     each reply to it. `accepted` are the recipients that the relay has accepted, `left`
-    those that go into the next transmission. `limit` is the number that the relay
-    accepts, if it has shown that. `is_sure` says that it was the relay's reason. Else
-    the next transmission tells, which has it as its `doubtful` limit: a recipient that
-    was left is accepted then. `is_welcome` says that it waits for the content.
+    those that go into the next transmission. `refused` is the number of those that it
+    has refused, unless that may be because of the number: some relays count these, too.
+    `limit` is the number of both, if the relay has shown that it takes no more.
+    `is_sure` says that it was the relay's reason. Else the next transmission tells,
+    which has it as its `doubtful` limit: a recipient that was left is accepted then.
+    `is_welcome` says that it waits for the content.
     """
 
     account: Account
@@ -436,6 +438,7 @@ class Transmission:
     content: bytes = b""
     accepted: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
+    refused: int = 0
     limit: int | None = None
     is_sure: bool = False
     doubtful: int | None = None
@@ -497,17 +500,18 @@ class Transmission:
         return sender, addresses
 
     def next_group(self, size: int) -> bytes:
-        """Return the next commands, at most `size`.
+        """Return the next commands, at most `size`. All that is written has a reply.
 
         Empty if all are written, or if the rest is of no use, because every recipient
-        has an outcome.
+        has an outcome or is left.
         """
         decided = self.account.outcomes
         # The last one first, so that the time for many recipients stays linear.
         is_refused = self.indices[-1] in decided and all(
             index in decided for index in self.indices
         )
-        if is_refused or self.written == len(self.commands):
+        rest = len(self.commands) - self.written
+        if is_refused or not rest or (rest == 1 and not self.accepted):
             return b""
         group = self.commands[self.written : self.written + size]
         self.written += len(group)
@@ -531,18 +535,23 @@ class Transmission:
             settle((index,), Status.SENT, reply)
         elif step is Step.LEAVE:
             self.left.append(index)
-            self.limit = len(self.accepted)
+            self.limit = self.tried
             if is_about_number(reply):
                 self.is_sure = True
                 self._stop()
-        elif step is Step.DEFER_ONE:
-            settle((index,), Status.DEFERRED, reply)
-        elif step is Step.REJECT_ONE:
-            settle((index,), Status.REJECTED, reply)
+        elif step in (Step.DEFER_ONE, Step.REJECT_ONE):
+            is_final = step is Step.REJECT_ONE
+            settle((index,), Status.REJECTED if is_final else Status.DEFERRED, reply)
+            self.refused += not may_be_about_number(reply)
         elif step is Step.DEFER_ALL:
             settle(self._own(), Status.DEFERRED, reply)
         else:  # REJECT_ALL
             settle(self._own(), Status.REJECTED, reply)
+
+    @property
+    def tried(self) -> int:
+        """The number of recipients whose replies were not about the number."""
+        return len(self.accepted) + self.refused
 
     def _stop(self) -> None:
         """Leave the recipients that are not on the wire yet, too."""
@@ -626,6 +635,8 @@ class Dialogue:
         self._ended: Transmission | None = None
         # The last message that was sent, and the connection.
         self._sent: tuple[Link, Account] | None = None
+        # The connection on which a transmission was split last.
+        self._split_on: Link | None = None
         self._dot = 0  # number of bytes of the last write up to the final dot in it
 
     # For the caller
@@ -708,8 +719,12 @@ class Dialogue:
 
     def _split(self, transmission: Transmission, link: Link) -> None:
         """Have two smaller transmissions follow for the one that the relay refused."""
+        self._split_on = link
+        limit = transmission.limit
         first, second = transmission.split()
-        link.most_recipients = min(link.most_recipients, len(first.indices))
+        if limit is None:
+            limit = len(first.indices)
+        link.most_recipients = min(link.most_recipients, limit)
         self.upcoming.extendleft((second, first))
 
     def _meaning(
@@ -736,6 +751,10 @@ class Dialogue:
             return Kind.ODD
         if _is_too_many(stage, reply, transmission):
             return Kind.TOO_MANY
+        is_first = stage is Stage.RCPT and not transmission.tried
+        has_taken = self._sent == (link, transmission.account)
+        if is_first and has_taken and is_about_number(reply):
+            return Kind.RELAY  # the limit is that of the connection
         if stage is Stage.RCPT and code == 552:
             return Kind.LATER  # RFC 5321, 4.5.3.1.10: too many recipients
         return Kind.LATER if code < 500 else Kind.NEVER
@@ -848,7 +867,7 @@ class Dialogue:
             if account.is_done and ended is not None and ended.account is account:
                 offered.state = State.DONE  # the message has its report
             else:
-                if self._has_enough(offered, link, behind):
+                if self._has_enough(offered, link, behind, error):
                     behind = Loss.ENOUGH
                 self._suffer(offered, behind, error)
         elif ended is None and not link.messages:
@@ -892,18 +911,25 @@ class Dialogue:
         self._suffer(ended, loss, error)
         return error
 
-    def _has_enough(self, transmission: Transmission, link: Link, loss: Loss) -> bool:
+    def _has_enough(
+        self, transmission: Transmission, link: Link, loss: Loss, error: OSError
+    ) -> bool:
         """Return True if the relay may take the transmission on a new connection.
 
         It ended this one after it had taken an earlier transmission of the message, or
         had shown how many recipients it takes: Postfix, for example, says 421 after 20
-        refusals. The next transmission is to no more than that, so that this happens
-        only as long as the number becomes smaller.
+        refusals. 421 itself may be about the number, too. The next transmission is to
+        no more than that, so that this happens only as long as it becomes smaller.
         """
         if transmission.state is not State.BOUND or loss not in _ENDED_BY_RELAY:
             return False
-        if transmission.limit is not None:
-            self._recipients = transmission.limit
+        limit, reply = transmission.limit, getattr(error, "reply", None)
+        if limit is None and isinstance(reply, Reply) and is_about_number(reply):
+            limit = transmission.tried or None
+        if limit is None and self._split_on is link:
+            limit = link.most_recipients
+        if limit is not None and limit < self._recipients:
+            self._recipients = limit
             return True
         return self._sent == (link, transmission.account)
 
@@ -964,21 +990,31 @@ def _final(index: int) -> Command:
 def _is_too_many(stage: Stage, reply: Reply, transmission: Transmission) -> bool:
     """Return True if a refusal is about the number, and fewer recipients are possible.
 
-    To RCPT, others were accepted before. A plain 452 or 552 is enough there, but 452
-    4.2.2 is a full mailbox. To DATA or the final dot, there is more than one. 503 to
-    DATA after a refusal to RCPT says that the relay has given up the whole.
+    To RCPT, there were others before: accepted, or refused for another reason, because
+    some relays count these, too. To DATA or the final dot, more than one was accepted.
+    503 to DATA after a refusal to RCPT says that the relay has given up the whole.
     """
+    if stage is Stage.RCPT:
+        index = transmission.commands[transmission.answered].recipient
+        is_open = index not in transmission.account.outcomes
+        return is_open and transmission.tried > 0 and may_be_about_number(reply)
     others = len(transmission.accepted)
-    if stage is Stage.RCPT and others:
-        is_plain = reply.enhanced[1:3] in ("", ".0", ".5")
-        if is_plain and reply.code in (452, 552) and not _NOT_NUMBER.search(reply.text):
-            return True
-        return is_about_number(reply)
-    if stage is Stage.DATA and transmission.left:
+    if stage is Stage.DATA and transmission.left and others:
         return reply.code == 503 or is_about_number(reply)
     is_whole = stage in (Stage.DATA, Stage.END)
     is_one_by_one = transmission.commands[-1].step is _FINAL_STEP
     return is_whole and others > 1 and not is_one_by_one and is_about_number(reply)
+
+
+def may_be_about_number(reply: Reply) -> bool:
+    """Return True if a refusal to RCPT names the number as its reason, or no reason.
+
+    Without a reason, it is 452 or 552. For example, 452 4.2.2 is a full mailbox.
+    """
+    is_plain = reply.code in (452, 552) and reply.enhanced[1:3] in ("", ".0", ".5")
+    if is_plain and not _NOT_NUMBER.search(reply.text):
+        return True
+    return is_about_number(reply)
 
 
 def is_about_number(reply: Reply) -> bool:

@@ -49,10 +49,6 @@ class _Kept(NamedTuple):
     is_doubtful: bool = False
 
 
-# The options that have no effect without TLS.
-NEED_TLS = "cafile", "server_name", "certfile"
-
-
 @dataclass(frozen=True)
 class TLS:
     """Whether to use TLS, whom to trust, and which certificate to show.
@@ -90,6 +86,17 @@ class TLS:
                 raise OptionError("verify", self.verify, reason)
         if self.certfile is None:
             _refuse({"keyfile": self.keyfile}, "has no effect without certfile")
+
+    @property
+    def needed_for(self) -> list[str]:
+        """The names of the options that are given and have no effect without TLS."""
+        options = {
+            "cafile": self.cafile,
+            "server_name": self.server_name,
+            "certfile": self.certfile,
+            "ssl_context": self.given,
+        }
+        return [name for name, value in options.items() if value is not None]
 
     @property
     def shows_certificate(self) -> bool:
