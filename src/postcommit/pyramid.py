@@ -35,6 +35,7 @@ import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 import zope.event
 
@@ -79,12 +80,16 @@ from postcommit.interfaces import SupportsSend
 log: logging.Logger = logging.getLogger("postcommit.pyramid")
 
 # Keys of the registry: the `MailSettings`, and the `_Starter`.
-_SETTINGS = "postcommit.settings"
+SETTINGS = "postcommit.settings"
 _STARTER = "postcommit.starter"
 
 # Name of the failover mailer; names of further mailers in settings.
 _FAILOVER = "failover"
 _NAME = re.compile(r"\w[\w-]*")
+
+# The path of a page, and a host without its port.
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")
 
 # Names of the settings, without their prefix.
 _KNOWN = (
@@ -94,7 +99,17 @@ _KNOWN = (
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
     *("mailer", "processor"),
+    *("web_path", "web_hosts", "web_insecure"),
 )
+
+
+class PageSettings(NamedTuple):
+    """The page for queues, see `postcommit.web.pyramid`. `prefix` is for errors."""
+
+    prefix: str
+    path: str
+    hosts: tuple[str, ...]
+    is_insecure: bool
 
 
 class Publisher:
@@ -195,6 +210,28 @@ class MailSettings:
     def processor(self, mailer: SupportsSend) -> Any:
         """Return a `QueueProcessor` of the queue."""
         return build(IMailQueueProcessor, self._given, mailer=mailer)
+
+    def page(self) -> PageSettings:
+        """Return the settings of the page of `postcommit.web.pyramid`."""
+        path = self._given.get("web_path")
+        if path is None:
+            reason = "is needed by postcommit.web.pyramid, such as /mail"
+            raise OptionError(f"{self._prefix}web_path", MISSING, reason)
+        if not _PATH.fullmatch(str(path.value)):
+            raise path.refused("must be the path of a page, such as /mail")
+        insecure = self._given.get("web_insecure")
+        is_insecure = False if insecure is None else truth(insecure.value)
+        if insecure is not None and is_insecure is None:
+            raise insecure.refused("must be true or false")
+        hosts = self._given.get("web_hosts")
+        value = () if hosts is None else hosts.value
+        names = value.replace(",", " ").split() if isinstance(value, str) else value
+        if hosts is not None and not _are_hosts(names):
+            reason = "must be names of hosts, such as 'shop.example.org'"
+            raise hosts.refused(reason)
+        return PageSettings(
+            self._prefix, str(path.value).rstrip("/"), tuple(names), is_insecure is True
+        )
 
     def _mailers(
         self, further: Mapping[str, dict[str, Given]], notify: Callable[[Any], Any]
@@ -297,6 +334,12 @@ class MailSettings:
             raise queue_path.refused(error.reason) from error
 
 
+def _are_hosts(names: object) -> bool:
+    return isinstance(names, list | tuple) and all(
+        isinstance(name, str) and _HOST.fullmatch(name) for name in names
+    )
+
+
 def _hint(name: object, names: list[str]) -> str:
     """Return the question for one of `names` that is nearly `name`, or nothing."""
     near = difflib.get_close_matches(str(name), names, 1)
@@ -346,7 +389,7 @@ def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> No
     A delivery of another kind, without this attribute, is registered without changes,
     and a warning is logged.
     """
-    sender = config.registry[_SETTINGS].default_sender
+    sender = config.registry[SETTINGS].default_sender
     if sender is not None and not hasattr(delivery, "default_sender"):
         told = "%s has no default_sender: the one in the settings is not used for it"
         log.warning(told, type(delivery).__name__)
@@ -370,7 +413,7 @@ def add_mail_processor(config: Configurator, processor: Any, name: str = "") -> 
             f"add_mail_processor: {shown!r} must have a method start(), as"
             " QueueProcessor has"
         )
-    settings = config.registry[_SETTINGS]
+    settings = config.registry[SETTINGS]
     if name or settings.queue_path is None:
         starts = not settings.forbids_processors
     else:
@@ -420,7 +463,7 @@ def includeme(config: Configurator) -> None:
         settings = MailSettings(given, prefix, Publisher(config.registry))
     except OptionError as error:
         raise ConfigurationError(str(error)) from error
-    config.registry[_SETTINGS] = settings
+    config.registry[SETTINGS] = settings
     config.registry[_STARTER] = starter = _Starter(config.registry)
     config.add_subscriber(starter, NewRequest)
     for directive in (add_mailer, add_mail_delivery, add_mail_processor):
