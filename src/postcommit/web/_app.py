@@ -107,7 +107,7 @@ class WebApp:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request (PEP 3333)."""
-        request = Request(environ)
+        request = Request(_readable(environ))
         response = self._respond(request)
         _guard.harden(request, response)
         start_response(response.status, response.headerlist)
@@ -125,6 +125,8 @@ class WebApp:
             return _answer(request, problem)
         except ItemError as error:
             return _answer(request, _of_item(error))
+        except UnicodeDecodeError:
+            return _answer(request, Problem(400, "The request is not in UTF-8."))
         except Exception:
             log.exception("%s %s failed", request.method, request.path_info)
             reason = "This page has failed. The log says why."
@@ -167,12 +169,21 @@ class WebApp:
         raise Problem(404, "There is no such page.")
 
 
+def _readable(environ: dict[str, Any]) -> dict[str, Any]:
+    """Return `environ` with a path in UTF-8. WebOb raises for any other."""
+    readable = {
+        name: _in_utf8(environ.get(name, "")) for name in ("SCRIPT_NAME", "PATH_INFO")
+    }
+    return {**environ, **readable}
+
+
+def _in_utf8(text: str) -> str:
+    # WSGI has bytes as text in Latin-1 (PEP 3333).
+    return text.encode("latin-1").decode("utf-8", "replace").encode().decode("latin-1")
+
+
 def _words(request: Any) -> list[str]:
-    try:
-        path = request.path_info
-    except UnicodeDecodeError as error:
-        raise Problem(404, "There is no such page.") from error
-    return [word for word in path.split("/") if word]
+    return [word for word in request.path_info.split("/") if word]
 
 
 def _json_of(name: str, rest: list[str]) -> tuple[str, bool, list[str]]:
