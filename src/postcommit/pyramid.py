@@ -79,8 +79,10 @@ from postcommit.interfaces import SupportsSend
 
 log: logging.Logger = logging.getLogger("postcommit.pyramid")
 
-# Keys of the registry: the `MailSettings`, and the `_Starter`.
+# Keys of the registry: the `MailSettings`, the `_Starter`, and whether the page of
+# `postcommit.web.pyramid` is included.
 SETTINGS = "postcommit.settings"
+PAGE = "postcommit.web"
 _STARTER = "postcommit.starter"
 
 # Name of the failover mailer; names of further mailers in settings.
@@ -91,7 +93,11 @@ _NAME = re.compile(r"\w[\w-]*")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")
 
-# Names of the settings, without their prefix.
+# The order of an action after those of the application.
+_LAST = 1000
+
+# Names of the settings of the page, and of all settings, without their prefix.
+_OF_PAGE = ("web_path", "web_hosts", "web_insecure")
 _KNOWN = (
     *(name for contract in MAILERS.values() for name in fields_of(contract)),
     *fields_of(IFailoverMailer),
@@ -99,7 +105,7 @@ _KNOWN = (
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
     *("mailer", "processor"),
-    *("web_path", "web_hosts", "web_insecure"),
+    *_OF_PAGE,
 )
 
 
@@ -210,6 +216,11 @@ class MailSettings:
     def processor(self, mailer: SupportsSend) -> Any:
         """Return a `QueueProcessor` of the queue."""
         return build(IMailQueueProcessor, self._given, mailer=mailer)
+
+    @property
+    def page_option(self) -> Given | None:
+        """A setting of the page of `postcommit.web.pyramid`, if there is one."""
+        return next((self._given[n] for n in _OF_PAGE if n in self._given), None)
 
     def page(self) -> PageSettings:
         """Return the settings of the page of `postcommit.web.pyramid`."""
@@ -335,7 +346,7 @@ class MailSettings:
 
 
 def _are_hosts(names: object) -> bool:
-    return isinstance(names, list | tuple) and all(
+    return bool(names) and isinstance(names, list | tuple) and all(
         isinstance(name, str) and _HOST.fullmatch(name) for name in names
     )
 
@@ -464,6 +475,9 @@ def includeme(config: Configurator) -> None:
     except OptionError as error:
         raise ConfigurationError(str(error)) from error
     config.registry[SETTINGS] = settings
+    if not config.autocommit:  # otherwise the page may be included later
+        check = functools.partial(_check_page, config.registry)
+        config.action(None, check, order=_LAST)
     config.registry[_STARTER] = starter = _Starter(config.registry)
     config.add_subscriber(starter, NewRequest)
     for directive in (add_mailer, add_mail_delivery, add_mail_processor):
@@ -474,6 +488,14 @@ def includeme(config: Configurator) -> None:
     _include_deliveries(config, settings)
     if settings.queue_path is not None:
         _include_processor(config, settings)
+
+
+def _check_page(registry: Registry) -> None:
+    """Raise `ConfigurationError` for settings of a page that is not included."""
+    settings = registry[SETTINGS]
+    if PAGE not in registry and settings.page_option is not None:
+        reason = "has no effect without config.include('postcommit.web.pyramid')"
+        raise ConfigurationError(str(settings.page_option.refused(reason)))
 
 
 def _include_deliveries(config: Configurator, settings: MailSettings) -> None:

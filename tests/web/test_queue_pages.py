@@ -202,7 +202,8 @@ def test_a_long_search_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize(
-    "query", ["older=soon", "newer=1x", "state=lost", "start=-1", "start=x", "start=%C2%B2"]
+    "query",
+    ["older=soon", "newer=1x", "state=lost", "start=-1", "start=x", "start=%C2%B2"],
 )
 def test_a_filter_that_can_never_work(app: Any, store: Store, query: str) -> None:
     page = app.get(f"/queue/queue?{query}", status=400)

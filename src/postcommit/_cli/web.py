@@ -5,6 +5,7 @@ import argparse
 import ipaddress
 import os
 import pwd
+import socket
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -84,7 +85,7 @@ def _is_loopback(address: str) -> bool:
 
 
 class Page:
-    """A server at an address, with the login for it. It listens from the beginning.
+    """A page at an address, with the login for it. It listens from the beginning.
 
     A port below 1024 needs root, and so may the `password_file`. Both are opened
     before the process acts as the owner of the queue. `names` are further hosts.
@@ -100,52 +101,43 @@ class Page:
         try:
             import waitress  # type: ignore[import-untyped]
 
-            from postcommit import web
             from postcommit.web import _guard
             from postcommit.web import _login
+            from postcommit.web import make_app
         except ModuleNotFoundError as error:
             raise MissingExtraError("web", str(error.name)) from error
-        self._make = web.make_app
+        self._make = make_app
+        self._serve = waitress.serve
         self._hosts = (*_guard.LOOPBACK, address, *names)
-        self._token = ""
         self._login: Callable[[Any], str]
+        query = ""
         if password_file is None:
             login = _login.TokenLogin(_user())
-            self._login, self._token = login, login.token
+            self._login, query = login, f"?token={login.token}"
         else:
             self._login = _login.PasswordLogin(_login.passwords_of(password_file))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.create_server((address, port), family=family)
+        port = self._socket.getsockname()[1]
         shown = f"[{address}]" if ":" in address else address
-        self._server = waitress.create_server(
-            self._serve, listen=f"{shown}:{port}", threads=_THREADS, ident=""
-        )
-        self._app: Any = None
-        self._address = shown
+        self.url: str = f"http://{shown}:{port}/{query}"
 
     def __enter__(self) -> Page:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._server.close()
-
-    @property
-    def url(self) -> str:
-        """The address of the page, with the token if there is one."""
-        listening = getattr(self._server, "effective_listen", None)
-        port = listening[0][1] if listening else self._server.effective_port
-        token = f"?token={self._token}" if self._token else ""
-        return f"http://{self._address}:{port}/{token}"
+        self._socket.close()
 
     def serve(self, queues: Sequence[str], mailboxes: Sequence[str]) -> None:
-        """Serve a page for these until Ctrl-C, or until a signal arrives."""
-        self._app = self._make(
+        """Serve a page for these until Ctrl-C."""
+        app = self._make(
             queues, authorize=self._login, mailboxes=mailboxes, hosts=self._hosts
         )
         print(f"The page is at {self.url}", flush=True)
         print("Ctrl-C ends it", flush=True)
-        self._server.run()
-
-    def _serve(self, environ: Any, start_response: Any) -> Any:
-        return self._app(environ, start_response)
+        self._serve(
+            app, sockets=[self._socket], threads=_THREADS, ident="", _quiet=True
+        )
 
 
 def _user() -> str:

@@ -118,10 +118,9 @@ def _parsed(source: bytes) -> Message:
 
 def _leaves(message: Any) -> list[Message]:
     """Return the parts that have no parts. A message in a message is one part."""
-    parts = message.get_payload()
-    if message.get_content_maintype() != "multipart" or not isinstance(parts, list):
+    if message.get_content_maintype() != "multipart" or not message.is_multipart():
         return [message]
-    return [leaf for part in parts for leaf in _leaves(part)]
+    return [leaf for part in message.get_payload() for leaf in _leaves(part)]
 
 
 def _read(message: ShownMessage) -> None:
@@ -150,7 +149,7 @@ def _read(message: ShownMessage) -> None:
 
 
 def _content(part: Message) -> bytes:
-    if part.get_content_maintype() == "message":
+    if part.is_multipart():
         inside: Any = part.get_payload()
         return b"\n".join(each.as_bytes() for each in inside)
     content = part.get_payload(decode=True)
@@ -164,7 +163,7 @@ def _text(part: Message) -> str:
     except (LookupError, ValueError):
         text = content.decode("utf-8", "replace")
     # Some codecs of Python return lone surrogates, which cannot be sent to a browser.
-    return text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode().replace("\r\n", "\n")
 
 
 def _name(part: Message, number: int) -> str:

@@ -127,11 +127,8 @@ def overview(
 ) -> Any:
     """Return the state of all queues, and the number of messages of each mailbox."""
     cards = [_card(name, queue) for name, queue in queues.items()]
-    boxes = [
-        {"name": name, "path": mailbox.path, "messages": len(mailbox.ids())}
-        for name, mailbox in mailboxes.items()
-    ]
-    status = 503 if any(card["problem"] for card in cards) else 200
+    boxes = [_box(name, mailbox) for name, mailbox in mailboxes.items()]
+    status = 503 if any(each["problem"] for each in (*cards, *boxes)) else 200
     if as_json:
         records = [
             {"name": card["name"], **card["record"], "problem": card["problem"] or None}
@@ -139,6 +136,20 @@ def overview(
         ]
         return json_response({"queues": records, "mailboxes": boxes}, status)
     return page(request, "overview", "Queues", status, cards=cards, mailboxes=boxes)
+
+
+def _box(name: str, mailbox: Mailbox) -> dict[str, Any]:
+    count, problem = None, None
+    try:
+        count = len(mailbox.ids())
+    except OSError as error:
+        problem = str(error)
+    return {
+        "name": name,
+        "path": mailbox.path,
+        "messages": count,
+        "problem": problem,
+    }
 
 
 def _card(name: str, queue: MailQueue) -> dict[str, Any]:

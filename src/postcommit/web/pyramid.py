@@ -32,6 +32,7 @@ from postcommit.errors import OptionError
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.pyramid import PAGE
 from postcommit.pyramid import SETTINGS
 from postcommit.web._app import WebApp
 from postcommit.web._app import make_app
@@ -50,6 +51,7 @@ def includeme(config: Configurator) -> None:
     Raises `ConfigurationError` for a setting that can never work, and when the
     configuration is committed without a security policy.
     """
+    config.registry[PAGE] = True
     config.include("postcommit.pyramid")
     try:
         page = config.registry[SETTINGS].page()
