@@ -62,6 +62,28 @@ def test_images_of_the_message_are_in_its_html() -> None:
     assert "src=cid:unknown" in html
 
 
+@pytest.mark.parametrize(
+    ("html", "shown_html"),
+    [
+        ("<link rel=preconnect>", "<no-link rel=preconnect>"),
+        ("<LINK\nrel=preconnect>", "<no-LINK\nrel=preconnect>"),
+        ("<link/rel=preconnect>", "<no-link/rel=preconnect>"),
+        ("<link>", "<no-link>"),
+        ("<object data=x>", "<no-object data=x>"),
+        ("<iframe src=x>", "<no-iframe src=x>"),
+        ("<frame src=x>", "<no-frame src=x>"),
+        ("<meta http-equiv=refresh>", "<no-meta http-equiv=refresh>"),
+        ("<links><framework>", "<links><framework>"),
+        ("<p>link", "<p>link"),
+        ("<a b='c'HREF = x>", f"<a b='c'data-href = x>{_message._LINK_STYLE}"),
+        ("<a/href=x>", f"<a/data-href=x>{_message._LINK_STYLE}"),
+        ("<a data-hrefs=x>", "<a data-hrefs=x>"),
+    ],
+)
+def test_no_element_connects_to_another_host(html: str, shown_html: str) -> None:
+    assert shown(f"Content-Type: text/html\n\n{html}".encode()).html == shown_html
+
+
 def test_an_attachment_is_what_was_attached() -> None:
     data = newsletter()
     contents = {}

@@ -26,6 +26,24 @@ MOST = 2 << 20
 _MOST_LINKS = 200
 _LONGEST_LINK = 2000
 
+# Elements of a message that are made unknown to the browser. For some of them, such as
+# ``<object data>`` and ``<link rel="preconnect">``, Chromium opens a connection to the
+# other host before it looks at the policy. No request follows, but the host learns that
+# somebody reads the mail.
+_CONNECTING = re.compile(
+    r"<(?=(?:link|object|embed|applet|i?frame|fencedframe|portal|meta)[\s/>])",
+    re.IGNORECASE,
+)
+
+# The targets of links. A click would only lead to an error in the frame, and Chromium
+# opens a connection to the host even so. The page lists the links instead.
+_HREF = re.compile(r"(?<=[\s\"'/:])href(?=\s*=)", re.IGNORECASE)
+
+# Makes links without a target look like links, unless the message says otherwise.
+_LINK_STYLE = (
+    "<style>:where([data-href]) { color: LinkText; text-decoration: underline }</style>"
+)
+
 _CID = re.compile(r"\bcid:([^\s\"'<>)]+)")
 
 
@@ -143,9 +161,9 @@ def _read(message: ShownMessage) -> None:
     message.text, message.html = text or "", html or ""
     message.links = links_in(message.html)
     # Images of the message itself are shown. Nothing is fetched for them.
-    message.html = _CID.sub(
-        lambda found: images.get(found[1], found[0]), message.html
-    )
+    html = _CID.sub(lambda found: images.get(found[1], found[0]), message.html)
+    html, count = _HREF.subn("data-href", _CONNECTING.sub("<no-", html))
+    message.html = html + _LINK_STYLE if count else html
 
 
 def _content(part: Message) -> bytes:

@@ -70,5 +70,6 @@ def _html(message: ShownMessage) -> Any:
     """Return the HTML of a message, for a frame. It can do nothing there."""
     response = Response(text=message.html, content_type="text/html", charset="utf-8")
     response.headers["Content-Security-Policy"] = MESSAGE
+    response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["X-Frame-Options"] = "SAMEORIGIN"
     return response
