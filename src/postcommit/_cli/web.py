@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from postcommit._cli import logs
 from postcommit._cli.owner import act_as_owner
-from postcommit._queue.queue import operators_at
+from postcommit._queues import open_operators
 from postcommit.errors import MISSING
 from postcommit.errors import MissingExtraError
 from postcommit.errors import OptionError
+from postcommit.interfaces import is_database_url
 
 
 # Where the page is, unless told otherwise.
@@ -26,9 +27,8 @@ _THREADS = 4
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "queues", metavar="QUEUE", nargs="*", help="folder of a queue; any number"
-    )
+    text = "folder or URL of a queue; any number of them"
+    parser.add_argument("queues", metavar="QUEUE", nargs="*", help=text)
     text = "folder of the messages that mailer 'file' has written; may be repeated"
     parser.add_argument(
         "--mailbox", metavar="FOLDER", action="append", default=[], help=text
@@ -56,8 +56,9 @@ def run(options: argparse.Namespace) -> int:
     logs.set_up("info", "text")
     with Page(address, port, options.password_file, options.host) as page:
         for queue in options.queues:
-            act_as_owner(queue)
-            operators_at(queue)  # raises if it is missing
+            if not is_database_url(queue):
+                act_as_owner(queue)
+            open_operators(queue)  # raises if it is missing
         page.serve(options.queues, options.mailbox)
     return 0
 

@@ -33,6 +33,7 @@ from postcommit.interfaces import IMailQueue
 from postcommit.interfaces import QueueChange
 from postcommit.interfaces import QueueEntry
 from postcommit.interfaces import QueueStatus
+from postcommit.interfaces import is_database_url
 
 
 # The methods that can change an entry in each state.
@@ -66,13 +67,24 @@ class MailQueue(ReadOnlyOptions):
     def __init__(self, queuePath: str, *, adopt: bool = False) -> None:
         self.queuePath = checked_queue_path(IMailQueue, queuePath)
         self._adopt = adopt
+        self._kept: IOperators | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {name_of(self.queuePath)}>"
+        return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The path, or the URL without its password."""
+        return name_of(self.queuePath)
 
     @property
     def _operators(self) -> IOperators:
-        return open_operators(self.queuePath, adopt=self._adopt)
+        if self._kept is not None:
+            return self._kept
+        operators = open_operators(self.queuePath, adopt=self._adopt)
+        if is_database_url(self.queuePath):
+            self._kept = operators  # with its connections
+        return operators
 
     # Looking
 

@@ -77,7 +77,7 @@ def _named(option: str, given: Named) -> dict[str, str]:
         pairs = list(given.items())
     else:
         paths = [given] if isinstance(given, str) else list(given)
-        pairs = [(os.path.basename(path.rstrip("/")), path) for path in paths]
+        pairs = [(_last_word(path), path) for path in paths]
     named: dict[str, str] = {}
     for name, path in pairs:
         word = re.sub(r"[^A-Za-z0-9_-]+", "-", without_userinfo(name)).strip("-")
@@ -88,6 +88,11 @@ def _named(option: str, given: Named) -> dict[str, str]:
             raise OptionError(option, path, "must be a path")
         named[numbered] = path
     return named
+
+
+def _last_word(path: str) -> str:
+    """Return the name of a folder, or of the database of a URL."""
+    return os.path.basename(path.partition("?")[0].rstrip("/"))
 
 
 class WebApp:

@@ -154,7 +154,7 @@ def _box(name: str, mailbox: Mailbox) -> dict[str, Any]:
 
 def _card(name: str, queue: MailQueue) -> dict[str, Any]:
     now = time.time()
-    card: dict[str, Any] = {"name": name, "path": queue.queuePath, "record": {}}
+    card: dict[str, Any] = {"name": name, "path": queue.name, "record": {}}
     card |= {"problem": "", "notes": (), "counts": [], "facts": [], "attention": ()}
     try:
         seen = queue.status(_SURVEY_SECONDS)
@@ -162,7 +162,7 @@ def _card(name: str, queue: MailQueue) -> dict[str, Any]:
         problem = trouble(queue, error)
         return card | {"problem": printable(problem.reason), "notes": problem.notes}
     attention = queue.attention(seen)
-    card["record"] = record_of_queue(queue.queuePath, seen, now, attention)
+    card["record"] = record_of_queue(queue.name, seen, now, attention)
     card["attention"] = attention
     card["counts"] = [
         (state.key, state.title, count, _reason(seen.reasons.get(state)))
@@ -239,7 +239,7 @@ class QueuePages:
                 {**record_of_entry(e), "subject": e.subject} for e in found
             ]
             value = {"entries": records, "next": f"?{more}" if more else None}
-            return json_response({"queue": self._queue.queuePath, **value})
+            return json_response({"queue": self._queue.name, **value})
         now = time.time()
         return page(
             self._request,
@@ -322,7 +322,7 @@ class QueuePages:
                 "%s: entry %s of %s was %s%s",
                 user,
                 change.id,
-                self._queue.queuePath,
+                self._queue.name,
                 result,
                 f", because {change.problem}" if change.problem else "",
             )
