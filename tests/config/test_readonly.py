@@ -20,6 +20,7 @@ import postcommit
 from postcommit import DirectMailDelivery
 from postcommit import FailoverMailer
 from postcommit import FileMailer
+from postcommit import MailQueue
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SendmailMailer
@@ -38,6 +39,7 @@ def things() -> list[Any]:
         DirectMailDelivery(RecordingMailer()),
         QueuedMailDelivery("queue"),
         QueueProcessor("queue", SMTPMailer()),
+        MailQueue("queue"),
     ]
 
 
@@ -48,6 +50,8 @@ def options_of(thing: Any) -> list[str]:
             for contract in providedBy(thing).flattened()
             for name, member in contract.namesAndDescriptions()
             if not isinstance(member, Method) and name != "notify"
+            # What an object says of itself, such as whether it runs, is not an option.
+            and not isinstance(getattr(type(thing), name, None), property)
         }
     )
 

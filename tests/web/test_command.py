@@ -166,6 +166,8 @@ def test_the_demo_leaves_its_page_open() -> None:
         (["{queue}", "--listen", "[::1:0"], "must be ADDRESS:PORT"),
         (["{queue}", "--listen", "u@127.0.0.1:1/x"], "must be ADDRESS:PORT"),
         (["{queue}-none"], "queue-none"),
+        (["{queue}-none", "--listen", "localhost:0"], "queue-none"),
+        (["postgresql://127.0.0.1:1/x?connect_timeout=1"], "127.0.0.1"),
         (["{queue}", "--password-file", "{queue}-none"], "No such file"),
     ],
 )

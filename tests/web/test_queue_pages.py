@@ -363,6 +363,7 @@ def test_a_queue_without_permission(tmp_path: Path, store: Store) -> None:
                 lambda url=url, pages=pages: pages.append(app.get(url, status=503))
             )
             assert "Permission denied" in pages[0]
+            assert "Run this page as the user that owns the queue." in pages[0]
     finally:
         os.chmod(f"{store.path}/cur", 0o700)
 

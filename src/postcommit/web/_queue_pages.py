@@ -4,6 +4,7 @@ They show what `MailQueue` returns, and call its methods. They know nothing of e
 """
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from postcommit._queue.values import entries
 from postcommit._queue.values import moment
 from postcommit._queue.values import seconds_of
 from postcommit._queue.values import size
-from postcommit.errors import QueueError
 from postcommit.interfaces import ChangeStatus
 from postcommit.interfaces import QueueChange
 from postcommit.interfaces import QueueEntry
@@ -110,7 +110,7 @@ def trouble(queue: MailQueue, error: OSError) -> Problem:
         if str(another) != str(error):
             notes.append(str(another))
     reason = str(error)
-    if isinstance(error, PermissionError) and not isinstance(error, QueueError):
+    if error.errno in (errno.EACCES, errno.EPERM):
         notes.append("Run this page as the user that owns the queue.")
     return Problem(503, reason, notes=tuple(notes), is_logged=True)
 
