@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import signal
+import smtplib
 import socket
 import subprocess
 import sys
@@ -321,3 +322,10 @@ def test_a_note_without_words_is_a_line():
     stream = io.StringIO()
     Timeline(stream, seconds=1).note("relay", "")
     assert re.fullmatch(r" +\d+\.\d\d s  relay\s+", stream.getvalue())
+
+
+def test_the_relay_alone_keeps_no_archive():
+    with EmbeddedRelay(lambda line: None) as relay:
+        with smtplib.SMTP(relay.host, relay.port) as connection:
+            connection.sendmail("s@x.org", ["a@x.org"], "Subject: Alone\n\ntext\n")
+        assert [letter.subject for letter in relay.mailbox] == ["Alone"]

@@ -192,6 +192,18 @@ def test_an_entry_that_goes_while_it_is_read(
     wait(store)
     [entry] = queue.list()
     with pytest.raises(ItemError, match="is gone: it was sent, or deleted, just now"):
+        queue.message(entry.id)
+
+
+def test_the_message_of_an_entry_that_has_moved(
+    queue: MailQueue, store: Store
+) -> None:
+    wait(store)
+    [entry] = queue.list()
+    defer(store)
+    assert queue.message(entry) == MESSAGE
+    os.unlink(next(store.maildir.paths("cur")))
+    with pytest.raises(ItemError, match="is not in this queue"):
         queue.message(entry)
 
 

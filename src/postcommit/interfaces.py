@@ -1002,11 +1002,13 @@ class IMailQueue(Interface):
         title=_("Queue path"),
         description=_(
             "Folder of the queue, which must exist. A relative one is below the working"
-            " directory of the moment when it is given."
+            " directory of the moment when it is given. Or the URL of a queue in"
+            " PostgreSQL, such as postgresql://host/db."
         ),
         min_length=1,
-        constraint=can_be_path,
+        constraint=can_be_queue,
     )
+    name = Attribute("`queuePath` for people: a path, or a URL without its password.")
 
     def status(most_seconds: float = 2.0) -> QueueStatus:
         """Count the entries, and return the state of the queue.

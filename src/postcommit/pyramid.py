@@ -35,6 +35,7 @@ import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 import zope.event
 
@@ -79,15 +80,25 @@ from postcommit.interfaces import SupportsSend
 
 log: logging.Logger = logging.getLogger("postcommit.pyramid")
 
-# Keys of the registry: the `MailSettings`, and the `_Starter`.
-_SETTINGS = "postcommit.settings"
+# Keys of the registry: the `MailSettings`, the `_Starter`, and whether the page of
+# `postcommit.web.pyramid` is included.
+SETTINGS = "postcommit.settings"
+PAGE = "postcommit.web"
 _STARTER = "postcommit.starter"
 
 # Name of the failover mailer; names of further mailers in settings.
 _FAILOVER = "failover"
 _NAME = re.compile(r"\w[\w-]*")
 
-# Names of the settings, without their prefix.
+# The path of a page, and a host without its port.
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")
+
+# The order of an action after those of the application.
+_LAST = 1000
+
+# Names of the settings of the page, and of all settings, without their prefix.
+_OF_PAGE = ("web_path", "web_hosts", "web_insecure")
 _KNOWN = (
     *(name for contract in MAILERS.values() for name in fields_of(contract)),
     *fields_of(IFailoverMailer),
@@ -95,7 +106,17 @@ _KNOWN = (
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
     *("mailer", "processor"),
+    *_OF_PAGE,
 )
+
+
+class PageSettings(NamedTuple):
+    """The page for queues, see `postcommit.web.pyramid`. `prefix` is for errors."""
+
+    prefix: str
+    path: str
+    hosts: tuple[str, ...]
+    is_insecure: bool
 
 
 class Publisher:
@@ -196,6 +217,33 @@ class MailSettings:
     def processor(self, mailer: SupportsSend) -> Any:
         """Return a `QueueProcessor` of the queue."""
         return build(IMailQueueProcessor, self._given, mailer=mailer)
+
+    @property
+    def page_option(self) -> Given | None:
+        """A setting of the page of `postcommit.web.pyramid`, if there is one."""
+        return next((self._given[n] for n in _OF_PAGE if n in self._given), None)
+
+    def page(self) -> PageSettings:
+        """Return the settings of the page of `postcommit.web.pyramid`."""
+        path = self._given.get("web_path")
+        if path is None:
+            reason = "is needed by postcommit.web.pyramid, such as /mail"
+            raise OptionError(f"{self._prefix}web_path", MISSING, reason)
+        if not _PATH.fullmatch(str(path.value)):
+            raise path.refused("must be the path of a page, such as /mail")
+        insecure = self._given.get("web_insecure")
+        is_insecure = False if insecure is None else truth(insecure.value)
+        if insecure is not None and is_insecure is None:
+            raise insecure.refused("must be true or false")
+        hosts = self._given.get("web_hosts")
+        value = () if hosts is None else hosts.value
+        names = value.replace(",", " ").split() if isinstance(value, str) else value
+        if hosts is not None and not _are_hosts(names):
+            reason = "must be names of hosts, such as 'shop.example.org'"
+            raise hosts.refused(reason)
+        return PageSettings(
+            self._prefix, str(path.value).rstrip("/"), tuple(names), is_insecure is True
+        )
 
     def _mailers(
         self, further: Mapping[str, dict[str, Given]], notify: Callable[[Any], Any]
@@ -302,6 +350,12 @@ class MailSettings:
             raise queue_path.refused(error.reason) from error
 
 
+def _are_hosts(names: object) -> bool:
+    return bool(names) and isinstance(names, list | tuple) and all(
+        isinstance(name, str) and _HOST.fullmatch(name) for name in names
+    )
+
+
 def _hint(name: object, names: list[str]) -> str:
     """Return the question for one of `names` that is nearly `name`, or nothing."""
     near = difflib.get_close_matches(str(name), names, 1)
@@ -351,7 +405,7 @@ def add_mail_delivery(config: Configurator, delivery: Any, name: str = "") -> No
     A delivery of another kind, without this attribute, is registered without changes,
     and a warning is logged.
     """
-    sender = config.registry[_SETTINGS].default_sender
+    sender = config.registry[SETTINGS].default_sender
     if sender is not None and not hasattr(delivery, "default_sender"):
         told = "%s has no default_sender: the one in the settings is not used for it"
         log.warning(told, type(delivery).__name__)
@@ -375,7 +429,7 @@ def add_mail_processor(config: Configurator, processor: Any, name: str = "") -> 
             f"add_mail_processor: {shown!r} must have a method start(), as"
             " QueueProcessor has"
         )
-    settings = config.registry[_SETTINGS]
+    settings = config.registry[SETTINGS]
     if name or settings.queue_path is None:
         starts = not settings.forbids_processors
     else:
@@ -425,7 +479,10 @@ def includeme(config: Configurator) -> None:
         settings = MailSettings(given, prefix, Publisher(config.registry))
     except OptionError as error:
         raise ConfigurationError(str(error)) from error
-    config.registry[_SETTINGS] = settings
+    config.registry[SETTINGS] = settings
+    if not config.autocommit:  # otherwise the page may be included later
+        check = functools.partial(_check_page, config.registry)
+        config.action(None, check, order=_LAST)
     config.registry[_STARTER] = starter = _Starter(config.registry)
     config.add_subscriber(starter, NewRequest)
     for directive in (add_mailer, add_mail_delivery, add_mail_processor):
@@ -436,6 +493,14 @@ def includeme(config: Configurator) -> None:
     _include_deliveries(config, settings)
     if settings.queue_path is not None:
         _include_processor(config, settings)
+
+
+def _check_page(registry: Registry) -> None:
+    """Raise `ConfigurationError` for settings of a page that is not included."""
+    settings = registry[SETTINGS]
+    if PAGE not in registry and settings.page_option is not None:
+        reason = "has no effect without config.include('postcommit.web.pyramid')"
+        raise ConfigurationError(str(settings.page_option.refused(reason)))
 
 
 def _include_deliveries(config: Configurator, settings: MailSettings) -> None:

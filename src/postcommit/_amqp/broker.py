@@ -75,7 +75,7 @@ class Broker(ReadOnlyOptions):
         )
         if not place.is_tls:
             for name in NEED_TLS:
-                if (value := getattr(self, name)) is not None:
+                if (value := getattr(tls, name)) is not None:
                     reason = "has no effect with amqp://, which is clear; use amqps://"
                     raise OptionError(name, value, reason)
         tls.check()

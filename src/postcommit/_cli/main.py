@@ -105,7 +105,16 @@ def _demo(options: Options) -> int:
         if (error.name or "").partition(".")[0] != "aiosmtpd":
             raise
         raise MissingExtraError("demo", "aiosmtpd") from error
-    return 0 if tell(sys.stdout) else 1
+    if not options.web:
+        return 0 if tell(sys.stdout) else 1
+    from postcommit._cli.demo.web import show
+
+    return 0 if tell(sys.stdout, show=show) else 1
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "leave a page open on the queue and the mailbox of the demo"
+    parser.add_argument("--web", action="store_true", help=text)
 
 
 def _completion(options: Options) -> int:
@@ -120,7 +129,12 @@ def _completion_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = (
-    Subcommand("demo", "run a small shop that sends mail (takes a few seconds)", _demo),
+    Subcommand(
+        "demo",
+        "run a small shop that sends mail (takes a few seconds)",
+        _demo,
+        _demo_arguments,
+    ),
     _command("run", "send queued mail until a signal arrives: the service"),
     _command("receive", "receive mail from a RabbitMQ broker until a signal arrives"),
     _command("flush", "try every due entry once, then report what is left"),
@@ -135,6 +149,7 @@ COMMANDS = (
     _command("recover", "send or drop entries that a crash left in doubt", "mending"),
     _command("check", "find problems in a queue and say how to fix them", "looking"),
     _command("migrate", "create or upgrade the tables of a queue in PostgreSQL"),
+    _command("web", "serve a page for queues and mailboxes on this machine"),
     Subcommand(
         "completion",
         "print a completion script for bash, zsh or fish",

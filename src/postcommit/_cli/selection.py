@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from postcommit._maildir.item import no_step
 from postcommit._maildir.looking import bare_id
 from postcommit._queue.selection import Selection
 from postcommit._queue.values import moment
+from postcommit._queue.values import seconds_of
 from postcommit._queues import open_operators
 from postcommit.errors import ItemError
 from postcommit.errors import OptionError
@@ -32,9 +32,6 @@ STDIN = "-"
 
 # The title of the first column of 'list'.
 ID_TITLE = "ID"
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Parser = argparse.ArgumentParser
 
@@ -73,12 +70,11 @@ def line(item: Item) -> str:
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of a duration such as ``90``, ``15m``, ``2h`` or ``3d``."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        reason = f"{text!r}: must be a duration such as 90, 15m, 2h or 3d"
-        raise argparse.ArgumentTypeError(reason)
-    return float(match[1]) * _SECONDS[match[2]]
+    """Return the seconds of a duration, see `seconds_of`, for argparse."""
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 # Chosen by options

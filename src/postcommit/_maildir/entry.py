@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import re
 
 from postcommit._mail.address import parse_recipients
@@ -185,4 +184,4 @@ def accepted_at(name: str) -> float | None:
 
 def stem(path: str) -> str:
     """Return the name of an entry without the flags that it has in ``cur``."""
-    return os.path.basename(path).partition(":2,")[0]
+    return path.rpartition("/")[2].partition(":2,")[0]

@@ -344,9 +344,10 @@ def _named(store: Store, wanted: Iterable[str]) -> dict[str, list[Item]]:
     found: dict[str, list[Item]] = {given: [] for given in wanted}
     lengths = {len(given) for given in found if len(given) <= DIGITS}
     for item in items(store, EntryState) if found else ():
-        keys = {item.place, item.name, os.path.basename(item.place)}
-        for key in keys.union(item.id[:length] for length in lengths):
-            if key in found:
+        id, file_name = item.id, item.place.rpartition("/")[2]
+        keys = item.place, item.name, file_name, *[id[:length] for length in lengths]
+        for key in keys:
+            if key in found and item not in found[key]:
                 found[key].append(item)
     for given, known in found.items():
         if len(known) > 1:

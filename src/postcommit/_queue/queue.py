@@ -33,6 +33,7 @@ from postcommit.interfaces import IMailQueue
 from postcommit.interfaces import QueueChange
 from postcommit.interfaces import QueueEntry
 from postcommit.interfaces import QueueStatus
+from postcommit.interfaces import is_database_url
 
 
 # The methods that can change an entry in each state.
@@ -66,13 +67,24 @@ class MailQueue(ReadOnlyOptions):
     def __init__(self, queuePath: str, *, adopt: bool = False) -> None:
         self.queuePath = checked_queue_path(IMailQueue, queuePath)
         self._adopt = adopt
+        self._kept: IOperators | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {name_of(self.queuePath)}>"
+        return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The path, or the URL without its password."""
+        return name_of(self.queuePath)
 
     @property
     def _operators(self) -> IOperators:
-        return open_operators(self.queuePath, adopt=self._adopt)
+        if self._kept is not None:
+            return self._kept
+        operators = open_operators(self.queuePath, adopt=self._adopt)
+        if is_database_url(self.queuePath):
+            self._kept = operators  # with its connections
+        return operators
 
     # Looking
 
@@ -134,13 +146,16 @@ class MailQueue(ReadOnlyOptions):
     def message(self, entry: str | QueueEntry, most: int | None = None) -> bytes:
         """Return the message of an entry, or its first bytes. See `IMailQueue`."""
         operators = self._operators
-        item = _only(operators, entry.id if not isinstance(entry, str) else entry)
-        with explained(item.place, "read the entry"):
-            try:
-                with operators.open(item) as file:
-                    data = file.read(-1 if most is None else most + _ENVELOPE)
-            except FileNotFoundError as error:
-                raise _gone(item) from error
+        length = -1 if most is None else most + _ENVELOPE
+        id = entry if isinstance(entry, str) else entry.id
+        data = None
+        if isinstance(entry, Details):
+            data = _data_of(operators, entry.item, length)
+        if data is None:  # also if the entry has moved in the queue
+            item = _only(operators, id)
+            data = _data_of(operators, item, length)
+            if data is None:
+                raise _gone(item)
         try:
             data = parse_entry(data).message
         except EntryError:
@@ -268,6 +283,16 @@ def _only(operators: IOperators, id: str) -> Item:
         reason = f"has {len(ids)} entries, give one: {', '.join(ids)}"
         raise ItemError(id, reason, ids)
     return first
+
+
+def _data_of(operators: IOperators, item: Item, length: int) -> bytes | None:
+    """Return the first bytes of an entry, or None if it is not at this place."""
+    with explained(item.place, "read the entry"):
+        try:
+            with operators.open(item) as file:
+                return file.read(length)
+        except FileNotFoundError:
+            return None
 
 
 def _read(operators: IOperators, item: Item) -> Details:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 
 from postcommit._maildir.item import Details
 from postcommit._maildir.item import EntryState
@@ -43,8 +42,8 @@ class Selection:
     ) -> Iterator[Item]:
         """Yield the entries as they are found.
 
-        `step` is called once for each entry that was looked at. The first `start`
-        entries of these states are passed over.
+        `step` is called once for each entry that was looked at. The first `start` of
+        them are passed over.
         """
         if self.addresses or self.search:
             yield from (read.item for read in self.details(queue, step, start))
@@ -61,8 +60,16 @@ class Selection:
                 yield read
 
     def _of_age(self, queue: IOperators, step: Step, start: int) -> Iterator[Item]:
-        items = queue.items(self.states, message_id=self.message_id, step=step)
-        return filter(self._has_age, islice(items, start, None))
+        looked_at = 0
+
+        def count() -> None:
+            nonlocal looked_at
+            looked_at += 1
+            step()
+
+        for item in queue.items(self.states, message_id=self.message_id, step=count):
+            if looked_at > start and self._has_age(item):
+                yield item
 
     def _has_age(self, item: Item) -> bool:
         if self.older is None and self.newer is None:

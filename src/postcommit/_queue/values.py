@@ -1,11 +1,15 @@
 """Values as people read them: durations, times, sizes, and times for programs."""
 from __future__ import annotations
 
+import re
 from datetime import UTC
 from datetime import datetime
 
 
 _UNITS = (("d", 86400, 1_000_000), ("h", 3600, 24), ("m", 60, 60), ("s", 1, 60))
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # Bounds of a time, in seconds since the epoch: those of `datetime`, less a day for the
 # offset of a time zone.
@@ -21,6 +25,17 @@ def duration(seconds: float) -> str:
         parts.pop(0)
     told = "".join(f"{count}{name}" for name, count in parts[:2] if count)
     return ("-" if seconds < 0 else "") + (told or "0s")
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a duration such as ``90``, ``15m``, ``2h`` or ``3d``.
+
+    Raises ValueError for another text.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r}: must be a duration such as 90, 15m, 2h or 3d")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def _at(seconds: float) -> datetime:

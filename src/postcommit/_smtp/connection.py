@@ -34,6 +34,7 @@ from postcommit._log import printable
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._smtp.credentials import Credentials
+from postcommit._smtp.tls import NEED_TLS
 from postcommit._smtp.tls import TLS
 from postcommit._smtp.tls import about_client
 from postcommit._smtp.tls import remedy
@@ -396,6 +397,7 @@ class Connection:
         """
         relay = self.relay
         mode = relay.tls.mode
+        needs_tls = any(getattr(relay.tls, name) is not None for name in NEED_TLS)
         try:
             if mode is TLSMode.IMPLICIT:
                 self._start_tls()
@@ -406,7 +408,7 @@ class Connection:
             self._hello()
             if mode is TLSMode.STARTTLS or (
                 mode is TLSMode.AUTO
-                and ("STARTTLS" in self.extensions or relay.tls.needed_for)
+                and ("STARTTLS" in self.extensions or needs_tls)
                 and not relay.is_unix
             ):
                 self._upgrade()
@@ -493,7 +495,8 @@ class Connection:
                     " to 'none' to do without"
                 )
             if tls.mode is TLSMode.AUTO:
-                hint += f", and omit {' and '.join(tls.needed_for)}"
+                given = [name for name in NEED_TLS if getattr(tls, name) is not None]
+                hint += f", and omit {' and '.join(given)}"
             raise _lack(f"{self.relay} offers no STARTTLS; {hint}")
         reply = self.command("STARTTLS")
         if reply.code != 220:

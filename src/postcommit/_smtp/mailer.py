@@ -184,7 +184,7 @@ class SMTPMailer(BaseMailer):
             certfile=self.certfile,
             keyfile=self.keyfile,
             server_name=self.server_name,
-            given=self.ssl_context,
+            ssl_context=self.ssl_context,
         )
         if tls != TLS(tls.mode):  # the defaults do not contradict each other
             tls.check()

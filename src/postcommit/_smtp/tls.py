@@ -49,11 +49,15 @@ class _Kept(NamedTuple):
     is_doubtful: bool = False
 
 
+# The options that have no effect without TLS.
+NEED_TLS = "cafile", "server_name", "certfile", "ssl_context"
+
+
 @dataclass(frozen=True)
 class TLS:
     """Whether to use TLS, whom to trust, and which certificate to show.
 
-    `given` is a context of the caller, used as it is.
+    `ssl_context` is a context of the caller, used as it is.
     """
 
     mode: TLSMode
@@ -62,24 +66,24 @@ class TLS:
     certfile: str | None = None
     keyfile: str | None = None
     server_name: str | None = None
-    given: ssl.SSLContext | None = field(default=None, repr=False)
+    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
     _kept: dict[bool, _Kept] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def check(self) -> None:
         """Raise `OptionError` for options that contradict each other."""
-        _check_context(self.given)
+        _check_context(self.ssl_context)
         _check_name(self.server_name)
         files = {
             "cafile": self.cafile,
             "certfile": self.certfile,
             "keyfile": self.keyfile,
         }
-        others = {"server_name": self.server_name, "ssl_context": self.given}
+        others = {"server_name": self.server_name, "ssl_context": self.ssl_context}
         if self.mode is TLSMode.NONE:
             _refuse({**files, **others}, "has no effect with tls='none'")
-        if self.given is not None:
+        if self.ssl_context is not None:
             _refuse(files, "has no effect with an ssl_context; load it into that")
             if not self.verify:
                 reason = "has no effect with an ssl_context; set its verify_mode"
@@ -88,20 +92,9 @@ class TLS:
             _refuse({"keyfile": self.keyfile}, "has no effect without certfile")
 
     @property
-    def needed_for(self) -> list[str]:
-        """The names of the options that are given and have no effect without TLS."""
-        options = {
-            "cafile": self.cafile,
-            "server_name": self.server_name,
-            "certfile": self.certfile,
-            "ssl_context": self.given,
-        }
-        return [name for name, value in options.items() if value is not None]
-
-    @property
     def shows_certificate(self) -> bool:
         """Whether a relay that asks for the client's certificate may get one."""
-        return self.certfile is not None or self.given is not None
+        return self.certfile is not None or self.ssl_context is not None
 
     def verifies(self, *, loopback: bool, login: bool) -> bool:
         """Return whether a relay must prove who it is.
@@ -122,8 +115,8 @@ class TLS:
         before is kept, and a warning is logged. Raises `RelayError` if nothing was read
         before.
         """
-        if self.given is not None:
-            return self.given
+        if self.ssl_context is not None:
+            return self.ssl_context
         return self._current(self.verifies(loopback=loopback, login=login))
 
     def read_certificates(self) -> None:
@@ -131,7 +124,7 @@ class TLS:
 
         Raises `RelayError` if they cannot be read.
         """
-        if self.mode is not TLSMode.NONE and self.given is None:
+        if self.mode is not TLSMode.NONE and self.ssl_context is None:
             for login in (False, True):
                 self._current(self.verifies(loopback=False, login=login))
 
@@ -152,7 +145,7 @@ class TLS:
         if context.verify_mode is not ssl.CERT_NONE:
             return
         reason = "verify=False" if not self.verify else "tls='auto' without a login"
-        if self.given is not None:
+        if self.ssl_context is not None:
             reason = "as the ssl_context has it"
         _log_once(relay, f"the relay's certificate is not verified: {reason}")
 

@@ -15,6 +15,8 @@ from aiosmtpd.smtp import SMTP
 from aiosmtpd.smtp import Envelope
 from aiosmtpd.smtp import Session
 
+from postcommit.interfaces import Mailer
+
 
 # Maximum number of seconds that the thread of the relay takes for a call.
 _SECONDS = 5.0
@@ -34,7 +36,8 @@ class Letter:
 class EmbeddedRelay:
     """Accepts every recipient, except those that `refuse` names.
 
-    `tell` is called with a line about each event. The relay works inside a ``with``
+    `tell` is called with a line about each event. Each message is also sent through the
+    mailer `archive`, if it is set. The relay works inside a ``with``
     block. There it can go `down`, and `up` again.
     """
 
@@ -43,6 +46,7 @@ class EmbeddedRelay:
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.port = 0
         self.mailbox: list[Letter] = []
+        self.archive: Mailer | None = None
         self._tell = tell
         self._refusals: dict[str, list[str]] = {}
         self._connections: list[SMTP] = []
@@ -152,5 +156,7 @@ class EmbeddedRelay:
         message = message_from_bytes(content, policy=policy.default)
         letter = Letter(str(message["Subject"]), tuple(envelope.rcpt_tos))
         self.mailbox.append(letter)
+        if self.archive is not None:
+            self.archive.send(envelope.mail_from, envelope.rcpt_tos, content)
         self._tell(f"takes {letter}")
         return "250 2.0.0 Taken"

@@ -18,6 +18,7 @@ from postcommit._cli.demo.shop import Shop
 from postcommit._cli.demo.timeline import Timeline
 from postcommit._delivery import QueuedMailDelivery
 from postcommit._maildir.mending import MaildirOperators
+from postcommit._mailers.file import FileMailer
 from postcommit._processor import QueueProcessor
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.interfaces import IMailErrorEvent
@@ -76,6 +77,7 @@ class Scene:
     relay: EmbeddedRelay
     shop: Shop
     queue: MaildirOperators
+    mailbox: str
     events: Events
     log: TimelineLog
 
@@ -85,10 +87,13 @@ def stage(timeline: Timeline, make_relay: MakeRelay) -> Iterator[Scene]:
     """Yield the scene, and remove everything of it afterwards."""
     with ExitStack() as stack:
         temporary = TemporaryDirectory(prefix="postcommit-demo-")
-        path = os.path.join(stack.enter_context(temporary), "queue")
+        folder = stack.enter_context(temporary)
+        path, mailbox = os.path.join(folder, "queue"), os.path.join(folder, "mailbox")
         log = stack.enter_context(_logging(timeline))
         events = stack.enter_context(_subscribed(Events(timeline.teller("event"))))
         relay = stack.enter_context(make_relay(timeline.teller("relay")))
+        # Its events are not those of the shop.
+        relay.archive = FileMailer(mailbox, notify=lambda event: None)
         mailer = SMTPMailer(relay.host, relay.port, timeout=_SECONDS)
         stack.callback(mailer.close)
         processor = QueueProcessor(path, mailer, workers=1, min_backoff=1.5)
@@ -97,7 +102,8 @@ def stage(timeline: Timeline, make_relay: MakeRelay) -> Iterator[Scene]:
         timeline.note("queue", f"in {path}; a processor drains it")
         delivery = QueuedMailDelivery(path)
         shop = Shop(delivery, timeline.teller("shop"), sold_out=["samovar"])
-        yield Scene(timeline, relay, shop, MaildirOperators(path), events, log)
+        queue = MaildirOperators(path)
+        yield Scene(timeline, relay, shop, queue, mailbox, events, log)
 
 
 @contextmanager

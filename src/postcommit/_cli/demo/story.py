@@ -1,6 +1,7 @@
 """The story of ``postcommit demo``: its chapters, and what is expected in each."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TextIO
 
 from postcommit._cli.demo.relay import EmbeddedRelay
@@ -33,9 +34,16 @@ EVENTS = [
 
 
 def tell(
-    stream: TextIO, make_relay: MakeRelay = EmbeddedRelay, seconds: float = SECONDS
+    stream: TextIO,
+    make_relay: MakeRelay = EmbeddedRelay,
+    seconds: float = SECONDS,
+    *,
+    show: Callable[[Scene], None] | None = None,
 ) -> bool:
-    """Play the story on `stream`. Return whether all expectations were met."""
+    """Play the story on `stream`. Return whether all expectations were met.
+
+    At the end `show` is called, before anything is removed.
+    """
     timeline = Timeline(stream, seconds=seconds)
     timeline.chapter(
         "A small shop sends mail in its transactions",
@@ -48,6 +56,10 @@ def tell(
         story.three_recipients_three_outcomes()
         story.the_relay_is_away()
         story.what_is_left()
+        if show is not None:
+            is_met = timeline.verdict()
+            show(setting)
+            return is_met
     return timeline.verdict()
 
 

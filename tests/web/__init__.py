@@ -1,0 +1,1 @@
+"""Tests of the page for queues and mailboxes."""
