@@ -17,6 +17,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from typing import Any
 
+import amqp  # type: ignore[import-untyped]
+from amqp import spec
 from amqp.exceptions import AccessRefused  # type: ignore[import-untyped]
 from amqp.exceptions import AMQPError
 from amqp.exceptions import NotAllowed
@@ -27,8 +29,6 @@ from amqp.sasl import PLAIN
 from amqp.transport import SSLTransport  # type: ignore[import-untyped]
 from amqp.transport import TCPTransport
 
-import amqp  # type: ignore[import-untyped]
-from amqp import spec
 from postcommit._amqp.place import NAME
 from postcommit._log import Log
 from postcommit._smtp.tls import about_client
