@@ -554,6 +554,25 @@ def test_a_relay_that_refuses_more_on_a_connection(
 
 
 @WITHOUT
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_relay_that_refuses_another_message(start, connect, without, count):
+    """The recipients of all messages count."""
+    relay = start(without=without)
+    seen = Counter()
+
+    def rcpt(dialogue, usual):
+        is_over = seen[dialogue.number] >= 10
+        seen[dialogue.number] += not is_over
+        said = "452 4.5.3 Too many recipients in this session" if is_over else usual
+        return dialogue.say(said.encode() + b"\r\n")
+
+    relay.on("RCPT", rcpt)
+    reports = transmit(connect(relay), *[MANY[:count]] * 30)
+    assert [told(report) for report in reports] == [["sent"] * count] * 30
+    assert relay.connections == 3 * count
+
+
+@WITHOUT
 def test_a_relay_that_takes_no_more_at_all(start, connect, without):
     """A new connection does not help, and is tried once."""
     relay = start(without=without)

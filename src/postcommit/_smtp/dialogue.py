@@ -752,8 +752,7 @@ class Dialogue:
         if _is_too_many(stage, reply, transmission):
             return Kind.TOO_MANY
         is_first = stage is Stage.RCPT and not transmission.tried
-        has_taken = self._sent == (link, transmission.account)
-        if is_first and has_taken and is_about_number(reply):
+        if is_first and self._has_sent_on(link) and is_about_number(reply):
             return Kind.RELAY  # the limit is that of the connection
         if stage is Stage.RCPT and code == 552:
             return Kind.LATER  # RFC 5321, 4.5.3.1.10: too many recipients
@@ -920,6 +919,8 @@ class Dialogue:
         had shown how many recipients it takes: Postfix, for example, says 421 after 20
         refusals. 421 itself may be about the number, too. The next transmission is to
         no more than that, so that this happens only as long as it becomes smaller.
+
+        Or we end it, because it has sent something and takes no more recipients.
         """
         if transmission.state is not State.BOUND or loss not in _ENDED_BY_RELAY:
             return False
@@ -931,7 +932,12 @@ class Dialogue:
         if limit is not None and limit < self._recipients:
             self._recipients = limit
             return True
+        if isinstance(reply, Reply) and reply.code != 421 and is_about_number(reply):
+            return self._has_sent_on(link)
         return self._sent == (link, transmission.account)
+
+    def _has_sent_on(self, link: Link) -> bool:
+        return self._sent is not None and self._sent[0] is link
 
     def _suffer(self, transmission: Transmission, loss: Loss, error: OSError) -> None:
         """Do what a cell of `LOSSES` says."""
