@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import transaction
+from sqlalchemy.orm import Session
 from zope.interface import Interface
 from zope.interface import implementedBy
 from zope.interface.interface import InterfaceClass
@@ -42,6 +43,7 @@ from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._mailers.sendmail import SendmailMailer
+from postcommit._outbox import OutboxMailDelivery
 from postcommit._processor import QueueProcessor
 from postcommit._queue.queue import MailQueue
 from postcommit._smtp.mailer import SMTPMailer
@@ -55,6 +57,7 @@ from postcommit._transaction.event import MailUncertainEvent
 from postcommit._zcml import Option
 from postcommit.compat import repoze_sendmail
 from postcommit.compat import zope_sendmail
+from postcommit.pyramid import SessionDelivery
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
 from tests.support.mailers import ScriptedMailer
@@ -135,6 +138,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),
+        (interfaces.IOutboxMailDelivery, OutboxMailDelivery(Session())),
+        (interfaces.IMailDelivery, SessionDelivery("dbsession", "postcommit", None)),
         (interfaces.IMailDelivery, zope_sendmail.QueuedMailDelivery(queue)),
         (interfaces.IMailDelivery, zope_sendmail.DirectMailDelivery(mailer)),
         (interfaces.IMailDelivery, repoze_sendmail.QueuedMailDelivery(queue)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import transaction
+from sqlalchemy.orm import Session
 from zope.interface import Attribute
 from zope.interface import alsoProvides
 from zope.interface import providedBy
@@ -20,6 +21,7 @@ import postcommit
 from postcommit import DirectMailDelivery
 from postcommit import FailoverMailer
 from postcommit import FileMailer
+from postcommit import OutboxMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SendmailMailer
@@ -37,6 +39,7 @@ def things() -> list[Any]:
         FailoverMailer([SMTPMailer()]),
         DirectMailDelivery(RecordingMailer()),
         QueuedMailDelivery("queue"),
+        OutboxMailDelivery(Session()),
         QueueProcessor("queue", SMTPMailer()),
     ]
 

@@ -32,9 +32,9 @@ from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit._config.database import parse_database_url
 from postcommit._drain.contract import Terms
-from postcommit._postgres.queue import MOST_BYTES
+from postcommit._mail.row import MOST_BYTES
+from postcommit._mail.row import row
 from postcommit._postgres.queue import PostgresQueue
-from postcommit._postgres.queue import check_size
 from postcommit._postgres.schema import migrate
 from postcommit.errors import OptionError
 from postcommit.errors import PublishError
@@ -274,7 +274,7 @@ def test_a_message_that_is_too_large_is_refused_with_the_limit() -> None:
             return 1 << 30
 
     with pytest.raises(QueueError, match=str(MOST_BYTES)):
-        check_size("postgresql://db", Huge())
+        row("postgresql://db", "", [BOB], Huge())
 
 
 def test_odd_ids_and_replies_fit_into_their_columns(postgres: PostgresPlace) -> None:

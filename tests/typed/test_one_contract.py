@@ -189,6 +189,7 @@ def parameters(function: Any) -> str:
         (interfaces.IFileMailer, postcommit.FileMailer),
         (interfaces.IDirectMailDelivery, postcommit.DirectMailDelivery),
         (interfaces.IQueuedMailDelivery, postcommit.QueuedMailDelivery),
+        (interfaces.IOutboxMailDelivery, postcommit.OutboxMailDelivery),
         (interfaces.IMailQueueProcessor, postcommit.QueueProcessor),
     ],
 )

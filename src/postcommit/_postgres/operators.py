@@ -30,6 +30,7 @@ from zope.interface import implementer
 
 from postcommit._config.database import parse_database_url
 from postcommit._mail.entry import Entry
+from postcommit._mail.row import indexed
 from postcommit._maildir.entry import UNREADABLE
 from postcommit._maildir.entry import preamble_of
 from postcommit._maildir.item import DIGITS
@@ -57,7 +58,6 @@ from postcommit._postgres.consumer import ring
 from postcommit._postgres.lease import LEASE_SECONDS
 from postcommit._postgres.queue import ACCEPT
 from postcommit._postgres.queue import DROP
-from postcommit._postgres.queue import indexed
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 from postcommit.errors import QueueError
