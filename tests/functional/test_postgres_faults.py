@@ -38,7 +38,9 @@ from postcommit import QueueProcessor
 from postcommit._drain.contract import Settled
 from postcommit._drain.contract import Settlement
 from postcommit._maildir.item import EntryState
+from postcommit._postgres import lease as leases
 from postcommit._postgres import queue as module
+from postcommit._postgres.lease import Lease
 from postcommit._postgres.operators import PostgresOperators
 from postcommit._postgres.queue import PostgresQueue
 from postcommit.errors import PublishError
@@ -461,6 +463,48 @@ def _takes_one(consumer: Any) -> bool:
         return len(consumer.take(1)) == 1
     except QueueError:
         return False
+
+
+def test_the_thread_of_a_lease_survives_an_error(
+    postgres: PostgresPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    lease = Lease(postgres.make().connections, 1.0, fail)
+    until(lambda: caplog.text.count("ZeroDivisionError") > 1)
+    assert lease.is_sure
+    lease.close()
+    lease.close()
+
+
+def test_a_renewal_that_hangs_does_not_keep_a_drain_from_its_end(
+    postgres: PostgresPlace,
+    proxy: LossyProxy,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "_PATIENCE", 0.1)
+    lease = Lease(PostgresQueue(url).connections, 60.0, lambda: None)
+    with lease._renewing:  # as a thread that waits for the server
+        lease.close()
+    lease.renew()  # it changes nothing any more
+    assert postgres.execute("select from {schema}.process").fetchall() == []
+
+
+def test_an_interrupt_in_the_finish_leaves_it_in_doubt(
+    postgres: PostgresPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = postgres.make()
+    batch = queue.batch()
+    items = [stage(queue)[1]]
+    batch.prepare(items)
+    connection, is_open = batch._connection()
+    assert is_open
+    connection.close()  # as `publish` does after an interrupt
+    batch.abandon(items)
+    assert "in doubt, for 'postcommit recover'" in caplog.text
+    until(lambda: len(postgres.look().in_doubt) == 1)
 
 
 def test_a_full_disk_is_told_from_other_errors(postgres: PostgresPlace) -> None:

@@ -1,6 +1,7 @@
 """Mail in the application's own transaction, by a session of SQLAlchemy."""
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from zope.interface.verify import verifyObject
 from postcommit import OutboxMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
+from postcommit.errors import MissingExtraError
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IMailDelivery
@@ -254,6 +256,12 @@ def test_a_role_needs_to_insert_only(postgres: PostgresPlace) -> None:
     assert [seen.message_id for seen in postgres.look().queued] == ["a@x"]
     postgres.execute(f"drop owned by {role}")
     postgres.execute(f"drop role {role}")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zope.sqlalchemy", None)
+    with pytest.raises(MissingExtraError, match=r"postcommit\[sqlalchemy\]"):
+        OutboxMailDelivery(orm.Session())
 
 
 # Pyramid

@@ -206,7 +206,9 @@ def has_ended(connection: Connection) -> bool:
 def failure(name: str, doing: str, error: psycopg.Error) -> QueueError:
     """Return the `QueueError` for an error of psycopg."""
     state = error.sqlstate or ""
-    text = f"cannot {doing}: {one_line(str(error).strip()) or type(error).__name__}"
+    # The details of a server may have a whole row, with addresses and the message.
+    said = one_line(error.diag.message_primary or str(error).strip())
+    text = f"cannot {doing}: {said or type(error).__name__}"
     cause = OSError(errno.ENOSPC, text) if state == _DISK_FULL else None
     if state.startswith(_OF_ONE_ENTRY):
         return QueueError(name, text, cause, scope="entry")
