@@ -523,6 +523,7 @@ def test_a_full_disk_is_told_from_other_errors(postgres: PostgresPlace) -> None:
 # The server is killed
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_loses_no_commit() -> None:
     """Senders and a processor work while it is killed and started again."""
     server = Cluster()

@@ -54,6 +54,7 @@ def pair() -> Iterator[tuple[Cluster, Standby]]:
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_fail_over(
     pair: tuple[Cluster, Standby], monkeypatch: pytest.MonkeyPatch
 ) -> None:
