@@ -37,6 +37,8 @@ from postcommit._maildir.item import IOperators
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.mending import MaildirChanges
 from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.moving import IMoving
+from postcommit._maildir.moving import MaildirMoving
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
 from postcommit._mailers.failover import FailoverMailer
@@ -160,6 +162,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IBatch, DirectMailDelivery(mailer)._batch()),
         (interfaces.IBatch, OrderBook([])),
         (IOperators, MaildirOperators(queue)),
+        (IMoving, MaildirMoving(queue)),
         (IChanges, MaildirChanges(store)),
         *(
             (contract, Option(interfaces.ISMTPMailer, "port"))

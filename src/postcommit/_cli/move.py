@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 
 from postcommit._cli import selection
-from postcommit._cli.output import entries
 from postcommit._cli.owner import act_as_owner
 from postcommit._maildir.item import EntryState
+from postcommit._queue.values import entries
 from postcommit._queues import open_moving
 from postcommit._queues import open_operators
 from postcommit.errors import OptionError
