@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import transaction
+from sqlalchemy.orm import Session
 from zope.interface import Interface
 from zope.interface import implementedBy
 from zope.interface.interface import InterfaceClass
@@ -38,12 +39,15 @@ from postcommit._maildir.item import IOperators
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.mending import MaildirChanges
 from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.moving import IMoving
+from postcommit._maildir.moving import MaildirMoving
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.foreign import pipeline_of
 from postcommit._mailers.sendmail import SendmailMailer
+from postcommit._outbox import OutboxMailDelivery
 from postcommit._processor import QueueProcessor
 from postcommit._queue.queue import MailQueue
 from postcommit._smtp.mailer import SMTPMailer
@@ -57,6 +61,7 @@ from postcommit._transaction.event import MailUncertainEvent
 from postcommit._zcml import Option
 from postcommit.compat import repoze_sendmail
 from postcommit.compat import zope_sendmail
+from postcommit.pyramid import SessionDelivery
 from postcommit.testing import RecordingMailer
 from postcommit.testing.registry import _Idle
 from tests.support.mailers import ScriptedMailer
@@ -138,6 +143,8 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),
+        (interfaces.IOutboxMailDelivery, OutboxMailDelivery(Session())),
+        (interfaces.IMailDelivery, SessionDelivery("dbsession", "postcommit", None)),
         (interfaces.IMailDelivery, zope_sendmail.QueuedMailDelivery(queue)),
         (interfaces.IMailDelivery, zope_sendmail.DirectMailDelivery(mailer)),
         (interfaces.IMailDelivery, repoze_sendmail.QueuedMailDelivery(queue)),
@@ -162,6 +169,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IPipeline, broker.pipeline()),
         (interfaces.IQueueReceiver, QueueReceiver("amqps://mq", "q", queue)),
         (IOperators, MaildirOperators(queue)),
+        (IMoving, MaildirMoving(queue)),
         (IChanges, MaildirChanges(store)),
         *(
             (contract, Option(interfaces.ISMTPMailer, "port"))

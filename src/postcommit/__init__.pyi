@@ -12,6 +12,7 @@ from postcommit._maildir.maildir import Maildir as Maildir
 from postcommit._mailers.failover import FailoverMailer as FailoverMailer
 from postcommit._mailers.file import FileMailer as FileMailer
 from postcommit._mailers.sendmail import SendmailMailer as SendmailMailer
+from postcommit._outbox import OutboxMailDelivery as OutboxMailDelivery
 from postcommit._processor import QueueProcessor as QueueProcessor
 from postcommit._queue.queue import MailQueue as MailQueue
 from postcommit._smtp.mailer import SMTPMailer as SMTPMailer

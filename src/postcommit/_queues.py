@@ -11,6 +11,8 @@ from postcommit._drain.contract import IQueue
 from postcommit._maildir.item import IOperators
 from postcommit._maildir.mark import check_queue_path
 from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.moving import IMoving
+from postcommit._maildir.moving import MaildirMoving
 from postcommit._maildir.store import Store
 from postcommit.interfaces import is_database_url
 
@@ -38,6 +40,18 @@ def open_operators(place: str, *, adopt: bool = False) -> IOperators:
 
         return PostgresOperators(place)
     return MaildirOperators(place, adopt=adopt)
+
+
+def open_moving(place: str) -> IMoving:
+    """Return what moves entries out of, or into, the queue at `place`.
+
+    A folder is created if it is missing. Raises `QueueError`.
+    """
+    if is_database_url(place):
+        from postcommit._postgres.moving import PostgresMoving
+
+        return PostgresMoving(place)
+    return MaildirMoving(place)
 
 
 def name_of(place: str) -> str:

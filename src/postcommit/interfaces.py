@@ -106,6 +106,10 @@ can_be_path = re.compile(
 is_database_url = re.compile(r"(?i:postgres(ql)?):/.*", re.DOTALL).fullmatch
 
 
+#: Whether a text can be the schema of a queue: an identifier that need not be quoted.
+is_schema = re.compile(r"[a-z_][a-z0-9_]{0,62}").fullmatch
+
+
 def can_be_queue(value: str) -> bool:
     """Return whether `value` can name a queue: by a path, or by a URL."""
     return bool(can_be_path(value) or is_database_url(value))
@@ -879,6 +883,24 @@ class IQueuedMailDelivery(IMailDelivery, IDefaultSender):
         ),
         min_length=1,
         constraint=can_be_queue,
+    )
+
+
+class IOutboxMailDelivery(IMailDelivery, IDefaultSender):
+    """Accepts messages into a queue in PostgreSQL, by the application's own session.
+
+    The mail is a row of the application's own transaction, so the same COMMIT decides
+    both. Nothing can be in doubt.
+    """
+
+    session = Attribute(
+        "The session of SQLAlchemy, or the `scoped_session`, that inserts the rows."
+    )
+    schema = TextLine(
+        title=_("Schema"),
+        description=_("Schema of the queue, which 'postcommit migrate' has created."),
+        default="postcommit",
+        constraint=is_schema,
     )
 
 

@@ -19,6 +19,7 @@ from postcommit._delivery import QueuedMailDelivery
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.sendmail import SendmailMailer
+from postcommit._outbox import OutboxMailDelivery
 from postcommit._queue.queue import MailQueue
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit._transaction.event import MailDeferredEvent
@@ -94,9 +95,12 @@ IFailoverMailer: _Interface[FailoverMailer]
 IBroker: _Interface[AMQPMailer | QueueReceiver]
 IAMQPMailer: _Interface[AMQPMailer]
 IQueueReceiver: _Interface[QueueReceiver]
-IDefaultSender: _Interface[DirectMailDelivery | QueuedMailDelivery]
+IDefaultSender: _Interface[
+    DirectMailDelivery | OutboxMailDelivery | QueuedMailDelivery
+]
 IDirectMailDelivery: _Interface[DirectMailDelivery]
 IQueuedMailDelivery: _Interface[QueuedMailDelivery]
+IOutboxMailDelivery: _Interface[OutboxMailDelivery]
 IMailQueueProcessor: _Interface[MailQueueProcessor]
 IMailQueue: _Interface[MailQueue]
 IMailEvent: _Interface[MailEvent]
@@ -114,6 +118,7 @@ _: Any
 
 can_be_path: Any
 is_database_url: Any
+is_schema: Any
 def can_be_queue(value: str) -> bool: ...
 def is_path(field: Any) -> bool: ...
 def can_be_host(value: str) -> bool: ...

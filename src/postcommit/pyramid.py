@@ -14,7 +14,9 @@ interface              name              object
                        ``failover``
 `IMailer`              ``backup``, for   for settings such as ``mail.backup.hostname``
                        example
-`IMailDelivery`        none              queued if there is a queue, or direct
+`IMailDelivery`        none              by a session if there is a ``mail.session``;
+                                         or queued if there is a queue, or direct
+`IMailDelivery`        ``outbox``        if there is a ``mail.session``
 `IMailDelivery`        ``direct``        through the mailer without a name
 `IMailDelivery`        ``queued``        if there is a ``mail.queue_path``
 `IMailDelivery`        ``sendmail``      direct, through the mailer of that name
@@ -36,8 +38,10 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
+from typing import NoReturn
 
 import zope.event
+from zope.interface import implementer
 
 from postcommit.errors import MissingExtraError
 
@@ -57,25 +61,32 @@ except ModuleNotFoundError as _missing:
 from postcommit._build import MAILERS
 from postcommit._build import build
 from postcommit._build import twin
+from postcommit._config.database import parse_database_url
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import truth
 from postcommit._config.sources import from_settings
+from postcommit._outbox import OutboxMailDelivery
 from postcommit._queues import check_place
 from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import masked
+from postcommit.interfaces import Address
+from postcommit.interfaces import Addresses
 from postcommit.interfaces import IAMQPMailer
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IFailoverMailer
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import IOutboxMailDelivery
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import MailDelivery
+from postcommit.interfaces import Sendable
 from postcommit.interfaces import SupportsSend
+from postcommit.interfaces import is_database_url
 
 
 log: logging.Logger = logging.getLogger("postcommit.pyramid")
@@ -105,7 +116,7 @@ _KNOWN = (
     "failover_mailers",
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
-    *("mailer", "processor"),
+    *("mailer", "processor", "session"),
     *_OF_PAGE,
 )
 
@@ -146,6 +157,8 @@ def get_mail_delivery(request: Request, name: str = "") -> MailDelivery:
     Raises `ComponentLookupError` if this delivery is not registered.
     """
     delivery: MailDelivery = request.registry.getUtility(IMailDelivery, name)
+    if isinstance(delivery, SessionDelivery):
+        return delivery.of(request)
     if not hasattr(delivery, "bind"):
         return delivery
     manager = getattr(request, "tm", None)
@@ -163,6 +176,50 @@ def _warn_that_tm_is_missing() -> None:
         "The request has no tm: mail is sent when transaction.manager commits;"
         " include pyramid_tm, or commit it"
     )
+
+
+@implementer(IMailDelivery)
+class SessionDelivery:
+    """Inserts mail by the session that a request has as its `attribute`.
+
+    `schema` is that of the queue. `get_mail_delivery` returns an `OutboxMailDelivery`
+    for each request.
+    """
+
+    def __init__(
+        self, attribute: str, schema: str, default_sender: str | None
+    ) -> None:
+        self._attribute = attribute
+        self._schema = schema
+        self.default_sender = default_sender
+
+    def of(self, request: Request) -> MailDelivery:
+        """Return the delivery by the session of `request`.
+
+        Raises `ConfigurationError` for a request without it.
+        """
+        session = getattr(request, self._attribute, None)
+        if session is None:
+            said = f"session={self._attribute}: the request has no such attribute"
+            raise ConfigurationError(said)
+        return OutboxMailDelivery(
+            session,
+            schema=self._schema,
+            default_sender=self.default_sender,
+            transaction_manager=getattr(request, "tm", None),
+        )
+
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+    ) -> NoReturn:
+        """Raise RuntimeError: only a request has a session."""
+        raise RuntimeError(
+            "a mail is inserted by the session of a request: use request.mail_delivery"
+            " or get_mail_delivery(request)"
+        )
 
 
 # The settings
@@ -205,6 +262,22 @@ class MailSettings:
             self.queue_path = self.queued().queuePath
             self.processor(self.mailers[""])
             self._check_queue(queue_path)
+        self.session: SessionDelivery | None = self._session()
+
+    def _session(self) -> SessionDelivery | None:
+        """Return the delivery by the session of a request, if there is such a one."""
+        given = self._given.get("session")
+        if given is None:
+            return None
+        if not str(given.value).isidentifier():
+            raise given.refused("must be the attribute of a request, such as dbsession")
+        schema = IOutboxMailDelivery["schema"].default
+        if self.queue_path is not None:
+            if not is_database_url(self.queue_path):
+                reason = "needs a queue in a database, such as postgresql://host/db"
+                raise self._given["queue_path"].refused(f"{given.name} {reason}")
+            schema = parse_database_url(self.queue_path).schema
+        return SessionDelivery(str(given.value), schema, self.default_sender)
 
     def direct(self, mailer: SupportsSend) -> Any:
         """Return a `DirectMailDelivery` through `mailer`."""
@@ -517,6 +590,8 @@ def _include_deliveries(config: Configurator, settings: MailSettings) -> None:
     if settings.queue_path is not None:
         queued = settings.queued()
         makers[""] = makers["queued"] = lambda: queued
+    if settings.session is not None:
+        makers[""] = makers["outbox"] = lambda: settings.session
     for name, make in makers.items():
         _add(config, IMailDelivery, name, make)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import transaction
+from sqlalchemy.orm import Session
 from zope.interface import Attribute
 from zope.interface import alsoProvides
 from zope.interface import providedBy
@@ -22,6 +23,7 @@ from postcommit import DirectMailDelivery
 from postcommit import FailoverMailer
 from postcommit import FileMailer
 from postcommit import MailQueue
+from postcommit import OutboxMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import QueueReceiver
@@ -42,6 +44,7 @@ def things() -> list[Any]:
         FailoverMailer([SMTPMailer()]),
         DirectMailDelivery(RecordingMailer()),
         QueuedMailDelivery("queue"),
+        OutboxMailDelivery(Session()),
         QueueProcessor("queue", SMTPMailer()),
         MailQueue("queue"),
         QueueReceiver("amqps://mq.example.org", "postcommit", "queue"),

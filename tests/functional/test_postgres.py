@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import transaction
 from pyramid.config import Configurator
+from tests.contract.steps import accept
 from tests.contract.steps import consume
 from tests.functional.servers import Server
 from tests.support.mailers import ScriptedMailer
@@ -32,9 +34,9 @@ from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit._config.database import parse_database_url
 from postcommit._drain.contract import Terms
-from postcommit._postgres.queue import MOST_BYTES
+from postcommit._mail.row import MOST_BYTES
+from postcommit._mail.row import row
 from postcommit._postgres.queue import PostgresQueue
-from postcommit._postgres.queue import check_size
 from postcommit._postgres.schema import migrate
 from postcommit.errors import OptionError
 from postcommit.errors import PublishError
@@ -274,7 +276,7 @@ def test_a_message_that_is_too_large_is_refused_with_the_limit() -> None:
             return 1 << 30
 
     with pytest.raises(QueueError, match=str(MOST_BYTES)):
-        check_size("postgresql://db", Huge())
+        row("postgresql://db", "", [BOB], Huge())
 
 
 def test_odd_ids_and_replies_fit_into_their_columns(postgres: PostgresPlace) -> None:
@@ -405,6 +407,54 @@ except ImportError as error:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert "pip install 'postcommit[postgres]'" in done.stdout
+
+
+def test_the_parameters_of_libpq_and_ours_are_kept_apart(
+    postgres: PostgresPlace,
+) -> None:
+    url = f"{postgres.url}&connect_timeout=3&postcommit_prepare=1&"
+    delivery = QueuedMailDelivery(url)
+    for number in range(12):
+        delivery.send(ANN, BOB, mail(f"{number:02}@x.org"))
+        transaction.commit()
+    assert QueueProcessor(url, ScriptedMailer()).flush().sent == 12
+    parsed = parse_database_url(url)
+    assert parsed.conninfo.endswith("/postgres?connect_timeout=3")
+    assert parsed.prepares
+
+
+def test_a_parameter_that_libpq_does_not_know_is_an_error_of_the_queue() -> None:
+    with pytest.raises(QueueError, match="not a URL of libpq"):
+        QueuedMailDelivery("postgresql://h/db?nonsense=1").send(ANN, BOB, mail())
+    transaction.abort()
+
+
+def test_an_error_does_not_show_the_row(postgres: PostgresPlace) -> None:
+    postgres.execute("alter table {schema}.entry add check (message_id = 'x')")
+    with pytest.raises(QueueError, match="check constraint") as caught:
+        accept(postgres.make())
+    assert caught.value.scope == "entry"
+    assert ANN not in str(caught.value)
+
+
+def test_a_forked_child_lets_go_of_the_sockets(postgres: PostgresPlace) -> None:
+    """Otherwise the server would not notice the death of the parent."""
+    queue = postgres.make()
+    connection = queue.connections.take()
+    queue.connections._forget()  # as in a child
+    with pytest.raises(psycopg.OperationalError):
+        connection.execute("select 1")
+    assert queue.connections.rows("select 1", doing="ask") == [(1,)]
+
+
+def test_a_batch_without_entries_does_nothing(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    batch = queue.batch()
+    batch.prepare([])
+    batch.publish([])
+    batch.abandon([])
+    batch.discard([])
+    assert queued(postgres) == []
 
 
 # The schema

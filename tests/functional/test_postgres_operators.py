@@ -28,6 +28,7 @@ from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import IChanges
 from postcommit._maildir.item import IOperators
+from postcommit._postgres import checking
 from postcommit._postgres.operators import PostgresOperators
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
@@ -245,6 +246,16 @@ def test_what_is_not_an_entry_is_shown_and_not_sent(postgres: PostgresPlace) -> 
     assert any("is no entry" in finding.problem for finding in queue.check())
 
 
+def test_a_header_without_an_end_is_read_in_part(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    queue.batch().publish([queue.stage("", (ANN,), [b"X: " + b"x" * (1 << 21)])])
+    operators = PostgresOperators(postgres.url)
+    [item] = operators.items([EntryState.WAITING])
+    read = operators.details(item)
+    assert read is not None
+    assert len(read.head) == 1 << 20
+
+
 def test_a_large_header_is_read_to_its_end(postgres: PostgresPlace) -> None:
     queue = postgres.make()
     head = b"X-Long: " + b"x" * (1 << 17) + b"\nMessage-Id: <long@x.org>\n\n"
@@ -291,6 +302,29 @@ def test_check_finds_what_is_wrong(postgres: PostgresPlace) -> None:
     consumer.close()
     for part in ("fsync = off", "more than a day", "silent for"):
         assert any(part in problem for problem in problems), part
+
+
+def test_check_finds_what_slows_it_down(
+    postgres: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "_MANY_DEAD", -1)
+    monkeypatch.setattr(checking, "_LONG", 0.0)
+    accept(postgres.make())
+    with cluster().connect() as other, other.transaction():
+        other.execute("select pg_current_xact_id()")
+        other.execute("declare c cursor for select 1")
+        findings = list(PostgresOperators(postgres.url).check())
+    assert any("dead rows" in finding.problem for finding in findings)
+    assert any("pg_terminate_backend" in finding.advice for finding in findings)
+
+
+def test_an_error_of_the_database_is_not_taken_for_a_lack_of_rights(
+    postgres: PostgresPlace,
+) -> None:
+    queue = PostgresOperators(postgres.url)
+    postgres.execute("drop table {schema}.batch cascade")
+    with pytest.raises(QueueError, match="does not exist"):
+        list(queue.items([EntryState.IN_DOUBT]))
 
 
 # The commands
@@ -348,6 +382,11 @@ def test_migrate_creates_the_tables_once(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["migrate", url]) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert main(["status", url, "--no-processor"]) == 0
+
+
+def test_migrate_takes_only_a_url(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", "/queue"]) == 2
+    assert "a URL such as postgresql://host/db" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["migrate", "status"])

@@ -1,8 +1,9 @@
-"""A proxy on loopback that makes the way to a server longer."""
+"""Proxies on loopback that make the way to a server longer, or lossy."""
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 
 
@@ -64,3 +65,96 @@ class DelayingProxy:
         while data := await reader.read(65536):
             self._loop.call_later(self._delay, writer.write, data)
         self._loop.call_later(self._delay, writer.close)
+
+
+class LossyProxy:
+    """Passes all bytes on, until it is told to lose some.
+
+    A context manager; `port` is where it listens on 127.0.0.1.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lost: bytes | None = None
+        self._goes = False
+        self._losing: set[socket.socket] = set()
+        self.is_away = False
+        self.is_frozen = False
+        #: How many replies were lost.
+        self.losses = 0
+
+    def __enter__(self) -> LossyProxy:
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join()
+        self.cut()
+
+    def cut(self) -> None:
+        """Cut all connections, as the loss of a network does."""
+        pairs, self._pairs = self._pairs, []
+        for ends in pairs:
+            for end in ends:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def go_away(self) -> None:
+        """Cut all connections, and take no others, until `is_away` is false."""
+        self.is_away = True
+        self.cut()
+
+    def lose_reply_to(self, words: bytes, *, and_go: bool = False) -> None:
+        """Pass on the next request that has these `words`, and cut its reply off.
+
+        With `and_go` it goes away then.
+        """
+        self._lost, self._goes = words, and_go
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                here, _ = self._server.accept()
+            except OSError:
+                return
+            if self.is_away:
+                here.close()
+                continue
+            there = socket.create_connection(("127.0.0.1", self._target_port))
+            self._pairs.append((here, there))
+            threading.Thread(target=self._requests, args=(here, there)).start()
+            threading.Thread(target=self._replies, args=(there, here)).start()
+
+    def _requests(self, here: socket.socket, there: socket.socket) -> None:
+        with contextlib.suppress(OSError), there:
+            while data := here.recv(65536):
+                self._wait()
+                if self._lost is not None and self._lost in data:
+                    self._lost = None
+                    self._losing.add(there)
+                there.sendall(data)
+            there.shutdown(socket.SHUT_WR)
+
+    def _replies(self, there: socket.socket, here: socket.socket) -> None:
+        with contextlib.suppress(OSError), here:
+            while data := there.recv(65536):
+                self._wait()
+                if there in self._losing:  # the request has been executed
+                    self.losses += 1
+                    self._losing.remove(there)
+                    self.is_away = self._goes
+                    here.shutdown(socket.SHUT_RDWR)
+                    return
+                here.sendall(data)
+            here.shutdown(socket.SHUT_WR)
+
+    def _wait(self) -> None:
+        pause = threading.Event()
+        while self.is_frozen:
+            pause.wait(0.01)

@@ -191,6 +191,7 @@ def parameters(function: Any) -> str:
         (interfaces.IAMQPMailer, postcommit.AMQPMailer),
         (interfaces.IDirectMailDelivery, postcommit.DirectMailDelivery),
         (interfaces.IQueuedMailDelivery, postcommit.QueuedMailDelivery),
+        (interfaces.IOutboxMailDelivery, postcommit.OutboxMailDelivery),
         (interfaces.IMailQueueProcessor, postcommit.QueueProcessor),
     ],
 )

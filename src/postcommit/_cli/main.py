@@ -148,6 +148,7 @@ COMMANDS = (
     _command("delete", "delete entries permanently", "mending"),
     _command("recover", "send or drop entries that a crash left in doubt", "mending"),
     _command("check", "find problems in a queue and say how to fix them", "looking"),
+    _command("move", "move a queue between a folder and a database"),
     _command("migrate", "create or upgrade the tables of a queue in PostgreSQL"),
     _command("web", "serve a page for queues and mailboxes on this machine"),
     Subcommand(

@@ -24,12 +24,10 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from postcommit.errors import OptionError
+from postcommit.interfaces import is_schema
 
 
 _SCHEME = re.compile(r"(?:postgresql|postgres):/+", re.IGNORECASE)
-
-# An identifier that need not be quoted, of at most 63 bytes.
-_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 # A password before the @, or as a parameter.
 _PASSWORD = re.compile(r"//[^/?]*:[^/?]*@|[?&][a-z]*password=", re.IGNORECASE)
@@ -74,7 +72,7 @@ def parse_database_url(text: str, option: str = "queuePath") -> DatabaseURL:
         key, _, value = parameter.partition("=")
         if key == _SCHEMA:
             schema = unquote(value)
-            if not _IDENTIFIER.fullmatch(schema):
+            if not is_schema(schema):
                 reason = f"{_SCHEMA} must be of small letters, digits and underscores"
                 raise OptionError(option, text, reason)
         elif key == _PREPARE:

@@ -358,6 +358,22 @@ class Store:
             os.rename(written, target)
         sync(folder)
 
+    def add(self, path: str, lines: Sequence[bytes], mtime: float) -> None:
+        """Keep a new file at `path` below the queue, durably.
+
+        Raises FileExistsError if there is one, and `OSError`.
+        """
+        target = f"{self.path}/{path}"
+        if path.startswith(FAILED):
+            self._failed()
+        written = self._write("", lines, mtime)
+        try:
+            rename(written, target)
+        except OSError:
+            remove(written)
+            raise
+        sync(os.path.dirname(target))
+
     def _failed(self) -> Maildir:
         path = f"{self.path}/{FAILED}"
         if not os.path.lexists(path):

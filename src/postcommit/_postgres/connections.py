@@ -13,7 +13,6 @@ import errno
 import functools
 import os
 import select
-import threading
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ from postcommit._log import one_line
 from postcommit.errors import QueueError
 
 
-Connection = psycopg.Connection[tuple[Any, ...]]
 Values = Mapping[str, Any]
 
 # Maximum number of idle connections that are kept.
@@ -60,6 +58,17 @@ _LOST = ("08", "57P0")
 _PREPARE_THRESHOLD = 5
 
 
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that closes itself when it is dropped, in its own process only."""
+
+    process = -1
+
+    def __del__(self, *_: Any) -> None:
+        if self.process == os.getpid():
+            with suppress(Exception):  # the interpreter may be at its end
+                self.close()
+
+
 class Connections:
     """The connections of one queue in this process. Any thread may use them.
 
@@ -82,25 +91,18 @@ class Connections:
         self._parameters: dict[str, Any] = {**_PARAMETERS, **given}
         self._free: list[Connection] = []
         self._all: WeakSet[Connection] = WeakSet()
-        self._inherited: list[Connection] = []
-        self._lock = threading.Lock()
         self.sql = functools.partial(_qualified, url.schema)
         forks.register(self, Connections._forget)
 
     def _forget(self) -> None:
         """Drop the copies of a forked child, without a word to the server."""
-        # They are kept, because an object that is dropped would warn.
-        self._inherited += list(self._all)
-        self._free, self._all, self._lock = [], WeakSet(), threading.Lock()
+        inherited = list(self._all)
+        self._free, self._all = [], WeakSet()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for connection in self._inherited:
+        for connection in inherited:
             with suppress(psycopg.Error, OSError):
                 os.dup2(null, connection.fileno(), inheritable=False)
         os.close(null)
-
-    def __del__(self) -> None:
-        with suppress(Exception):  # the interpreter may be at its end
-            self.close()
 
     def take(self) -> Connection:
         """Return a connection that nobody else uses. Raises `QueueError`."""
@@ -111,11 +113,12 @@ class Connections:
                     return connection
                 connection.close()
         with self.explained("connect"):
-            connection = psycopg.connect(
+            connection = Connection.connect(
                 autocommit=True,
                 prepare_threshold=self._prepare_threshold,
                 **self._parameters,
             )
+        connection.process = os.getpid()
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         self._all.add(connection)
         return connection
@@ -203,7 +206,9 @@ def has_ended(connection: Connection) -> bool:
 def failure(name: str, doing: str, error: psycopg.Error) -> QueueError:
     """Return the `QueueError` for an error of psycopg."""
     state = error.sqlstate or ""
-    text = f"cannot {doing}: {one_line(str(error).strip()) or type(error).__name__}"
+    # The details of a server may have a whole row, with addresses and the message.
+    said = one_line(error.diag.message_primary or str(error).strip())
+    text = f"cannot {doing}: {said or type(error).__name__}"
     cause = OSError(errno.ENOSPC, text) if state == _DISK_FULL else None
     if state.startswith(_OF_ONE_ENTRY):
         return QueueError(name, text, cause, scope="entry")
@@ -216,9 +221,3 @@ def is_reply_lost(error: QueueError) -> bool:
     if not isinstance(cause, psycopg.OperationalError):
         return False
     return cause.sqlstate is None or cause.sqlstate.startswith(_LOST)
-
-
-def plain(text: str) -> str:
-    """Return `text` in one line, as a column can have it: without NUL and halves."""
-    one = " ".join(text.replace("\0", " ").split())
-    return one.encode("utf-8", "replace").decode()

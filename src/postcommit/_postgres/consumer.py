@@ -36,10 +36,10 @@ from postcommit._drain.contract import Settled
 from postcommit._drain.contract import Settlement
 from postcommit._drain.schedule import Schedule
 from postcommit._log import Log
+from postcommit._mail.row import plain
 from postcommit._postgres import settling
 from postcommit._postgres.claim import READ_AHEAD
 from postcommit._postgres.claim import Claim
-from postcommit._postgres.connections import plain
 from postcommit._postgres.lease import Lease
 from postcommit.errors import QueueError
 from postcommit.errors import text_of

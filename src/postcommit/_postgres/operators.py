@@ -30,6 +30,7 @@ from zope.interface import implementer
 
 from postcommit._config.database import parse_database_url
 from postcommit._mail.entry import Entry
+from postcommit._mail.row import indexed
 from postcommit._maildir.entry import UNREADABLE
 from postcommit._maildir.entry import preamble_of
 from postcommit._maildir.item import DIGITS
@@ -57,7 +58,6 @@ from postcommit._postgres.consumer import ring
 from postcommit._postgres.lease import LEASE_SECONDS
 from postcommit._postgres.queue import ACCEPT
 from postcommit._postgres.queue import DROP
-from postcommit._postgres.queue import indexed
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 from postcommit.errors import QueueError
@@ -244,7 +244,7 @@ class PostgresOperators:
 
     def details(self, item: Item, addresses: Collection[str] = ()) -> Details | None:
         """Read the entry, or None if it is gone. See `IOperators`."""
-        id = _row(item).key
+        id = key_of(item)
         for most in (_HEAD, _LONGEST_HEADER):
             found = self._rows(_DETAILS, id=id, most=most)
             if not found:
@@ -270,7 +270,7 @@ class PostgresOperators:
 
     def open(self, item: Item) -> io.BytesIO:
         """Return the entry as its file in a Maildir would be. See `IOperators`."""
-        found = self._rows(_OPEN, id=_row(item).key)
+        found = self._rows(_OPEN, id=key_of(item))
         if not found:
             raise FileNotFoundError(item.place)
         sender, recipients, message, *tried, problem = found[0]
@@ -349,8 +349,9 @@ class PostgresOperators:
             ring(self.name)
 
 
-def _row(item: Item) -> RowItem:
-    return item if isinstance(item, RowItem) else RowItem(*item)
+def key_of(item: Item) -> uuid.UUID:
+    """Return the primary key of the row of an item."""
+    return RowItem(*item).key
 
 
 def _range(given: str) -> tuple[uuid.UUID, uuid.UUID]:
@@ -374,7 +375,7 @@ class PostgresChanges:
         self._connections = connections
 
     def _change(self, statement: str, item: Item) -> bool:
-        values = {"id": _row(item).key}
+        values = {"id": key_of(item)}
         return self._connections.count(statement, values, doing="change the entry") > 0
 
     def retry(self, item: Item) -> bool:
@@ -402,7 +403,7 @@ class PostgresChanges:
         for item in wanted:
             if item.state is not EntryState.IN_DOUBT:
                 raise QueueError(item.place, "is not in doubt")
-        keys = {_row(item).key: item for item in wanted}
+        keys = {key_of(item): item for item in wanted}
         statement = "select batch, array_agg(id) from {schema}.entry"
         statement += " where id = any(%(ids)s::uuid[]) and batch is not null group by 1"
         found = self._connections.rows(

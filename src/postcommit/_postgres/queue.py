@@ -35,13 +35,12 @@ from postcommit._drain.contract import IQueue
 from postcommit._drain.contract import Terms
 from postcommit._drain.schedule import Schedule
 from postcommit._log import Log
-from postcommit._mail.message import message_id_of
+from postcommit._mail.row import row
 from postcommit._postgres import schema
 from postcommit._postgres.connections import Connection
 from postcommit._postgres.connections import Connections
 from postcommit._postgres.connections import has_ended
 from postcommit._postgres.connections import is_reply_lost
-from postcommit._postgres.connections import plain
 from postcommit._postgres.consumer import Consumer
 from postcommit._postgres.consumer import ring
 from postcommit._postgres.lease import LEASE_SECONDS
@@ -52,14 +51,6 @@ from postcommit.interfaces import IBatch
 
 
 log = Log("postcommit.postgres.queue")
-
-# Maximum number of bytes of a message. A dump of the database writes two digits for
-# each byte, and a value has 1 GB at most.
-MOST_BYTES = 500_000_000
-
-# Maximum number of bytes of a message id in its column. A key of an index has about
-# 2,700 at most.
-_MOST_OF_ID = 2000
 
 # Number of seconds for which a decided commit is tried again after a lost connection,
 # and the pause between two attempts.
@@ -86,33 +77,6 @@ update {schema}.entry set state = 'queued', batch = null where batch = %(batch)s
 DROP = "delete from {schema}.entry where batch = %(batch)s"
 
 END = "delete from {schema}.batch where id = %(batch)s"
-
-
-def row(
-    sender: str,
-    recipients: Sequence[str],
-    message: bytes,
-    terms: Terms | None = None,
-) -> dict[str, Any]:
-    """Return the values of a new row for `INSERT`."""
-    terms = terms or Terms()
-    return {
-        "id": uuid.uuid4(),
-        "state": "queued",
-        "batch": None,
-        "sender": sender,
-        "recipients": list(recipients),
-        "message_id": indexed(message_id_of(message)),
-        "message": message,
-        "not_before": terms.not_before,
-        "expires": terms.expires,
-        "bulk": terms.bulk,
-    }
-
-
-def indexed(message_id: str) -> str:
-    """Return a message id as its column has it."""
-    return plain(message_id).encode()[:_MOST_OF_ID].decode(errors="ignore")
 
 
 @implementer(IQueue)
@@ -164,16 +128,15 @@ class PostgresQueue:
         is_first: bool = False,
     ) -> dict[str, Any]:
         """Return a new row, which is in memory only. See `IQueue`."""
-        data = b"".join(message)
-        check_size(self.name, data)
-        return row(sender, recipients, data, terms)
-
-
-def check_size(name: str, message: bytes) -> None:
-    """Raise `QueueError` for a message that is too large for a row."""
-    if len(message) > MOST_BYTES:
-        reason = f"a message has {len(message)} bytes, {MOST_BYTES} at most fit in it"
-        raise QueueError(name, reason)
+        terms = terms or Terms()
+        return {
+            **row(self.name, sender, recipients, b"".join(message)),
+            "state": "queued",
+            "batch": None,
+            "not_before": terms.not_before,
+            "expires": terms.expires,
+            "bulk": terms.bulk,
+        }
 
 
 @implementer(IBatch)

@@ -19,7 +19,7 @@ from typing import Any
 
 from postcommit._drain.contract import Settlement
 from postcommit._mail.entry import Entry
-from postcommit._postgres.connections import plain
+from postcommit._mail.row import plain
 
 
 _MINE = """mine as materialized (

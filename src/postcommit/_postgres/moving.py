@@ -1,0 +1,114 @@
+"""Entries that leave a queue in PostgreSQL for another one, or come from there."""
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from zope.interface import implementer
+
+from postcommit._config.database import parse_database_url
+from postcommit._mail.address import parse_recipients
+from postcommit._mail.entry import Entry
+from postcommit._mail.row import plain
+from postcommit._mail.row import row
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.item import Item
+from postcommit._maildir.moving import IMoving
+from postcommit._maildir.moving import Moving
+from postcommit._postgres import schema
+from postcommit._postgres.connections import Connections
+from postcommit._postgres.consumer import ring
+from postcommit._postgres.operators import key_of
+from postcommit.errors import AddressError
+
+
+# The ids of entries that come from a folder are made of their names.
+_NAMESPACE = uuid.UUID("6d0a37c4-9a0f-4f0e-8f0c-0c1c3d0a5b11")
+
+# The name of an entry that was a row before.
+_OF_ROW = re.compile(r"\d+\.M\d{6}\.([0-9a-f]{32})")
+
+_LOCK = """
+select extract(epoch from accepted)::float8, extract(epoch from due)::float8, sender,
+    recipients, message, attempts, last_reply, uncertain, doubts
+from {schema}.entry
+where id = %(id)s and holder is null and state in ('queued', 'failed')
+    and problem = '' and not bulk and not_before is null and expires is null
+for update skip locked"""
+
+_DELETE = "delete from {schema}.entry where id = %(id)s"
+
+_INSERT = """
+insert into {schema}.entry (id, state, accepted, due, deferred, sender, recipients,
+    message_id, message, attempts, last_reply, uncertain, doubts)
+values (%(id)s, %(state)s, to_timestamp(%(accepted)s), to_timestamp(%(due)s),
+    %(deferred)s, %(sender)s, %(recipients)s::text[], %(message_id)s, %(message)b,
+    %(attempts)s, %(last_reply)s, %(uncertain)s, %(doubts)s::int[])
+on conflict do nothing"""
+
+
+@implementer(IMoving)
+class PostgresMoving:
+    """The queue at `url`, whose tables must be there. Raises `QueueError`."""
+
+    def __init__(self, url: str) -> None:
+        parsed = parse_database_url(url)
+        self._name = parsed.name
+        self._connections = Connections(parsed)
+        schema.check(self._connections, parsed, schema.PROCESSOR)
+
+    @contextmanager
+    def leaving(self, item: Item) -> Iterator[Moving | None]:
+        """Lock the entry for the body, which keeps it elsewhere. Then remove it.
+
+        None if it is gone, being sent, not an entry, or has terms, which a queue on
+        disk cannot keep: then it stays.
+        """
+        values = {"id": key_of(item)}
+        sql = self._connections.sql
+        with self._connections.transaction("move the entry") as connection:
+            found = connection.execute(sql(_LOCK), values, binary=True).fetchone()
+            moving = None
+            if found is not None:
+                accepted, due, sender, recipients, message, *tried, doubts = found
+                attempts, last_reply, uncertain = tried
+                try:
+                    parse_recipients(recipients)
+                    entry = Entry(
+                        sender,
+                        tuple(recipients),
+                        message,
+                        attempts,
+                        last_reply,
+                        uncertain,
+                        tuple(doubts),
+                    )
+                    moving = Moving(item.name, item.state, accepted, due, entry)
+                except AddressError:
+                    pass  # a processor makes it a dead letter
+            yield moving
+            if moving is not None:
+                connection.execute(sql(_DELETE), values)
+
+    def arrive(self, moving: Moving) -> None:
+        """Keep an entry, durably, unless it is here. Raises `QueueError`."""
+        entry = moving.entry
+        of_row = _OF_ROW.fullmatch(moving.name)
+        values = {
+            **row(self._name, entry.sender, entry.recipients, entry.message),
+            "id": uuid.UUID(of_row[1])
+            if of_row
+            else uuid.uuid5(_NAMESPACE, moving.name),
+            "state": "failed" if moving.state is EntryState.FAILED else "queued",
+            "deferred": moving.state is EntryState.DEFERRED,
+            "accepted": moving.accepted,
+            "due": moving.due,
+            "attempts": entry.attempts,
+            "last_reply": plain(entry.last_reply),
+            "uncertain": entry.uncertain,
+            "doubts": list(entry.doubts),
+        }
+        self._connections.count(_INSERT, values, doing="keep an entry")
+        ring(self._name)

@@ -1,0 +1,191 @@
+"""Entries move between a folder and a database, each once."""
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.contract.steps import ANN
+from tests.contract.steps import BOB
+from tests.contract.steps import EVE
+from tests.contract.steps import accept
+from tests.contract.steps import consume
+from tests.contract.steps import stage
+from tests.contract.steps import take_all
+from tests.contract.steps import tried
+from tests.support.postgresplace import PostgresPlace
+from zope.interface.verify import verifyObject
+
+from postcommit._cli.main import main
+from postcommit._drain.contract import Settlement
+from postcommit._drain.contract import Terms
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.moving import IMoving
+from postcommit._maildir.store import Store
+from postcommit._queues import open_moving
+from postcommit._queues import open_operators
+
+
+@pytest.fixture(autouse=True)
+def _apart(commands_apart: None) -> None:
+    """Every test here calls a command."""
+
+
+def fill(queue: Any) -> None:
+    """Accept an entry in each state in which it can be moved, and two more."""
+    for _ in range(3):
+        accept(queue, ANN, BOB, EVE)
+    consumer = consume(queue)
+    dead, deferred, _ = take_all(consumer)
+    consumer.settle(dead, Settlement(rejected=tried(dead.entry, ANN, reply="550 No")))
+    left = tried(deferred.entry, ANN, BOB)
+    left.uncertain, left.doubts = 1, (1, 0)
+    consumer.settle(deferred, Settlement(left=left, due=consumer.now() + 3600))
+    consumer.close()
+    for _ in range(2):
+        accept(queue, BOB)
+
+
+def seen(place: str) -> list[Any]:
+    """Return all that is known of each entry, without where it is."""
+    queue = open_operators(place)
+    found = []
+    for item in queue.items(EntryState):
+        read = queue.details(item)
+        assert read is not None
+        due = None if item.state is EntryState.WAITING else round(read.changed, 3)
+        with queue.open(item) as file:
+            data = file.read()
+        found.append((item.state.value, data, due, round(item.accepted or 0, 3)))
+    return sorted(found, key=str)
+
+
+def test_the_contracts_are_kept(postgres: PostgresPlace, tmp_path: Path) -> None:
+    for place in (postgres.url, str(tmp_path / "queue")):
+        verifyObject(IMoving, open_moving(place))
+
+
+def test_there_and_back(
+    postgres: PostgresPlace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "queue")
+    fill(Store(folder))
+    before = seen(folder)
+    assert main(["move", folder, postgres.url]) == 0
+    assert "5 entries moved" in capsys.readouterr().out
+    assert seen(folder) == []
+    assert seen(postgres.url) == before
+    assert main(["move", folder, postgres.url]) == 0
+    assert "0 entries moved" in capsys.readouterr().out
+    other = str(tmp_path / "other")
+    assert main(["move", postgres.url, other]) == 0
+    assert seen(postgres.url) == []
+    assert seen(other) == before
+    assert main(["move", other, postgres.url]) == 0
+    assert seen(postgres.url) == before
+
+
+def test_an_entry_that_is_there_already_is_not_doubled(
+    postgres: PostgresPlace, tmp_path: Path
+) -> None:
+    """As after a kill between the two steps."""
+    folder = str(tmp_path / "queue")
+    fill(postgres.make())
+    rows = postgres.execute("select * from {schema}.entry").fetchall()
+    names = postgres.schema
+    postgres.execute(f"create table {names}.kept as select * from {{schema}}.entry")
+    assert main(["move", postgres.url, folder]) == 0
+    before = seen(folder)
+    columns = "id, state, accepted, due, deferred, sender, recipients, attempts,"
+    columns += " uncertain, doubts, last_reply, message_id, message"
+    postgres.execute(
+        f"insert into {{schema}}.entry ({columns}) select {columns} from {names}.kept"
+    )
+    assert len(seen(postgres.url)) == len(rows) == 5
+    assert main(["move", postgres.url, folder]) == 0
+    assert seen(postgres.url) == []
+    assert seen(folder) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "database"])
+def test_what_cannot_be_moved_stays_and_is_counted(
+    postgres: PostgresPlace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    folder = str(tmp_path / "queue")
+    places = [folder, postgres.url]
+    queue: Any = Store(folder)
+    if kind == "database":
+        places.reverse()
+        queue = postgres.make()
+        postgres.execute(
+            "insert into {schema}.entry (sender, recipients, message)"
+            " values ('', array['a b'], 'Subject: x\n\n')"
+        )
+        item = queue.stage("", (ANN,), [b"Subject: x\n\n"], terms=Terms(bulk=True))
+        queue.batch().publish([item])
+        postgres.execute("update {schema}.entry set accepted = now() - interval '1 d'")
+    else:
+        (tmp_path / "queue" / "new" / "odd").write_bytes(b"odd")
+    accept(queue)
+    consumer = consume(queue)
+    claims = consumer.take(1)
+    accept(queue)
+    batch = queue.batch()
+    items = [stage(queue)[1]]
+    batch.prepare(items)
+    batch.abandon(items)
+    postgres.age(60)
+    assert main(["move", *places]) == 1
+    said = capsys.readouterr().out
+    assert "1 in doubt left" in said
+    assert "left: being sent" in said
+    assert len(claims) == 1
+    consumer.close()
+
+
+def test_it_moves_between_the_two_kinds_only(
+    postgres: PostgresPlace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (str(tmp_path), postgres.url):
+        assert main(["move", place, place]) == 2
+        assert "must be a folder if QUEUE is a URL" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_move_that_is_killed_and_run_again_loses_and_doubles_nothing(
+    postgres: PostgresPlace, tmp_path: Path
+) -> None:
+    chance = random.Random(3)
+    folder = str(tmp_path / "queue")
+    store = Store(folder)
+    for _ in range(60):
+        accept(store)
+    before = seen(folder)
+    places = [folder, postgres.url]
+    program = "from postcommit._cli.main import main; main()"
+    kills = 0
+    for round in range(2):
+        while seen(places[0]):
+            command = [sys.executable, "-c", program, "move", *places]
+            # A claim of the folder ends with its process, the lock of a row as well.
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            try:
+                child.wait(chance.uniform(0.35, 0.6))
+            except subprocess.TimeoutExpired:
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait()
+                kills += 1
+            if kills > 3:  # the last ones may take their time
+                chance = random.Random()
+                subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+        places.reverse()
+        assert seen(places[0]) == before, round
+    assert kills
