@@ -22,6 +22,8 @@ from postcommit import QueueReceiver
 from postcommit._maildir.store import Store
 
 
+pytestmark = pytest.mark.slow
+
 QUEUE = "postcommit"
 
 

@@ -19,12 +19,14 @@ from tests.functional.rabbitmq import Node
 from tests.functional.rabbitmq import connected
 from tests.functional.rabbitmq import messages
 from tests.support.queues import ENTRY
+from tests.support.queues import MESSAGE
 from tests.support.queues import wait
 from tests.support.service import ROOT
 from tests.support.service import Running
 from tests.support.service import command
 from tests.support.service import eventually
 
+from postcommit import AMQPMailer
 from postcommit import QueueReceiver
 from postcommit._cli import main as cli
 from postcommit._cli import receive
@@ -270,6 +272,33 @@ def test_the_commands_of_the_page_are_understood() -> None:
     assert commands
     for words in commands:
         cli._parser().parse_args(shlex.split(words))
+
+
+def test_the_users_of_the_page_have_the_rights_that_they_need(
+    node: Node, tmp_path: Path
+) -> None:
+    found = re.findall(r"^    rabbitmqctl (\w+ .*mail.*|add_user .*)$", PAGE, re.M)
+    commands = [shlex.split(words) for words in found]
+    assert [words[0] for words in commands] == [
+        *("add_vhost", "add_user", "set_permissions", "add_user", "set_permissions")
+    ]
+    for words in commands:
+        # Another name than that of the user of the tests. The page asks for passwords.
+        words = ["carrier" if word == "mail" else word for word in words]
+        node.control(*words, *(["secret"] if words[0] == "add_user" else []))
+    url = f"amqp://{{}}:secret@127.0.0.1:{node.port}/carrier"
+    store = Store(str(tmp_path / "mail"))
+    receiver = QueueReceiver(url.format("carrier"), "postcommit", store.path)
+    receiver.declare()
+    assert AMQPMailer(url.format("web")).send("a@x.org", "b@x.org", MESSAGE).sent
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    eventually(lambda: len(list(store.maildir)) == 1)
+    receiver.stop()
+    thread.join()
+    for user in ("web", "carrier"):
+        node.control("delete_user", user)
+    node.control("delete_vhost", "carrier")
 
 
 def test_the_command_of_the_unit_is_one() -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 from tests.functional.rabbitmq import Node
 from tests.functional.rabbitmq import connected
@@ -27,7 +28,6 @@ from tests.support.queues import defer
 from tests.support.queues import wait
 from tests.support.service import eventually
 
-import amqp
 from postcommit import AMQPMailer
 from postcommit import QueueProcessor
 from postcommit import QueueReceiver

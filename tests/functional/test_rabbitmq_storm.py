@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from tests.functional.rabbitmq import Node
 from tests.functional.rabbitmq import ready
 from tests.functional.rabbitmq_children import publish
@@ -80,6 +81,7 @@ class MailNode:
         self.seen = 0
 
 
+@pytest.mark.slow
 def test_nothing_is_lost(node: Node, queue: str, tmp_path: Path) -> None:
     web = Store(str(tmp_path / "web"))
     mail = MailNode(str(tmp_path / "mail"))

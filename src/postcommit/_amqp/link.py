@@ -51,6 +51,9 @@ QUORUM = {"x-queue-type": "quorum"}
 # Persistent, as AMQP has it.
 _PERSISTENT = 2
 
+# Brokers and queues of which the log already says that the type cannot be seen.
+_logged: set[tuple[str, str]] = set()
+
 # Maximum seconds of one wait, so that heartbeats are sent in time.
 _STEP = 1.0
 
@@ -208,8 +211,10 @@ class Link:
             try:
                 self._declare()
             except AccessRefused:
-                told = "%s: cannot see whether the queue %r is a quorum queue"
-                log.info(told, self.broker.name, queue)
+                if (self.broker.name, queue) not in _logged:
+                    _logged.add((self.broker.name, queue))
+                    told = "%s: cannot see whether the queue %r is a quorum queue"
+                    log.info(told, self.broker.name, queue)
                 self._channel.collect()
                 self._channel = self._open_channel()
 
