@@ -208,8 +208,6 @@ def test_deep_queues(tmp_path: Path) -> None:
 
 
 def test_the_broker(tmp_path: Path) -> None:
-    pytest.importorskip("pika")
-    pytest.importorskip("celery")
     if reason := why_no_broker():
         pytest.skip(reason)
     results = quickly(broker, tmp_path)
