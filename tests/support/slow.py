@@ -1,12 +1,13 @@
-"""The tests that ``tox -e quick`` leaves out: a node id, or the beginning of one.
+"""The tests that some runs leave out: a node id, or the beginning of one.
 
-All of these run in ``tox`` itself. A test belongs here if it takes a second or more.
+All of these run in ``tox`` itself, at least on the oldest Python.
 """
 from __future__ import annotations
 
 import pytest
 
 
+# The tests that ``tox -e quick`` leaves out: they take a second or more.
 SLOW = (
     # They start programs, some of them for each line or system call.
     "tests/cli",
@@ -58,8 +59,28 @@ SLOW = (
 )
 
 
+# The tests that only the oldest Python runs: they take minutes for a broker, a cluster of
+# databases, a browser or a benchmark, which are the same for each Python.
+ONCE = (
+    "tests/functional/test_operating_postfix.py",
+    "tests/functional/test_postgres_faults.py",
+    "tests/functional/test_postgres_page.py",
+    "tests/functional/test_postgres_pooler.py",
+    "tests/functional/test_postgres_standby.py",
+    "tests/functional/test_rabbitmq_cluster.py",
+    "tests/functional/test_rabbitmq_commands.py",
+    "tests/functional/test_rabbitmq_receiving.py",
+    "tests/functional/test_rabbitmq_storm.py",
+    "tests/functional/test_web_browser.py",
+    "tests/functional/test_web_zope.py",
+    "tests/test_benchmarks.py",
+)
+
+
 def mark(items: list[pytest.Item]) -> None:
-    """Mark the slow ones among `items`."""
+    """Mark the tests among `items` that some runs leave out."""
     for item in items:
         if item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+        if item.nodeid.startswith(ONCE):
+            item.add_marker(pytest.mark.once)
