@@ -59,8 +59,8 @@ SLOW = (
 )
 
 
-# The tests that only the oldest Python runs: they take minutes for a broker, a cluster of
-# databases, a browser or a benchmark, which are the same for each Python.
+# The tests that only the oldest Python runs. They take minutes, for a broker, a cluster
+# of databases, a browser or a benchmark, which are the same for each Python.
 ONCE = (
     "tests/functional/test_operating_postfix.py",
     "tests/functional/test_postgres_faults.py",
