@@ -447,6 +447,41 @@ def test_a_forked_child_lets_go_of_the_sockets(postgres: PostgresPlace) -> None:
     assert queue.connections.rows("select 1", doing="ask") == [(1,)]
 
 
+def test_the_copies_of_a_forked_child_do_nothing(postgres: PostgresPlace) -> None:
+    queue = postgres.make()
+    accept(queue)
+    consumer = consume(queue)
+    claims = consumer.take(1)
+    ours, consumer._process = consumer._process, -1  # as in a child
+    consumer.release(claims)
+    consumer.post("away", 60)
+    consumer.close()
+    assert consumer.take(1) == []
+    [(paused,)] = postgres.execute("select paused_since from {schema}.process")
+    assert paused is None
+    held = "select from {schema}.entry where holder is not null"
+    assert len(postgres.execute(held).fetchall()) == 1
+    consumer._process = ours
+    consumer.close()
+    connection = queue.connections.take()
+    connection.process = -1
+    connection.__del__()
+    assert not connection.closed
+    connection.close()
+
+
+def test_a_lock_whose_connection_was_closed_is_not_needed(
+    postgres: PostgresPlace,
+) -> None:
+    queue = postgres.make()
+    batch: Any = queue.batch()
+    items = [queue.stage("", (ANN,), [mail("a@x.org")])]
+    batch.prepare(items)
+    batch._held.close()
+    batch.publish(items)
+    assert queued(postgres) == ["a@x.org"]
+
+
 def test_a_batch_without_entries_does_nothing(postgres: PostgresPlace) -> None:
     queue = postgres.make()
     batch = queue.batch()

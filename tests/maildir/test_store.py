@@ -496,3 +496,12 @@ def test_what_is_in_doubt_is_found(store: Store) -> None:
     assert list(store.in_doubt()) == sorted(item.path for item in items)
     batch.discard(items)
     assert list(store.in_doubt()) == []
+
+
+def test_a_file_is_added_once(store: Store) -> None:
+    path = "new/1790000000.a"
+    store.add(path, [b"one"], 1.0)
+    with pytest.raises(FileExistsError):
+        store.add(path, [b"two"], 1.0)
+    assert Path(store.path, path).read_bytes() == b"one"
+    assert list(Path(store.path, "tmp").iterdir()) == []

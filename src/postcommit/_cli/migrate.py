@@ -20,8 +20,6 @@ def run(options: argparse.Namespace) -> int:
     done = migrate(url)
     if done.before == done.now:
         print(f"nothing to do: the schema {url.schema} has version {done.now}")
-    elif done.before:
-        print(f"upgraded the schema {url.schema} to version {done.now}")
     else:
         print(f"created the schema {url.schema}, version {done.now}")
     return 0
