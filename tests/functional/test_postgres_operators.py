@@ -102,7 +102,10 @@ def test_each_entry_is_listed_in_its_state(filled: Filled) -> None:
     queue = PostgresOperators(filled.place.url)
     steps = []
     found = by_state(queue)
-    assert list(found) == list(EntryState)[:4]
+    assert list(found) == [
+        *(EntryState.WAITING, EntryState.DEFERRED),
+        *(EntryState.FAILED, EntryState.IN_DOUBT),
+    ]
     for state, name in [
         (EntryState.WAITING, filled.waiting),
         (EntryState.DEFERRED, filled.deferred),
@@ -144,7 +147,7 @@ def test_an_id_that_means_nothing_or_much_is_refused(filled: Filled) -> None:
 def test_a_survey_counts_all(filled: Filled) -> None:
     queue = PostgresOperators(filled.place.url)
     seen = queue.survey()
-    assert list(seen.counts.values())[:4] == [1, 1, 1, 1]
+    assert list(seen.counts.values()) == [1, 0, 1, 0, 0, 1, 1]
     assert seen.due == 1
     assert seen.oldest_due is not None
     assert seen.reasons[EntryState.DEFERRED].reply == "450 4.2.0 Later"
