@@ -63,6 +63,7 @@ from postcommit.compat import repoze_sendmail
 from postcommit.compat import zope_sendmail
 from postcommit.pyramid import SessionDelivery
 from postcommit.testing import RecordingMailer
+from postcommit.testing.delivery import RecordingDelivery
 from postcommit.testing.registry import _Idle
 from tests.support.mailers import ScriptedMailer
 from tests.support.mailers import ScriptedPipelineMailer
@@ -143,6 +144,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IRelayCheck, RecordingMailer()),
         (interfaces.IDirectMailDelivery, DirectMailDelivery(mailer)),
         (interfaces.IQueuedMailDelivery, delivery),
+        (interfaces.IScheduledMailDelivery, RecordingDelivery(RecordingMailer())),
         (interfaces.IOutboxMailDelivery, OutboxMailDelivery(Session())),
         (interfaces.IMailDelivery, SessionDelivery("dbsession", "postcommit", None)),
         (interfaces.IMailDelivery, zope_sendmail.QueuedMailDelivery(queue)),
@@ -163,6 +165,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IMaildirMessageWriter, writer),
         (interfaces.IBatch, store.batch()),
         (interfaces.IBatch, DirectMailDelivery(mailer)._batch()),
+        (interfaces.IBatch, RecordingDelivery(RecordingMailer())._batch()),
         (interfaces.IBatch, OrderBook([])),
         (interfaces.IAMQPMailer, broker),
         (interfaces.IBroker, broker),

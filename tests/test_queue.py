@@ -24,6 +24,7 @@ from tests.support.queues import SENDER
 from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import fill
+from tests.support.queues import fill_rooms
 from tests.support.queues import leave_in_doubt
 from tests.support.queues import wait
 from tests.support.queues import write
@@ -60,7 +61,10 @@ def test_the_status(queue: MailQueue, store: Store) -> None:
     status = queue.status()
     assert {state.key: count for state, count in status.counts.items()} == {
         "waiting": 1,
+        "scheduled": 0,
         "deferred": 1,
+        "bulk": 0,
+        "held": 0,
         "failed": 1,
         "in_doubt": 1,
     }
@@ -79,6 +83,7 @@ def test_a_list_has_the_states_that_are_asked_for(
     queue: MailQueue, store: Store
 ) -> None:
     fill(store)
+    fill_rooms(store)
     assert [entry.state for entry in queue.list()] == list(EntryState)
     [dead] = queue.list(EntryState.FAILED)
     assert (dead.sender, dead.recipients) == (SENDER, RECIPIENTS)
@@ -137,10 +142,11 @@ def test_a_list_goes_on_where_it_was(queue: MailQueue, store: Store) -> None:
 
 def test_an_entry_by_its_id(queue: MailQueue, store: Store) -> None:
     fill(store)
+    fill_rooms(store)
     id = only(queue, EntryState.DEFERRED)
     assert queue.show(id[:8]).id == id
     assert {entry.state for entry in queue.find("1@x.org")} == set(EntryState)
-    with pytest.raises(ItemError, match="has 4 entries, give one") as caught:
+    with pytest.raises(ItemError, match="has 7 entries, give one") as caught:
         queue.show("<1@x.org>")
     assert sorted(caught.value.choices) == sorted(e.id for e in queue.list())
     with pytest.raises(ItemError, match="is not in this queue") as caught:

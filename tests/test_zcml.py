@@ -6,6 +6,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,27 @@ def test_with_a_permission(configure: Any, policy: list[str], words: str) -> Non
         assert type(delivery.send("", "b@example.org", MESSAGE)) is str
     with pytest.raises(ForbiddenAttribute):
         _ = delivery.bind
+
+
+def test_a_mail_with_a_permission_may_wait_and_be_called_off(
+    configure: Any, policy: list[str]
+) -> None:
+    provideUtility(RecordingMailer(), IMailer, "m")
+    configure(
+        '<mail:queuedDelivery queuePath="queue" mailer="m"'
+        ' processorThread="no" permission="zope.SendMail" />'
+    )
+    delivery = ProxyFactory(getUtility(IMailDelivery, "Mail"))
+    policy.append("zope.SendMail")
+    with transaction.manager:
+        name = delivery.send("", "b@example.org", MESSAGE, not_before=timedelta(1))
+    policy.clear()
+    with pytest.raises(Unauthorized):
+        delivery.cancel(name)
+    policy.append("zope.SendMail")
+    with transaction.manager:
+        assert delivery.cancel(name)
+    assert not delivery.cancel(name)
 
 
 def test_the_public_permission(configure: Any, policy: list[str]) -> None:

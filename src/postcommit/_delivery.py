@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import time
 from abc import ABC
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from zope.interface import implementer
 
 from postcommit._config.options import checked_mailer
 from postcommit._config.options import checked_manager
+from postcommit._config.options import checked_message_id
 from postcommit._config.options import checked_queue_path
 from postcommit._config.options import checked_sender
 from postcommit._config.readonly import ReadOnlyOptions
@@ -27,6 +29,8 @@ from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
+from postcommit._mail.terms import Terms
+from postcommit._mail.terms import terms_of
 from postcommit._mailers.foreign import from_exception
 from postcommit._mailers.foreign import notify_of
 from postcommit._mailers.foreign import pipeline_of
@@ -46,6 +50,7 @@ from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IDirectMailDelivery
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
+from postcommit.interfaces import Moment
 from postcommit.interfaces import Sendable
 from postcommit.interfaces import Status
 from postcommit.interfaces import SupportsSend
@@ -103,22 +108,44 @@ class _MailDelivery(ReadOnlyOptions, ABC):
         Raises the exception of `transaction` if the transaction takes no more work, or
         if an explicit manager has not begun one. See `IMailDelivery`.
         """
+        return self._send(fromaddr, toaddrs, message)
+
+    def _send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+        terms: Terms | None = None,
+    ) -> str:
         composed = compose(fromaddr, toaddrs, message, self.default_sender)
         message_id: str = composed.message_id
-        manager = self.transaction_manager
-        data_manager = DataManager.of(
-            self._owner, manager.get(), self._batch, manager
-        )
-        data_manager.add(self._accept(composed, is_first=not data_manager.items))
+        data_manager = self._data_manager()
+        data_manager.add(self._accept(composed, terms, is_first=not data_manager.items))
         return message_id
 
+    def _data_manager(self) -> DataManager:
+        """Return the data manager of the current transaction."""
+        manager = self.transaction_manager
+        return DataManager.of(self._owner, manager.get(), self._batch, manager)
+
     @abstractmethod
-    def _accept(self, composed: Composed, *, is_first: bool) -> Any:
+    def _accept(
+        self, composed: Composed, terms: Terms | None, *, is_first: bool
+    ) -> Any:
         """Return a message as an item of the batch; leave no file if that fails."""
 
     @abstractmethod
     def _batch(self) -> Batch:
         """Return a batch for one transaction."""
+
+
+def terms_now(
+    not_before: Moment | None, expires: Moment | None, bulk: bool
+) -> Terms | None:
+    """Return the terms of a mail that is sent now, or None for an ordinary mail."""
+    if not_before is None and expires is None and bulk is False:
+        return None  # without asking for the time
+    return terms_of(not_before, expires, bulk, time.time())
 
 
 @implementer(IQueuedMailDelivery)
@@ -146,10 +173,54 @@ class QueuedMailDelivery(_MailDelivery):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {name_of(self.queuePath)}>"
 
-    def _accept(self, composed: Composed, *, is_first: bool) -> Any:
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+        *,
+        not_before: Moment | None = None,
+        expires: Moment | None = None,
+        bulk: bool = False,
+    ) -> str:
+        """Send `message` when the transaction has committed; return its message id.
+
+        The mail waits until `not_before`. It becomes a dead letter if it was not sent
+        before `expires`. With `bulk` it comes after all other mail. A time is an aware
+        datetime, the seconds since the epoch, or a timedelta from now.
+
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises `AddressError`, `MessageError` or `QueueError` for what cannot be sent,
+        and `OptionError` for times at which it never could be. See `IMailDelivery` and
+        `IScheduledMailDelivery`.
+        """
+        terms = terms_now(not_before, expires, bulk)
+        return self._send(fromaddr, toaddrs, message, terms)
+
+    def cancel(self, message_id: str) -> bool:
+        """Call off a mail that has not been sent, when the transaction commits.
+
+        `message_id` is what `send` returned. Returns False if the mail is being sent,
+        was sent, or is unknown. See `IScheduledMailDelivery`.
+        """
+        wanted = checked_message_id(message_id)
+        data_manager = self._data_manager()
+        item = self._queue().cancel(wanted, data_manager.items)
+        if item is None:
+            return False
+        data_manager.add(item)
+        return True
+
+    def _accept(
+        self, composed: Composed, terms: Terms | None, *, is_first: bool
+    ) -> Any:
         pieces = (composed.header, composed.body)
         return self._queue().stage(
-            composed.sender, composed.recipients, pieces, is_first=is_first
+            composed.sender, composed.recipients, pieces, terms=terms, is_first=is_first
         )
 
     def _batch(self) -> Batch:
@@ -182,23 +253,22 @@ class DirectMailDelivery(_MailDelivery):
             raise OptionError("check_relay", check_relay, "must be True or False")
         self.check_relay = check_relay
         self._check = _RelayCheck(self.mailer) if check_relay else None
-        self._number = next(_numbers)
+        # After `~mail:queued:`, so that entries are not in doubt during the dialogue
+        # with a relay.
+        self._sort_key = f"~mail:relayed:{next(_numbers):08d}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.mailer!r}>"
 
-    def _accept(self, composed: Composed, *, is_first: bool) -> Composed:
+    def _accept(
+        self, composed: Composed, terms: Terms | None, *, is_first: bool
+    ) -> Composed:
         _ = composed.message  # copied now: when the commit is decided, nothing may fail
         return composed
 
     def _batch(self) -> Batch:
-        return _Transmitting(
-            self.mailer,
-            self._check,
-            self.transaction_manager,
-            # After `~mail:queued:`, so that entries are not in doubt during the
-            # dialogue with a relay.
-            f"~mail:relayed:{self._number:08d}",
+        return Transmitting(
+            self.mailer, self._check, self.transaction_manager, self._sort_key
         )
 
 
@@ -236,7 +306,7 @@ class _RelayCheck:
 
 
 @implementer(IBatch)
-class _Transmitting:
+class Transmitting:
     """The messages of one transaction, transmitted when it commits, see `IBatch`."""
 
     def __init__(

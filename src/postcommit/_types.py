@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from datetime import datetime
+from datetime import timedelta
 from email.message import Message
 from typing import TYPE_CHECKING
 from typing import Any
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 Address: TypeAlias = str | bytes
 Addresses: TypeAlias = Address | Iterable[Address]
 Sendable: TypeAlias = bytes | str | Message
+#: A datetime with a time zone, seconds since the epoch, or a timedelta from now.
+Moment: TypeAlias = datetime | timedelta | float
 
 # The values of options; a test compares them with the schema.
 TLSName: TypeAlias = Literal["auto", "starttls", "implicit", "none"]
@@ -218,6 +222,25 @@ class MailDelivery(Protocol):
         """
 
 
+class ScheduledMailDelivery(MailDelivery, Protocol):
+    """Sends mail later, or calls it off, see `IScheduledMailDelivery`."""
+
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+        *,
+        not_before: Moment | None = None,
+        expires: Moment | None = None,
+        bulk: bool = False,
+    ) -> str:
+        """Send `message` on these terms. See `IScheduledMailDelivery`."""
+
+    def cancel(self, message_id: str) -> bool:
+        """Call off a mail that waits, when the transaction commits."""
+
+
 class BindableMailDelivery(MailDelivery, Protocol):
     """A delivery of postcommit, which can be bound to a transaction manager.
 
@@ -389,6 +412,10 @@ class QueueEntry(Protocol):
         """When it is tried next, or None if it is not tried by itself."""
 
     @property
+    def expires(self) -> float | None:
+        """When it becomes a dead letter, or None if it does not expire."""
+
+    @property
     def size(self) -> int:
         """The number of bytes, with the envelope."""
 
@@ -465,6 +492,22 @@ class QueuePause(Protocol):
         """The id of the process that pauses."""
 
 
+class QueueStop(Protocol):
+    """A person has paused the queue. Times are in seconds since the epoch."""
+
+    @property
+    def since(self) -> float:
+        """When it was paused."""
+
+    @property
+    def who(self) -> str:
+        """The name of the user, '' if it is unknown."""
+
+    @property
+    def reason(self) -> str:
+        """The reason in one line, '' if none was given."""
+
+
 class QueueReception(Protocol):
     """A receiver from a broker. Times are in seconds since the epoch."""
 
@@ -534,6 +577,14 @@ class QueueStatus(Protocol):
     @property
     def pause(self) -> QueuePause | None:
         """Why the queue pauses, or None if it does not."""
+
+    @property
+    def stopped(self) -> QueueStop | None:
+        """Who has paused the queue by hand, or None if nobody has."""
+
+    @property
+    def next_scheduled(self) -> float | None:
+        """When the next scheduled entry is due, or None if there is none."""
 
     @property
     def foreign_claims(self) -> int:

@@ -35,6 +35,7 @@ from postcommit._config import legacy
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
+from postcommit._delivery import QueuedMailDelivery
 from postcommit._queues import check_place
 from postcommit.errors import OptionError
 from postcommit.errors import masked
@@ -46,6 +47,7 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import IScheduledMailDelivery
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import MailQueueProcessor
@@ -390,7 +392,10 @@ def _register_delivery(
         made = make()
         if permission is None:
             return made
-        return proxify(made, provides=IMailDelivery, permission=permission)
+        contract: Any = IMailDelivery
+        if isinstance(made, QueuedMailDelivery):
+            contract = IScheduledMailDelivery  # it has more methods
+        return proxify(made, provides=contract, permission=permission)
 
     for contract in _with_older(IMailDelivery):
         _register(_context, contract, name, protected)

@@ -63,6 +63,7 @@ from postcommit._types import Mailer as Mailer
 from postcommit._types import MailErrorEvent as MailErrorEvent
 from postcommit._types import MailEvent as MailEvent
 from postcommit._types import MailQueueProcessor as MailQueueProcessor
+from postcommit._types import Moment as Moment
 from postcommit._types import Outcome as Outcome
 from postcommit._types import Outgoing as Outgoing
 from postcommit._types import Pipeline as Pipeline
@@ -75,8 +76,10 @@ from postcommit._types import QueuePause as QueuePause
 from postcommit._types import QueueReason as QueueReason
 from postcommit._types import QueueReception as QueueReception
 from postcommit._types import QueueStatus as QueueStatus
+from postcommit._types import QueueStop as QueueStop
 from postcommit._types import RelayCheck as RelayCheck
 from postcommit._types import Reply as Reply
+from postcommit._types import ScheduledMailDelivery as ScheduledMailDelivery
 from postcommit._types import Sendable as Sendable
 from postcommit._types import Status as Status
 from postcommit._types import SupportsSend as SupportsSend
@@ -275,6 +278,58 @@ class IMailDelivery(Interface):
         Message-Id, `MessageTypeError` (a TypeError) for a message of another
         type, and `QueueError` (an OSError) where the queue cannot be written.
         The transaction is then as it was.
+        """
+
+
+class IScheduledMailDelivery(IMailDelivery):
+    """A delivery whose mail may wait, expire, step back or be called off.
+
+    Deliveries into a queue provide it. A delivery that transmits during the commit does
+    not.
+    """
+
+    def send(
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+        *,
+        not_before: Moment | None = None,
+        expires: Moment | None = None,
+        bulk: bool = False,
+    ) -> str:
+        """Send `message` when the current transaction has committed, on these terms.
+
+        The mail is not sent before `not_before`. A time in the past means at once.
+
+        The mail is not sent after `expires`. Then it becomes a dead letter, and an
+        `IMailRejectedEvent` says ``4.4.7 it expired before it was sent``.
+        This also happens earlier, if an attempt fails for now and the next attempt
+        would come after that time.
+
+        With `bulk`, the mail is sent when nothing else is to be sent.
+
+        A time is a `datetime.datetime` with a time zone, the seconds since the epoch,
+        or a `datetime.timedelta` from now, for example ``timedelta(minutes=15)``.
+
+        Other arguments, the result and errors are those of `IMailDelivery.send`. Also
+        raises `OptionError` (a ValueError) for anything that is not a time, for a time
+        more than 10 years ahead, and if `expires` is in the past or not after
+        `not_before`.
+        """
+
+    def cancel(message_id: str) -> bool:
+        """Call off a mail that has not been sent, when the transaction commits.
+
+        `message_id` is what `send` returned, with or without angle brackets. The mail
+        may wait for its time, for other mail, or for another attempt. It may also have
+        been sent in this transaction. From now on no processor takes it. If the
+        transaction aborts, or is rolled back to an earlier savepoint, the mail waits as
+        before.
+
+        Returns False if the mail is being sent, was sent or is unknown. If some of its
+        recipients were sent before, it is called off for the others. If the process
+        dies during the commit, the mail may still be sent. Raises `OptionError` for
+        what is not a message id, and `QueueError` if the queue cannot be read.
         """
 
 
@@ -871,7 +926,7 @@ class IDirectMailDelivery(IMailDelivery, IDefaultSender):
     )
 
 
-class IQueuedMailDelivery(IMailDelivery, IDefaultSender):
+class IQueuedMailDelivery(IScheduledMailDelivery, IDefaultSender):
     """Accepts messages into a queue, from which a processor sends them."""
 
     queuePath = TextLine(

@@ -41,6 +41,7 @@ from postcommit._types import Mailer as Mailer
 from postcommit._types import MailErrorEvent as MailErrorEvent
 from postcommit._types import MailEvent as MailEvent
 from postcommit._types import MailQueueProcessor as MailQueueProcessor
+from postcommit._types import Moment as Moment
 from postcommit._types import Outcome as Outcome
 from postcommit._types import Outgoing as Outgoing
 from postcommit._types import Pipeline as Pipeline
@@ -53,8 +54,10 @@ from postcommit._types import QueuePause as QueuePause
 from postcommit._types import QueueReason as QueueReason
 from postcommit._types import QueueReception as QueueReception
 from postcommit._types import QueueStatus as QueueStatus
+from postcommit._types import QueueStop as QueueStop
 from postcommit._types import RelayCheck as RelayCheck
 from postcommit._types import Reply as Reply
+from postcommit._types import ScheduledMailDelivery as ScheduledMailDelivery
 from postcommit._types import Sendable as Sendable
 from postcommit._types import Status as Status
 from postcommit._types import SupportsSend as SupportsSend
@@ -84,6 +87,7 @@ IReply: _Interface[Reply]
 IOutcome: _Interface[Outcome]
 IDeliveryReport: _Interface[DeliveryReport]
 IMailDelivery: _Interface[MailDelivery]
+IScheduledMailDelivery: _Interface[ScheduledMailDelivery]
 IMailer: _Interface[Mailer]
 IPipeline: _Interface[Pipeline]
 IPipelineMailer: _Interface[PipelineMailer]

@@ -17,6 +17,8 @@ from postcommit._drain.contract import IConsumer
 from postcommit._drain.contract import IQueue
 from postcommit._mail.message import message_id_of
 from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.store import Store
 
 
@@ -67,6 +69,13 @@ class Place(Protocol):
         """Remove the queue."""
 
 
+# The folders in which entries wait, for whatever it is.
+WAITING = ("new", "cur", ".Later/new", ".Bulk/new", ".Held/new", ".Held/cur")
+
+
+_NOT_DEAD = [state for state in EntryState if state is not EntryState.FAILED]
+
+
 class MaildirPlace:
     """A queue on disk."""
 
@@ -82,7 +91,7 @@ class MaildirPlace:
     def look(self) -> Look:
         in_doubt = list(Store(str(self.path), to_look=True).in_doubt())
         return Look(
-            [*self._seen("new"), *self._seen("cur")],
+            [seen for folder in WAITING for seen in self._seen(folder)],
             self._seen(".Failed/new"),
             [_seen(Path(path)) for path in in_doubt],
         )
@@ -105,6 +114,14 @@ class MaildirPlace:
         then = time.time() - seconds
         for path in (self.path / "tmp").iterdir():
             os.utime(path, (then, then))
+
+    def hold(self, message_id: str) -> None:
+        """Hold or release the entry, as an operator does."""
+        queue = MaildirOperators(str(self.path))
+        [item] = [i for i in queue.find([message_id]) if i.state in _NOT_DEAD]
+        with queue.changes() as changes:
+            is_held = item.state is EntryState.HELD
+            assert (changes.release if is_held else changes.hold)(item)
 
     def end(self) -> None:
         shutil.rmtree(self._folder)

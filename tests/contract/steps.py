@@ -9,6 +9,7 @@ from typing import Any
 
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.contract import IQueue
+from postcommit._drain.contract import Terms
 from postcommit._drain.schedule import Schedule
 from postcommit._mail.entry import Entry
 from postcommit._mail.message import message_id_of
@@ -23,16 +24,19 @@ SCHEDULE = Schedule(60.0, 4000.0, 5 * 86400.0)
 _count = itertools.count(1)
 
 
-def stage(queue: IQueue, *recipients: str) -> tuple[str, Any]:
+def stage(
+    queue: IQueue, *recipients: str, terms: Terms | None = None
+) -> tuple[str, Any]:
     """Stage an entry; return its message id, and the item."""
     message_id = f"{os.getpid()}.{next(_count)}@x.org"
     recipients = recipients or (ANN,)
-    return message_id, queue.stage(SENDER, recipients, [mail(message_id)])
+    item = queue.stage(SENDER, recipients, [mail(message_id)], terms=terms)
+    return message_id, item
 
 
-def accept(queue: IQueue, *recipients: str) -> str:
+def accept(queue: IQueue, *recipients: str, terms: Terms | None = None) -> str:
     """Accept an entry, alone in its transaction; return its message id."""
-    message_id, item = stage(queue, *recipients)
+    message_id, item = stage(queue, *recipients, terms=terms)
     batch = queue.batch()
     batch.prepare([item], alone=True)
     batch.publish([item])
@@ -69,6 +73,17 @@ def take_all(consumer: IConsumer, most: int = 8, **options: Any) -> list[Any]:
             claim.read()
         claims += taken
     return claims
+
+
+def let_in(consumer: IConsumer) -> None:
+    """Let in all scheduled and bulk entries whose turn it is, as a feeder would.
+
+    A queue on disk may rest before it looks again.
+    """
+    consumer.let_in()
+    consumer.wait(min(consumer.seconds_to_wait(), 0.05))
+    while consumer.let_in():
+        pass
 
 
 def ids(claims: list[Any]) -> list[str]:

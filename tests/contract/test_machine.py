@@ -22,6 +22,7 @@ from hypothesis.stateful import rule
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.contract import Settled
 from postcommit._drain.contract import Settlement
+from postcommit._drain.contract import Terms
 from postcommit._mail.message import message_id_of
 from tests.contract.places import PLACES
 from tests.contract.places import Look
@@ -32,6 +33,7 @@ from tests.contract.steps import BOB
 from tests.contract.steps import EVE
 from tests.contract.steps import Clock
 from tests.contract.steps import consume
+from tests.contract.steps import let_in
 from tests.contract.steps import stage
 from tests.contract.steps import tried
 
@@ -45,15 +47,29 @@ LATER = "450 4.2.0 Later"
 REJECTED = "550 5.1.1 No such user"
 
 
+# The terms that there are: seconds from now before which it is not sent, and bulk.
+TERMS = st.sampled_from([None, (60.0, False), (4000.0, True), (None, True)])
+
+# Holders that are not a drain: a transaction that cancels, and an operator.
+CANCELLING, OPERATOR = -1, -2
+
+
 @dataclass(frozen=True)
 class Kept:
-    """An entry of the model; `holder` is the drain that has claimed it."""
+    """An entry of the model; `holder` is the drain that has claimed it.
+
+    `was_due` says that a feeder has seen a time at which it was due. On disk, the entry
+    has left its room then, and stays due if the clock is put back.
+    """
 
     recipients: tuple[str, ...]
     attempts: int = 0
     last_reply: str = ""
     due: float = 0.0
     holder: int | None = None
+    not_before: float | None = None
+    was_due: bool = False
+    bulk: bool = False
 
     def seen(self, message_id: str) -> Seen:
         return Seen(
@@ -72,9 +88,11 @@ class Queue(RuleBasedStateMachine):
         self.drains: list[IConsumer] = [self.drain() for _ in range(2)]
         self.claims: dict[str, Any] = {}
         self.transactions: list[tuple[Any, list[Any], dict[str, Kept]]] = []
+        self.cancels: list[tuple[str, Any, Any]] = []
         # The model
         self.entries: dict[str, Kept] = {}
         self.dead: list[Seen] = []
+        self.on_hold: set[str] = set()
         self.in_doubt: dict[str, Kept] = {}
 
     def drain(self) -> IConsumer:
@@ -83,21 +101,39 @@ class Queue(RuleBasedStateMachine):
     def teardown(self) -> None:
         for batch, items, _ in self.transactions:
             batch.discard(items)
+        for _, batch, item in self.cancels:
+            batch.discard([item])
         for drain in self.drains:
             drain.close()
         self.place.end()
 
     # Accept
 
-    @rule(all_of_them=st.lists(RECIPIENTS, min_size=1, max_size=3), alone=st.booleans())
-    def vote(self, all_of_them: list[list[str]], alone: bool) -> None:
+    @rule(
+        all_of_them=st.lists(RECIPIENTS, min_size=1, max_size=3),
+        alone=st.booleans(),
+        terms=TERMS,
+    )
+    def vote(
+        self,
+        all_of_them: list[list[str]],
+        alone: bool,
+        terms: tuple[float | None, bool] | None,
+    ) -> None:
         """A transaction gets as far as its vote, and lives."""
-        staged = [stage(self.queue, *recipients) for recipients in all_of_them]
+        not_before, given = None, None
+        if terms is not None:
+            if terms[0] is not None:
+                not_before = float(int(self.clock.now + terms[0]))
+            given = Terms(not_before, bulk=terms[1])
+        staged = [stage(self.queue, *r, terms=given) for r in all_of_them]
         items = [item for _, item in staged]
         batch = self.queue.batch()
         batch.prepare(items, alone=alone)
         named = {
-            name: Kept(tuple(recipients))
+            name: Kept(
+                tuple(recipients), not_before=not_before, bulk=bool(terms and terms[1])
+            )
             for (name, _), recipients in zip(staged, all_of_them, strict=True)
         }
         if alone and len(items) == 1:
@@ -128,32 +164,98 @@ class Queue(RuleBasedStateMachine):
         self.place.age(37 * 3600)
         self.drains[0].sweep()
 
+    # Cancel and hold
+
+    @precondition(lambda self: self.entries)
+    @rule(which=WHICH)
+    def cancel(self, which: int) -> None:
+        name = sorted(self.entries)[which % len(self.entries)]
+        kept = self.entries[name]
+        item = self.queue.cancel(name)
+        assert (item is None) is (kept.holder not in (None, OPERATOR))
+        if item is not None:
+            batch = self.queue.batch()
+            batch.prepare([item])
+            self.cancels.append((name, batch, item))
+            self.entries[name] = replace(kept, holder=CANCELLING)
+
+    @precondition(lambda self: self.cancels)
+    @rule(which=WHICH, commits=st.booleans())
+    def end_of_a_cancel(self, which: int, commits: bool) -> None:
+        name, batch, item = self.cancels.pop(which % len(self.cancels))
+        if commits:
+            batch.publish([item])
+            del self.entries[name]
+        else:
+            batch.discard([item])
+            is_held = name in self.on_hold
+            holder = OPERATOR if is_held else None
+            self.entries[name] = replace(self.entries[name], holder=holder)
+
+    @precondition(lambda self: hasattr(self.place, "hold"))
+    @rule(which=WHICH)
+    def hold_or_release(self, which: int) -> None:
+        free = (None, OPERATOR)
+        names = [n for n, kept in self.entries.items() if kept.holder in free]
+        if names:
+            name = sorted(names)[which % len(names)]
+            self.place.hold(name)  # type: ignore[attr-defined]
+            kept = self.entries[name]
+            if kept.holder is None:
+                self.on_hold.add(name)
+                self.entries[name] = replace(kept, holder=OPERATOR)
+            else:
+                self.on_hold.remove(name)
+                # It goes back into its room, by the clock of the machine.
+                self.entries[name] = replace(kept, holder=None, was_due=False)
+
     # Drain
 
-    def free(self) -> set[str]:
-        """Return what can be taken: due, and claimed by no drain.
+    def free(self, *, surely: bool = True) -> set[str]:
+        """Return what can be taken: due, and claimed by nobody.
 
         What is due further ahead than any entry is deferred is due, too: the clock was
-        put back.
+        put back. Without `surely`, also what was due before the clock was put back.
+        A bulk entry that was deferred may wait for its time, or not.
         """
         now = self.clock.now
         return {
             name
             for name, kept in self.entries.items()
-            if kept.holder is None and not now < kept.due <= now + 8000
+            if kept.holder is None
+            and not now < kept.due <= now + 8000
+            and not (surely and kept.bulk and kept.due > now)
+            and (
+                kept.attempts
+                or kept.due
+                or kept.not_before is None
+                or kept.not_before <= now
+                or (kept.was_due and not surely)
+            )
         }
+
+    def note_what_is_due(self) -> None:
+        now = self.clock.now
+        for name, kept in self.entries.items():
+            if kept.not_before is not None and kept.not_before <= now:
+                self.entries[name] = replace(kept, was_due=True)
 
     @rule(which=st.sampled_from([0, 1]), most=st.integers(1, 4))
     def take(self, which: int, most: int) -> None:
         drain = self.drains[which]
         drain.wait(min(drain.seconds_to_wait(), 0.01))
-        free = self.free()
+        self.note_what_is_due()
         claims = drain.take(most)
+        if not claims:
+            let_in(drain)
+            claims = drain.take(most)
         assert len(claims) <= most
-        assert bool(claims) == bool(free)
         names = [message_id_of(claim.read().message) for claim in claims]
-        assert set(names) <= free
-        are_new = [not self.entries[name].due for name in names]
+        assert set(names) <= self.free(surely=False)
+        assert claims or not self.free()
+        # A bulk entry comes last, or with the new ones when it was let in.
+        ordered = [name for name in names if not self.entries[name].bulk]
+        are_new = [not self.entries[name].due for name in ordered]
         assert are_new == sorted(are_new, reverse=True)
         for name, claim in zip(names, claims, strict=True):
             assert drain.is_sure(claim)
@@ -188,7 +290,8 @@ class Queue(RuleBasedStateMachine):
         if rejected:
             self.dead.append(Seen(name, tuple(rejected), attempts, 0, REJECTED))
         if later:
-            self.entries[name] = Kept(tuple(later), attempts, LATER, due)
+            bulk = kept.bulk
+            self.entries[name] = Kept(tuple(later), attempts, LATER, due, bulk=bulk)
         else:
             del self.entries[name]
 

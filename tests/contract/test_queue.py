@@ -4,7 +4,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 import threading
 import time
 import warnings
@@ -20,7 +19,6 @@ from postcommit._drain.contract import IQueue
 from postcommit._drain.contract import Settled
 from postcommit._drain.contract import Settlement
 from postcommit._drain.contract import Terms
-from postcommit.errors import QueueError
 from postcommit.interfaces import IBatch
 from tests.contract.places import Look
 from tests.contract.places import Place
@@ -32,6 +30,7 @@ from tests.contract.steps import Clock
 from tests.contract.steps import accept
 from tests.contract.steps import consume
 from tests.contract.steps import ids
+from tests.contract.steps import let_in
 from tests.contract.steps import stage
 from tests.contract.steps import take_all
 from tests.contract.steps import tried
@@ -117,13 +116,114 @@ def test_what_a_dead_sender_has_only_staged_is_swept_away(place: Place) -> None:
     consumer.close()
 
 
-def test_terms_that_a_queue_cannot_keep_are_refused(place: Place) -> None:
-    if place.keeps_terms:
-        pytest.skip("it keeps all terms")
+# Terms
+
+
+def test_scheduled_entries_are_taken_when_they_are_due(place: Place) -> None:
+    queue, clock = place.make(), Clock()
+    consumer = consume(place.make(), clock)
+    times = [3600.0, 60.0, 1800.0]
+    names = [accept(queue, terms=Terms(clock.now + seconds)) for seconds in times]
+    let_in(consumer)
+    assert take_all(consumer) == []
+    assert 0 < consumer.seconds_to_wait() <= 60
+    clock.now += 59.0
+    let_in(consumer)
+    assert take_all(consumer) == []
+    clock.now += 1742.0
+    let_in(consumer)
+    claims = take_all(consumer)
+    assert ids(claims) == [names[1], names[2]]
+    clock.now += 1800.0
+    let_in(consumer)
+    assert ids(take_all(consumer)) == [names[0]]
+    consumer.close()
+
+
+def test_new_entries_come_before_bulk_entries(place: Place) -> None:
     queue = place.make()
-    with pytest.raises(QueueError, match=re.escape(queue.name)):
-        queue.stage("", (ANN,), [b"Subject: x\n\n"], terms=Terms(bulk=True))
-    assert place.look() == Look([], [], [])
+    consumer = consume(place.make())
+    bulk = [accept(queue, terms=Terms(bulk=True)) for _ in range(3)]
+    new = [accept(queue) for _ in range(3)]
+    claims = take_all(consumer)
+    let_in(consumer)
+    claims += take_all(consumer)
+    assert ids(claims) == new + bulk
+    consumer.close()
+
+
+def test_a_claim_says_when_its_entry_expires(place: Place) -> None:
+    queue, clock = place.make(), Clock()
+    expires = float(int(clock.now)) + 900.25
+    accept(queue, terms=Terms(expires=expires))
+    accept(queue)
+    consumer = consume(place.make(), clock)
+    assert [claim.expires for claim in take_all(consumer)] == [expires, None]
+    consumer.close()
+
+
+def test_a_deferred_entry_keeps_the_time_when_it_expires(place: Place) -> None:
+    queue, clock = place.make(), Clock()
+    consumer = consume(place.make(), clock)
+    expires = float(int(clock.now)) + 900
+    accept(queue, terms=Terms(expires=expires))
+    [claim] = take_all(consumer)
+    left = tried(claim.entry, *claim.entry.recipients)
+    consumer.settle(claim, Settlement(left=left, due=clock.now + 60))
+    clock.now += 61
+    [claim] = take_all(consumer)
+    assert claim.expires == expires
+    consumer.close()
+
+
+@pytest.mark.parametrize("terms", [Terms(2e9), Terms(bulk=True), Terms(2e9, bulk=True)])
+def test_entries_with_terms_are_prepared_and_discarded(
+    place: Place, terms: Terms
+) -> None:
+    queue = place.make()
+    for end in ("publish", "discard"):
+        items = [stage(queue, terms=t)[1] for t in (terms, None)]
+        batch = queue.batch()
+        batch.prepare(items)
+        getattr(batch, end)(items)
+        assert len(place.look().queued) == 2
+
+
+# Cancel
+
+
+@pytest.mark.parametrize("terms", [None, Terms(2e9), Terms(bulk=True)])
+def test_what_is_cancelled_is_not_taken_and_then_removed(
+    place: Place, terms: Terms | None
+) -> None:
+    queue = place.make()
+    name, other = accept(queue, terms=terms), accept(queue)
+    item = queue.cancel(name)
+    assert item is not None
+    consumer = consume(place.make())
+    let_in(consumer)
+    assert ids(take_all(consumer)) == [other]
+    batch = queue.batch()
+    batch.prepare([item], alone=True)
+    batch.publish([item])
+    assert [seen.message_id for seen in place.look().queued] == [other]
+    assert queue.cancel(name) is None
+    consumer.close()
+
+
+def test_what_is_not_cancelled_in_the_end_is_taken(place: Place) -> None:
+    queue = place.make()
+    name = accept(queue)
+    item = queue.cancel(name)
+    batch = queue.batch()
+    batch.prepare([item])
+    batch.discard([item])
+    batch.discard([item])
+    consumer = consume(place.make())
+    claims = take_all(consumer)
+    assert ids(claims) == [name]
+    assert queue.cancel(name) is None, "it is being sent"
+    consumer.close()
 
 
 # Take

@@ -24,6 +24,7 @@ from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit._cli.main import main
 from postcommit._drain.contract import Settlement
+from postcommit._mail.terms import Terms
 from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import IChanges
@@ -102,7 +103,10 @@ def test_each_entry_is_listed_in_its_state(filled: Filled) -> None:
     queue = PostgresOperators(filled.place.url)
     steps = []
     found = by_state(queue)
-    assert list(found) == list(EntryState)[:4]
+    assert list(found) == [
+        *(EntryState.WAITING, EntryState.DEFERRED),
+        *(EntryState.FAILED, EntryState.IN_DOUBT),
+    ]
     for state, name in [
         (EntryState.WAITING, filled.waiting),
         (EntryState.DEFERRED, filled.deferred),
@@ -144,7 +148,7 @@ def test_an_id_that_means_nothing_or_much_is_refused(filled: Filled) -> None:
 def test_a_survey_counts_all(filled: Filled) -> None:
     queue = PostgresOperators(filled.place.url)
     seen = queue.survey()
-    assert list(seen.counts.values())[:4] == [1, 1, 1, 1]
+    assert list(seen.counts.values()) == [1, 0, 1, 0, 0, 1, 1]
     assert seen.due == 1
     assert seen.oldest_due is not None
     assert seen.reasons[EntryState.DEFERRED].reply == "450 4.2.0 Later"
@@ -399,3 +403,59 @@ def test_a_url_that_cannot_work_is_refused(
     said = capsys.readouterr().err
     assert "~/.pgpass" in said
     assert "s3cret" not in said
+
+
+# Hold and pause
+
+
+def test_entries_are_held_and_released(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    store = filled.place.make()
+    accept(store, terms=Terms(not_before=4e9, expires=5e9))
+    accept(store, terms=Terms(bulk=True))
+    before = {item.id: item.state for item in queue.items(EntryState)}
+    wanted = (EntryState.SCHEDULED, EntryState.BULK, EntryState.DEFERRED)
+    items = list(queue.items(wanted))
+    assert [item.state for item in items] == [
+        *(EntryState.SCHEDULED, EntryState.DEFERRED, EntryState.BULK)
+    ]
+    read = queue.details(items[0])
+    assert read is not None
+    assert (read.due, read.expires) == (4e9, 5e9)
+    assert queue.survey().next_scheduled == pytest.approx(4e9, abs=5)
+    with queue.changes() as changes:
+        assert [changes.hold(item) for item in items] == [True] * 3
+        held = list(queue.items([EntryState.HELD]))
+        with pytest.raises(EntryError, match="is held"):
+            changes.retry(held[0])
+        with pytest.raises(EntryError, match="not held"):
+            changes.release(items[0])
+        assert [changes.release(item) for item in held] == [True] * 3
+        assert {i.id: i.state for i in queue.items(EntryState)} == before
+        for state, error in (
+            (EntryState.FAILED, EntryError),
+            (EntryState.IN_DOUBT, QueueError),
+        ):
+            [item] = queue.items([state])
+            with pytest.raises(error):
+                changes.hold(item)
+        assert changes.retry(items[0])
+    assert not list(queue.items([EntryState.SCHEDULED]))
+
+
+def test_a_queue_is_paused_by_hand(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    assert queue.survey().stopped is None
+    with queue.changes() as changes:
+        assert changes.stop("ann", "new relay")
+        assert not changes.stop("bob", "again")
+    stopped = queue.survey().stopped
+    assert stopped is not None
+    assert (stopped.who, stopped.reason) == ("ann", "new relay")
+    consumer = consume(filled.place.make())
+    assert consumer.take(8) == []
+    with queue.changes() as changes:
+        assert changes.resume()
+        assert not changes.resume()
+    assert len(consumer.take(8)) > 0
+    consumer.close()

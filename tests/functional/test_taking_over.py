@@ -232,3 +232,19 @@ def test_a_queue_of_ours_is_given_back_to_zope_sendmail(
         assert message.data.endswith(b"\r\n\r\nIt is on its way.\r\n")
     admin = MaildirOperators(str(queue.path))
     assert [item.state for item in admin.items(EntryState)] == [EntryState.FAILED]
+
+
+def test_its_processor_leaves_what_waits_in_a_room(queue: Queue) -> None:
+    """It knows neither the time of a mail nor that a person holds it."""
+    queue.send(1, ANN)
+    delivery = QueuedMailDelivery(str(queue.path))
+    delivery.send(SHOP, BOB, text(2), not_before=2e9)
+    delivery.send(SHOP, BOB, text(3), bulk=True)
+    transaction.commit()
+    before = sorted(queue.path.glob(".*/new/*"))
+    assert len(before) == 2
+    with queue.theirs() as process:
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert queue.sent() == [("1@x.org", (ANN,))]
+    assert sorted(queue.path.glob(".*/new/*")) == before

@@ -45,7 +45,7 @@ class PostgresPlace:
             if state == "prepared":
                 look.in_doubt.extend([seen] * (batch in unlocked))
             else:
-                (look.queued if state == "queued" else look.failed).append(seen)
+                (look.failed if state == "failed" else look.queued).append(seen)
         return look
 
     def die_with_batch(self, batch: Any) -> None:

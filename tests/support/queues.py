@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 from postcommit._mail.entry import Entry
+from postcommit._mail.terms import Terms
 from postcommit._maildir.maildir import MaildirMessageWriter
+from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
 
@@ -71,6 +73,36 @@ def fill(store: Store) -> None:
     bury(store)
     wait(store)
     leave_in_doubt(store, 1)
+
+
+def schedule(store: Store, due: float = 3600.0, *, bulk: bool = False) -> str:
+    """Schedule an entry, in seconds from now; return its name."""
+    terms = Terms(time.time() + due, time.time() + due + 900, bulk)
+    item = store.stage(SENDER, RECIPIENTS, [MESSAGE], terms=terms)
+    item.commit()
+    return item.name
+
+
+def wait_behind(store: Store) -> str:
+    """Have a bulk entry wait; return its name."""
+    item = store.stage(SENDER, RECIPIENTS, [MESSAGE], terms=Terms(bulk=True))
+    item.commit()
+    return item.name
+
+
+def hold(store: Store, name: str) -> None:
+    """Hold the entry of this name."""
+    queue = MaildirOperators(store.path)
+    [item] = queue.find([name])
+    with queue.changes() as changes:
+        assert changes.hold(item)
+
+
+def fill_rooms(store: Store) -> None:
+    """Leave an entry in each state that has a room of its own."""
+    schedule(store)
+    wait_behind(store)
+    hold(store, wait(store))
 
 
 def write(store: Store, name: str, data: bytes = ENTRY) -> Path:

@@ -10,6 +10,7 @@ from transaction import TransactionManager
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from tests.support import rooms
 from tests.support.transactions import AFTER
 from tests.support.transactions import Partner
 
@@ -65,3 +66,8 @@ def drain(tell: Tell, queue: str, port: int, workers: int) -> None:
     mailer = SMTPMailer("127.0.0.1", port)
     processor = QueueProcessor(queue, mailer, workers=workers, min_backoff=0)
     tell("tally", *map(str, processor.flush()))
+
+
+def act(tell: Tell, queue: str, action: str) -> None:
+    """Do something to mail that waits in a room."""
+    rooms.act(tell, queue, action)

@@ -5,6 +5,7 @@ import smtplib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 from typing import assert_type
 
@@ -22,6 +23,7 @@ file: interfaces.PipelineMailer = postcommit.FileMailer("mails")
 checked: interfaces.RelayCheck = postcommit.SMTPMailer()
 direct: interfaces.MailDelivery = postcommit.DirectMailDelivery(smtp)
 queued: interfaces.MailDelivery = postcommit.QueuedMailDelivery("queue")
+scheduled: interfaces.ScheduledMailDelivery = postcommit.QueuedMailDelivery("queue")
 bindable: interfaces.BindableMailDelivery = postcommit.DirectMailDelivery(smtp)
 bindable = postcommit.QueuedMailDelivery("queue")
 bound: interfaces.MailDelivery = bindable.bind(transaction.manager)
@@ -54,6 +56,9 @@ def results(mailer: postcommit.SMTPMailer, queue: postcommit.QueueProcessor) -> 
     delivery = postcommit.QueuedMailDelivery("queue")
     assert_type(delivery.bind(transaction.manager), postcommit.QueuedMailDelivery)
     assert_type(delivery.send(None, iter(["a@x.org"]), "text"), str)
+    later = delivery.send(None, None, "text", not_before=timedelta(hours=1), bulk=True)
+    assert_type(later, str)
+    assert_type(delivery.cancel(later), bool)
     for path in postcommit.Maildir("queue"):
         assert_type(path, str)
     with mailer.pipeline() as pipeline:

@@ -53,12 +53,16 @@ PROTOCOLS = {
 VALUES = {"QueueEntry", "QueueFinding", "QueuePause", "QueueReason", "QueueStatus"}
 VALUES |= {"QueueReception"}
 FREE = VALUES | {
+    "QueueStop",
     "BindableMailDelivery",
     "Outgoing",
     "SupportsSend",
     "TransactionManager",
 }
-ALIASES = {"Address", "Addresses", "Sendable", "AuthName", "ProtocolName", "TLSName"}
+ALIASES = {
+    *("Address", "Addresses", "Moment", "Sendable"),
+    *("AuthName", "ProtocolName", "TLSName"),
+}
 
 KINDS = ((Bool, "bool"), (Int, "int"), (Float, "float"), (Text, "str"))
 CHOICES = {

@@ -13,6 +13,7 @@ from postcommit._cli import logs
 from postcommit._cli.configuration import Configuration
 from postcommit._cli.output import is_terminal
 from postcommit._cli.output import print_json
+from postcommit._cli.output import printable
 from postcommit._cli.progress import Progress
 from postcommit._cli.progress import WatchedMailer
 from postcommit._cli.service import check_queue
@@ -24,6 +25,9 @@ from postcommit.interfaces import Tally
 
 
 _LEVEL = "warning"
+
+# Entries that wait for another attempt, due or not.
+_LEFT = (EntryState.WAITING, EntryState.DEFERRED, EntryState.BULK)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +50,12 @@ def run(options: argparse.Namespace) -> int:
         with _interruptible(processor) as interrupted:
             tally = processor.flush()
         mailer.close()
-    left = _left(found.queue_path)
+    seen = open_operators(found.queue_path).survey(most_seconds=0.0)
+    left = sum(seen.counts[state] for state in _LEFT)
     _print(tally, left, progress.failure, as_json=options.json)
+    if seen.stopped is not None:
+        text = f"the queue is {printable(str(seen.stopped))}; see 'postcommit resume'"
+        print(text, file=sys.stderr)
     if interrupted:
         return 130
     return 1 if left else 0
@@ -76,12 +84,6 @@ def _interruptible(processor: QueueProcessor) -> Iterator[list[int]]:
 
 def _due(queue_path: str) -> int:
     return open_operators(queue_path).survey().due
-
-
-def _left(queue_path: str) -> int:
-    """Return how many entries wait for another attempt, due or not."""
-    seen = open_operators(queue_path).survey(most_seconds=0.0)
-    return seen.counts[EntryState.WAITING] + seen.counts[EntryState.DEFERRED]
 
 
 def _print(tally: Tally, left: int, failure: object, *, as_json: bool) -> None:

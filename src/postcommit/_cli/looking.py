@@ -26,6 +26,7 @@ from postcommit._maildir.item import Item
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
 from postcommit._maildir.presence import Pause
+from postcommit._maildir.presence import Stopped
 from postcommit._maildir.reception import Reception
 from postcommit._queue.attention import Limits
 from postcommit._queue.attention import attention
@@ -52,15 +53,20 @@ _COLUMNS = (
 
 _COLOURS = {EntryState.FAILED: "red", EntryState.IN_DOUBT: "yellow"}
 
+# States that 'status' shows only if an entry has them.
+_RARE = (EntryState.SCHEDULED, EntryState.BULK, EntryState.HELD)
+
 # The metrics, besides the number of entries in each state, and their help texts.
 _GAUGES = {
     "due": "Entries that are due now.",
     "due_looked_at": "Deferred entries that were read to see when they are due.",
     "oldest_due_seconds": "For how long the oldest entry is due.",
+    "next_scheduled_seconds": "In how many seconds the next scheduled entry is due.",
     "processor_alive": "Whether a processor of the queue is running.",
     "heartbeat_seconds": "How long ago a living processor gave a sign of life.",
     "paused": "Whether relay or disk are in trouble.",
     "paused_seconds": "For how long it has paused.",
+    "paused_by_hand": "Whether a person has paused the queue.",
     "foreign_claims": "Young claims of another library's processor.",
     "attention": "How many things need somebody's attention.",
 }
@@ -94,7 +100,7 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
 def run_list(options: argparse.Namespace) -> int:
     """Print the entries as they are found."""
     queue = selection.operators(options)
-    states = (EntryState.WAITING, EntryState.DEFERRED, EntryState.IN_DOUBT)
+    states = (state for state in EntryState if state is not EntryState.FAILED)
     wanted = selection.chosen(options, *states)
     with selection.meter(queue, wanted, "found") as meter, Table(
         _COLUMNS, sys.stdout, wide=options.wide, before=meter.wipe
@@ -120,7 +126,7 @@ def run_list(options: argparse.Namespace) -> int:
 
 def _row(read: Details, now: float) -> list[str]:
     item = read.item
-    accepted = read.changed if item.accepted is None else item.accepted
+    accepted = read.changed if read.accepted is None else read.accepted
     return [
         item.id,
         duration(now - accepted),
@@ -135,7 +141,8 @@ def _row(read: Details, now: float) -> list[str]:
 
 def _next(read: Details, now: float) -> str:
     if read.due is None:
-        return "in doubt" if read.item.state is EntryState.IN_DOUBT else "never"
+        state = read.item.state
+        return "never" if state is EntryState.FAILED else state.value
     return "now" if read.due <= now else duration(read.due - now)
 
 
@@ -207,11 +214,13 @@ def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
     yield "state", f"{item.state.value}; {item.state.advice}"
     yield "url" if is_database_url(item.place) else "file", item.place
     yield "size", size(read.size)
-    if item.accepted is not None:
-        yield "accepted", _ago(item.accepted, now)
+    if read.accepted is not None:
+        yield "accepted", _ago(read.accepted, now)
     if read.due is not None:
         wait = "now" if read.due <= now else f"in {duration(read.due - now)}"
         yield "due", f"{moment(read.due)}, {wait}"
+    if read.expires is not None:
+        yield "expires", moment(read.expires)
     if item.state is EntryState.FAILED:
         yield "given up", _ago(read.changed, now)
     if read.problem:
@@ -299,15 +308,33 @@ def _print_survey(seen: Survey, now: float) -> None:
     if seen.oldest_due is not None:
         late = f", the oldest for {duration(max(0.0, now - seen.oldest_due))}"
     for state, count in seen.counts.items():
-        print(f"{count:>8}  {state.title}{_shown(seen.reasons.get(state))}")
+        if count or state not in _RARE:
+            when = _next_time(seen, now) if state is EntryState.SCHEDULED else ""
+            shown = _shown(seen.reasons.get(state))
+            print(f"{count:>8}  {state.title}{when}{shown}")
     if seen.looked_at < seen.counts[EntryState.DEFERRED]:
         late += f"; {seen.looked_at} of the deferred were asked, there may be more"
     print(f"{seen.due:>8}  due now{late}")
     print(f"processor {_life(seen, now)}")
     if seen.pause is not None:
         print(_pause(seen.pause, now))
+    if seen.stopped is not None:
+        print(printable(_stopped(seen.stopped, now)))
     for one in seen.receptions:
         print(f"receiver  {_reception(one, now)}")
+
+
+def _next_time(seen: Survey, now: float) -> str:
+    """Return when the next scheduled entry is due."""
+    if seen.next_scheduled is None:
+        return ""
+    left = duration(seen.next_scheduled - now)
+    return f", the next at {moment(seen.next_scheduled)}, in {left}"
+
+
+def _stopped(by_hand: Stopped, now: float) -> str:
+    """Return who has paused the queue, and since when."""
+    return f"{by_hand}, since {_ago(by_hand.since, now)}"
 
 
 def _shown(reason: Reason | None) -> str:
@@ -363,6 +390,7 @@ def _print_metrics(queue: str, fields: dict[str, Any]) -> None:
         "processor_alive": int(fields["processor_alive"]),
         "paused": int(pause is not None),
         "paused_seconds": pause and pause["seconds"],
+        "paused_by_hand": int(fields["paused_by_hand"] is not None),
         "attention": len(fields["attention"]),
     }
     for name, text in _GAUGES.items():

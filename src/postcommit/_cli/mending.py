@@ -1,7 +1,9 @@
-"""``retry``, ``delete`` and ``recover``: change entries of a queue."""
+"""``retry``, ``delete``, ``hold``, ``pause``, ``recover``: change a queue."""
 from __future__ import annotations
 
 import argparse
+import os
+import pwd
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -17,12 +19,27 @@ from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
 from postcommit._queue.values import entries
+from postcommit._queue.values import moment
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 
 
 # Maximum number of entries that are named.
 _MOST_NAMED = 20
+
+# The entries that can be retried, and those that can be held.
+_RETRIED = (
+    EntryState.SCHEDULED,
+    EntryState.DEFERRED,
+    EntryState.BULK,
+    EntryState.FAILED,
+)
+_HELD = (
+    EntryState.WAITING,
+    EntryState.SCHEDULED,
+    EntryState.DEFERRED,
+    EntryState.BULK,
+)
 
 _SKIPPED = "skipped: it is gone, or a processor is sending it now"
 
@@ -110,8 +127,7 @@ def retry_arguments(parser: argparse.ArgumentParser) -> None:
     _verbose_argument(parser)
     arguments.adopt(parser)
     selection.ids_argument(parser, "+", "every entry that the options below choose")
-    states = (EntryState.DEFERRED, EntryState.FAILED)
-    selection.choice(parser, *states, default="what is deferred")
+    selection.choice(parser, *_RETRIED, default="what is deferred")
 
 
 def run_retry(options: argparse.Namespace) -> int:
@@ -159,7 +175,7 @@ def delete_arguments(parser: argparse.ArgumentParser) -> None:
     selection.queue_argument(parser)
     arguments.adopt(parser)
     selection.ids_argument(parser, "+", "every entry that the options below choose")
-    states = (EntryState.WAITING, EntryState.DEFERRED, EntryState.FAILED)
+    states = (state for state in EntryState if state is not EntryState.IN_DOUBT)
     selection.choice(parser, *states, default="what waits or is deferred")
 
 
@@ -198,6 +214,99 @@ def _is_confirmed(count: int, options: argparse.Namespace) -> bool:
     if selection.ALL in options.ids:
         raise ItemError(selection.ALL, "needs --yes where nobody can be asked")
     return True
+
+
+# hold, release
+
+
+def hold_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+    _verbose_argument(parser)
+    arguments.adopt(parser)
+    every = "every entry that the options below choose; with no id, it is ALL"
+    selection.ids_argument(parser, "*", every)
+    selection.choice(parser, *_HELD, default="all that is to be sent")
+
+
+def run_hold(options: argparse.Namespace) -> int:
+    """Hold the entries. Return 1 if some were skipped."""
+    return _hold_or_release(options, "held", *_HELD)
+
+
+def release_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+    _verbose_argument(parser)
+    arguments.adopt(parser)
+    every = "every held entry that the options below choose; with no id, it is ALL"
+    selection.ids_argument(parser, "*", every)
+    selection.choice(parser, EntryState.HELD, default="all that is held")
+
+
+def run_release(options: argparse.Namespace) -> int:
+    """Release the entries. Return 1 if some were skipped."""
+    return _hold_or_release(options, "released", EntryState.HELD)
+
+
+def _hold_or_release(
+    options: argparse.Namespace, done: str, *states: EntryState
+) -> int:
+    options.ids = options.ids or [selection.ALL]
+    queue = selection.operators(options)
+    wanted = selection.chosen(options, *states)
+    with selection.meter(queue, wanted, done) as meter:
+        # What is found is moved, so all is found before.
+        items = list(selection.selected(queue, options, *states, step=meter.step))
+        with queue.changes() as changes:
+            change = changes.hold if done == "held" else changes.release
+            verbose = options.verbose
+            return _change_each(items, change, done, meter, verbose=verbose)
+
+
+# pause, resume
+
+
+def pause_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+    text = "why, for 'postcommit status' and the log of the processor"
+    parser.add_argument("--reason", metavar="TEXT", default="", help=text)
+
+
+def run_pause(options: argparse.Namespace) -> int:
+    """Stop all processors of the queue from sending, until it is resumed."""
+    who = _user()
+    queue = selection.operators(options)
+    with queue.changes() as changes:
+        is_done = changes.stop(who, options.reason)
+    if is_done:
+        print("the queue is paused; 'postcommit resume' ends that")
+        return 0
+    note = queue.survey(most_seconds=0.0).stopped
+    since = "" if note is None else f" since {moment(note.since)}"
+    print(f"nothing changed: the queue is {printable(str(note))}{since}")
+    return 0
+
+
+def _user() -> str:
+    """Return the name of the user who runs the command, also by ``sudo``."""
+    uid = os.getuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"user {uid}"
+    return os.environ.get("SUDO_USER") or name
+
+
+def resume_arguments(parser: argparse.ArgumentParser) -> None:
+    selection.queue_argument(parser)
+
+
+def run_resume(options: argparse.Namespace) -> int:
+    """Let the processors of the queue send again."""
+    queue = selection.operators(options)
+    with queue.changes() as changes:
+        is_done = changes.resume()
+    print("the queue is resumed" if is_done else "the queue was not paused by hand")
+    return 0
 
 
 # recover

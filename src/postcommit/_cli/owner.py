@@ -29,7 +29,7 @@ from importlib import import_module
 from importlib import invalidate_caches
 
 from postcommit._maildir.maildir import FOLDERS
-from postcommit._maildir.mark import FAILED
+from postcommit._maildir.mark import SUBFOLDERS
 from postcommit.errors import QueueError
 
 
@@ -171,8 +171,8 @@ def _queue_of(path: str) -> str | None:
     """Return the Maildir that `path` is, or is in, if it can be seen."""
     folder = os.path.abspath(path)
     while True:
-        # The folder of the dead letters is a Maildir in the queue.
-        if os.path.basename(folder) != FAILED and all(
+        # The folder of the dead letters is a Maildir in the queue, as is each room.
+        if os.path.basename(folder) not in SUBFOLDERS and all(
             os.path.isdir(f"{folder}/{name}") for name in FOLDERS
         ):
             return folder

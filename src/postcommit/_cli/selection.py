@@ -11,12 +11,12 @@ from postcommit._cli.output import Meter
 from postcommit._cli.output import printable
 from postcommit._cli.owner import act_as_owner
 from postcommit._config.database import parse_database_url
+from postcommit._mail.message import bare_id
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
 from postcommit._maildir.item import no_step
-from postcommit._maildir.looking import bare_id
 from postcommit._queue.selection import Selection
 from postcommit._queue.values import moment
 from postcommit._queue.values import seconds_of

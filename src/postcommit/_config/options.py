@@ -34,6 +34,7 @@ from zope.schema.interfaces import ValidationError
 
 from postcommit._config.database import parse_database_url
 from postcommit._mail.address import parse_address
+from postcommit._mail.message import bare_id
 from postcommit.errors import AddressError
 from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
@@ -286,3 +287,15 @@ def checked_sender(sender: Any) -> str | None:
         except AddressError as error:
             raise OptionError("default_sender", sender, error.reason) from None
     return cast("str | None", sender)
+
+
+def checked_message_id(message_id: Any) -> str:
+    """Return a message id, as `send` returned it, without its angle brackets.
+
+    Raises `OptionError` for anything but a str with such an id.
+    """
+    bare = bare_id(message_id) if isinstance(message_id, str) else ""
+    if not bare or not bare.isprintable() or set(bare) & set("<> "):
+        reason = "must be a message id, as send() returns it"
+        raise OptionError("message_id", message_id, reason)
+    return bare

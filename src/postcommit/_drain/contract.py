@@ -33,20 +33,8 @@ from zope.interface import Interface
 
 from postcommit._drain.schedule import Schedule
 from postcommit._mail.entry import Entry
+from postcommit._mail.terms import Terms as Terms
 from postcommit.interfaces import Batch
-
-
-@dataclass(frozen=True)
-class Terms:
-    """When an entry may be sent. Times are in seconds since the epoch.
-
-    It is not sent before `not_before`, and not after `expires`. With `bulk` it comes
-    after all entries that are due without it.
-    """
-
-    not_before: float | None = None
-    expires: float | None = None
-    bulk: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,9 @@ class IClaim(Interface):
     key: Hashable = Attribute("The entry's identity, for as long as the entry lives.")
     name: str = Attribute("The entry's name, for logs: a path, for example.")
     accepted: float = Attribute("When the entry was accepted.")
-    expires: float | None = Attribute("When the entry expires; None if it does not.")
+    expires: float | None = Attribute(
+        "When the entry expires, once it was read; None if it does not."
+    )
     entry: Entry = Attribute("The entry, once `read` has returned it.")
 
     def read() -> Entry:
@@ -123,6 +113,15 @@ class IQueue(Interface):
         be kept, or the queue cannot keep `terms`. Then nothing is left.
         """
 
+    def cancel(message_id: str, staged: Sequence[Any] = ()) -> Any | None:
+        """Claim what waits of a message, as an item for a `batch` of this queue.
+
+        When the batch is published, the entries are removed. When it is discarded, they
+        are released. `staged` has the items of the running transaction, which may be
+        called off as well. Returns None if nothing of the message waits, or all of it
+        is being sent. Raises `QueueError`.
+        """
+
     def consumer(
         schedule: Schedule, clock: Callable[[], float] | None = None
     ) -> IConsumer:
@@ -144,16 +143,28 @@ class IConsumer(Interface):
     def take(most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
         """Claim up to `most` due entries. Return [] if none is due. Any thread.
 
-        New entries come first, then deferred entries. An entry accepted in the last
-        0.2 s may come after a deferred entry. Returns fewer than `most` if more cannot
-        be found quickly, and [] also during a rest after a look at many deferred
-        entries: `seconds_to_wait` says when to ask again. `avoid` holds the keys of
-        entries not to claim: suspects, for example, or what was released in this pass
-        and would be taken again at once.
+        New entries come first, then scheduled, deferred and bulk entries, each of them
+        by time. An entry accepted in the last 0.2 s may come after a deferred entry.
+        Scheduled and bulk entries may have to be let in first, see `let_in`.
+
+        Returns fewer than `most` if more cannot be found quickly, and [] also during a
+        rest after a look at many deferred entries: `seconds_to_wait` says when to ask
+        again. `avoid` holds the keys of entries not to claim: suspects, for example, or
+        what was released in this pass and would be taken again at once.
 
         A claim is returned also for an entry that cannot be opened: its `read` raises
         the error. Raises `QueueError` if all entries fail, whatever its `scope`. Then
         nothing is claimed.
+        """
+
+    def let_in() -> bool:
+        """Let `take` find the next scheduled entries that are due, or bulk entries.
+
+        Only the feeder calls it, when `take` has found nothing. Bulk entries come if no
+        scheduled entry is due. They come in portions, so that a new entry soon has its
+        turn. Returns True if the feeder should call `take` and this again without a
+        sleep. A queue whose `take` finds these entries itself returns False. Never
+        raises, but logs.
         """
 
     def is_sure(claim: IClaim) -> bool:

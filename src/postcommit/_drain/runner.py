@@ -196,7 +196,18 @@ class Drain:
             self._breaker.skipped = frozenset()  # they are tried again
             self._crew.call()
             self._crew.wait(until_idle=False)
-            self._consumer.wait(self._seconds_to_sleep())
+            is_more = self._let_in()
+            self._consumer.wait(0.0 if is_more else self._seconds_to_sleep())
+
+    def _let_in(self) -> bool:
+        """Let scheduled and bulk entries in, unless the queue pauses.
+
+        Not while one entry is tried after a pause, but if none is left to be tried.
+        """
+        breaker = self._breaker
+        if self._stopping or breaker.is_probed or breaker.state is CircuitState.OPEN:
+            return False
+        return self._consumer.let_in()
 
     def _feeder_failed(self, error: Exception) -> None:
         """Pause after an error that nobody expects: the thread has to live."""
@@ -216,6 +227,8 @@ class Drain:
                 self._breaker.skipped = frozenset()
                 self._crew.call()
                 self._crew.wait(until_idle=True)
+                if self._let_in():
+                    continue
                 # If the reason was one message, or one entry that cannot be settled, a
                 # second pass gets further. If the relay or the disk fails again at
                 # once, this ends.

@@ -14,6 +14,8 @@ uncertain for the third     those recipients may have the message: they are kept
 time (``max_uncertain``)    a dead letter, but are not called rejected
 too old                     what would be deferred is rejected, but never after
                             the first attempt
+expired                     is kept as a dead letter, without an attempt; also if
+                            it would expire before the next attempt
 unreadable                  is kept as a dead letter, with the reason
 ==========================  ==================================================
 
@@ -44,8 +46,10 @@ from postcommit._drain.schedule import Schedule
 from postcommit._log import Log
 from postcommit._mail.entry import Entry
 from postcommit._mail.message import message_id_of
+from postcommit._mail.report import EXPIRED
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
+from postcommit._mail.report import expiring
 from postcommit._mail.report import giving_up
 from postcommit._mail.report import giving_up_uncertain
 from postcommit._mailers.foreign import notify_of
@@ -141,7 +145,10 @@ class Settler:
         entry, now = claim.entry, self._consumer.now()
         # Not after the first attempt: the clock may have been wrong, or the relay away.
         # Nor for recipients that were not reached because the relay failed.
-        if entry.attempts and self._schedule.is_too_old(claim.accepted, now):
+        next_attempt = self._schedule.next_attempt(claim.accepted, now)
+        if claim.expires is not None and claim.expires <= next_attempt:
+            report = expiring(report)
+        elif entry.attempts and self._schedule.is_too_old(claim.accepted, now):
             report = giving_up(report)
         elif report.uncertain:
             most = self._schedule.max_uncertain
@@ -161,9 +168,8 @@ class Settler:
             reply = f"{UNCERTAIN}: {uncertain.last_reply}"
             uncertain = replace(uncertain, last_reply=reply)
         left = self._left(claim, report, has_failed=has_failed)
-        due, is_part = now, left is not None and left.attempts == entry.attempts
-        if not is_part:
-            due = self._schedule.next_attempt(claim.accepted, now)
+        is_part = left is not None and left.attempts == entry.attempts
+        due = now if is_part else next_attempt
         rejected = _rejected(entry, report)
         return report, Settlement(rejected, uncertain, left, due, is_part)
 
@@ -220,6 +226,19 @@ class Settler:
         with self._lock:
             self.tally = Tally(*map(add, self.tally, counts))
         announce(report, notify_of(self._mailer), transaction.manager)
+
+    def expire(self, claim: IClaim) -> None:
+        """Make an entry that has expired a dead letter, and announce it.
+
+        No attempt is counted. Raises an exception as `settle` does.
+        """
+        entry = claim.entry
+        self._kept.pop(claim.key, None)
+        report = DeliveryReport.alike(
+            message_id_of(entry.message), entry.recipients, Status.REJECTED, EXPIRED
+        )
+        dead = replace(entry, last_reply=str(EXPIRED))
+        self._apply(_Unsettled(claim, report, Settlement(rejected=dead), False))
 
     def bury_unreadable(self, claim: IClaim, error: EntryError) -> None:
         """Make what is not an entry a dead letter, and announce it.

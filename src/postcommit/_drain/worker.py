@@ -207,6 +207,9 @@ class Worker:
                 if not self._consumer.is_sure(self._ready[0]):
                     return None
                 claim = self._ready.popleft()
+                if claim.expires is not None and claim.expires <= self._consumer.now():
+                    self._expire(claim)
+                    continue
                 self._in_flight.append(claim)
                 return claim
             if not (self._claimed or self._look_ahead()):
@@ -225,6 +228,14 @@ class Worker:
                 self._claimed.popleft()
             self._was_large = size > _BYTES_AHEAD
         return None
+
+    def _expire(self, claim: IClaim) -> None:
+        """Make an entry that has expired a dead letter."""
+        try:
+            self._settler.expire(claim)
+        except Exception as error:
+            self._failed = True
+            self._breaker.note(error, since=self._since)
 
     def _look_ahead(self) -> bool:
         """Claim the next entries, several at a time if the relay is quick.

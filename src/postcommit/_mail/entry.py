@@ -11,8 +11,9 @@ class Entry:
 
     `uncertain` is the number of attempts in which a recipient was uncertain. If it is
     not the same for all recipients, it is the largest one, and `doubts` has those of
-    all, in the order of `recipients`. `name` is the entry's name in its queue, which is
-    the same in each attempt.
+    all, in the order of `recipients`. `not_before` and `expires` are the times between
+    which it may be sent, in seconds since the epoch. `name` is the entry's name in its
+    queue, which is the same in each attempt.
     """
 
     sender: str
@@ -22,6 +23,8 @@ class Entry:
     last_reply: str = ""
     uncertain: int = 0
     doubts: tuple[int, ...] = ()
+    not_before: float | None = None
+    expires: float | None = None
     name: str = field(default="", compare=False, repr=False)
 
     def uncertain_by_recipient(self) -> dict[str, int]:

@@ -32,6 +32,7 @@ from postcommit._mail.headers import field_policy
 from postcommit._mail.headers import from_field
 from postcommit._mail.headers import mailboxes_in
 from postcommit._mail.headers import mailboxes_of
+from postcommit._mail.terms import Terms
 from postcommit.errors import AddressError
 from postcommit.errors import MessageError
 from postcommit.errors import MessageTypeError
@@ -78,7 +79,8 @@ class Composed:
     """A message with its envelope, ready to be sent: an `Outgoing`.
 
     `header` ends with the blank line. `body` is a view of the caller's bytes, so that a
-    large message is not copied.
+    large message is not copied. `terms` are those that were given to `send`, for tests
+    of applications.
     """
 
     sender: str
@@ -86,6 +88,7 @@ class Composed:
     message_id: str
     header: bytes
     body: memoryview
+    terms: Terms | None = field(default=None, init=False, repr=False, compare=False)
     _whole: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
@@ -308,6 +311,11 @@ def to_crlf(data: bytes) -> bytes:
 
 
 # Message-Id
+
+
+def bare_id(message_id: str) -> str:
+    """Return a message id without its angle brackets, and without space around it."""
+    return message_id.strip().removeprefix("<").removesuffix(">")
 
 
 def message_id_of(data: bytes) -> str:

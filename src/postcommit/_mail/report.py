@@ -163,6 +163,26 @@ def giving_up(report: DeliveryReport) -> DeliveryReport:
     return giving_up_uncertain(_with_outcomes(report, outcomes))
 
 
+#: The reply to a mail that was not sent in time. The status is that of RFC 3463, 3.5:
+#: "delivery time expired".
+EXPIRED = Reply(0, "4.4.7", "it expired before it was sent")
+
+
+def expiring(report: DeliveryReport) -> DeliveryReport:
+    """Return `report` for the last attempt before the mail expires, as `giving_up`."""
+    outcomes = tuple(
+        replace(outcome, reply=_expired_after(outcome.reply))
+        if outcome.status is Status.DEFERRED
+        else outcome
+        for outcome in report.outcomes
+    )
+    return giving_up(_with_outcomes(report, outcomes))
+
+
+def _expired_after(reply: Reply) -> Reply:
+    return replace(EXPIRED, text=f"{EXPIRED.text}; the last reply was: {reply}")
+
+
 def giving_up_uncertain(
     report: DeliveryReport, recipients: Collection[str] | None = None
 ) -> DeliveryReport:

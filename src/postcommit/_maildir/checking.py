@@ -20,13 +20,16 @@ from postcommit._maildir.looking import shortages
 from postcommit._maildir.maildir import FOLDERS
 from postcommit._maildir.maildir import try_out
 from postcommit._maildir.mark import FAILED
+from postcommit._maildir.mark import SUBFOLDERS
 from postcommit._maildir.mounts import REMOTE_ADVICE
 from postcommit._maildir.mounts import is_read_only
 from postcommit._maildir.mounts import mount_of
 from postcommit._maildir.mounts import remoteness
 from postcommit._maildir.presence import PAUSED
+from postcommit._maildir.presence import STOPPED
 from postcommit._maildir.presence import WAKEUP
 from postcommit._maildir.presence import lacks_pipes
+from postcommit._maildir.rooms import is_scheduled
 from postcommit._maildir.staging import is_incomplete
 from postcommit._maildir.store import LEFTOVER_AGE
 from postcommit._maildir.store import Store
@@ -54,7 +57,9 @@ def check(store: Store, now: float) -> Iterator[Finding]:
             yield Finding(store.path, problem, advice)
             return
         names: dict[EntryState, set[int]] = {}
-        for state in (EntryState.WAITING, EntryState.DEFERRED, EntryState.FAILED):
+        for state in EntryState:
+            if state is EntryState.IN_DOUBT:
+                continue  # they have findings of their own
             yield from _as_allowed(_entries(store, state, now, names))
         yield from _as_allowed(_twice(store, names))
 
@@ -89,14 +94,17 @@ def _folders(store: Store) -> Iterator[Finding]:
     top = os.stat(store.path)
     yield from _rights(store.path, top, top)
     yield from _access(store.path, top, top)
-    for name in (*FOLDERS, FAILED, *(f"{FAILED}/{folder}" for folder in FOLDERS)):
+    below = (f"{name}/{folder}" for name in SUBFOLDERS for folder in FOLDERS)
+    for name in (*FOLDERS, *SUBFOLDERS, *below):
         path = f"{store.path}/{name}"
         try:
             found = os.lstat(path)
         except PermissionError:
             continue  # the folder that it is in has a finding
         except FileNotFoundError:
-            if name != FAILED and os.path.exists(f"{store.path}/{FAILED}"):
+            parent = os.path.dirname(name)
+            is_part = name in FOLDERS or parent in SUBFOLDERS
+            if is_part and os.path.exists(f"{store.path}/{parent}"):
                 yield Finding(path, "is missing", "create it, with mode 0700")
             continue
         if not stat.S_ISDIR(found.st_mode):
@@ -108,7 +116,8 @@ def _folders(store: Store) -> Iterator[Finding]:
             problem = "is on another file system, so nothing can be renamed to it"
             yield Finding(path, problem, "move it onto that of the queue")
         yield from _access(path, found, top)
-    for name in (WAKEUP, PAUSED, f"{FAILED}/maildirfolder"):
+    marks = (f"{name}/maildirfolder" for name in SUBFOLDERS)
+    for name in (WAKEUP, PAUSED, STOPPED, *marks):
         path = f"{store.path}/{name}"
         with suppress(FileNotFoundError, PermissionError):
             yield from _rights(path, os.lstat(path), top)
@@ -236,8 +245,12 @@ def _entry(
     accepted = item.accepted
     if accepted is None:
         problem = "has a name that does not tell when it was accepted"
-        yield Finding(item.place, problem, "none: its file's time is taken instead")
-    elif accepted > now + _AHEAD:
+        advice = "none: its file's time is taken instead"
+        if item.state is EntryState.SCHEDULED:
+            problem = "has a name that does not begin with the time when it is due"
+            advice = "none: a processor sends it at once"
+        yield Finding(item.place, problem, advice)
+    elif accepted > now + _AHEAD and not is_scheduled(item.name):
         problem = "was accepted in the future"
         yield Finding(item.place, problem, "set the clock of this machine")
     if item.state is EntryState.DEFERRED and read.changed > now + _AHEAD:

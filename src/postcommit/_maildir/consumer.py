@@ -1,6 +1,7 @@
 """One drain of a queue on disk: what is due is claimed here, and settled.
 
-New entries come first, then deferred entries.
+New entries come first, then deferred entries. Scheduled and bulk entries are let in
+when there are no others (see `gate`).
 
 Looking is cheap: two ``stat`` calls tell that nothing has changed. If something has,
 the folder is read in parts, so a queue of any size starts at once and costs no memory.
@@ -45,10 +46,14 @@ from postcommit._maildir.entry import stem
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import unable
+from postcommit._maildir.gate import Gate
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.presence import PauseNote
 from postcommit._maildir.presence import Wakeup
+from postcommit._maildir.presence import is_stopped
 from postcommit._maildir.presence import ring
+from postcommit._maildir.presence import stopped
+from postcommit._maildir.watch import Watch
 from postcommit.errors import QueueError
 
 
@@ -59,10 +64,6 @@ if TYPE_CHECKING:
 
 log = Log("postcommit.maildir.consumer")
 
-# Resolution of a folder's time of change, in seconds, with a margin. A folder that
-# changed more recently may change again without a new time.
-_COARSENESS = 3.0
-
 # Interval in seconds at which a look at deferred entries looks for new entries, too.
 _NEW_EVERY = 0.2
 
@@ -72,6 +73,11 @@ _REST_FOR_EACH = 2e-5
 
 # Number of seconds between two lines in the log about claims of another library.
 _LOG_SECONDS = 3600.0
+
+# Seconds between two looks whether a person has paused the queue: while entries are
+# taken, and otherwise. It also looks when somebody rings, as 'pause' does.
+_STOPPED_EVERY = 0.2
+_STOPPED_SELDOM = 5.0
 
 # Maximum number of seconds for which `take` looks for more, once it has something.
 _SECONDS_FOR_MORE = 0.01
@@ -88,6 +94,7 @@ class Consumer:
         self._store = store
         self._schedule = schedule
         self._scan = Scan(store.maildir, schedule, clock)
+        self._gate = Gate(store, clock)
         self._wakeup = Wakeup(store.path)
         self._note = PauseNote(store.path)
         # By name, of all claims, also of those that were forgotten after an exception.
@@ -95,7 +102,8 @@ class Consumer:
         self._lock = threading.Lock()  # around the slot
         self._slot = time.monotonic()
         self._next_log = -math.inf
-        self.wait = self._wakeup.wait
+        self._is_paused = False  # by hand, as the last look has shown
+        self._next_look = -math.inf
         self.give_sign = self._wakeup.give_sign
         self.ring = self._wakeup.ring
         self.post = self._note.post
@@ -114,6 +122,8 @@ class Consumer:
 
     def take(self, most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
         """Claim up to `most` due entries. See `IConsumer`."""
+        if self._is_paused_by_hand():
+            return []
         taken: list[IClaim] = []
         until = math.inf
         looks = self._scan.looks
@@ -135,7 +145,31 @@ class Consumer:
             if isinstance(error, OSError) and not isinstance(error, QueueError):
                 raise unable(self._store.path, "look for entries", error) from error
             raise
+        if taken:
+            soon = time.monotonic() + _STOPPED_EVERY
+            self._next_look = min(self._next_look, soon)
         return taken
+
+    def let_in(self) -> bool:
+        """Let the next scheduled or bulk entries in. See `IConsumer`."""
+        return not self._is_paused_by_hand() and self._gate.let_in()
+
+    def _is_paused_by_hand(self) -> bool:
+        """Return whether a person has paused the queue. Looks if that is worth it."""
+        now = time.monotonic()
+        if not self._is_paused and now < self._next_look:
+            return False
+        self._next_look = now + _STOPPED_SELDOM
+        is_paused = is_stopped(self._store.path)
+        if is_paused != self._is_paused:
+            with self._lock:
+                is_news, self._is_paused = is_paused != self._is_paused, is_paused
+            if is_news and is_paused:
+                text = "%s: %s; 'postcommit resume' ends that"
+                log.warning(text, self._store.path, stopped(self._store.path))
+            elif is_news:
+                log.warning("%s: goes on, it was resumed by hand", self._store.path)
+        return is_paused
 
     def _claim(self, path: str) -> IClaim | None:
         """Claim the entry at `path`, or None if it is not due, gone, or claimed."""
@@ -225,7 +259,9 @@ class Consumer:
         """Return for how many seconds, as far as is known, nothing becomes due."""
         if self._store.held:
             self._log_held()
-        return self._scan.seconds_to_wait()
+        if self._is_paused:
+            return math.inf  # 'resume' rings
+        return min(self._scan.seconds_to_wait(), self._gate.seconds_to_wait())
 
     def _log_held(self) -> None:
         """Log, once an hour, how many entries are left to another library."""
@@ -242,6 +278,12 @@ class Consumer:
                 len(held),
                 time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(max(held))),
             )
+
+    def wait(self, timeout: float) -> None:
+        """Sleep until somebody rings, `timeout` seconds at most."""
+        if self._wakeup.wait(timeout):
+            self._next_look = -math.inf  # a person may have paused the queue
+            self._gate.search()
 
     def reserve(self, rate: float) -> float:
         """Take the next slot of `rate` per second. Return the seconds until it."""
@@ -271,6 +313,7 @@ class Consumer:
             lock.release()
         if self._note.lock is not None:
             self._note.clear()
+        self._gate.close()
         self._wakeup.close()
         # The last ring may have woken only us, and we do nothing more.
         ring(self._store.path)
@@ -315,7 +358,7 @@ class Scan:
         self._schedule = schedule
         self._clock = clock
         self._monotonic = monotonic
-        self._seen: dict[str, tuple[float, int] | None] = {"new": None, "cur": None}
+        self._of_new, self._of_cur = Watch(maildir.new), Watch(maildir.cur)
         # The first time at which an entry is due, as far as it was noted since the last
         # pass over the deferred entries began. The other is that noted before, until
         # the pass ends.
@@ -352,11 +395,11 @@ class Scan:
                 self._looked_for_new = -math.inf
                 due = min(self._next_due, self._last_due)
                 is_one_due = due < math.inf and not self._wait(due)
-                is_worth = self._has_changed("cur") or is_one_due
+                is_worth = self._of_cur.has_changed() or is_one_due
                 # Nobody rings again when the rest is over.
                 self._is_put_off = is_worth and self._monotonic() < self._not_before
                 if self._is_put_off:
-                    self._seen["cur"] = None
+                    self._of_cur.forget()
                 elif is_worth:
                     with self._lock:
                         self._last_due = min(self._next_due, self._last_due)
@@ -375,16 +418,6 @@ class Scan:
         finally:
             self._looking.release()
 
-    def _has_changed(self, folder: str) -> bool:
-        """Return whether `folder` has changed since the last call."""
-        found = os.stat(f"{self._maildir.path}/{folder}")
-        state = found.st_mtime, found.st_ino  # another if the folder was replaced
-        if state == self._seen[folder]:
-            return False
-        is_settled = time.time() - found.st_mtime > _COARSENESS
-        self._seen[folder] = state if is_settled else None
-        return True
-
     def _find(self, avoid: Collection[Hashable], until: float) -> str | None:
         while not self.is_stopped:
             now = self._monotonic()
@@ -395,7 +428,7 @@ class Scan:
             is_new = bool(self._passes) and not self._passes[-1].is_deferred
             if not is_new and now - self._looked_for_new > _NEW_EVERY:
                 self._looked_for_new = now
-                if self._has_changed("new"):
+                if self._of_new.has_changed():
                     self._passes.append(_Pass(self._maildir.parts("new")))
             if not self._passes:
                 break
@@ -458,7 +491,8 @@ class Scan:
 
     def look_again(self) -> None:
         """Begin the next look even if no folder has changed."""
-        self._seen = {"new": None, "cur": None}
+        self._of_new.forget()
+        self._of_cur.forget()
 
     def note_due(self, due: float) -> None:
         """Note that an entry was deferred until `due`."""

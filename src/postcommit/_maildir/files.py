@@ -37,6 +37,10 @@ log = Log("postcommit.maildir.files")
 
 CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
+# Flags to open the file of an entry for reading: never through a symbolic link, and
+# without waiting for a pipe.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
 # Maximum number of bytes that are written in one call.
 ONE_WRITE = 1 << 16
 

@@ -29,11 +29,13 @@ from postcommit._mail.message import message_id_of
 from postcommit._mail.readable import field_of_header
 from postcommit._mail.readable import header_of
 from postcommit._maildir.entry import accepted_at
+from postcommit._maildir.rooms import is_scheduled
 
 
 if TYPE_CHECKING:
     from postcommit._maildir.presence import Pause
-from postcommit._maildir.reception import Reception
+    from postcommit._maildir.presence import Stopped
+    from postcommit._maildir.reception import Reception
 
 
 # Number of hexadecimal digits of an id.
@@ -69,11 +71,29 @@ class EntryState(enum.Enum):
         "those that were never tried",
         "a processor tries it next; 'postcommit flush' does so now",
     )
+    SCHEDULED = (
+        "scheduled",
+        "scheduled for later",
+        "those that wait for their time",
+        "'postcommit retry' sends it now",
+    )
     DEFERRED = (
         "deferred",
         "deferred",
         "those that are tried again",
         "'postcommit retry' makes it due now",
+    )
+    BULK = (
+        "bulk",
+        "bulk, sent after all others",
+        "bulk mail that waits for all other mail",
+        "'postcommit retry' sends it before other bulk mail",
+    )
+    HELD = (
+        "held",
+        "held",
+        "those that a person holds",
+        "'postcommit release' lets it be tried again",
     )
     FAILED = (
         "failed",
@@ -113,7 +133,10 @@ class Item(NamedTuple):
 
     @property
     def accepted(self) -> float | None:
-        """When it was accepted, in seconds since the epoch, if the name says so."""
+        """When it was accepted, in seconds since the epoch, if the name says so.
+
+        For a scheduled entry, it is the time when it is or was due.
+        """
         return accepted_at(self.name)
 
     @property
@@ -131,7 +154,7 @@ class Details:
     letter was given up. `problem` is why this is not an entry. Then sender and
     recipients are unknown. `uncertain` is how many of the `attempts` may have
     transmitted the message. `head` is the beginning of the message, with its whole
-    header.
+    header. `expires` is when it becomes a dead letter, None if it does not.
     """
 
     item: Item
@@ -145,6 +168,15 @@ class Details:
     last_reply: str = ""
     problem: str = ""
     head: bytes = field(default=b"", repr=False)
+    expires: float | None = None
+
+    @property
+    def accepted(self) -> float | None:
+        """When the entry was accepted, or None if that is unknown."""
+        told = self.item.accepted
+        if told is not None and is_scheduled(self.item.name):
+            return min(told, self.changed)
+        return told
 
     @property
     def id(self) -> str:
@@ -165,11 +197,6 @@ class Details:
     def place(self) -> str:
         """Where the entry was: a path, or a URL with the id."""
         return self.item.place
-
-    @property
-    def accepted(self) -> float | None:
-        """When the entry was accepted, or None if that is unknown."""
-        return self.item.accepted
 
     @property
     def header(self) -> str:
@@ -212,7 +239,8 @@ class Survey:
     processor, `pause` is the note of a processor that pauses, `receptions` are those of
     receivers from a broker. `mailbox` says why this
     is probably a person's mailbox. It is empty for a queue. `shortages` say what the
-    disk has too little of.
+    disk has too little of. `next_scheduled` is when the next scheduled entry is due.
+    `stopped` says who has paused the queue by hand.
     """
 
     counts: Mapping[EntryState, int]
@@ -225,6 +253,8 @@ class Survey:
     pause: Pause | None
     mailbox: str = ""
     shortages: tuple[str, ...] = ()
+    next_scheduled: float | None = None
+    stopped: Stopped | None = None
     receptions: tuple[Reception, ...] = ()
 
 
@@ -250,8 +280,10 @@ class IChanges(Interface):
     def retry(item: Item) -> bool:
         """Make the entry due now. Return False if it is gone, or is being sent.
 
-        Raises `EntryError` for a dead letter that is not an entry, or that is in the
-        queue already, and `QueueError` for an entry in doubt.
+        A scheduled entry no longer waits for its time, a bulk entry for other mail.
+        Raises `EntryError` for a held entry, and for a dead letter that is not an
+        entry, or that is in the queue already. Raises `QueueError` for an entry in
+        doubt.
         """
 
     def delete(item: Item) -> bool:
@@ -259,6 +291,28 @@ class IChanges(Interface):
 
         Raises `QueueError` for an entry in doubt.
         """
+
+    def hold(item: Item) -> bool:
+        """Keep the entry from being tried until it is released.
+
+        Returns False if it is gone, or is being sent. Raises `EntryError` for a dead
+        letter, and `QueueError` for an entry in doubt.
+        """
+
+    def release(item: Item) -> bool:
+        """Let a held entry be tried again, when it is due. False if it is gone.
+
+        Raises `EntryError` for an entry that is not held.
+        """
+
+    def stop(who: str, reason: str = "") -> bool:
+        """Pause the whole queue until `resume`. Return False if it was paused before.
+
+        No entry is taken any more, by any processor. What is being sent is finished.
+        """
+
+    def resume() -> bool:
+        """End a pause by `stop`. Return False if there was none."""
 
     def recover(items: Iterable[Item], *, send: bool) -> Iterator[Item]:
         """Accept these entries in doubt, or remove them. Yield each when it is done.

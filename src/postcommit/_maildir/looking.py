@@ -18,17 +18,20 @@ from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from postcommit._mail.entry import Entry
-from postcommit._maildir.entry import BEGINNING
+from postcommit._mail.message import bare_id
+from postcommit._maildir import rooms
+from postcommit._maildir.cancellation import is_of
 from postcommit._maildir.entry import FROM
+from postcommit._maildir.entry import HEAD
 from postcommit._maildir.entry import UNREADABLE
 from postcommit._maildir.entry import accepted_at
-from postcommit._maildir.entry import may_go_on
-from postcommit._maildir.entry import parse_entry
+from postcommit._maildir.entry import parse_beginning
 from postcommit._maildir.entry import stem
+from postcommit._maildir.files import READ_FLAGS
 from postcommit._maildir.files import explained
 from postcommit._maildir.item import DIGITS
 from postcommit._maildir.item import Details
@@ -45,6 +48,7 @@ from postcommit._maildir.older import REJECTED
 from postcommit._maildir.older import SENDING
 from postcommit._maildir.presence import heartbeat
 from postcommit._maildir.presence import pause_of
+from postcommit._maildir.presence import stopped
 from postcommit._maildir.reception import receptions
 from postcommit._maildir.staging import original_name
 from postcommit._maildir.store import Store
@@ -54,21 +58,6 @@ from postcommit.errors import MaildirError
 from postcommit.errors import NotAQueueError
 from postcommit.errors import QueueError
 
-
-# Bytes that are read first. An envelope, the history and most headers fit in.
-_HEAD = 4096
-
-# Bytes that are read at once after that, to find the end of the header.
-_MORE = 1 << 16
-
-# Maximum number of bytes that are read to find the end of a header.
-_LONGEST_HEADER = 1 << 20
-
-_END_OF_HEADER = re.compile(rb"\n\r?\n")
-
-# Flags to open the file of an entry for reading: never through a symbolic link, and
-# without waiting for a pipe.
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Minimum number of characters of an id.
 _FEWEST = 4
@@ -85,6 +74,15 @@ SAMPLE = 300
 # Minimum of free bytes, and of files that can be created, on a disk.
 _LEAST_FREE = 64 << 20
 _LEAST_FILES = 1000
+
+# Where the entries of a state are, below the path of the queue.
+_FOLDERS = {
+    EntryState.WAITING: ("new",),
+    EntryState.SCHEDULED: (f"{rooms.LATER}/new",),
+    EntryState.DEFERRED: ("cur",),
+    EntryState.BULK: (f"{rooms.BULK}/new",),
+    EntryState.HELD: (f"{rooms.HELD}/new", f"{rooms.HELD}/cur"),
+}
 
 # The parts that differ between replies that mean the same: addresses, numbers, ids.
 _PARTICULAR = re.compile(r"\S*@\S*|\S*\d\S*")
@@ -109,7 +107,7 @@ def items(
         for path in _paths(store, state) if state in wanted else ():
             step()
             item = item_at(path, state)
-            if not message_id or _message_id(item) == message_id:
+            if not message_id or is_of(item.place, message_id):
                 yield item
 
 
@@ -126,12 +124,12 @@ def item_at(path: str, state: EntryState) -> Item:
 
 
 def _paths(store: Store, state: EntryState) -> Iterator[str]:
-    if state is EntryState.WAITING:
-        yield from store.maildir.paths("new")
-    elif state is EntryState.DEFERRED:
-        yield from store.maildir.paths("cur")
-    elif state is EntryState.IN_DOUBT:
+    if state is EntryState.IN_DOUBT:
         yield from store.in_doubt()
+    elif state in _FOLDERS:
+        for folder in _FOLDERS[state]:
+            with suppress(FileNotFoundError):  # nothing has waited in this room yet
+                yield from store.maildir.paths(folder)
     else:
         for folder in ("new", "cur"):
             yield from _beginning_with(f"{store.path}/{FAILED}/{folder}", "")
@@ -215,9 +213,9 @@ def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
     changed, due = found.st_mtime, _due(item, found.st_mtime)
     if not stat.S_ISREG(found.st_mode):
         return Details(item, 0, changed, due, problem="is no regular file")
-    head = file.read(_HEAD) or b""
+    head = file.read(HEAD) or b""
     try:
-        entry = _parse(head, file)
+        entry = parse_beginning(file, head)
     except EntryError as error:
         problem = _problem(head, error)
         return Details(item, found.st_size, changed, due, problem=problem)
@@ -232,28 +230,14 @@ def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
         entry.uncertain,
         entry.last_reply,
         head=entry.message,
+        expires=entry.expires,
     )
 
 
 def _due(item: Item, changed: float) -> float | None:
-    if item.state is EntryState.WAITING:
+    if item.state in (EntryState.WAITING, EntryState.SCHEDULED):
         return item.accepted or changed
     return changed if item.state is EntryState.DEFERRED else None
-
-
-def _parse(head: bytes, file: io.FileIO) -> Entry:
-    while len(head) < _LONGEST_HEADER and not _END_OF_HEADER.search(head):
-        piece = file.read(_MORE)
-        if not piece:
-            break
-        head += piece
-    try:
-        return parse_entry(head)
-    except EntryError:
-        rest = file.read(-1 if may_go_on(head) else BEGINNING)
-        if not rest:
-            raise
-        return parse_entry(head + rest)
 
 
 def _problem(head: bytes, error: EntryError) -> str:
@@ -270,7 +254,7 @@ def _glance(item: Item) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(descriptor, _HEAD)
+        return os.read(descriptor, HEAD)
     except OSError:
         return b""
     finally:
@@ -297,11 +281,6 @@ def _literal(pattern: str) -> bytes:
 
 
 # Ids that an operator gives
-
-
-def bare_id(message_id: str) -> str:
-    """Return a message id without its angle brackets, and without space around it."""
-    return message_id.strip().removeprefix("<").removesuffix(">")
 
 
 def find(store: Store, ids: Sequence[str]) -> list[Item]:
@@ -385,13 +364,17 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
         due = _new(store.maildir.new, hidden)
         waiting = due.count
         until = max(until, time.monotonic() + most_seconds / 4)
+        scheduled, next_scheduled = _scheduled(store, now, due)
         deferred, looked_at = _deferred(store, hidden, now, due, until)
         failed = hidden[REJECTED]
         for name in ("new", "cur"):
             failed += sum(1 for _ in _names(f"{store.path}/{FAILED}/{name}", hidden))
         counts = {
             EntryState.WAITING: waiting,
+            EntryState.SCHEDULED: scheduled,
             EntryState.DEFERRED: deferred,
+            EntryState.BULK: _count(store, EntryState.BULK),
+            EntryState.HELD: _count(store, EntryState.HELD),
             EntryState.FAILED: failed,
             EntryState.IN_DOUBT: sum(1 for _ in items(store, [EntryState.IN_DOUBT])),
         }
@@ -406,6 +389,8 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
             pause_of(store.path),
             mailbox(store),
             tuple(shortages(store.path)),
+            next_scheduled,
+            stopped(store.path),
             tuple(receptions(store.path)),
         )
 
@@ -450,6 +435,27 @@ def _names(folder: str, hidden: Counter[str]) -> Iterator[str]:
                 yield name
             else:
                 hidden.update(p for p in (REJECTED, SENDING) if name.startswith(p))
+
+
+def _count(store: Store, state: EntryState) -> int:
+    folders = map(store.maildir.folder, _FOLDERS[state])
+    return sum(1 for folder in folders for _ in _names(folder, Counter()))
+
+
+def _scheduled(store: Store, now: float, due: _Due) -> tuple[int, float | None]:
+    """Note what is due. Return how many are scheduled, and when the next is due."""
+    count, first, late = 0, math.inf, math.inf
+    for name in _names(f"{store.path}/{rooms.LATER}/new", Counter()):
+        count += 1
+        time = accepted_at(name) or 0.0
+        if time > now:
+            first = min(first, time)
+        else:
+            due.count += 1
+            late = min(late, time)
+    if late < math.inf:
+        due.oldest = min(late, math.inf if due.oldest is None else due.oldest)
+    return count, None if first == math.inf else first
 
 
 def _new(folder: str, hidden: Counter[str]) -> _Due:

@@ -159,10 +159,16 @@ class Maildir:
         return MaildirMessageWriter(self, unique_name())
 
     def add(
-        self, lines: Sequence[bytes | memoryview], *, nameless: bool = False
+        self,
+        lines: Sequence[bytes | memoryview],
+        *,
+        nameless: bool = False,
+        name: str = "",
+        folder: str = "new",
     ) -> Staged:
         """Write a whole message, to be committed or aborted.
 
+        It goes to `folder`, which is below the path, under `name` or a new name.
         With `nameless` its file gets its name when it is moved, if the file system can
         do that (``O_TMPFILE``). That costs an open file, but the file system has less
         to do, and nothing is left if the process dies.
@@ -171,7 +177,7 @@ class Maildir:
         if nameless and self.identity not in _names_later:
             _names_later[self.identity] = try_out(self.tmp)[1]
         is_nameless = nameless and _names_later[self.identity]
-        message = Staged(self, unique_name())
+        message = Staged(self, name or unique_name(), folder)
         try:
             named = message.path, CREATE
             file = OpenFile(*((self.tmp, _NAMELESS) if is_nameless else named))
@@ -201,8 +207,11 @@ class Staged:
     """A message that is complete, but not a part of the Maildir yet.
 
     `name` is the file's name, `path` where it is or will be first, `target` where
-    it belongs, `checksum` the CRC-32 of its content.
+    it belongs, `checksum` the CRC-32 of its content. `head` is the beginning of the
+    message, if it is known.
     """
+
+    head: bytes | memoryview = b""
 
     # Open while it is written, and as long as the file is nameless.
     _file: OpenFile | None = None
@@ -211,11 +220,11 @@ class Staged:
     _moving_to = ""
     _has_other_target = False
 
-    def __init__(self, maildir: Maildir, name: str) -> None:
+    def __init__(self, maildir: Maildir, name: str, folder: str = "new") -> None:
         self.name = name
         self._maildir = maildir
         self.path: str = f"{maildir.tmp}/{name}"
-        self.target: str = f"{maildir.new}/{name}"
+        self.target: str = f"{maildir.path}/{folder}/{name}"
         self.checksum: int = 0
 
     def sync(self) -> None:

@@ -8,7 +8,8 @@ Maildir a queue? The first of these rules that applies says so:
    dead letters of a queue, and not a queue.
 3. Some of its files are entries of postcommit, zope.sendmail or repoze.sendmail, or
    were claimed or put aside by one of these: it is a queue. Only the first few files
-   in ``new`` and in ``cur`` are read, so that a large queue costs no more.
+   in ``new``, in ``cur`` and in the waiting rooms are read, so that a large queue costs
+   no more.
 4. Some of these files are messages without an envelope: it is a mailbox.
 5. It has files of a mail server or folders of mail besides: it is a mailbox.
    Otherwise it is empty, or damaged, and a queue.
@@ -31,6 +32,7 @@ from postcommit._maildir.maildir import check_path
 from postcommit._maildir.maildir import not_a_folder
 from postcommit._maildir.presence import WAKEUP
 from postcommit._maildir.presence import open_wakeup
+from postcommit._maildir.rooms import ROOMS
 from postcommit.errors import NotAQueueError
 
 
@@ -47,18 +49,20 @@ _SUBFOLDER = "maildirfolder"
 # What servers and readers of mail (Dovecot, Courier) have beside the folders.
 _MAILBOX = re.compile(r"dovecot|courier|subscriptions|maildirsize")
 
-# The dead letters of a queue.
+# The dead letters of a queue, and all folders of mail that it has.
 FAILED = ".Failed"
+SUBFOLDERS = (FAILED, *ROOMS)
 
 
 def refuse_mailbox(maildir: Maildir) -> None:
     """Raise `NotAQueueError` for a Maildir that is not a queue.
 
-    Raises `NotAMaildirError` if its dead letters are behind a symbolic link.
+    Raises `NotAMaildirError` if its dead letters or a room are behind a symbolic link.
     """
     path = maildir.path
-    if os.path.islink(f"{path}/{FAILED}"):
-        raise not_a_folder(path, FAILED, is_link=True)
+    for name in SUBFOLDERS:
+        if os.path.islink(f"{path}/{name}"):
+            raise not_a_folder(path, name, is_link=True)
     if os.path.lexists(f"{path}/{WAKEUP}"):
         return
     reason = ""
@@ -91,7 +95,8 @@ def _mailbox(maildir: Maildir) -> str:
     if os.path.lexists(f"{maildir.path}/{_SUBFOLDER}"):
         return "it is a folder of another Maildir"
     heads = []
-    for folder in map(maildir.folder, ("new", "cur")):
+    waiting = (f"{room}/{name}" for room in ROOMS for name in ("new", "cur"))
+    for folder in map(maildir.folder, ("new", "cur", *waiting)):
         names = _first_names(folder)
         if any(name.startswith((older.SENDING, older.REJECTED)) for name in names):
             return ""
@@ -105,8 +110,11 @@ def _mailbox(maildir: Maildir) -> str:
 
 
 def _first_names(folder: str) -> list[str]:
-    with os.scandir(folder) as found:
-        return [entry.name for entry in itertools.islice(found, _SAMPLE)]
+    try:
+        with os.scandir(folder) as found:
+            return [entry.name for entry in itertools.islice(found, _SAMPLE)]
+    except FileNotFoundError:
+        return []  # a room that nothing waits in
 
 
 def _head(path: str) -> bytes:
@@ -131,6 +139,7 @@ def _foreign(path: str) -> str:
     with os.scandir(path) as found:
         for entry in found:
             is_subfolder = os.path.exists(f"{entry.path}/{_SUBFOLDER}")
-            if _MAILBOX.match(entry.name) or (is_subfolder and entry.name != FAILED):
+            is_foreign = is_subfolder and entry.name not in SUBFOLDERS
+            if _MAILBOX.match(entry.name) or is_foreign:
                 return entry.name
     return ""

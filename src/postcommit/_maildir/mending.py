@@ -4,7 +4,12 @@
 change    effect
 ========  ===================================================================
 retry     a dead letter is renamed into ``new/``. A deferred entry becomes due
+          (see `rooms` for scheduled, bulk and held entries)
 delete    the file is claimed, then removed
+hold      the file is claimed, then renamed into ``.Held/``
+release   renamed back: into ``cur/`` with the time when it is due, into its
+          waiting room, or into ``new/``
+stop      the file ``.stopped`` is written; resume removes it
 recover   the prepared files of a dead transaction are renamed into ``new/``,
           or removed, while the lock of their leader is held
 ========  ===================================================================
@@ -18,6 +23,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
+from contextlib import suppress
 from io import FileIO
 
 from zope.interface import implementer
@@ -25,6 +31,8 @@ from zope.interface import implementer
 from postcommit._maildir import checking
 from postcommit._maildir import looking
 from postcommit._maildir import mark
+from postcommit._maildir import presence
+from postcommit._maildir import rooms
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.files import explained
 from postcommit._maildir.files import remove
@@ -48,6 +56,10 @@ from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
+
+
+# The folders of the waiting rooms.
+_ROOMS = [f"{room}/{name}" for room in rooms.ROOMS for name in ("new", "cur")]
 
 
 @implementer(IOperators)
@@ -105,8 +117,9 @@ class MaildirOperators:
         finally:
             with explained(self.name, "make the changes durable"):
                 maildir = self._store.maildir
-                for folder in ("new", "cur", "tmp"):
-                    sync(maildir.folder(folder))
+                for folder in ("new", "cur", "tmp", *_ROOMS):
+                    with suppress(FileNotFoundError):  # a room that nothing waits in
+                        sync(maildir.folder(folder))
                 # Making a deferred entry due does not change its folder. Without a
                 # new time of the folder, a processor would not read it again.
                 os.utime(maildir.cur)
@@ -126,6 +139,8 @@ class MaildirChanges:
             raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
         if item.state is EntryState.WAITING:
             return os.path.exists(item.place)  # it is due already
+        if item.state is EntryState.HELD:
+            raise EntryError(f"{item.id} is held; use 'postcommit release'")
         claim = self._claim(item)
         if claim is None:
             return False
@@ -134,8 +149,10 @@ class MaildirChanges:
                 now = time.time()
                 with explained(item.place, "make the entry due"):
                     os.utime(item.place, (now, now))
-            else:
+            elif item.state is EntryState.FAILED:
                 self._revive(item)
+            else:
+                self._move(claim, f"{self._store.maildir.new}/{item.name}")
         finally:
             claim.release()
         return True
@@ -157,6 +174,68 @@ class MaildirChanges:
         except OSError as error:
             doing = "move the dead letter into the queue"
             raise unable(dead.place, doing, error) from error
+
+    def _move(self, claim: Claim, target: str) -> None:
+        """Rename the file of a claimed entry, from or to a waiting room."""
+        with explained(claim.path, "move the entry"):
+            self._store.sync_rooms(claim)
+            try:
+                rename(claim.path, target)
+            except FileExistsError:
+                rename(claim.path, another_name(target))
+
+    def hold(self, item: Item) -> bool:
+        """Keep the entry from being tried. See `IChanges`."""
+        if item.state is EntryState.IN_DOUBT:
+            raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
+        if item.state is EntryState.FAILED:
+            raise EntryError(f"{item.id} is a dead letter, which is never tried")
+        if item.state is EntryState.HELD:
+            return os.path.exists(item.place)
+        is_deferred = item.state is EntryState.DEFERRED
+        claim = self._claim(item)
+        if claim is None:
+            return False
+        try:
+            with explained(f"{self._store.path}/{rooms.HELD}", "hold the entry"):
+                held = self._store.subfolder(rooms.HELD)
+            name = f"cur/{item.name}:2," if is_deferred else f"new/{item.name}"
+            self._move(claim, f"{held.path}/{name}")
+        finally:
+            claim.release()
+        return True
+
+    def release(self, item: Item) -> bool:
+        """Let a held entry be tried again. See `IChanges`."""
+        if item.state is not EntryState.HELD:
+            raise EntryError(f"{item.id} is not held but {item.state.value}")
+        claim = self._claim(item)
+        if claim is None:
+            return False
+        try:
+            folder, name = self._store.folder_for(item.name), item.name
+            if claim.is_deferred:
+                folder, name = "cur", f"{item.name}:2,"
+            elif folder != "new" and (item.accepted or 0.0) <= time.time():
+                # The time of a scheduled entry may be over by now.
+                folder = "new"
+                if rooms.is_bulk(item.name):
+                    self._store.subfolder(rooms.BULK)
+                    folder = f"{rooms.BULK}/new"
+            self._move(claim, f"{self._store.path}/{folder}/{name}")
+        finally:
+            claim.release()
+        return True
+
+    def stop(self, who: str, reason: str = "") -> bool:
+        """Pause the whole queue. See `IChanges`."""
+        with explained(self._store.path, "pause the queue"):
+            return presence.stop(self._store.path, who, reason)
+
+    def resume(self) -> bool:
+        """End a pause by hand. See `IChanges`."""
+        with explained(self._store.path, "resume the queue"):
+            return presence.resume(self._store.path)
 
     def delete(self, item: Item) -> bool:
         """Remove the entry. See `IChanges`."""
@@ -193,7 +272,8 @@ class MaildirChanges:
                     yield item
 
     def _send(self, doubt: Item) -> None:
-        target = f"{self._store.maildir.new}/{doubt.name}"
+        folder = self._store.folder_for(doubt.name)
+        target = f"{self._store.path}/{folder}/{doubt.name}"
         with explained(doubt.place, "accept the entry"):
             try:
                 rename(doubt.place, target)

@@ -1,6 +1,6 @@
-"""What a living processor shows to others, and how they wake it.
+"""What a living processor shows to others, and how they wake or stop it.
 
-Two files in the queue's folder:
+Three files in the queue's folder:
 
 ============  =====================================================================
 ``.wakeup``   a named pipe. A commit writes a byte into it, and a processor sleeps
@@ -11,9 +11,11 @@ Two files in the queue's folder:
 ``.paused``   why the queue pauses, as JSON. The time of modification is when the
               relay is tried next. The processor has it locked, and the kernel drops
               that lock with the processor, so a file without a lock means nothing
+``.stopped``  a person has paused the queue: who, when and why, as JSON. While it is
+              there, whatever its content, no processor takes an entry
 ============  =====================================================================
 
-No entry depends on them. If one cannot be written, it is missing.
+No entry depends on them. If one of the first two cannot be written, it is missing.
 """
 from __future__ import annotations
 
@@ -31,11 +33,14 @@ from dataclasses import dataclass
 
 from postcommit._log import Log
 from postcommit._maildir.files import CREATE
+from postcommit._maildir.files import READ_FLAGS
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.files import OpenFile
 from postcommit._maildir.files import give_to_owner
 from postcommit._maildir.files import open_pipe
 from postcommit._maildir.files import remove
+from postcommit._maildir.files import rename
+from postcommit._maildir.files import sync
 from postcommit._maildir.files import write
 from postcommit._maildir.maildir import PROBE
 from postcommit._maildir.maildir import unique_name
@@ -46,6 +51,7 @@ log = Log("postcommit.maildir.presence")
 
 WAKEUP = ".wakeup"
 PAUSED = ".paused"
+STOPPED = ".stopped"
 
 # Maximum and minimum number of seconds between two signs of life.
 _MOST_SECONDS = 10.0
@@ -216,8 +222,8 @@ class Wakeup:
                         self._trouble = str(error)
                         log.warning("%s: no sign of life: %s", self._path, error)
 
-    def wait(self, timeout: float) -> None:
-        """Sleep until somebody rings, `timeout` seconds at most."""
+    def wait(self, timeout: float) -> bool:
+        """Sleep until somebody rings, `timeout` seconds at most. Return if they did."""
         deadline = time.monotonic() + max(0.0, timeout)
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -230,7 +236,7 @@ class Wakeup:
                     os.read(descriptor, 65536)
             self.give_sign()  # this may open the pipe again
             if rung or not left:
-                return
+                return bool(rung)
 
 
 # The pause
@@ -271,6 +277,78 @@ def pause_of(queue_path: str) -> Pause | None:
             lock.release()
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+# The pause by hand
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A person has paused the queue. `since` is in seconds since the epoch.
+
+    `who` and `reason` are empty if the note cannot be read.
+    """
+
+    since: float
+    who: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        by = f" by {self.who}" if self.who else ""
+        return f"paused by hand{by}{f': {self.reason}' if self.reason else ''}"
+
+
+def is_stopped(queue_path: str) -> bool:
+    """Return whether a person has paused the queue."""
+    return os.path.lexists(f"{queue_path}/{STOPPED}")
+
+
+def stopped(queue_path: str) -> Stopped | None:
+    """Return who has paused the queue, or None if nobody has."""
+    path = f"{queue_path}/{STOPPED}"
+    try:
+        since = os.lstat(path).st_mtime
+    except OSError:
+        return None
+    try:
+        with closing(OpenFile(path, READ_FLAGS)) as file:
+            told = json.loads(os.read(file.descriptor, 1 << 16))
+        return Stopped(float(told["since"]), str(told["who"]), str(told["reason"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return Stopped(since)
+
+
+def stop(queue_path: str, who: str, reason: str) -> bool:
+    """Pause the queue. Return False if it is paused already. Raises OSError."""
+    note = {"since": time.time(), "who": who, "reason": " ".join(reason.split())}
+    temporary = os.path.join(queue_path, "tmp", unique_name())
+    try:
+        with closing(OpenFile(temporary, CREATE)) as file:
+            give_to_owner(file.descriptor, queue_path)
+            write(file.descriptor, [json.dumps(note).encode(), b"\n"])
+            os.fsync(file.descriptor)
+        rename(temporary, f"{queue_path}/{STOPPED}")
+    except FileExistsError:
+        remove(temporary)
+        return False
+    except OSError:
+        remove(temporary)
+        raise
+    sync(queue_path)
+    return True
+
+
+def resume(queue_path: str) -> bool:
+    """End the pause. Return False if there was none. Raises OSError."""
+    try:
+        os.unlink(f"{queue_path}/{STOPPED}")
+    except FileNotFoundError:
+        return False
+    sync(queue_path)
+    return True
+
+
+# The note of a processor
 
 
 @dataclass

@@ -7,6 +7,7 @@ accept         staged in ``tmp/``, published to ``new/``
 claim          locked, wherever it is
 finish         removed
 defer          rewritten in ``cur/``. Its mtime is when it is due
+let in         renamed from a waiting room to ``new/`` (see `rooms`)
 bury           copied to ``.Failed/new/``, for some recipients or all
 =============  =====================================================
 
@@ -24,12 +25,14 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import MutableMapping
 from collections.abc import Sequence
 from contextlib import closing
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from zope.interface import implementer
 
@@ -39,10 +42,15 @@ from postcommit._drain.contract import Terms
 from postcommit._drain.schedule import Schedule
 from postcommit._log import Log
 from postcommit._mail.entry import Entry
+from postcommit._mail.message import message_id_of
 from postcommit._maildir import older
+from postcommit._maildir import rooms
 from postcommit._maildir import staging
+from postcommit._maildir.cancellation import Cancellation
+from postcommit._maildir.cancellation import waiting
 from postcommit._maildir.consumer import Consumer
 from postcommit._maildir.entry import BEGINNING
+from postcommit._maildir.entry import PREFIX
 from postcommit._maildir.entry import UNREADABLE
 from postcommit._maildir.entry import accepted_at
 from postcommit._maildir.entry import may_go_on
@@ -65,9 +73,11 @@ from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.maildir import Staged
 from postcommit._maildir.maildir import another_name
 from postcommit._maildir.maildir import create_maildir
+from postcommit._maildir.maildir import not_a_folder
 from postcommit._maildir.maildir import try_out
 from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.mark import FAILED
+from postcommit._maildir.mark import SUBFOLDERS
 from postcommit._maildir.mark import refuse_mailbox
 from postcommit._maildir.presence import ring
 from postcommit.errors import EntryError
@@ -88,6 +98,10 @@ _known: set[tuple[str, int, int]] = set()
 
 # Maximum number of file syncs that run side by side. The kernel merges them.
 _SYNC_THREADS = 16
+
+# Maximum number of places in which an entry is looked for to remove it. It moves from a
+# room to another one and to ``new`` at most, and a Maildir reader moves it to ``cur``.
+_MOVES = 5
 
 # Number of seconds after which the writer of a file in ``tmp`` is dead, as the Maildir
 # format has it.
@@ -112,7 +126,8 @@ class Store:
         if to_look:
             return
         is_known = self.maildir.identity in _known or self.maildir.is_new
-        if not is_known or os.path.islink(f"{self.path}/{FAILED}"):
+        links = (os.path.islink(f"{self.path}/{name}") for name in SUBFOLDERS)
+        if not is_known or any(links):
             refuse_mailbox(self.maildir)
         if not is_known:
             lacks, _ = try_out(self.maildir.tmp)
@@ -145,11 +160,53 @@ class Store:
 
         The first item of a batch costs an open file and saves work on the disk.
         """
-        if terms is not None:
-            reason = "a queue on disk cannot keep terms; leave them out"
-            raise QueueError(self.path, reason)
-        lines = (preamble(sender, recipients, bytes(message[0][:16])), *message)
-        return self.maildir.add(lines, nameless=is_first)
+        beginning = bytes(message[0][:PREFIX])
+        if terms is None:
+            lines = (preamble(sender, recipients, beginning), *message)
+            item = self.maildir.add(lines, nameless=is_first)
+            item.head = message[0]
+            return item
+        first = preamble(sender, recipients, beginning, terms=terms)
+        name = unique_name(terms.not_before)
+        name += rooms.mark(terms, message_id_of(bytes(message[0])))
+        folder = self.folder_for(name)
+        item = self.maildir.add(
+            (first, *message), nameless=is_first, name=name, folder=folder
+        )
+        item.head = message[0]
+        return item
+
+    def folder_for(self, name: str) -> str:
+        """Return the folder that an entry of this name is accepted into.
+
+        A path below that of the queue. A waiting room is made if it is missing.
+        """
+        room = rooms.room_of(name)
+        if not room:
+            return "new"
+        with explained(f"{self.path}/{room}", "use the waiting room"):
+            self.subfolder(room)
+        return f"{room}/new"
+
+    def cancel(
+        self, message_id: str, staged: Sequence[Any] = ()
+    ) -> Cancellation | None:
+        """Claim what waits of a message, as an item for a `batch`. See `IQueue`."""
+        found = Cancellation([], [])
+        for item in _sorted(staged)[0]:
+            if message_id_of(bytes(item.head)) == message_id:
+                found.staged.append(item)
+        try:
+            with explained(self.path, "look for the mail"):
+                for path in waiting(self.maildir, message_id):
+                    claim = self.claim(path)
+                    if claim is not None:
+                        found.claims.append(claim)
+        except BaseException:
+            for claim in found.claims:
+                claim.release()
+            raise
+        return found if found.claims or found.staged else None
 
     # Claim
 
@@ -212,19 +269,29 @@ class Store:
 
     def finish(self, claim: Claim) -> None:
         """Remove the entry: nothing is left to do for it."""
-        try:
-            os.unlink(claim.path)
-        except FileNotFoundError:
-            if self.still_has(claim):
-                with explained(claim.path, "remove the entry"):
-                    os.unlink(claim.path)
-        except OSError as error:
-            raise unable(claim.path, "remove the entry", error) from error
+        for _ in range(_MOVES):
+            try:
+                os.unlink(claim.path)
+                return
+            except FileNotFoundError:
+                if not self.still_has(claim):
+                    return
+            except OSError as error:
+                raise unable(claim.path, "remove the entry", error) from error
+        reason = "cannot be removed, another program moves it again and again"
+        raise QueueError(claim.path, reason)
 
     def still_has(self, claim: Claim) -> bool:
-        """Return whether the entry was not removed. If it was moved, follow it."""
+        """Return whether the entry was not removed. If it was moved, follow it.
+
+        A claim does not keep a feeder from letting the entry into the queue.
+        """
+        folders = [self.maildir.new, self.maildir.cur]
+        room = self.maildir.folder(f"{rooms.BULK}/new")
+        if rooms.is_scheduled(claim.key) and os.path.isdir(room):
+            folders.insert(0, room)
         with explained(claim.path, "look for the entry"):
-            return claim.find([self.maildir.new, self.maildir.cur])
+            return claim.find(folders)
 
     def defer(
         self, claim: Claim, entry: Entry, due: float, accepted: float | None = None
@@ -248,6 +315,19 @@ class Store:
                 raise
         for name in ("cur", "new"):
             self._sync(name)
+
+    def sync_rooms(self, claim: Claim) -> None:
+        """Sync the rooms that the entry has left, before it is moved on or removed.
+
+        Without this, a power failure after a second rename could leave the entry at
+        the first of three places, and at the last.
+        """
+        folders = [f"{room}/new" for room in rooms.rooms_of(claim.key)]
+        if folders:
+            self._sync("new")
+        for name in folders:
+            if os.path.isdir(self.maildir.folder(name)):
+                self._sync(name)
 
     def postpone(
         self, claim: Claim, due: float, accepted: float | None = None
@@ -274,6 +354,8 @@ class Store:
         elif os.path.dirname(claim.path) == self.maildir.cur:
             return
         target = f"{self.maildir.cur}/{name}:2,"
+        if not claim.is_deferred:
+            self.sync_rooms(claim)
         try:
             rename(claim.path, target)
         except FileExistsError:
@@ -326,7 +408,7 @@ class Store:
         """
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
             if claim.is_large:
-                failed = self._failed().new
+                failed = self.subfolder(FAILED).new
                 target = f"{failed}/{claim.key}"
                 try:
                     rename(claim.path, target)
@@ -344,7 +426,7 @@ class Store:
             self._bury(name, [UNREADABLE, said, b"\n", data])
 
     def _bury(self, name: str, lines: Sequence[bytes]) -> None:
-        folder = self._failed().new
+        folder = self.subfolder(FAILED).new
         written, target = self._write(FAILED, lines, time.time()), f"{folder}/{name}"
         try:
             rename(written, target)
@@ -364,8 +446,9 @@ class Store:
         Raises FileExistsError if there is one, and `OSError`.
         """
         target = f"{self.path}/{path}"
-        if path.startswith(FAILED):
-            self._failed()
+        subfolder = path.partition("/")[0]
+        if subfolder in SUBFOLDERS:
+            self.subfolder(subfolder)
         written = self._write("", lines, mtime)
         try:
             rename(written, target)
@@ -374,17 +457,20 @@ class Store:
             raise
         sync(os.path.dirname(target))
 
-    def _failed(self) -> Maildir:
-        path = f"{self.path}/{FAILED}"
+    def subfolder(self, name: str) -> Maildir:
+        """Return the Maildir of the dead letters or of a room. Make it if missing."""
+        path = f"{self.path}/{name}"
         if not os.path.lexists(path):
             create_maildir(path, owner_of=self.path)
-        failed = Maildir(path)
+        elif os.path.islink(path):
+            raise not_a_folder(self.path, name, is_link=True)
+        folder = Maildir(path)
         # Maildir++ readers recognise a subfolder by this file.
         mark = f"{path}/maildirfolder"
         if not os.path.lexists(mark):
             with suppress(FileExistsError), closing(OpenFile(mark, CREATE)) as file:
                 give_to_owner(file.descriptor, self.path)
-        return failed
+        return folder
 
     def _write(self, subfolder: str, lines: Sequence[bytes], mtime: float) -> str:
         """Write a durable file to ``tmp``, and return its path."""
@@ -427,7 +513,10 @@ class Store:
 
 @implementer(IBatch)
 class Staging:
-    """The entries of one transaction, in ``tmp``. See `IBatch` and `staging`."""
+    """The entries of one transaction, in ``tmp``. See `IBatch` and `staging`.
+
+    Its items are those of `Store.stage` and `Store.cancel`.
+    """
 
     def __init__(self, maildir: Maildir) -> None:
         self._maildir = maildir
@@ -439,23 +528,23 @@ class Staging:
         # publish; before «~sqlalchemy:», which commits in its vote.
         self.sort_key = f"~mail:queued:{maildir.path}"
 
-    def prepare(
-        self, items: Sequence[Staged], *, alone: bool = False
-    ) -> None:
-        if not items:
+    def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
+        staged, _, _ = _sorted(items)
+        if not staged:
             return
         with explained(self._path, "make the entries durable"):
-            if alone and len(items) == 1:
-                items[0].sync()
+            if alone and len(staged) == 1:
+                staged[0].sync()
             else:
-                self._prepare(items)
+                self._prepare(staged)
 
     def _prepare(self, items: Sequence[Staged]) -> None:
         leader = self._mark(items)
         syncs = [item.sync for item in items[1:]]
         do_all([partial(os.fsync, leader.descriptor), *syncs])
         sync(self._maildir.tmp)
-        _check_writable(self._maildir.new)
+        for folder in _targets(items):
+            _check_writable(folder)
 
     def _mark(self, items: Sequence[Staged]) -> FileLock:
         """Give the items their prepared names. Return the lock of the leader."""
@@ -468,52 +557,94 @@ class Staging:
             item.move(f"{self._maildir.tmp}/{name}")
         return leader
 
-    def publish(self, items: Sequence[Staged]) -> None:
+    def publish(self, items: Sequence[Any]) -> None:
         if not items:
             return
-        left: list[str] = []
-        causes: list[OSError] = []
+        staged, called_off, claims = _sorted(items)
         try:
-            # The leader comes last: as long as any is prepared, so is the leader.
-            for item in reversed(items):
-                try:
-                    item.move(item.target)
-                except OSError as error:
-                    if self._leader is None:
-                        # The only entry of a transaction, which is aborted by this.
-                        self.discard([item])
-                        raise unable(self._path, "accept the entry", error) from error
-                    left.append(os.path.basename(item.path))
-                    causes.append(error)
-            try:
-                sync(f"{self._path}/new")
-            except OSError as error:
-                causes.append(error)
+            self._accept(staged)
+        except PublishError:
+            self._remove(claims)  # the commit is decided all the same
+            raise
+        except QueueError:
+            self.discard(items)  # nothing was accepted, and the transaction aborts
+            raise
         finally:
-            # Also if this is interrupted: then what is left is in doubt.
             if self._leader is not None:
                 self._release()
             ring(self._path)
+        self._remove(claims)
+        _discard(called_off)
+
+    def _accept(self, items: Sequence[Staged]) -> None:
+        """Move the items into the queue, with the leader as the last one.
+
+        As long as any is prepared, so is the leader.
+        """
+        left: list[str] = []
+        causes: list[OSError] = []
+        for item in reversed(items):
+            try:
+                item.move(item.target)
+            except OSError as error:
+                if self._leader is None:
+                    # The only entry of a transaction, which is aborted by this.
+                    raise unable(self._path, "accept the entry", error) from error
+                left.append(os.path.basename(item.path))
+                causes.append(error)
+        for folder in _targets(items):
+            try:
+                sync(folder)
+            except OSError as error:
+                causes.append(error)
         if causes:
             failure = PublishError(self._path, tuple(left), causes[0])
             _staging_log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
             raise failure from causes[0]
 
-    def discard(self, items: Sequence[Staged]) -> None:
-        for item in reversed(items):
+    def _remove(self, claims: Sequence[Claim]) -> None:
+        """Remove what was called off, so that it is also gone after a power failure."""
+        failure: OSError | None = None
+        for claim in claims:
             try:
-                item.abort()
+                claim.store.sync_rooms(claim)
+                claim.store.finish(claim)
+                sync(os.path.dirname(claim.path))
+                claim.release(removed=True)
             except OSError as error:
-                _staging_log.error("Left behind: %s", error)
-        self._release()
+                text = "%s: was called off, but cannot be removed and may be sent: %s"
+                _staging_log.critical(text, claim.path, error)
+                claim.release()
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
-    def abandon(self, items: Sequence[Staged]) -> None:
+    def discard(self, items: Sequence[Any]) -> None:
+        _, _, claims = _sorted(items)
+        # Not what only a cancellation has: it is rolled back, and the mail waits again.
+        _discard([item for item in items if isinstance(item, Staged)])
+        self._release()
+        self._give_back(claims)
+
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            claim.release()
+        if claims:
+            ring(self._path)  # they may be due
+
+    def abandon(self, items: Sequence[Any]) -> None:
         """Leave what is prepared in doubt; discard what is not. See `IBatch`."""
-        left = [os.path.basename(i.path) for i in items if staging.is_prepared(i.path)]
+        staged, called_off, claims = _sorted(items)
+        left = [os.path.basename(i.path) for i in staged if staging.is_prepared(i.path)]
+        for claim in claims:
+            text = "%s: the commit was interrupted; it was called off, but may be sent"
+            _staging_log.critical(text, claim.path)
         if not left:
             self.discard(items)
             return
         self._release()
+        _discard(called_off)
+        self._give_back(claims)
         _staging_log.critical(
             "%s: the commit was interrupted; in doubt, for 'postcommit recover': %s",
             self._path,
@@ -524,6 +655,33 @@ class Staging:
         if self._leader is not None:
             self._leader.release()
             self._leader = None
+
+
+def _sorted(
+    items: Sequence[Any],
+) -> tuple[Sequence[Staged], list[Staged], list[Claim]]:
+    """Return what is accepted, what was staged and called off, and what is removed."""
+    cancelled = [item for item in items if isinstance(item, Cancellation)]
+    if not cancelled:
+        return items, [], []
+    staged = (item for item in items if isinstance(item, Staged))
+    called_off = [item for each in cancelled for item in each.staged]
+    accepted = [item for item in staged if item not in called_off]
+    claims = [claim for each in cancelled for claim in each.claims]
+    return accepted, called_off, claims
+
+
+def _discard(staged: Sequence[Staged]) -> None:
+    for item in reversed(staged):
+        try:
+            item.abort()
+        except OSError as error:
+            _staging_log.error("Left behind: %s", error)
+
+
+def _targets(items: Iterable[Staged]) -> set[str]:
+    """Return the folders that the items are published to, usually only ``new``."""
+    return {os.path.dirname(item.target) for item in items}
 
 
 def do_all(syncs: Sequence[Callable[[], object]]) -> None:
@@ -575,7 +733,8 @@ class Claim:
     """
 
     entry: Entry
-    expires = None
+    #: Known when the entry was read.
+    expires: float | None = None
     #: The queue, and the clock for `accepted`.
     store: Store
     clock = staticmethod(time.time)
@@ -671,6 +830,7 @@ class Claim:
             if not may_go_on(head):
                 parse_entry(head)
         self.entry = parse_entry(self.read_bytes())
+        self.expires = self.entry.expires
         self.entry.name = self.key
         return self.entry
 

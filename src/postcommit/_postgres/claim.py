@@ -72,7 +72,7 @@ class Claim:
                 uncertain,
                 tuple(doubts) if len(doubts) == len(addresses) else (),
                 # As a file's name, which begins with the time.
-                f"{int(self.accepted):010d}.{self.key.hex}",
+                name=f"{int(self.accepted):010d}.{self.key.hex}",
             )
         except AddressError as error:
             raise EntryError(f"the envelope is damaged: {error}") from error

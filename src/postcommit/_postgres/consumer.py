@@ -182,6 +182,10 @@ class Consumer:
 
     # Take
 
+    def let_in(self) -> bool:
+        """Return False: `take` finds all entries itself. See `IConsumer`."""
+        return False
+
     def _bounds(self) -> dict[str, Any]:
         return {"now": self._clock() if self._clock else None, "far": self._far}
 

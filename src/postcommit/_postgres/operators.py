@@ -30,7 +30,9 @@ from zope.interface import implementer
 
 from postcommit._config.database import parse_database_url
 from postcommit._mail.entry import Entry
+from postcommit._mail.message import bare_id
 from postcommit._mail.row import indexed
+from postcommit._mail.row import plain
 from postcommit._maildir.entry import UNREADABLE
 from postcommit._maildir.entry import preamble_of
 from postcommit._maildir.item import DIGITS
@@ -46,10 +48,10 @@ from postcommit._maildir.item import no_step
 from postcommit._maildir.looking import SAMPLE
 from postcommit._maildir.looking import UNKNOWN
 from postcommit._maildir.looking import ambiguous
-from postcommit._maildir.looking import bare_id
 from postcommit._maildir.looking import check_id
 from postcommit._maildir.looking import most_common
 from postcommit._maildir.presence import Pause
+from postcommit._maildir.presence import Stopped
 from postcommit._postgres import checking
 from postcommit._postgres import schema
 from postcommit._postgres.claim import place_of
@@ -79,40 +81,49 @@ select id from {schema}.batch
 where voted < clock_timestamp() - %(seconds)s::float8 * interval '1 s'"""
 _DOUBTS = _LOCKABLE + " for key share skip locked"
 
+_UNTRIED = "state = 'queued' and not deferred"
+_IS_LATER = "coalesce(not_before > clock_timestamp(), false)"
+
 _STATES = {
-    EntryState.WAITING: "state = 'queued' and not deferred",
+    EntryState.WAITING: f"{_UNTRIED} and not bulk and not {_IS_LATER}",
+    EntryState.SCHEDULED: f"{_UNTRIED} and {_IS_LATER}",
     EntryState.DEFERRED: "state = 'queued' and deferred",
+    EntryState.BULK: f"{_UNTRIED} and bulk and not {_IS_LATER}",
+    EntryState.HELD: "state = 'held'",
     EntryState.FAILED: "state = 'failed'",
     EntryState.IN_DOUBT: "state = 'prepared' and batch = any(%(batches)s::uuid[])",
 }
 
 _ITEM = "id, extract(epoch from accepted)::numeric(20, 6)"
 
-_CASE = """case when state = 'prepared' then 'in doubt'
-    when state = 'failed' then 'failed'
-    when deferred then 'deferred' else 'waiting' end"""
+_CASE = f"""case when state = 'prepared' then 'in doubt'
+    when state in ('failed', 'held') then state
+    when deferred then 'deferred' when {_IS_LATER} then 'scheduled'
+    when bulk then 'bulk' else 'waiting' end"""
 
 _FIND = """
 select {item}, {case} from {schema}.entry
-where (state in ('queued', 'failed')
+where (state in ('queued', 'failed', 'held')
     or (state = 'prepared' and batch = any(%(batches)s::uuid[])))
     and (id between %(low)s and %(high)s or message_id = %(message_id)s)
 order by accepted, id""".replace("{item}", _ITEM).replace("{case}", _CASE)
 
 _DETAILS = """
 select octet_length(message), extract(epoch from due)::float8, sender, recipients,
-    attempts, uncertain, last_reply, problem, substring(message for %(most)s)
+    attempts, uncertain, last_reply, problem, extract(epoch from expires)::float8,
+    substring(message for %(most)s)
 from {schema}.entry where id = %(id)s"""
 
 _OPEN = """
-select sender, recipients, message, attempts, last_reply, uncertain, doubts, problem
+select sender, recipients, message, attempts, last_reply, uncertain, doubts,
+    extract(epoch from not_before)::float8, extract(epoch from expires)::float8, problem
 from {schema}.entry where id = %(id)s"""
 
 _COUNTS = """
 select {case}, count(*),
     count(*) filter (where rank = 0 or due <= clock_timestamp()),
     extract(epoch from clock_timestamp() - min(due))::float8
-from {schema}.entry where state in ('queued', 'failed') group by 1
+from {schema}.entry where state in ('queued', 'failed', 'held') group by 1
 """.replace("{case}", _CASE)
 
 _REPLIES = """
@@ -130,18 +141,42 @@ order by paused_since desc nulls last"""
 # What an operator may change: nobody holds it, and nobody changes it just now.
 _FREE = """id in (
     select id from {schema}.entry
-    where id = %(id)s and holder is null and state in ('queued', 'failed')
+    where id = %(id)s and holder is null and state in ('queued', 'failed', 'held')
     for update skip locked)"""
 
 _RETRY = """
-update {schema}.entry set due = clock_timestamp()
-where {free}""".replace("{free}", _FREE)
+update {schema}.entry set due = clock_timestamp(), not_before = null, bulk = false
+where state = 'queued' and {free}""".replace("{free}", _FREE)
+
+_HOLD = """
+update {schema}.entry set state = 'held' where state in ('queued', 'held') and {free}
+""".replace("{free}", _FREE)
+
+_RELEASE = """
+update {schema}.entry set state = 'queued' where state = 'held' and {free}
+""".replace("{free}", _FREE)
+
+_STOP = """
+insert into {schema}.stopped (who, reason) values (%(who)s, %(reason)s)
+on conflict do nothing"""
+
+_STOPPED = """
+select extract(epoch from clock_timestamp() - since)::float8, who, reason
+from {schema}.stopped"""
+
+_NEXT = """
+select extract(epoch from min(not_before) - clock_timestamp())::float8
+from {schema}.entry where {scheduled}
+""".replace("{scheduled}", _STATES[EntryState.SCHEDULED])
 
 _REVIVE = """
 update {schema}.entry set state = 'queued', deferred = false, due = clock_timestamp()
 where state = 'failed' and {free}""".replace("{free}", _FREE)
 
 _DELETE = "delete from {schema}.entry where {free}".replace("{free}", _FREE)
+
+# States in which an entry is tried when it is due.
+_TRIED = (EntryState.WAITING, EntryState.SCHEDULED, EntryState.DEFERRED)
 
 _BY_KEY = {state.value: state for state in EntryState}
 
@@ -250,10 +285,10 @@ class PostgresOperators:
             if not found:
                 return None
             [(size, due, sender, recipients, attempts, uncertain, *last)] = found
-            last_reply, problem, head = last
+            last_reply, problem, expires, head = last
             if size <= most or _END_OF_HEADER.search(head):
                 break
-        is_tried = item.state in (EntryState.WAITING, EntryState.DEFERRED)
+        is_tried = item.state in _TRIED
         return Details(
             item,
             size,
@@ -266,6 +301,7 @@ class PostgresOperators:
             last_reply,
             problem,
             head,
+            expires,
         )
 
     def open(self, item: Item) -> io.BytesIO:
@@ -274,7 +310,7 @@ class PostgresOperators:
         if not found:
             raise FileNotFoundError(item.place)
         sender, recipients, message, *tried, problem = found[0]
-        attempts, last_reply, uncertain, doubts = tried
+        attempts, last_reply, uncertain, doubts, not_before, expires = tried
         if problem:
             return io.BytesIO(b"%b%b\n%b" % (UNREADABLE, problem.encode(), message))
         entry = Entry(
@@ -285,6 +321,8 @@ class PostgresOperators:
             last_reply,
             uncertain,
             tuple(doubts),
+            not_before,
+            expires,
         )
         return io.BytesIO(preamble_of(entry) + message)
 
@@ -297,7 +335,7 @@ class PostgresOperators:
         for name, count, due_now, age in self._rows(_COUNTS):
             state = _BY_KEY[name]
             counts[state] = count
-            if state is not EntryState.FAILED and due_now:
+            if state in _TRIED and due_now:
                 due += due_now
                 oldest = age if oldest is None else max(oldest, age)
         counts[EntryState.IN_DOUBT] = sum(1 for _ in self.items([EntryState.IN_DOUBT]))
@@ -323,7 +361,19 @@ class PostgresOperators:
                 ),
                 None,
             ),
+            next_scheduled=self._next_scheduled(now),
+            stopped=self.stopped(now),
         )
+
+    def _next_scheduled(self, now: float) -> float | None:
+        [(seconds,)] = self._rows(_NEXT)
+        return None if seconds is None else now + seconds
+
+    def stopped(self, now: float) -> Stopped | None:
+        """Return who has paused the queue by hand, or None if nobody has."""
+        for since, who, reason in self._rows(_STOPPED):
+            return Stopped(now - since, who, reason)
+        return None
 
     def _replies(self, state: str, *, deferred: bool) -> Any:
         rows = self._rows(_REPLIES, state=state, deferred=deferred, most=SAMPLE)
@@ -382,6 +432,8 @@ class PostgresChanges:
         """Make the entry due now. See `IChanges`."""
         if item.state is EntryState.IN_DOUBT:
             raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
+        if item.state is EntryState.HELD:
+            raise EntryError(f"{item.id} is held; use 'postcommit release'")
         if item.state is not EntryState.FAILED:
             return self._change(_RETRY, item)
         read = self._queue.details(item)
@@ -389,6 +441,31 @@ class PostgresChanges:
             problem = "it is gone" if read is None else read.problem
             raise EntryError(f"{item.id} cannot be sent: {problem}")
         return self._change(_REVIVE, item)
+
+    def hold(self, item: Item) -> bool:
+        """Keep the entry from being tried. See `IChanges`."""
+        if item.state is EntryState.IN_DOUBT:
+            raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
+        if item.state is EntryState.FAILED:
+            raise EntryError(f"{item.id} is a dead letter, which is never tried")
+        return self._change(_HOLD, item)
+
+    def release(self, item: Item) -> bool:
+        """Let a held entry be tried again. See `IChanges`."""
+        if item.state is not EntryState.HELD:
+            raise EntryError(f"{item.id} is not held but {item.state.value}")
+        return self._change(_RELEASE, item)
+
+    def stop(self, who: str, reason: str = "") -> bool:
+        """Pause the whole queue. See `IChanges`."""
+        values = {"who": who, "reason": plain(reason)}
+        doing = "pause the queue"
+        return self._connections.count(_STOP, values, doing=doing) > 0
+
+    def resume(self) -> bool:
+        """End a pause by hand. See `IChanges`."""
+        statement, doing = "delete from {schema}.stopped", "resume the queue"
+        return self._connections.count(statement, doing=doing) > 0
 
     def delete(self, item: Item) -> bool:
         """Remove the entry. See `IChanges`."""

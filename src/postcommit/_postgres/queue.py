@@ -35,8 +35,11 @@ from postcommit._drain.contract import IQueue
 from postcommit._drain.contract import Terms
 from postcommit._drain.schedule import Schedule
 from postcommit._log import Log
+from postcommit._mail.row import indexed
 from postcommit._mail.row import row
 from postcommit._postgres import schema
+from postcommit._postgres.cancellation import Cancellation
+from postcommit._postgres.cancellation import split
 from postcommit._postgres.connections import Connection
 from postcommit._postgres.connections import Connections
 from postcommit._postgres.connections import has_ended
@@ -138,6 +141,18 @@ class PostgresQueue:
             "bulk": terms.bulk,
         }
 
+    def cancel(
+        self, message_id: str, staged: Sequence[Any] = ()
+    ) -> Cancellation | None:
+        """Lock what waits of a message, as an item for a `batch`. See `IQueue`.
+
+        Keeps a connection until the transaction ends.
+        """
+        wanted = indexed(message_id)
+        rows = [row for row in split(staged)[0] if row["message_id"] == wanted]
+        found = Cancellation(self.connections, wanted, rows)
+        return found if found else None
+
 
 @implementer(IBatch)
 class RowBatch:
@@ -158,7 +173,12 @@ class RowBatch:
     # Vote
 
     def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
-        """Insert the entries as prepared ones, and lock their batch. See `IBatch`.
+        """Prepare what is not called off. See `IBatch`."""
+        rows, _ = split(items)
+        self._prepare(rows, alone=alone)
+
+    def _prepare(self, items: Sequence[Any], *, alone: bool) -> None:
+        """Insert the entries as prepared ones, and lock their batch.
 
         A single entry of a transaction without other resources is decided by one
         INSERT, in `publish`.
@@ -192,13 +212,21 @@ class RowBatch:
         """Let the entries be sent. See `IBatch`."""
         if not items or os.getpid() != self._process:
             return
+        rows, cancelled = split(items)
         try:
-            if self._id is None:
-                self._insert(items[0])
-            else:
-                self._accept(items)
+            if self._id is not None:
+                self._accept(rows)
+            elif rows:
+                self._insert(rows[0])
+        except PublishError:
+            _apply(cancelled)  # the commit is decided all the same
+            raise
+        except QueueError:
+            self.discard(items)
+            raise
         finally:
             ring(self._name)
+        _apply(cancelled)
 
     def _insert(self, item: dict[str, Any]) -> None:
         """Insert the only entry of a transaction, and nothing else decides it."""
@@ -288,6 +316,7 @@ class RowBatch:
 
     def discard(self, items: Sequence[Any]) -> None:
         """Remove the entries, if any were prepared. See `IBatch`."""
+        self._release(items)
         if self._id is None or os.getpid() != self._process:
             return
         try:
@@ -298,6 +327,8 @@ class RowBatch:
 
     def abandon(self, items: Sequence[Any]) -> None:
         """Leave what is prepared in doubt. See `IBatch`."""
+        rows, _ = split(items)
+        self._release(items)
         if self._id is None or os.getpid() != self._process:
             return
         held, self._held = self._held, None
@@ -308,6 +339,26 @@ class RowBatch:
         log.critical(
             "%s: the commit was interrupted; in doubt, for 'postcommit recover': %s",
             self._name,
-            ", ".join(item["id"].hex for item in items),
+            ", ".join(row["id"].hex for row in rows),
         )
         self._id = None
+
+    def _release(self, items: Sequence[Any]) -> None:
+        """Let what was called off be sent again."""
+        cancelled = [item for item in items if isinstance(item, Cancellation)]
+        for item in cancelled:
+            item.release()
+        if cancelled:
+            ring(self._name)
+
+
+def _apply(cancelled: Sequence[Cancellation]) -> None:
+    """Delete what was called off. Raises the first error when all were tried."""
+    failure: QueueError | None = None
+    for item in cancelled:
+        try:
+            item.apply()
+        except QueueError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

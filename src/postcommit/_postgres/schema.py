@@ -24,7 +24,12 @@ PROCESSOR: Rights = {
     "pace": ("SELECT", "UPDATE"),
     "stopped": ("SELECT",),
 }
-READER: Rights = {"entry": ("SELECT",), "process": ("SELECT",), "batch": ("SELECT",)}
+READER: Rights = {
+    "entry": ("SELECT",),
+    "process": ("SELECT",),
+    "batch": ("SELECT",),
+    "stopped": ("SELECT",),
+}
 
 _NEEDS_UTF8 = "has the encoding {}; create a database with the encoding UTF8"
 

@@ -46,6 +46,10 @@ def attention(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
         text = f"{duration(now - paused.since)}: {printable(paused.reason)}"
         hint = "'postcommit test-relay' or 'postcommit check' tell more"
         yield f"the queue has paused for {text}; {hint}"
+    by_hand = seen.stopped
+    if by_hand and seen.due and now - by_hand.since > limits.paused:
+        ago = duration(now - by_hand.since)
+        yield f"{printable(str(by_hand))}, {ago} ago; 'postcommit resume' ends that"
     for one in seen.receptions:
         if one.problem:
             yield f"nothing is received from {one.broker}: {printable(one.problem)}"
@@ -65,7 +69,7 @@ def _late(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
     # A processor locks the note of its pause, so the note shows that it lives.
     lives = seen.heartbeat is not None or seen.pause is not None
     if seen.oldest_due is not None and now - seen.oldest_due > limits.age:
-        if seen.pause:
+        if seen.pause or seen.stopped:
             hint = "the queue pauses"
         elif lives:
             hint = "the processor's log tells why; 'postcommit test-relay'"

@@ -39,7 +39,10 @@ from postcommit.interfaces import is_database_url
 # The methods that can change an entry in each state.
 _ACTIONS: dict[EntryState, tuple[str, ...]] = {
     EntryState.WAITING: ("delete",),
+    EntryState.SCHEDULED: ("retry", "delete"),
     EntryState.DEFERRED: ("retry", "delete"),
+    EntryState.BULK: ("retry", "delete"),
+    EntryState.HELD: ("delete",),
     EntryState.FAILED: ("retry", "delete"),
     EntryState.IN_DOUBT: ("recover",),
 }

@@ -9,6 +9,7 @@ from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
 from postcommit._maildir.presence import Pause
+from postcommit._maildir.presence import Stopped
 from postcommit._maildir.reception import Reception
 from postcommit._queue.values import timestamp
 from postcommit.interfaces import is_database_url
@@ -24,6 +25,7 @@ def record_of_entry(read: Details) -> dict[str, Any]:
         "message_id": read.message_id or None,
         "accepted": timestamp(read.accepted),
         "due": timestamp(read.due),
+        "expires": timestamp(read.expires),
         "attempts": read.attempts,
         "sender": None if read.problem else read.sender,
         "recipients": list(read.recipients),
@@ -44,12 +46,15 @@ def record_of_queue(
         "due_looked_at": seen.looked_at,
         "oldest_due": timestamp(seen.oldest_due),
         "oldest_due_seconds": _seconds(seen.oldest_due, now),
+        "next_scheduled": timestamp(seen.next_scheduled),
+        "next_scheduled_seconds": _until(seen.next_scheduled, now),
         "deferred_reason": _reason(seen.reasons.get(EntryState.DEFERRED)),
         "failed_reason": _reason(seen.reasons.get(EntryState.FAILED)),
         "foreign_claims": seen.foreign_claims,
         "processor_alive": seen.heartbeat is not None,
         "heartbeat_seconds": _seconds(seen.heartbeat, now),
         "paused": _pause(seen.pause, now),
+        "paused_by_hand": _stopped(seen.stopped, now),
         "receivers": [_reception(one, now) for one in seen.receptions],
         "attention": list(complaints),
     }
@@ -62,6 +67,10 @@ def key_of(place: str) -> str:
 
 def _seconds(then: float | None, now: float) -> float | None:
     return None if then is None else round(max(0.0, now - then), 3)
+
+
+def _until(then: float | None, now: float) -> float | None:
+    return None if then is None else round(then - now, 3)
 
 
 def _reason(reason: Reason | None) -> dict[str, Any] | None:
@@ -97,4 +106,15 @@ def _pause(notice: Pause | None, now: float) -> dict[str, Any] | None:
         "next_attempt": timestamp(notice.next_attempt),
         "reason": notice.reason,
         "process": notice.process,
+    }
+
+
+def _stopped(by_hand: Stopped | None, now: float) -> dict[str, Any] | None:
+    if by_hand is None:
+        return None
+    return {
+        "since": timestamp(by_hand.since),
+        "seconds": _seconds(by_hand.since, now),
+        "who": by_hand.who or None,
+        "reason": by_hand.reason or None,
     }

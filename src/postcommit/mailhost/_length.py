@@ -15,8 +15,18 @@ from postcommit.errors import QueueError
 # Seconds for looking at the queue. The form needs the counts only.
 _PATIENCE = 0.1
 
+_WAITING = (
+    EntryState.WAITING,
+    EntryState.SCHEDULED,
+    EntryState.DEFERRED,
+    EntryState.BULK,
+    EntryState.HELD,
+)
+
 _SHOWN = {
+    EntryState.SCHEDULED: ("scheduled", "scheduled"),
     EntryState.DEFERRED: ("deferred", "deferred"),
+    EntryState.HELD: ("held", "held"),
     EntryState.FAILED: ("dead letter", "dead letters"),
     EntryState.IN_DOUBT: ("in doubt", "in doubt"),
 }
@@ -30,14 +40,14 @@ class QueueLength(int):
 
     def __new__(cls, survey: Survey, path: str) -> QueueLength:
         counts = survey.counts
-        waiting = counts[EntryState.WAITING] + counts[EntryState.DEFERRED]
+        waiting = sum(counts[state] for state in _WAITING)
         length = super().__new__(cls, waiting)
         notes = [
             f"{counts[state]} {words[counts[state] != 1]}"
             for state, words in _SHOWN.items()
             if counts[state]
         ]
-        if survey.pause is not None:
+        if survey.pause is not None or survey.stopped is not None:
             notes.append("paused")
         length._text = str(waiting)
         if notes:

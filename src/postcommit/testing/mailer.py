@@ -4,6 +4,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
 from typing import Any
 
 import zope.event
@@ -16,6 +18,7 @@ from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._mail.report import judge
+from postcommit._mail.terms import NO_TERMS
 from postcommit._mailers.base import BaseMailer
 from postcommit._smtp.connection import parse
 from postcommit._transaction.event import Notify
@@ -144,7 +147,14 @@ class RecordingMailer(BaseMailer):
         taken = tuple(o.recipient for o in outcomes if o.status in has_it)
         if taken:
             message = to_crlf(mail.message)
-            self.outbox.add(Mail(mail.sender, taken, message_id, message))
+            terms = getattr(mail, "terms", None) or NO_TERMS
+            begin, end = _in_utc(terms.not_before), _in_utc(terms.expires)
+            times = begin, end, terms.bulk
+            self.outbox.add(Mail(mail.sender, taken, message_id, message, *times))
+
+
+def _in_utc(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _reply(text: str) -> Reply:

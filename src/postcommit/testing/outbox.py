@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from email import message_from_bytes
 from email import policy
 from email.message import EmailMessage
@@ -22,13 +23,17 @@ class Mail:
     """One message, as a relay accepted it.
 
     `sender` and `recipients` are the envelope, without refused recipients. `data` is
-    the message in bytes.
+    the message in bytes. `not_before`, `expires` and `bulk` are what was given to
+    `send`; times are in UTC.
     """
 
     sender: str
     recipients: tuple[str, ...]
     message_id: str
     data: bytes
+    not_before: datetime | None = None
+    expires: datetime | None = None
+    bulk: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -98,6 +103,11 @@ class Outbox(Sequence[Mail]):
     def add(self, mail: Mail) -> None:
         """Add `mail` at the end."""
         self._mails.append(mail)
+
+    def remove(self, mail: Mail) -> None:
+        """Remove `mail`, if it is there."""
+        if mail in self._mails:
+            self._mails.remove(mail)
 
     def clear(self) -> None:
         """Remove all mails."""

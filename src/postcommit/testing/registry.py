@@ -15,8 +15,10 @@ from postcommit._delivery import DirectMailDelivery
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
+from postcommit.interfaces import IScheduledMailDelivery
 from postcommit.interfaces import MailQueueProcessor
 from postcommit.interfaces import Tally
+from postcommit.testing.delivery import RecordingDelivery
 from postcommit.testing.mailer import RecordingMailer
 from postcommit.testing.outbox import Outbox
 
@@ -42,7 +44,7 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
     """
     components: Any = getGlobalSiteManager() if registry is None else registry
     mailer = RecordingMailer(notify=getattr(components, "notify", zope.event.notify))
-    delivery = DirectMailDelivery(mailer)
+    scheduled, direct = RecordingDelivery(mailer), DirectMailDelivery(mailer)
     with ExitStack() as replaced:
         are_deliveries = []
         for old in list(components.registeredUtilities()):
@@ -50,15 +52,17 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
             # older library.
             are_deliveries.append(IMailDelivery.providedBy(old.component))
             if are_deliveries[-1]:
-                _replace(components, old, delivery, replaced)
+                has_queue = IScheduledMailDelivery.providedBy(old.component)
+                new = scheduled if has_queue else direct
+                _replace(components, old, new, replaced)
             elif IMailer.providedBy(old.component):
                 _replace(components, old, mailer, replaced)
             elif IMailQueueProcessor.providedBy(old.component):
                 _replace(components, old, _Idle(old.component), replaced)
         for name in () if any(are_deliveries) else _NAMES:
-            components.registerUtility(delivery, IMailDelivery, name, event=False)
+            components.registerUtility(scheduled, IMailDelivery, name, event=False)
             replaced.callback(
-                components.unregisterUtility, delivery, IMailDelivery, name
+                components.unregisterUtility, scheduled, IMailDelivery, name
             )
         yield mailer.outbox
 
