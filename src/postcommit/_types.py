@@ -214,7 +214,12 @@ class MailDelivery(Protocol):
     ) -> str:
         """Send `message` when the current transaction commits; return its message id.
 
-        None for an address means the one in the header. See `IMailDelivery`.
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises `AddressError`, `MessageError` or `QueueError`. See `IMailDelivery`.
         """
 
 
@@ -250,7 +255,15 @@ class Mailer(Protocol):
     def send(
         self, fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
     ) -> DeliveryReport:
-        """Transmit `message`, and return a report. See `IMailer`."""
+        """Transmit `message` now, and return a report for each recipient.
+
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises nothing for a delivery problem. See `IMailer`.
+        """
 
 
 class Outgoing(Protocol):
