@@ -48,6 +48,7 @@ doctest_default_flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1
 # folder of their own.
 doctest_global_setup = """
 import logging, os, shutil, tempfile
+from importlib.util import find_spec
 logging.getLogger("postcommit").addHandler(logging.NullHandler())
 folder = tempfile.mkdtemp()
 os.chdir(folder)

@@ -7,6 +7,8 @@ import pytest
 
 from tests.typed import examples
 
+MARKS = ("\n>>> ", "\n.. code-block:: python", "\n.. testcode::")
+
 
 def test_each_example_is_in_a_module(tmp_path: Path) -> None:
     examples.main(str(tmp_path))
@@ -17,7 +19,7 @@ def test_each_example_is_in_a_module(tmp_path: Path) -> None:
     assert pages == {
         path.stem.replace("-", "_")
         for path in (examples.ROOT / "docs").glob("*.rst")
-        if any(mark in path.read_text() for mark in ("\n>>> ", "code-block:: python"))
+        if any(mark in path.read_text() for mark in MARKS)
     }
     for path in tmp_path.rglob("*.py"):
         compile(path.read_text(), str(path), "exec")
