@@ -50,5 +50,6 @@ def test_the_programs_print_what_the_page_shows(folder: Path) -> None:
 
 
 def test_the_tests_pass(folder: Path) -> None:
-    printed = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py")
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py")
+    printed = run(folder, *arguments)
     assert "2 passed" in printed

@@ -108,6 +108,6 @@ def test_the_site_of_the_page_zope(
 
 
 def test_the_include_of_the_page_moving_is_the_one_of_the_site() -> None:
-    [include, _] = blocks("moving-zope-sendmail.rst", "code-block:: xml")
+    [include, *_] = blocks("moving-zope-sendmail.rst", "code-block:: xml")
     [site, *_] = blocks("zope.rst", "code-block:: xml")
     assert include.strip() in site

@@ -7,6 +7,7 @@ import pytest
 
 from tests.typed import examples
 
+
 MARKS = ("\n>>> ", "\n.. code-block:: python", "\n.. testcode::")
 
 
