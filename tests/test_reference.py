@@ -102,8 +102,12 @@ ENTRIES = {
     "postcommit.testing": set(dir(testing)),
     # The functions are for the texts of errors.
     "postcommit.errors": {name for name in public(errors) if name[0].isupper()},
-    # `postcommit` has an entry for three of these.
-    "postcommit.interfaces": types() - {"Status", "Tally", "TLSMode"}
+    # `postcommit` has an entry for classes that both export.
+    "postcommit.interfaces": {
+        name
+        for name in types()
+        if getattr(postcommit, name, None) is not getattr(interfaces, name)
+    }
     | {contract.__name__ for contract in INTERFACES},
     # Of its classes, only objects are registered.
     "postcommit.pyramid": {name for name in public(pyramid) if name[0].islower()},
