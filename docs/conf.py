@@ -27,6 +27,8 @@ exclude_patterns = ["_build"]
 default_role = "py:obj"
 
 html_theme = "furo" if find_spec("furo") else "alabaster"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"postcommit {release}"
 
 # Other documentation, where it can be reached. Elsewhere, a build needs no network, and
