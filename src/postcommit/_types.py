@@ -72,7 +72,7 @@ class TLSMode(enum.StrEnum):
 
 
 class ChangeStatus(enum.Enum):
-    """What became of the change of one entry, see `QueueChange`."""
+    """The result of the change of one entry, see `QueueChange`."""
 
     #: The entry was changed.
     DONE = "done"
@@ -423,7 +423,7 @@ class QueueEntry(Protocol):
 
     @property
     def last_reply(self) -> str:
-        """The last reply of the relay, '' if there was none."""
+        """The last reply of the relay, or ``""`` without a reply."""
 
     @property
     def problem(self) -> str:
@@ -431,7 +431,7 @@ class QueueEntry(Protocol):
 
     @property
     def message_id(self) -> str:
-        """As `IMailDelivery.send` returned it, '' if the message has none."""
+        """As `IMailDelivery.send` returned it, or ``""`` if it is missing."""
 
     @property
     def subject(self) -> str:

@@ -73,7 +73,7 @@ READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Minimum number of characters of an id.
 _FEWEST = 4
 
-# What an error says of an id without an entry.
+# Text of an error about an id without an entry.
 UNKNOWN = "is not in this queue; it may have been sent or deleted"
 
 # Maximum number of candidates that an error names.

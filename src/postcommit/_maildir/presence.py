@@ -1,4 +1,4 @@
-"""What a living processor shows to others, and how they wake it.
+"""The signs of a living processor, and how others wake it.
 
 Two files in the queue's folder:
 
