@@ -25,8 +25,6 @@ from postcommit.compat import repoze_sendmail
 from postcommit.compat import zope_sendmail
 
 
-pytest.importorskip("sphinx", reason="the extra docs is not installed")
-
 DOCS = Path(__file__).parent.parent / "docs"
 
 INTERFACES = [

@@ -18,7 +18,7 @@ def test_each_example_is_in_a_module(tmp_path: Path) -> None:
     assert len(blocks) == readme.count(".. code-block:: python\n") > 3
     pages = {path.stem for path in (tmp_path / "examples" / "docs").glob("[!_]*.py")}
     assert pages == {
-        path.stem.replace("-", "_")
+        "page_" + path.stem.replace("-", "_")
         for path in (examples.ROOT / "docs").glob("*.rst")
         if any(mark in path.read_text() for mark in MARKS)
     }

@@ -63,7 +63,7 @@ class EmbeddedRelay:
     host = "127.0.0.1"
 
     def __init__(self, log: Callable[[str], object] = lambda line: None) -> None:
-        self.port = 0
+        self.port: int = 0
         self.mailbox: list[Letter] = []
         self.archive: Mailer | None = None
         self._log = log
