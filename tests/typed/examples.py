@@ -50,8 +50,8 @@ _GIVEN = {
 
 # The examples of the docs leave annotations out, show results, and go on with names
 # that earlier ones have used for something else. Pyramid and ZODB have no types, and
-# pyright takes attributes of theirs for None where they begin as None. A task of Celery is
-# a function to it.
+# pyright takes attributes of theirs for None where they begin as None. It takes a task
+# of Celery for a function.
 _PYRIGHT = """{
   "typeCheckingMode": "standard",
   "reportFunctionMemberAccess": "none",
