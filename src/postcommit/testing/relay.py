@@ -50,11 +50,11 @@ class Letter:
 class EmbeddedRelay:
     """A relay on 127.0.0.1 that accepts each recipient, unless `refuse` names it.
 
-    It listens inside a ``with`` block. `port` is a free port, and `mailbox` has a
-    `Letter` for each message that was accepted. `log` is called with a line about each
-    event. Each message is also sent through the mailer `archive`, if it is set. The
-    relay can go `down`, and `up` again. It needs aiosmtpd, which the extra ``demo`` installs. Raises
-    `MissingExtraError` without it::
+    It listens inside a ``with`` block, where it can go `down`, and `up` again. `port`
+    is a free port, and `mailbox` has a `Letter` for each message that was accepted.
+    `log` is called with a line about each event. Each message is also sent through the
+    mailer `archive`, if it is set. It needs aiosmtpd, which the extra ``demo``
+    installs. Raises `MissingExtraError` without it::
 
         with EmbeddedRelay() as relay:
             mailer = SMTPMailer("127.0.0.1", relay.port)
