@@ -194,6 +194,8 @@ def test_a_name_in_a_page_is_a_link(pages: Any) -> None:
     [
         postcommit.QueuedMailDelivery,
         postcommit.DirectMailDelivery,
+        postcommit.OutboxMailDelivery,
+        postcommit.AMQPMailer,
         postcommit.SMTPMailer,
         postcommit.SendmailMailer,
         postcommit.FileMailer,
