@@ -36,6 +36,8 @@ _GIVEN = {
         "Message: Any = None\nAttachment: Any = None\n"
         "request: Any = None\ndata: Any = None"
     ),
+    "docs/postgres": "session: Any = None\nmessage = ''",
+    "docs/rabbitmq": "delivery: Any = None\nmessage_about: Any = None",
     "docs/pyramid": "from postcommit.interfaces import IMailQueueProcessor",
     "docs/smtp": "import ssl\nCLIENT_ID = TENANT_ID = CLIENT_SECRET = ''",
     "docs/testing": (
