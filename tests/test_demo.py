@@ -22,12 +22,12 @@ import pytest
 import zope.event
 
 from postcommit._cli.demo import story
-from postcommit._cli.demo.relay import EmbeddedRelay
 from postcommit._cli.demo.stage import LOGGERS
 from postcommit._cli.demo.stage import Events
 from postcommit._cli.demo.stage import TimelineLog
 from postcommit._cli.demo.timeline import Timeline
 from postcommit._cli.main import main
+from postcommit.testing.relay import EmbeddedRelay
 
 
 DEMO = [
@@ -167,7 +167,7 @@ def test_status_1_when_something_went_wrong(monkeypatch, capsys):
 def test_without_aiosmtpd(monkeypatch, capsys):
     for name in list(sys.modules):
         if (
-            name.startswith("postcommit._cli.demo.")
+            name.startswith(("postcommit._cli.demo.", "postcommit.testing.relay"))
             or name.partition(".")[0] == "aiosmtpd"
         ):
             monkeypatch.delitem(sys.modules, name)

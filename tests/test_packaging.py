@@ -89,6 +89,15 @@ def test_the_script_of_ci_is_sound() -> None:
     assert os.stat(path).st_mode & stat.S_IXUSR
 
 
+def test_the_pages_are_built_alike_everywhere() -> None:
+    hosted = (ROOT / ".readthedocs.yaml").read_text()
+    [extras] = re.findall(r"extra_requirements:\n((?: +- \w+\n)+)", hosted)
+    assert re.findall(r"\w+", extras) == TOX["testenv:docs"]["extras"].split(", ")
+    assert "configuration: docs/conf.py\n  fail_on_warning: true\n" in hosted
+    [minor] = minors(hosted, r'python: "3\.(\d+)"')
+    assert minor in minors(SETUP["metadata"]["classifiers"], r"Python :: 3\.(\d+)\b")
+
+
 def test_the_page_for_contributors_names_what_is_there() -> None:
     page = (ROOT / "CONTRIBUTING.rst").read_text()
     environments = set(re.findall(r"``tox -e (\w+)", page))

@@ -272,6 +272,16 @@ def test_a_mail_with_a_permission_may_wait_and_be_called_off(
     assert not delivery.cancel(name)
 
 
+def test_a_permission_does_not_hold_for_trusted_code(
+    configure: Any, policy: list[str]
+) -> None:
+    provideUtility(RecordingMailer(), IMailer, "m")
+    configure('<mail:directDelivery mailer="m" permission="zope.SendMail" />')
+    assert policy == []
+    with transaction.manager:
+        assert getUtility(IMailDelivery, "Mail").send("", "b@example.org", MESSAGE)
+
+
 def test_the_public_permission(configure: Any, policy: list[str]) -> None:
     configure('<mail:directDelivery mailer="smtp" permission="zope.Public" />')
     delivery = ProxyFactory(getUtility(IMailDelivery, "Mail"))
@@ -282,6 +292,57 @@ def test_the_public_permission(configure: Any, policy: list[str]) -> None:
 def test_an_unknown_permission(configure: Any) -> None:
     with pytest.raises(ConfigurationError, match="Undefined permission"):
         configure('<mail:directDelivery mailer="smtp" permission="x.Unknown" />')
+
+
+# Another package that includes zope.sendmail
+
+OTHER = """
+<configure xmlns="http://namespaces.zope.org/zope">
+  <include package="zope.component" file="meta.zcml" />
+  <include package="zope.sendmail" file="meta.zcml" />
+  <include package="zope.sendmail" />
+</configure>
+"""
+ONLY_ITS_DIRECTIVES = OTHER.replace('  <include package="zope.sendmail" />\n', "")
+
+
+@pytest.fixture
+def include_both(tmp_path: Path) -> Any:
+    """Configures a site that includes us, then another package, and has a delivery."""
+
+    def include_both(other: str, exclude: str = "") -> Any:
+        (tmp_path / "other.zcml").write_text(other)
+        (tmp_path / "site.zcml").write_text(
+            '<configure xmlns="http://namespaces.zope.org/zope"'
+            ' xmlns:mail="http://namespaces.zope.org/mail">'
+            '<include package="zope.security" file="meta.zcml" />'
+            f'{exclude}<include package="postcommit" /><include file="other.zcml" />'
+            '<mail:directDelivery name="Mail" mailer="smtp" /></configure>'
+        )
+        xmlconfig.file(str(tmp_path / "site.zcml"))
+        return queryUtility(IMailDelivery, "Mail")
+
+    return include_both
+
+
+def test_zope_sendmail_is_included_as_well(include_both: Any) -> None:
+    with pytest.raises(ConfigurationConflictError):
+        include_both(OTHER)
+
+
+def test_only_the_directives_of_zope_sendmail_are_included(include_both: Any) -> None:
+    assert not isinstance(include_both(ONLY_ITS_DIRECTIVES), DirectMailDelivery)
+
+
+@pytest.mark.parametrize("other", [OTHER, ONLY_ITS_DIRECTIVES])
+def test_zope_sendmail_is_excluded_as_the_page_says(
+    include_both: Any, other: str
+) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    page = (docs / "moving-zope-sendmail.rst").read_text()
+    exclude = "".join(re.findall("<exclude .*/>", page))
+    assert exclude.count("zope.sendmail") == 2
+    assert isinstance(include_both(other, exclude), DirectMailDelivery)
 
 
 # Several relays

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
-from typing import TypeVar
+from typing import Self
 from typing import cast
 
 import transaction
@@ -59,8 +59,6 @@ from postcommit.interfaces import TransactionManager
 
 log = Log("postcommit.delivery")
 
-_Self = TypeVar("_Self", bound="_MailDelivery")
-
 _numbers = itertools.count(1)
 
 
@@ -82,7 +80,7 @@ class _MailDelivery(ReadOnlyOptions, ABC):
         # Shared with the copies that `bind` makes: one data manager for all of them.
         self._owner = object()
 
-    def bind(self: _Self, transaction_manager: TransactionManager) -> _Self:
+    def bind(self, transaction_manager: TransactionManager) -> Self:
         """Return a copy that joins the transactions of another manager.
 
         Raises `OptionError` if `transaction_manager` is not a transaction manager.

@@ -1,4 +1,4 @@
-"""What a forked child forgets: it takes no part in the work of its parent.
+"""State that a forked child forgets: it takes no part in its parent's work.
 
 A child of ``fork(2)`` gets a copy of each object, but none of the other threads. A copy
 of an open file would keep the lock of an entry, a copy of a connection would write into

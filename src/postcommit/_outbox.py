@@ -74,6 +74,11 @@ class OutboxMailDelivery(ReadOnlyOptions):
     ) -> str:
         """Insert `message` now, and return its message id. See `IMailDelivery`.
 
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
         Raises `AddressError` or `MessageError` for what cannot be sent, and
         `QueueError` if the database is not PostgreSQL or has no tables of a queue. Also
         raises the exceptions of SQLAlchemy. Then the transaction has failed, as after

@@ -76,7 +76,7 @@ class TLSMode(enum.StrEnum):
 
 
 class ChangeStatus(enum.Enum):
-    """What became of the change of one entry, see `QueueChange`."""
+    """The result of the change of one entry, see `QueueChange`."""
 
     #: The entry was changed.
     DONE = "done"
@@ -218,7 +218,12 @@ class MailDelivery(Protocol):
     ) -> str:
         """Send `message` when the current transaction commits; return its message id.
 
-        None for an address means the one in the header. See `IMailDelivery`.
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises `AddressError`, `MessageError` or `QueueError`. See `IMailDelivery`.
         """
 
 
@@ -273,7 +278,15 @@ class Mailer(Protocol):
     def send(
         self, fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable
     ) -> DeliveryReport:
-        """Transmit `message`, and return a report. See `IMailer`."""
+        """Transmit `message` now, and return a report for each recipient.
+
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises nothing for a delivery problem. See `IMailer`.
+        """
 
 
 class Outgoing(Protocol):
@@ -437,7 +450,7 @@ class QueueEntry(Protocol):
 
     @property
     def last_reply(self) -> str:
-        """The last reply of the relay, '' if there was none."""
+        """The last reply of the relay, or ``""`` without a reply."""
 
     @property
     def problem(self) -> str:
@@ -445,7 +458,7 @@ class QueueEntry(Protocol):
 
     @property
     def message_id(self) -> str:
-        """As `IMailDelivery.send` returned it, '' if the message has none."""
+        """As `IMailDelivery.send` returned it, or ``""`` if it is missing."""
 
     @property
     def subject(self) -> str:

@@ -1018,7 +1018,10 @@ class IMailQueueProcessor(Interface):
     )
     max_age = Float(
         title=_("Maximal age"),
-        description=_("Seconds after which a message that fails is given up."),
+        description=_(
+            "Age in seconds from which the next failure of a message is its last. It is"
+            " not an expiry: a message that waits is sent, however old it is."
+        ),
         default=432000.0,
         min=0.0,
     )

@@ -441,7 +441,7 @@ def _apart(
     """Return the options of the further mailers by their names, and the settings left.
 
     ``mail.backup.port`` is an option of the mailer ``backup``. The mailers that are
-    always known have no such settings. These are left, and their error says so.
+    always known do not have such settings. These are left, and their error says so.
     """
     names: dict[str, None] = {}
     left = dict(settings)

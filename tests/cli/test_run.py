@@ -13,7 +13,6 @@ import pytest
 
 from postcommit._cli import main as cli
 from postcommit._cli import run
-from postcommit._cli.demo.relay import EmbeddedRelay
 from postcommit._cli.main import main
 from postcommit._cli.run import SILENT_AFTER
 from postcommit._cli.run import Drainer
@@ -25,6 +24,7 @@ from postcommit._maildir.presence import ring
 from postcommit._maildir.store import Store
 from postcommit._processor import QueueProcessor
 from postcommit._smtp.mailer import SMTPMailer
+from postcommit.testing import EmbeddedRelay
 from tests.support.queues import RECIPIENTS
 from tests.support.queues import wait
 from tests.support.queues import write
@@ -121,7 +121,7 @@ def test_a_relay_that_comes_back(relay: ScriptedRelay, store: Store) -> None:
 
 def test_a_relay_of_another_make(store: Store) -> None:
     wait(store)
-    with EmbeddedRelay(lambda line: None) as relay:
+    with EmbeddedRelay() as relay:
         argv = ["--hostname", relay.host, "--port", relay.port]
         with Running("run", store.path, *argv) as service:
             service.wait_for(": sent: 250", 2)

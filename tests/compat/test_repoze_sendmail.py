@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import smtplib
 import subprocess
+import sys
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.message import Message
@@ -87,7 +88,7 @@ class Program:
         self._called = folder / "called.json"
         self.path = str(folder / "program")
         Path(self.path).write_text(
-            "#!/usr/bin/env python3\n"
+            f"#!{sys.executable}\n"
             "import json, sys\n"
             "said = [sys.argv[1:], sys.stdin.read()]\n"
             f"open({str(self._called)!r}, 'w').write(json.dumps(said))\n"

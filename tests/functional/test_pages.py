@@ -5,6 +5,8 @@ What a reader has to fill in is filled in: where the relay is.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import textwrap
 import urllib.request
 from collections.abc import Callable
@@ -107,7 +109,26 @@ def test_the_site_of_the_page_zope(
     assert (tmp_path / "queue" / "new").is_dir()
 
 
+def test_the_tests_of_the_page_testing(tmp_path: Path) -> None:
+    shop, refused, pyramid = blocks("testing.rst", "code-block:: python")
+    example = (DOCS / "testing.rst").read_text().partition(">>> def order")[2]
+    order = "def order" + example.partition("\n\n")[0].replace("\n... ", "\n")
+    imports = (
+        "import transaction\nfrom zope.component import getUtility\n"
+        "from postcommit.interfaces import IMailDelivery\n"
+    )
+    (tmp_path / "test_shop.py").write_text(f"{imports}{order}\n\n{shop}\n{refused}")
+    [program, *_] = blocks("pyramid.rst", "testcode::")
+    given = "import pytest, webtest\nsettings = {'mail.queue_path': 'queue'}\n"
+    (tmp_path / "test_pyramid.py").write_text(f"{program}\n{given}{pyramid}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "3 passed" in done.stdout, done.stdout
+
+
 def test_the_include_of_the_page_moving_is_the_one_of_the_site() -> None:
-    [include, _] = blocks("moving-zope-sendmail.rst", "code-block:: xml")
+    [include, *_] = blocks("moving-zope-sendmail.rst", "code-block:: xml")
     [site, *_] = blocks("zope.rst", "code-block:: xml")
     assert include.strip() in site

@@ -305,7 +305,7 @@ def test_a_line_break_in_the_header_of_a_part_is_refused() -> None:
 @pytest.mark.parametrize("name", ["X\nBcc", "X Bcc", "", "X:"])
 def test_a_name_that_is_not_the_name_of_a_field_is_refused(name: str) -> None:
     message = MIMEText("Text.")
-    message[name] = "x"
+    message.set_raw(name, "x")  # Python 3.14 refuses message[name] = "x"
     with pytest.raises(MessageError, match="header field"):
         compose("a@x.org", "b@x.org", message)
 

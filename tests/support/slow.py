@@ -18,6 +18,7 @@ SLOW = (
     "tests/test_conftest.py",
     "tests/test_demo.py",
     "tests/test_forging.py::test_commands_on_a_terminal",
+    "tests/test_reference.py",
     "tests/test_secrets.py",
     "tests/test_testing.py::test_a_failure_of_a_test_shows_the_subject",
     "tests/test_testing.py::test_pytest_finds_the_fixture_by_itself",

@@ -8,6 +8,9 @@ import pytest
 from tests.typed import examples
 
 
+MARKS = ("\n>>> ", "\n.. code-block:: python", "\n.. testcode::")
+
+
 def test_each_example_is_in_a_module(tmp_path: Path) -> None:
     examples.main(str(tmp_path))
     readme = (examples.ROOT / "README.rst").read_text()
@@ -15,9 +18,9 @@ def test_each_example_is_in_a_module(tmp_path: Path) -> None:
     assert len(blocks) == readme.count(".. code-block:: python\n") > 3
     pages = {path.stem for path in (tmp_path / "examples" / "docs").glob("[!_]*.py")}
     assert pages == {
-        path.stem.replace("-", "_")
+        "page_" + path.stem.replace("-", "_")
         for path in (examples.ROOT / "docs").glob("*.rst")
-        if any(mark in path.read_text() for mark in ("\n>>> ", "code-block:: python"))
+        if any(mark in path.read_text() for mark in MARKS)
     }
     for path in tmp_path.rglob("*.py"):
         compile(path.read_text(), str(path), "exec")

@@ -26,7 +26,6 @@ from typing import NoReturn
 from postcommit._log import indented
 from postcommit._log import one_line
 from postcommit._log import printable
-from postcommit.errors import MissingExtraError
 from postcommit.errors import PostcommitError
 from postcommit.errors import without_userinfo
 
@@ -99,12 +98,8 @@ def _command(name: str, summary: str, module: str = "") -> Subcommand:
 
 
 def _demo(options: Options) -> int:
-    try:
-        from postcommit._cli.demo.story import tell
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "aiosmtpd":
-            raise
-        raise MissingExtraError("demo", "aiosmtpd") from error
+    from postcommit._cli.demo.story import tell
+
     if not options.web:
         return 0 if tell(sys.stdout) else 1
     from postcommit._cli.demo.web import show

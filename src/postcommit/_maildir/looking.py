@@ -62,7 +62,7 @@ from postcommit.errors import QueueError
 # Minimum number of characters of an id.
 _FEWEST = 4
 
-# What an error says of an id without an entry.
+# Text of an error about an id without an entry.
 UNKNOWN = "is not in this queue; it may have been sent or deleted"
 
 # Maximum number of candidates that an error names.

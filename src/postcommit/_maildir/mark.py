@@ -46,7 +46,7 @@ _MESSAGE = re.compile(rb"[!-9;-~]+[ \t]*:|>?From ")
 
 _SUBFOLDER = "maildirfolder"
 
-# What servers and readers of mail (Dovecot, Courier) have beside the folders.
+# Files of servers and readers of mail (Dovecot, Courier) beside the folders.
 _MAILBOX = re.compile(r"dovecot|courier|subscriptions|maildirsize")
 
 # The dead letters of a queue, and all folders of mail that it has.

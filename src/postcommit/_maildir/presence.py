@@ -1,4 +1,4 @@
-"""What a living processor shows to others, and how they wake or stop it.
+"""The signs of a living processor, and how others wake or stop it.
 
 Three files in the queue's folder:
 

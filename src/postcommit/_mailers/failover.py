@@ -227,7 +227,7 @@ class _Flight:
         return report
 
     def wait(self, report: DeliveryReport) -> None:
-        """Wait for the next mailer, with the recipients that have no outcome."""
+        """Wait for the next mailer, with the recipients without an outcome."""
         self.earlier, self.is_waiting = report, True
         if report.outcomes:
             mail = self.mail
@@ -331,7 +331,7 @@ class FailoverPipeline(Pipeline):
             self._close(self._open)
 
     def _close(self, pipeline: Pipeline) -> None:
-        """Close the open pipeline, which has no message in flight."""
+        """Close the open pipeline, in which no message is in flight."""
         self._open = None
         pipeline.__exit__(None, None, None)
         self._drop(lambda flight: not flight.is_waiting)

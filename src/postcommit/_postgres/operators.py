@@ -138,7 +138,7 @@ from {schema}.process
 where beat > clock_timestamp() - %(seconds)s::float8 * interval '1 s'
 order by paused_since desc nulls last"""
 
-# What an operator may change: nobody holds it, and nobody changes it just now.
+# Entries that an operator may change: they are not held or changed just now.
 _FREE = """id in (
     select id from {schema}.entry
     where id = %(id)s and holder is null and state in ('queued', 'failed', 'held')

@@ -41,7 +41,7 @@ _RIGHT = "select has_table_privilege(%(table)s, %(right)s)"
 
 
 class Migration(NamedTuple):
-    """The version that the tables had, 0 if there were none, and the one they have."""
+    """The version of the tables before, or 0 without tables, and their version now."""
 
     before: int
     now: int

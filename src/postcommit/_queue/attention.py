@@ -1,4 +1,4 @@
-"""What needs a person's attention in a queue, and what to do about it."""
+"""The things in a queue that need a person's attention, and what to do."""
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -147,7 +147,7 @@ class Address(NamedTuple):
 def addresses_of(relay: Relay) -> list[Address]:
     """Return the addresses of `relay`, IPv6 and IPv4 in turns (RFC 8305, 4).
 
-    The name is looked up each time. Raises `RelayError` if it has no address.
+    The name is looked up each time. Raises `RelayError` without an address.
     """
     if relay.is_unix:
         return [Address(socket.AF_UNIX, relay.hostname)]

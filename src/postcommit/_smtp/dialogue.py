@@ -904,7 +904,7 @@ class Dialogue:
                     return error
         loss, account = _loss(error, link), ended.account
         if ended.state is State.ENDED and loss is Loss.REFUSED:
-            # In LMTP, those behind have no reply at all.
+            # In LMTP, those behind get no reply at all.
             behind = [c.recipient for c in ended.commands[ended.answered + 1 :]]
             account.settle(behind, Status.UNCERTAIN, _unanswered(error))
         self._suffer(ended, loss, error)

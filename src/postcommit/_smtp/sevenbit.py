@@ -110,7 +110,7 @@ class _Entity:
         self.encoding = encoding[0].lower() if encoding else ""
 
     def value(self, name: str) -> str:
-        """Return the value of the first field `name`, ``''`` if there is none.
+        """Return the value of the first field `name`, or ``''`` without one.
 
         It is unfolded, and bytes that are not ASCII are surrogates (PEP 383).
         """
@@ -221,7 +221,7 @@ def _encode_body(entity: _Entity, decode: _Decoder, depth: int) -> None:
 
 
 def _parts(entity: _Entity, decode: _Decoder, depth: int) -> bytes | None:
-    """Return the body of a multipart, or None if it has no parts."""
+    """Return the body of a multipart, or None if it lacks parts."""
     content_type = entity.value("Content-Type")
     boundary = raw_parameter(content_type, "boundary").rstrip()
     line = rb"^--%b(--)?[ \t]*(?:\r\n|\Z)" % re.escape(boundary)

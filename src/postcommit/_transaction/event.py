@@ -172,7 +172,7 @@ def announce_to_caller(
 
 
 def _current(manager: ITransactionManager) -> Any:
-    """Return the transaction of `manager`; None if there is none.
+    """Return the transaction of `manager`, or None.
 
     Another implementation of a manager may begin a transaction here.
     """

@@ -63,7 +63,7 @@ ENVIRONMENT = {
     )
 }
 
-# Options that have no meaning without TLS.
+# Options that mean nothing without TLS.
 _OF_TLS = frozenset({"cafile", "certfile", "keyfile", "server_name"})
 
 _HINT = (
@@ -114,7 +114,7 @@ class RefusedAddressError(smtplib.SMTPRecipientsRefused, ValueError):
 
     It is a ValueError, as elsewhere in postcommit. It is an error of smtplib, too: the
     older libraries left the address to the relay, and their callers catch such errors.
-    `recipients` is empty if there is no recipient.
+    `recipients` is empty without a recipient.
     """
 
     def __init__(self, error: AddressError) -> None:

@@ -2,7 +2,7 @@
 
 `setUp` (or the pytest fixture ``mail_outbox``) replaces the deliveries and mailers of a
 registry, and collects the mail of committed transactions. `RecordingMailer` is a mailer
-whose answers a test chooses.
+whose answers a test chooses. `EmbeddedRelay` is a relay on this machine.
 
 The names are in the stub ``__init__.pyi``. They are imported on first use, because
 pytest imports this package in each run for its fixtures.

@@ -7,3 +7,5 @@ from postcommit.testing.outbox import Outbox as Outbox
 from postcommit.testing.registry import recording as recording
 from postcommit.testing.registry import setUp as setUp
 from postcommit.testing.registry import tearDown as tearDown
+from postcommit.testing.relay import EmbeddedRelay as EmbeddedRelay
+from postcommit.testing.relay import Letter as Letter

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 
 import zope.event
 
-from postcommit._cli.demo.relay import EmbeddedRelay
 from postcommit._cli.demo.shop import Shop
 from postcommit._cli.demo.timeline import Timeline
 from postcommit._delivery import QueuedMailDelivery
@@ -23,6 +22,7 @@ from postcommit._processor import QueueProcessor
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.interfaces import IMailErrorEvent
 from postcommit.interfaces import IMailEvent
+from postcommit.testing.relay import EmbeddedRelay
 
 
 MakeRelay = Callable[[Callable[[str], None]], EmbeddedRelay]

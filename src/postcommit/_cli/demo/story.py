@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TextIO
 
-from postcommit._cli.demo.relay import EmbeddedRelay
 from postcommit._cli.demo.stage import MakeRelay
 from postcommit._cli.demo.stage import Scene
 from postcommit._cli.demo.stage import stage
 from postcommit._cli.demo.timeline import Timeline
 from postcommit._maildir.item import EntryState
+from postcommit.testing.relay import EmbeddedRelay
 
 
 # Maximum number of seconds of all waiting together. Usually a quarter is enough.

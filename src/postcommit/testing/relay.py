@@ -1,4 +1,4 @@
-"""The relay of the demo: aiosmtpd on a loopback port, in a thread."""
+"""A small relay on a loopback port, for tests and for trying things out."""
 from __future__ import annotations
 
 import asyncio
@@ -7,15 +7,22 @@ from collections.abc import Callable
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
+from dataclasses import field
 from email import message_from_bytes
 from email import policy
+from email.message import EmailMessage
 from typing import Any
 
-from aiosmtpd.smtp import SMTP
-from aiosmtpd.smtp import Envelope
-from aiosmtpd.smtp import Session
-
+from postcommit.errors import MissingExtraError
 from postcommit.interfaces import Mailer
+
+
+try:
+    from aiosmtpd.smtp import SMTP
+    from aiosmtpd.smtp import Envelope
+    from aiosmtpd.smtp import Session
+except ModuleNotFoundError as _missing:
+    raise MissingExtraError("demo", "aiosmtpd") from _missing
 
 
 # Maximum number of seconds that the thread of the relay takes for a call.
@@ -24,30 +31,42 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Letter:
-    """A message that the relay has accepted."""
+    """A message that the relay has accepted.
+
+    `subject` is decoded, `recipients` are those of the envelope, and `message` is an
+    `email.message.EmailMessage`.
+    """
 
     subject: str
     recipients: tuple[str, ...]
+    message: EmailMessage = field(
+        default_factory=EmailMessage, repr=False, compare=False
+    )
 
     def __str__(self) -> str:
         return f"{self.subject!r} for {', '.join(self.recipients)}"
 
 
 class EmbeddedRelay:
-    """Accepts every recipient, except those that `refuse` names.
+    """A relay on 127.0.0.1 that accepts each recipient, unless `refuse` names it.
 
-    `tell` is called with a line about each event. Each message is also sent through the
-    mailer `archive`, if it is set. The relay works inside a ``with``
-    block. There it can go `down`, and `up` again.
+    It listens inside a ``with`` block, where it can go `down`, and `up` again. `port`
+    is a free port, and `mailbox` has a `Letter` for each message that was accepted.
+    `log` is called with a line about each event. Each message is also sent through the
+    mailer `archive`, if it is set. It needs aiosmtpd, which the extra ``demo``
+    installs. Raises `MissingExtraError` without it::
+
+        with EmbeddedRelay() as relay:
+            mailer = SMTPMailer("127.0.0.1", relay.port)
     """
 
     host = "127.0.0.1"
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.port = 0
+    def __init__(self, log: Callable[[str], object] = lambda line: None) -> None:
+        self.port: int = 0
         self.mailbox: list[Letter] = []
         self.archive: Mailer | None = None
-        self._tell = tell
+        self._log = log
         self._refusals: dict[str, list[str]] = {}
         self._connections: list[SMTP] = []
         self._server: asyncio.Server | None = None
@@ -57,7 +76,10 @@ class EmbeddedRelay:
         )
 
     def refuse(self, recipient: str, reply: str, *, times: int) -> None:
-        """Answer with `reply` to RCPT for `recipient`, this number of times."""
+        """Answer with `reply` to RCPT for `recipient`, this number of times.
+
+        For example, ``refuse("bob@example.org", "450 4.2.0 Greylisted", times=1)``.
+        """
         self._refusals[recipient] = [reply] * times
 
     # Coming and going
@@ -80,12 +102,12 @@ class EmbeddedRelay:
     def up(self) -> None:
         """Listen, after `down` on the same port as before."""
         self._call(self._listen)
-        self._tell(f"listens on {self.host}:{self.port}")
+        self._log(f"listens on {self.host}:{self.port}")
 
     def down(self) -> None:
         """Refuse connections, and drop all open connections."""
         self._call(self._close)
-        self._tell("goes away")
+        self._log("goes away")
 
     def _call(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `work` in the thread of the loop, and wait for it.
@@ -144,7 +166,7 @@ class EmbeddedRelay:
         refusals = self._refusals.get(address)
         if refusals:
             reply = refusals.pop(0)
-            self._tell(f"refuses {address}: {reply}")
+            self._log(f"refuses {address}: {reply}")
             return reply
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 OK"
@@ -154,9 +176,9 @@ class EmbeddedRelay:
     ) -> str:
         content = envelope.original_content or b""
         message = message_from_bytes(content, policy=policy.default)
-        letter = Letter(str(message["Subject"]), tuple(envelope.rcpt_tos))
+        letter = Letter(str(message["Subject"]), tuple(envelope.rcpt_tos), message)
         self.mailbox.append(letter)
         if self.archive is not None:
             self.archive.send(envelope.mail_from, envelope.rcpt_tos, content)
-        self._tell(f"takes {letter}")
+        self._log(f"takes {letter}")
         return "250 2.0.0 Taken"
