@@ -18,11 +18,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import amqp
 from tests.functional.servers import Server
 from tests.functional.servers import public_folder
 from tests.support.certificates import Authority
-
-import amqp
 
 
 _PROGRAMS = glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")
