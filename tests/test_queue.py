@@ -229,7 +229,7 @@ def test_retry_a_dead_letter(queue: MailQueue, store: Store) -> None:
     assert queue.retry(dead) == (QueueChange(dead.id, ChangeStatus.DONE),)
     [waiting] = queue.list()
     assert (waiting.id, waiting.state) == (dead.id, EntryState.WAITING)
-    assert queue.actions(waiting) == ("delete",)
+    assert queue.actions(waiting) == ("hold", "delete")
 
 
 def test_retry_makes_deferred_entries_due(queue: MailQueue, store: Store) -> None:
@@ -259,6 +259,23 @@ def test_delete(queue: MailQueue, store: Store) -> None:
     changes = queue.delete(*queue.list(*states))
     assert [change.status for change in changes] == [ChangeStatus.DONE] * 3
     assert [entry.state for entry in queue.list()] == [EntryState.IN_DOUBT]
+
+
+def test_hold_and_release(queue: MailQueue, store: Store) -> None:
+    defer(store)
+    [entry] = queue.list()
+    assert queue.actions(entry) == ("retry", "hold", "delete")
+    assert queue.hold(entry) == (QueueChange(entry.id, ChangeStatus.DONE),)
+    [held] = queue.list()
+    assert (held.id, held.state) == (entry.id, EntryState.HELD)
+    assert queue.actions(held) == ("release", "delete")
+    [change] = queue.retry(held)
+    assert change.status is ChangeStatus.REFUSED
+    [change] = queue.release(held)
+    assert change.done
+    assert only(queue, EntryState.DEFERRED) == entry.id
+    [change] = queue.release(entry.id)
+    assert change.status is ChangeStatus.REFUSED
 
 
 @pytest.mark.parametrize("send", [True, False])

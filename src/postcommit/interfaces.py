@@ -1172,6 +1172,18 @@ class IMailQueue(Interface):
         Raises `QueueError` as `retry` does.
         """
 
+    def hold(*entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Keep the entries from being tried until they are released.
+
+        Returns a result for each. Raises `QueueError` as `retry` does.
+        """
+
+    def release(*entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Let held entries be tried again, when they are due.
+
+        Returns a result for each. Raises `QueueError` as `retry` does.
+        """
+
     def recover(*entries: str | QueueEntry, send: bool) -> tuple[QueueChange, ...]:
         """Accept entries in doubt if `send` is true, or remove them.
 

@@ -28,6 +28,7 @@ from tests.support.queues import SENDER
 from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import fill
+from tests.support.queues import fill_rooms
 from tests.support.queues import leave_in_doubt
 from tests.support.queues import wait
 from tests.support.queues import write
@@ -127,6 +128,7 @@ def test_the_list(app: Any, store: Store) -> None:
 @pytest.mark.parametrize("state", list(EntryState))
 def test_a_list_of_one_state(app: Any, store: Store, state: EntryState) -> None:
     fill(store)
+    fill_rooms(store)
     [entry] = app.get(f"/queue/queue.json?state={state.key}").json["entries"]
     assert (entry["id"], entry["state"]) == (only(store, state), state.key)
 
@@ -248,13 +250,17 @@ def test_an_entry_as_json(app: Any, store: Store) -> None:
 
 def test_an_entry_in_each_state(app: Any, store: Store) -> None:
     fill(store)
+    fill_rooms(store)
     buttons = {}
     for state in EntryState:
         page = app.get(f"/queue/queue/{only(store, state)}")
         buttons[state.key] = re.findall(r'name="action" value="(\w+)"', page.text)
     assert buttons == {
-        "waiting": ["delete"],
-        "deferred": ["retry", "delete"],
+        "waiting": ["hold", "delete"],
+        "scheduled": ["retry", "hold", "delete"],
+        "deferred": ["retry", "hold", "delete"],
+        "bulk": ["retry", "hold", "delete"],
+        "held": ["release", "delete"],
         "failed": ["retry", "delete"],
         "in_doubt": ["send", "drop"],
     }
@@ -407,6 +413,17 @@ def test_retry_a_dead_letter(
     assert f"ann: entry {id} of {store.path} was retried" in caplog.text
 
 
+def test_hold_and_release(browser: Page, app: Any, store: Store) -> None:
+    wait(store)
+    id = only(store, EntryState.WAITING)
+    answer = browser.act(app.get("/queue/queue"), "hold", id)
+    assert "1 entry held." in answer.follow()
+    assert only(store, EntryState.HELD) == id
+    answer = browser.act(app.get(f"/queue/queue/{id}"), "release")
+    assert "1 entry released." in answer.follow()
+    assert only(store, EntryState.WAITING) == id
+
+
 def test_delete_a_selection_after_a_question(
     browser: Page, app: Any, store: Store
 ) -> None:
@@ -507,7 +524,7 @@ def test_a_mailbox_is_not_changed(browser: Page, tmp_path: Path) -> None:
     ("fields", "status"),
     [
         ([("action", "explode"), ("id", "{id}")], 400),
-        ([("action", "hold"), ("id", "{id}")], 400),
+        ([("action", "cancel"), ("id", "{id}")], 400),
         ([("id", "{id}")], 400),
         ([("action", "retry")], 400),
         ([("action", "retry"), ("id", "..")], 404),
@@ -549,19 +566,19 @@ def test_an_action_appears_when_the_queue_has_it(
 ) -> None:
     """The seam for further actions: a method, and its name in ``actions``."""
     wait(store)
-    held: list[str] = []
+    cancelled: list[str] = []
 
-    def hold(self: MailQueue, *ids: str) -> tuple[Any, ...]:
-        held.extend(ids)
+    def cancel(self: MailQueue, *ids: str) -> tuple[Any, ...]:
+        cancelled.extend(ids)
         return tuple(self.delete(*ids))
 
-    monkeypatch.setattr(MailQueue, "hold", hold, raising=False)
-    monkeypatch.setattr(MailQueue, "actions", lambda self, entry: ("hold", "delete"))
+    monkeypatch.setattr(MailQueue, "cancel", cancel, raising=False)
+    monkeypatch.setattr(MailQueue, "actions", lambda self, entry: ("cancel", "delete"))
     page = app.get("/queue/queue")
     id = only(store, EntryState.WAITING)
-    answer = browser.act(page, "hold", id)
-    assert "1 entry held." in answer.follow()
-    assert held == [id]
+    answer = browser.act(browser.act(page, "cancel", id), "cancel")
+    assert "1 entry cancelled." in answer.follow()
+    assert cancelled == [id]
 
 
 def test_an_old_entry_is_shown_with_its_times(app: Any, store: Store) -> None:

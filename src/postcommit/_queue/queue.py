@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Literal
+from typing import TypeAlias
 
 from zope.interface import implementer
 
@@ -38,14 +39,16 @@ from postcommit.interfaces import is_database_url
 
 # The methods that can change an entry in each state.
 _ACTIONS: dict[EntryState, tuple[str, ...]] = {
-    EntryState.WAITING: ("delete",),
-    EntryState.SCHEDULED: ("retry", "delete"),
-    EntryState.DEFERRED: ("retry", "delete"),
-    EntryState.BULK: ("retry", "delete"),
-    EntryState.HELD: ("delete",),
+    EntryState.WAITING: ("hold", "delete"),
+    EntryState.SCHEDULED: ("retry", "hold", "delete"),
+    EntryState.DEFERRED: ("retry", "hold", "delete"),
+    EntryState.BULK: ("retry", "hold", "delete"),
+    EntryState.HELD: ("release", "delete"),
     EntryState.FAILED: ("retry", "delete"),
     EntryState.IN_DOUBT: ("recover",),
 }
+
+_Action: TypeAlias = Literal["retry", "delete", "hold", "release"]
 
 _CLAIMED = "a processor is sending it now"
 _GONE = "it is not in the queue any more; it was sent or deleted"
@@ -179,6 +182,14 @@ class MailQueue(ReadOnlyOptions):
         """Delete the entries permanently. See `IMailQueue`."""
         return self._change(entries, "delete")
 
+    def hold(self, *entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Keep the entries from being tried. See `IMailQueue`."""
+        return self._change(entries, "hold")
+
+    def release(self, *entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Let held entries be tried again. See `IMailQueue`."""
+        return self._change(entries, "release")
+
     def recover(
         self, *entries: str | QueueEntry, send: bool
     ) -> tuple[QueueChange, ...]:
@@ -193,7 +204,7 @@ class MailQueue(ReadOnlyOptions):
         return tuple(_recovered(id, item, done) for id, item in found.items())
 
     def _change(
-        self, entries: tuple[str | QueueEntry, ...], action: Literal["retry", "delete"]
+        self, entries: tuple[str | QueueEntry, ...], action: _Action
     ) -> tuple[QueueChange, ...]:
         operators = self._operators
         found = _found(operators, entries)
@@ -209,7 +220,7 @@ class _OneChange:
         self,
         operators: IOperators,
         changes: IChanges,
-        action: Literal["retry", "delete"],
+        action: _Action,
     ) -> None:
         self._operators = operators
         self._action: Callable[[Item], bool] = getattr(changes, action)
