@@ -86,6 +86,16 @@ def test_the_overview_of_a_queue_that_pauses(app: Any, store: Store) -> None:
     )
 
 
+def test_the_overview_of_a_queue_that_a_person_has_paused(
+    app: Any, store: Store
+) -> None:
+    wait(store)
+    with MailQueue(store.path)._operators.changes() as changes:
+        changes.stop("olga", "the <relay> moves")
+    text = words(app.get("/"))
+    assert re.search(r"Paused .*olga.*the &lt;relay&gt; moves.*, since 20", text)
+
+
 def test_the_overview_as_json(app: Any, store: Store) -> None:
     fill(store)
     found = app.get("/index.json").json

@@ -191,6 +191,9 @@ def _facts(seen: Any, now: float) -> list[tuple[str, str, str]]:
     else:
         sign = duration(max(0.0, now - seen.heartbeat))
         facts.append(("Processor", f"running, last sign of life {sign} ago", "good"))
+    if seen.stopped is not None:
+        since = moment(seen.stopped.since)
+        facts.append(("Paused", printable(f"{seen.stopped}, since {since}"), "bad"))
     if seen.pause is not None:
         paused = seen.pause
         left = max(0.0, paused.next_attempt - now)
