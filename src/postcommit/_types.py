@@ -593,11 +593,11 @@ class QueueStatus(Protocol):
 
     @property
     def stopped(self) -> QueueStop | None:
-        """Who has paused the queue by hand, or None if nobody has."""
+        """Who has paused the queue by hand, or None."""
 
     @property
     def next_scheduled(self) -> float | None:
-        """When the next scheduled entry is due, or None if there is none."""
+        """When the next scheduled entry is due, or None without one."""
 
     @property
     def foreign_claims(self) -> int:

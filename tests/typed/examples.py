@@ -38,6 +38,7 @@ _GIVEN = {
     ),
     "docs/postgres": "session: Any = None\nmessage = ''",
     "docs/rabbitmq": "delivery: Any = None\nmessage_about: Any = None",
+    "docs/scheduling": "from datetime import UTC",
     "docs/pyramid": "from postcommit.interfaces import IMailQueueProcessor",
     "docs/smtp": "import ssl\nCLIENT_ID = TENANT_ID = CLIENT_SECRET = ''",
     "docs/testing": (

@@ -181,7 +181,7 @@ class AMQPPipeline(Pipeline):
         self._end_by(RelayError(text), self._taken(number, multiple))
 
     def _returned(self, name: str, reason: str) -> None:
-        """Fail, because the broker has no queue for a message. It confirms it, too."""
+        """Fail, because the broker lacks a queue for a message. It confirms it, too."""
         found = [n for n, one in self._unconfirmed.items() if one.name == name]
         taken = [self._unconfirmed.pop(number) for number in found]
         text = f"the broker has no queue for the message: {reason}"

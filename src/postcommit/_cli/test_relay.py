@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print how each relay answers. Return 1 if something failed."""
     found = Configuration(options)
-    broker = found.mailer()  # also refuses options that have no effect
+    broker = found.mailer()  # also refuses options without effect
     mail = _mail(options)
     logs.set_up(found.log_level(_LEVEL), found.log_format)
     if isinstance(broker, AMQPMailer):

@@ -208,7 +208,7 @@ class IConsumer(Interface):
         """
 
     def wait(timeout: float) -> None:
-        """Sleep until somebody rings, `timeout` seconds at most. Calls `give_sign`.
+        """Sleep until the bell rings, `timeout` seconds at most. Calls `give_sign`.
 
         Only the feeder calls it. Never raises.
         """

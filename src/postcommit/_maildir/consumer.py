@@ -280,7 +280,7 @@ class Consumer:
             )
 
     def wait(self, timeout: float) -> None:
-        """Sleep until somebody rings, `timeout` seconds at most."""
+        """Sleep until the bell rings, `timeout` seconds at most."""
         if self._wakeup.wait(timeout):
             self._next_look = -math.inf  # a person may have paused the queue
             self._gate.search()

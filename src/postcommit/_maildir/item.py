@@ -312,7 +312,7 @@ class IChanges(Interface):
         """
 
     def resume() -> bool:
-        """End a pause by `stop`. Return False if there was none."""
+        """End a pause by `stop`. Return False if it was missing."""
 
     def recover(items: Iterable[Item], *, send: bool) -> Iterator[Item]:
         """Accept these entries in doubt, or remove them. Yield each when it is done.

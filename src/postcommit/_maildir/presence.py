@@ -223,7 +223,7 @@ class Wakeup:
                         log.warning("%s: no sign of life: %s", self._path, error)
 
     def wait(self, timeout: float) -> bool:
-        """Sleep until somebody rings, `timeout` seconds at most. Return if they did."""
+        """Sleep until the bell rings, `timeout` seconds at most. Return if they did."""
         deadline = time.monotonic() + max(0.0, timeout)
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -304,7 +304,7 @@ def is_stopped(queue_path: str) -> bool:
 
 
 def stopped(queue_path: str) -> Stopped | None:
-    """Return who has paused the queue, or None if nobody has."""
+    """Return who has paused the queue, or None."""
     path = f"{queue_path}/{STOPPED}"
     try:
         since = os.lstat(path).st_mtime
@@ -339,7 +339,7 @@ def stop(queue_path: str, who: str, reason: str) -> bool:
 
 
 def resume(queue_path: str) -> bool:
-    """End the pause. Return False if there was none. Raises OSError."""
+    """End the pause. Return False if it was missing. Raises OSError."""
     try:
         os.unlink(f"{queue_path}/{STOPPED}")
     except FileNotFoundError:

@@ -314,7 +314,7 @@ class Consumer:
         return max(0.0, float(found[0][0])) if found else 0.0
 
     def wait(self, timeout: float) -> None:
-        """Sleep until somebody rings, or an entry is due. See `IConsumer`."""
+        """Sleep until the bell rings, or an entry is due. See `IConsumer`."""
         until = time.monotonic() + max(0.0, timeout)
         while True:
             left = max(0.0, until - time.monotonic())

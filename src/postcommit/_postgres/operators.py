@@ -370,7 +370,7 @@ class PostgresOperators:
         return None if seconds is None else now + seconds
 
     def stopped(self, now: float) -> Stopped | None:
-        """Return who has paused the queue by hand, or None if nobody has."""
+        """Return who has paused the queue by hand, or None."""
         for since, who, reason in self._rows(_STOPPED):
             return Stopped(now - since, who, reason)
         return None
@@ -491,7 +491,7 @@ class PostgresChanges:
                 yield from (keys[id] for id in ids)
 
     def _recover(self, batch: uuid.UUID, ids: list[uuid.UUID], *, send: bool) -> bool:
-        """Change the entries of a batch. Return False if somebody else has it."""
+        """Change the entries of a batch. Return False if another process has it."""
         sql = self._connections.sql
         values = {"batch": batch, "ids": ids}
         change = (ACCEPT if send else DROP) + " and id = any(%(ids)s::uuid[])"

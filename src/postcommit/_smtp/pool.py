@@ -142,7 +142,7 @@ class Addresses:
 
         All that comes before a message belongs to the address, so that the next one is
         tried (RFC 5321, 5.1), except for a refused login. None if none is left. Adds to
-        `failures`. Raises `RelayError` if there is no address.
+        `failures`. Raises `RelayError` without an address.
 
         An address that refuses one connection too many is not one that failed.
         `is_in_use` says whether others go to it.

@@ -49,7 +49,7 @@ class _Kept(NamedTuple):
     is_doubtful: bool = False
 
 
-# The options that have no effect without TLS.
+# The options that do nothing without TLS.
 NEED_TLS = "cafile", "server_name", "certfile", "ssl_context"
 
 
