@@ -14,11 +14,14 @@ from pathlib import Path
 
 # These want an extra, or pytest.
 EXTRAS = (
+    "postcommit._amqp",
     "postcommit._cli.demo",
+    "postcommit._postgres",
+    "postcommit._zcml",
     "postcommit.mailhost",
     "postcommit.pyramid",
     "postcommit.testing.plugin",
-    "postcommit._zcml",
+    "postcommit.web",
 )
 
 
