@@ -21,6 +21,7 @@ EXTRAS = (
     "postcommit.mailhost",
     "postcommit.pyramid",
     "postcommit.testing.plugin",
+    "postcommit.testing.relay",
     "postcommit.web",
 )
 

@@ -158,10 +158,10 @@ class Link:
     def __init__(self, broker: Broker, host: str, port: int) -> None:
         self.broker = broker
         #: The process that has made it. A forked child has a useless copy.
-        self.process = os.getpid()
-        self.idle_since = 0.0
-        self.published = 0
-        self.blocked = ""
+        self.process: int = os.getpid()
+        self.idle_since: float = 0.0
+        self.published: int = 0
+        self.blocked: str = ""
         self.on_ack: Callable[[int, bool], None]
         self.on_nack: Callable[[int, bool], None]
         self.on_return: Callable[[str, str], None]

@@ -19,6 +19,7 @@ from postcommit._config.options import checked
 from postcommit._config.options import checked_notify
 from postcommit._mailers.base import BaseMailer
 from postcommit._mailers.base import Pipeline
+from postcommit._transaction.event import Notify
 from postcommit.errors import RelayError
 from postcommit.interfaces import IAMQPMailer
 
@@ -74,9 +75,9 @@ class AMQPMailer(Broker, BaseMailer):
         self._set_broker(given)
         self.window = _check("window", given["window"])
         self.max_size = _check("max_size", given["max_size"])
-        self.notify = checked_notify(given["notify"])
+        self.notify: Notify = checked_notify(given["notify"])
         #: What the broker takes, as far as is known.
-        self.limit = self.max_size
+        self.limit: int = self.max_size
         self._idle: list[Link] = []
         self._sweeper: threading.Timer | None = None
         forks.register(self, AMQPMailer._forget)

@@ -96,7 +96,7 @@ class QueueReceiver(Broker):
         self.queuePath = checked_queue_path(IMailQueueProcessor, given["queuePath"])
         self._stopping = threading.Event()
         #: When `run` gave its last sign of life, in `time.monotonic`.
-        self.last_sign = time.monotonic()
+        self.last_sign: float = time.monotonic()
         self._batch: list[Arrival] = []
         self._size = self._last = 0
 
