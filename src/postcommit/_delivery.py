@@ -24,6 +24,8 @@ from postcommit._config.options import checked_message_id
 from postcommit._config.options import checked_queue_path
 from postcommit._config.options import checked_sender
 from postcommit._config.readonly import ReadOnlyOptions
+from postcommit._kinds import name_of
+from postcommit._kinds import open_queue
 from postcommit._log import Log
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
@@ -34,8 +36,6 @@ from postcommit._mail.terms import terms_of
 from postcommit._mailers.foreign import from_exception
 from postcommit._mailers.foreign import notify_of
 from postcommit._mailers.foreign import pipeline_of
-from postcommit._queues import name_of
-from postcommit._queues import open_queue
 from postcommit._transaction.datamanager import DataManager
 from postcommit._transaction.event import committing
 from postcommit._transaction.event import dispatch_events

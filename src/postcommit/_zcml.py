@@ -36,7 +36,7 @@ from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
 from postcommit._delivery import QueuedMailDelivery
-from postcommit._queues import check_place
+from postcommit._kinds import check_place
 from postcommit.errors import OptionError
 from postcommit.errors import masked
 from postcommit.interfaces import IAMQPMailer

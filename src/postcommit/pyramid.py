@@ -66,8 +66,8 @@ from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import truth
 from postcommit._config.sources import from_settings
+from postcommit._kinds import check_place
 from postcommit._outbox import OutboxMailDelivery
-from postcommit._queues import check_place
 from postcommit.errors import MISSING
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError

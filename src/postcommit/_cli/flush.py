@@ -17,10 +17,10 @@ from postcommit._cli.output import printable
 from postcommit._cli.progress import Progress
 from postcommit._cli.progress import WatchedMailer
 from postcommit._cli.service import check_queue
+from postcommit._kinds import open_operators
 from postcommit._log import one_line
 from postcommit._maildir.item import EntryState
 from postcommit._processor import QueueProcessor
-from postcommit._queues import open_operators
 from postcommit.interfaces import Tally
 
 

@@ -10,10 +10,10 @@ import argparse
 
 from postcommit._cli import selection
 from postcommit._cli.owner import act_as_owner
+from postcommit._kinds import open_moving
+from postcommit._kinds import open_operators
 from postcommit._maildir.item import EntryState
 from postcommit._queue.values import entries
-from postcommit._queues import open_moving
-from postcommit._queues import open_operators
 from postcommit.errors import OptionError
 from postcommit.interfaces import is_database_url
 

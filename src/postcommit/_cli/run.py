@@ -30,11 +30,11 @@ from postcommit._cli.service import TAKEN
 from postcommit._cli.service import Signals
 from postcommit._cli.service import Supervisor
 from postcommit._cli.service import check_queue
+from postcommit._kinds import name_of
 from postcommit._maildir.mounts import REMOTE_ADVICE
 from postcommit._maildir.mounts import remoteness
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._processor import QueueProcessor
-from postcommit._queues import name_of
 from postcommit._smtp.mailer import SMTPMailer
 from postcommit.errors import text_of
 from postcommit.interfaces import is_database_url

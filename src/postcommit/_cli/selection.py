@@ -11,6 +11,7 @@ from postcommit._cli.output import Meter
 from postcommit._cli.output import printable
 from postcommit._cli.owner import act_as_owner
 from postcommit._config.database import parse_database_url
+from postcommit._kinds import open_operators
 from postcommit._mail.message import bare_id
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import IOperators
@@ -20,7 +21,6 @@ from postcommit._maildir.item import no_step
 from postcommit._queue.selection import Selection
 from postcommit._queue.values import moment
 from postcommit._queue.values import seconds_of
-from postcommit._queues import open_operators
 from postcommit.errors import ItemError
 from postcommit.errors import OptionError
 from postcommit.errors import shown

@@ -11,6 +11,8 @@ from zope.interface import implementer
 
 from postcommit._config.options import checked_queue_path
 from postcommit._config.readonly import ReadOnlyOptions
+from postcommit._kinds import name_of
+from postcommit._kinds import open_operators
 from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.files import explained
 from postcommit._maildir.item import Details
@@ -25,8 +27,6 @@ from postcommit._maildir.item import no_step
 from postcommit._queue.attention import Limits
 from postcommit._queue.attention import attention
 from postcommit._queue.selection import Selection
-from postcommit._queues import name_of
-from postcommit._queues import open_operators
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 from postcommit.interfaces import ChangeStatus
