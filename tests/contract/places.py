@@ -44,9 +44,6 @@ class Look(NamedTuple):
 class Place(Protocol):
     """Where one queue is. Any number of objects may be made for it."""
 
-    #: Whether its queue keeps the terms of an entry.
-    keeps_terms: bool
-
     def make(self) -> IQueue:
         """Return a new object for the queue, as another process has it."""
 
@@ -78,8 +75,6 @@ _NOT_DEAD = [state for state in EntryState if state is not EntryState.FAILED]
 
 class MaildirPlace:
     """A queue on disk."""
-
-    keeps_terms = False
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="postcommit-"))

@@ -112,6 +112,25 @@ def test_an_entry_that_is_there_already_is_not_doubled(
     assert seen(folder) == before
 
 
+def test_an_entry_expires_where_it_is_moved_to(
+    postgres: PostgresPlace, tmp_path: Path
+) -> None:
+    folder, other = str(tmp_path / "queue"), str(tmp_path / "other")
+    store = Store(folder)
+    expires = 4_000_000_000.5
+    batch = store.batch()
+    staged = store.stage(
+        "", (ANN,), [b"Subject: x\n\n"], terms=Terms(expires=expires), is_first=True
+    )
+    batch.prepare([staged])
+    batch.publish([staged])
+    before = seen(folder)
+    assert b"X-Zope-Expires" in before[0][1]
+    assert main(["move", folder, postgres.url]) == 0
+    assert main(["move", postgres.url, other]) == 0
+    assert seen(other) == before
+
+
 @pytest.mark.parametrize("kind", ["folder", "database"])
 def test_what_cannot_be_moved_stays_and_is_counted(
     postgres: PostgresPlace,
@@ -148,6 +167,7 @@ def test_what_cannot_be_moved_stays_and_is_counted(
     said = capsys.readouterr().out
     assert "1 in doubt left" in said
     assert "left: being sent" in said
+    assert ("1 entry left: scheduled, bulk or held" in said) == (kind == "database")
     assert len(claims) == 1
     consumer.close()
 

@@ -23,8 +23,6 @@ _UNLOCKED = "select id from {schema}.batch for key share skip locked"
 class PostgresPlace:
     """A queue in a schema of its own."""
 
-    keeps_terms = True
-
     def __init__(self) -> None:
         self.url = cluster().new_queue()
         self.schema = parse_database_url(self.url).schema

@@ -19,6 +19,7 @@ from postcommit.interfaces import is_database_url
 
 
 _STATES = (EntryState.WAITING, EntryState.DEFERRED, EntryState.FAILED)
+_ROOMS = (EntryState.SCHEDULED, EntryState.BULK, EntryState.HELD)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +48,12 @@ def run(options: argparse.Namespace) -> int:
                     there.arrive(moving)
                     count += 1
     doubts = sum(1 for _ in queue.items([EntryState.IN_DOUBT]))
+    staying = sum(1 for _ in queue.items(_ROOMS))
     print(f"{entries(count)} moved")
     if left:
-        print(f"{entries(left)} left: being sent, not an entry, or with terms")
+        print(f"{entries(left)} left: being sent, or not an entry")
     if doubts:
         print(f"{doubts} in doubt left; 'postcommit recover' sends or drops them")
-    return 1 if left or doubts else 0
+    if staying:
+        print(f"{entries(staying)} left: scheduled, bulk or held")
+    return 1 if left or doubts or staying else 0

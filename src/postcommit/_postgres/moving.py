@@ -32,20 +32,22 @@ _OF_ROW = re.compile(r"\d+\.M\d{6}\.([0-9a-f]{32})")
 
 _LOCK = """
 select extract(epoch from accepted)::float8, extract(epoch from due)::float8, sender,
-    recipients, message, attempts, last_reply, uncertain, doubts
+    recipients, message, attempts, last_reply, uncertain, doubts,
+    extract(epoch from expires)::float8
 from {schema}.entry
 where id = %(id)s and holder is null and state in ('queued', 'failed')
-    and problem = '' and not bulk and not_before is null and expires is null
+    and problem = ''
 for update skip locked"""
 
 _DELETE = "delete from {schema}.entry where id = %(id)s"
 
 _INSERT = """
 insert into {schema}.entry (id, state, accepted, due, deferred, sender, recipients,
-    message_id, message, attempts, last_reply, uncertain, doubts)
+    message_id, message, attempts, last_reply, uncertain, doubts, expires)
 values (%(id)s, %(state)s, to_timestamp(%(accepted)s), to_timestamp(%(due)s),
     %(deferred)s, %(sender)s, %(recipients)s::text[], %(message_id)s, %(message)b,
-    %(attempts)s, %(last_reply)s, %(uncertain)s, %(doubts)s::int[])
+    %(attempts)s, %(last_reply)s, %(uncertain)s, %(doubts)s::int[],
+    to_timestamp(%(expires)s::float8))
 on conflict do nothing"""
 
 
@@ -63,8 +65,7 @@ class PostgresMoving:
     def leaving(self, item: Item) -> Iterator[Moving | None]:
         """Lock the entry for the body, which keeps it elsewhere. Then remove it.
 
-        None if it is gone, being sent, not an entry, or has terms, which a queue on
-        disk cannot keep: then it stays.
+        None if it is gone, being sent, or not an entry: then it stays.
         """
         values = {"id": key_of(item)}
         sql = self._connections.sql
@@ -72,8 +73,8 @@ class PostgresMoving:
             found = connection.execute(sql(_LOCK), values, binary=True).fetchone()
             moving = None
             if found is not None:
-                accepted, due, sender, recipients, message, *tried, doubts = found
-                attempts, last_reply, uncertain = tried
+                accepted, due, sender, recipients, message, *tried = found
+                attempts, last_reply, uncertain, doubts, expires = tried
                 try:
                     parse_recipients(recipients)
                     entry = Entry(
@@ -84,6 +85,7 @@ class PostgresMoving:
                         last_reply,
                         uncertain,
                         tuple(doubts),
+                        expires=expires,
                     )
                     moving = Moving(item.name, item.state, accepted, due, entry)
                 except AddressError:
@@ -109,6 +111,7 @@ class PostgresMoving:
             "last_reply": plain(entry.last_reply),
             "uncertain": entry.uncertain,
             "doubts": list(entry.doubts),
+            "expires": entry.expires,
         }
         self._connections.count(_INSERT, values, doing="keep an entry")
         ring(self._name)
