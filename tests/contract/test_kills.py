@@ -1,6 +1,6 @@
 """Senders and processors are killed at any moment; nothing committed is lost.
 
-How many kills: ``POSTCOMMIT_KILLS``, 10 of each by default.
+How many kills: ``POSTCOMMIT_CONTRACT_KILLS``, 10 of each by default.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.contract.steps import take_all
 from tests.contract.steps import tried
 
 
-KILLS = int(os.environ.get("POSTCOMMIT_KILLS", "10"))
+KILLS = int(os.environ.get("POSTCOMMIT_CONTRACT_KILLS", "10"))
 
 Say = Callable[[str], None]
 
