@@ -105,7 +105,7 @@ def loggers() -> Iterator[tuple[str, str]]:
 def test_every_logger_that_gets_text_from_outside_is_ours() -> None:
     """The service has our own formatter; those for Pyramid and Zope no arguments."""
     plain = [name for name, value in loggers() if not value.startswith("Log(")]
-    service = ["_cli/run.py", "_cli/service.py"]
+    service = ["_cli/receive.py", "_cli/run.py", "_cli/service.py"]
     assert sorted(plain) == [*service, "mailhost/__init__.py", "pyramid.py"]
 
 

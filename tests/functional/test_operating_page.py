@@ -11,6 +11,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
+from getpass import getuser
 from pathlib import Path
 
 import pytest
@@ -138,10 +139,15 @@ def test_the_page_operating(
         "delete",
         "recover",
         "check",
+        "hold",
+        "release",
+        "pause",
+        "resume",
     }
     for line, printed in played:
         line = line.replace(QUEUE, queue).replace(PAUSED, paused)
         said = run(line, capsys).replace(queue, QUEUE)
+        said = said.replace(f"by hand by {getuser()}:", "by hand by ann:")
         assert said.rstrip("\n") == printed.rstrip("\n"), line
 
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,13 @@ def fill(queue: Path, numbers: range) -> None:
 
 
 def touched(queue: Path) -> dict[str, tuple[int, int]]:
-    return {
-        str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
-        for folder in ("new", "cur")
-        for path in (queue / folder).iterdir()
-    }
+    found = {}
+    for folder in ("new", "cur"):
+        for path in (queue / folder).iterdir():
+            with suppress(FileNotFoundError):  # it was sent just now
+                status = path.stat()
+                found[str(path)] = status.st_ino, status.st_mtime_ns
+    return found
 
 
 DRAINER = """

@@ -22,7 +22,8 @@ class SiteWithPage(Site):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, 1, with_line=False)
-        self._environment["PYTHONPATH"] += f":{folder}"
+        path = self._environment.get("PYTHONPATH")
+        self._environment["PYTHONPATH"] = f"{path}:{folder}" if path else str(folder)
         (folder / "mailpage.py").write_text(block("In Zope", "python"))
         server = folder / "etc" / "zope.ini"
         text = server.read_text()

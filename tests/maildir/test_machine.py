@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from postcommit._maildir.mending import MaildirChanges
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Staging
 from postcommit._maildir.store import Store
+from postcommit.errors import EntryError
 from tests.support.draining import Bench
 from tests.support.mailers import ScriptedMailer
 from tests.support.transactions import mail
@@ -382,6 +384,11 @@ class QueueMachine(RuleBasedStateMachine):
     def look_after_a_dead_letter(self, which: int, retry: bool) -> None:
         letters = list(items(self.store, [EntryState.FAILED]))
         chosen = letters[which % len(letters)]
+        if retry and chosen.name in self.entries:
+            # It was buried again, after a kill in the middle of that.
+            with pytest.raises(EntryError, match="is in the queue already"):
+                self.changes.retry(chosen)
+            return
         kept = self.dead.pop(chosen.name)
         if retry:
             assert self.changes.retry(chosen)

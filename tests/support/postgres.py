@@ -70,7 +70,7 @@ class Cluster:
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": self.folder,
             "fsync": "on" if self._is_durable else "off",
-            "max_connections": 200,
+            "max_connections": 1000,
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         command = as_postgres(PROGRAMS[-1] / "postgres", "-D", self.data, *options)
