@@ -23,6 +23,8 @@ from postcommit._maildir.item import Item
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.presence import Wakeup
+from postcommit._maildir.reception import Reception
+from postcommit._maildir.reception import ReceptionNote
 from postcommit._maildir.store import Store
 from postcommit._queue.values import moment
 from postcommit._queue.values import timestamp
@@ -610,6 +612,19 @@ def test_status_tells_of_another_librarys_processor(
     write(store, "new/.sending-1700000000.M1P1Q1.web")
     assert main(["status", store.path]) == 1
     assert "another library's processor drains" in capsys.readouterr().out
+
+
+def test_status_says_when_a_receiver_last_acknowledged(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = ReceptionNote(store.path, Reception("amqp://mq/", "postcommit"))
+    mine.reception.received = 7
+    mine.reception.last_acknowledged = time.time() - 7200.0
+    mine.show(connected=False, problem="it is down")
+    main(["status", store.path])
+    mine.close()
+    told = "not connected to amqp://mq/, 7 received, last acknowledged 2h ago"
+    assert f"receiver  {told}\n" in capsys.readouterr().out
 
 
 def test_status_names_a_few_of_those_in_doubt(
