@@ -433,6 +433,45 @@ def test_a_client_certificate_that_is_wanted(start, connect, authority, tls, ver
     assert relay.messages == []
 
 
+class Unhurried(ssl.SSLContext):
+    """Has its handshakes end only when `ended` is set."""
+
+    def wrap_socket(self, *args, **options):
+        connection = super().wrap_socket(*args, **options)
+        assert self.ended.wait(10)
+        return connection
+
+
+def test_what_is_wrong_with_it_is_behind_a_write_that_fails(authority):
+    """The relay has said so and has hung up before the client says EHLO."""
+    client = Unhurried(ssl.PROTOCOL_TLS_CLIENT)
+    client.load_verify_locations(authority.cafile)
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
+    client.ended = threading.Event()
+    # What has come over a socket of Unix can be read after the other end is closed.
+    ours, theirs = socket.socketpair()
+
+    def serve():
+        theirs.sendall(b"220 Hello\r\n")
+        for reply in (b"250-Hello\r\n250 STARTTLS\r\n", b"220 Go on\r\n"):
+            assert theirs.recv(1 << 16).endswith(b"\r\n")
+            theirs.sendall(reply)
+        with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+            authority.strict_server().wrap_socket(theirs, server_side=True)
+        client.ended.set()
+
+    mailer = SMTPMailer("/relay", tls="starttls", ssl_context=client)
+    connection = Connection(ours, mailer.relay)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve)
+        with pytest.raises(RelayError) as caught:
+            connection.greet()
+        served.result(10)
+    connection.close()
+    assert "ALERT" not in str(caught.value.__cause__)  # it is the failure of the write
+    assert "does not accept the client certificate" in str(caught.value)
+
+
 def test_hanging_up_later_is_not_about_the_certificate(start, connect, authority):
     relay = start(tls=authority.server(), users={"me": "secret"})
     relay.drop("AUTH")
