@@ -99,6 +99,10 @@ def test_test_relay_looks_for_the_queue_and_sends_one_mail(
     assert f"it has the queue {queue!r}" in done.stdout
     assert "handed over: 250 2.0.0 confirmed by the broker" in done.stdout
     assert len(messages(node, queue)) == 1
+    done = command("test-relay", "--amqp-queue", queue, **url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f" answers; it has the queue {queue!r}\n")
+    assert messages(node, queue) == []
     done = command("test-relay", "--amqp-queue", "nowhere", **url)
     assert done.returncode == 1
     assert "failed: queue 'nowhere'" in done.stdout
