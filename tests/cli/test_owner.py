@@ -18,6 +18,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,7 @@ from postcommit._maildir.item import EntryState
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.store import Store
 from postcommit.errors import QueueError
+from postcommit.errors import RelayError
 from tests.support import children
 from tests.support.certificates import Authority
 from tests.support.faults import _drop_capabilities
@@ -376,6 +378,47 @@ def test_what_root_sees_as_the_owner_of_a_damaged_queue(store: Store) -> None:
     assert f"'chmod u=rwx {queue}/tmp'" in advised
     assert f"as root, run 'chown -hR {UID}:{UID} {queue}/.Failed'" in advised
     assert "run as the user that owns the queue" not in advised
+
+
+@pytest.mark.parametrize(
+    ("prefix", "made"),
+    [
+        ("", Configuration.mailer),
+        ("amqp_", Configuration.mailer),
+        ("receive_", Configuration.receiver),
+    ],
+)
+def test_only_root_reads_certificates_before_they_are_needed(
+    store: Store,
+    authority: Authority,
+    folder: Path,
+    prefix: str,
+    made: Callable[[Configuration], Any],
+) -> None:
+    queue = give(store)
+    option = f"POSTCOMMIT_{prefix.upper()}"
+    environ = {"POSTCOMMIT_QUEUE_PATH": queue}
+    if prefix:
+        environ[f"{option}URL"] = "amqps://mail@mq.example.org"
+        environ[f"{option}PASSWORD"] = "s3cret"
+
+    def trusting(cafile: Path) -> Any:
+        variables = {**environ, f"{option}CAFILE": str(cafile)}
+        return made(Configuration(argparse.Namespace(config=None), variables))
+
+    # Two files, because mailers of the same options share what they have read.
+    cafiles = [folder / "root.pem", folder / "owner.pem"]
+    for cafile in cafiles:
+        authority.ca.cert_pem.write_to_path(str(cafile))
+    by_root = trusting(cafiles[0])
+    with restored():
+        act_as_owner(queue)
+        by_owner = trusting(cafiles[1])
+    for cafile in cafiles:
+        cafile.unlink()
+    by_root.read_certificates()  # it has them
+    with pytest.raises(RelayError, match="holds no certificates"):
+        by_owner.read_certificates()
 
 
 def test_what_root_left_in_tmp(store: Store) -> None:
