@@ -460,6 +460,22 @@ def test_at_a_rate_limit_one_entry_waits_for_its_slot_or_goes_back() -> None:
     assert due.released == ["b"]
 
 
+class WithoutSlots(Due):
+    """A consumer that cannot say when the next slot is."""
+
+    def reserve(self, rate: float) -> float:
+        raise OSError("the database is away")
+
+
+def test_an_entry_goes_back_if_no_slot_can_be_reserved_for_it() -> None:
+    due = WithoutSlots("ab")
+    crew = Crew(due, 2, 1000.0)  # type: ignore[arg-type]
+    for released in (["a"], ["a", "b"]):
+        with pytest.raises(OSError, match="the database is away"):
+            crew.take(8)
+        assert due.released == released, "the next worker may take one"
+
+
 def test_where_nothing_is_due_no_slot_is_waited_for() -> None:
     crew = Crew(Due(), 2, 0.001)  # type: ignore[arg-type]
     taken: list[list[Any]] = []

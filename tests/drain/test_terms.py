@@ -128,6 +128,19 @@ def test_the_file_and_the_name_say_when_a_mail_is_due(post: Post) -> None:
     assert entry.message == mail("1@x.org")
 
 
+def test_a_mail_whose_time_somebody_has_spoilt_is_a_dead_letter(post: Post) -> None:
+    post.send(expires=HOUR)
+    [name] = post.names("new")
+    path = post.queue / "new" / name
+    path.write_bytes(path.read_bytes().replace(b"Expires: ", b"Expires: soon "))
+    assert post.flush() == Tally()
+    assert post.names("new") == []
+    [dead] = post.names(".Failed/new")
+    reason = (post.queue / ".Failed/new" / dead).read_bytes().splitlines()[0]
+    assert reason.startswith(b"X-Zope-Unreadable: X-Zope-Expires: soon ")
+    assert post.arrived == []
+
+
 def test_scheduled_mails_go_in_the_order_of_their_times(post: Post) -> None:
     names = [post.send(not_before=n * HOUR) for n in (3, 1, 2, 4)]
     post.clock.advance(4.5 * 3600)

@@ -93,6 +93,14 @@ def test_whatever_is_no_entry_is_an_entry_error(data: bytes) -> None:
         parse_entry(data)
 
 
+def with_times(expires: bytes, not_before: bytes) -> bytes:
+    """Return an entry in which somebody has edited the times."""
+    envelope = b"X-Zope-From: a@x.org\nX-Zope-To: b@x.org\n"
+    history = b"X-Zope-Attempts: 0\nX-Zope-Reply: \n"
+    times = b"X-Zope-Expires: %b\nX-Zope-Not-Before: %b\n" % (expires, not_before)
+    return envelope + history + times + b"\nText."
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -112,6 +120,9 @@ def test_whatever_is_no_entry_is_an_entry_error(data: bytes) -> None:
         (b"X-Actually-From: a@x.org\n\nText.", "no envelope"),
         (b"X-Actually-From: =?x-no?q?a?=\nX-Actually-To: b@x.org\n\n", "damaged"),
         (b"X-Actually-From: a@x.org\nX-Actually-To: \xff\n\n", "damaged"),
+        (with_times(b"tomorrow", b""), "^X-Zope-Expires: tomorrow is not a time$"),
+        (with_times(b"", b"1e9"), "^X-Zope-Not-Before: 1e9 is not a time$"),
+        (with_times(b"\xff", b"5"), "^X-Zope-Expires: \ufffd is not a time$"),
     ],
 )
 def test_what_is_wrong_is_told(data: bytes, reason: str) -> None:

@@ -344,6 +344,35 @@ def test_an_entry_whose_file_was_replaced_is_not_there_any_more(store: Store) ->
     claim.release()
 
 
+class Restless(Store):
+    """A store whose entry is moved each time it was found, as by a Maildir reader."""
+
+    moves = 0
+
+    def still_has(self, claim: Claim) -> bool:
+        has = super().still_has(claim)
+        self.move(claim)
+        return has
+
+    def move(self, claim: Claim) -> None:
+        self.moves += 1
+        os.rename(claim.path, f"{self.path}/cur/{claim.key}:2,{'RS'[self.moves % 2]}")
+
+
+def test_who_moves_an_entry_again_and_again_is_told_of(tmp_path: Path) -> None:
+    store = Restless(str(tmp_path / "queue"))
+    claim = store.claim(str(write(store, "new/1.x")))
+    assert claim is not None
+    store.move(claim)
+    with pytest.raises(QueueError, match="another program moves it again and again"):
+        store.finish(claim)
+    assert len(list(store.maildir)) == 1, "it is not lost"
+    assert Store.still_has(store, claim)
+    store.finish(claim)
+    assert list(store.maildir) == []
+    claim.release()
+
+
 def test_two_items_of_a_transaction_that_is_ours_alone_are_prepared(
     store: Store,
 ) -> None:

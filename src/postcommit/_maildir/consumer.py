@@ -99,7 +99,7 @@ class Consumer:
         self._note = PauseNote(store.path)
         # By name, of all claims, also of those that were forgotten after an exception.
         self._locks: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
-        self._lock = threading.Lock()  # around the slot
+        self._lock = threading.Lock()  # around the slot, and what is news
         self._slot = time.monotonic()
         self._next_log = -math.inf
         self._is_paused = False  # by hand, as the last look has shown
@@ -161,14 +161,13 @@ class Consumer:
             return False
         self._next_look = now + _STOPPED_SELDOM
         is_paused = is_stopped(self._store.path)
-        if is_paused != self._is_paused:
-            with self._lock:
-                is_news, self._is_paused = is_paused != self._is_paused, is_paused
-            if is_news and is_paused:
-                text = "%s: %s; 'postcommit resume' ends that"
-                log.warning(text, self._store.path, stopped(self._store.path))
-            elif is_news:
-                log.warning("%s: goes on, it was resumed by hand", self._store.path)
+        with self._lock:
+            is_news, self._is_paused = is_paused != self._is_paused, is_paused
+        if is_news and is_paused:
+            text = "%s: %s; 'postcommit resume' ends that"
+            log.warning(text, self._store.path, stopped(self._store.path))
+        elif is_news:
+            log.warning("%s: goes on, it was resumed by hand", self._store.path)
         return is_paused
 
     def _claim(self, path: str) -> IClaim | None:
