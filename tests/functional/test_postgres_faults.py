@@ -71,6 +71,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 1.0)
 
 
+# The connections that hold locks in the table of entries.
+_LOCKED = """
+select pid from pg_locks
+where relation = '{schema}.entry'::regclass and pid <> pg_backend_pid()"""
+
+
 def queued(place: PostgresPlace) -> list[str]:
     return sorted(seen.message_id for seen in place.look().queued)
 
@@ -601,3 +607,76 @@ def _drain_while_it_is_killed(server: Cluster) -> None:
     assert sum(count - 1 for count in sent.values()) <= KILLS
 
 
+# A mail is called off
+
+
+def test_a_mail_that_cannot_be_looked_for_waits(postgres: PostgresPlace) -> None:
+    queue = PostgresQueue(postgres.url)
+    name = accept(queue)
+    postgres.execute("alter table {schema}.entry rename to away")
+    with pytest.raises(QueueError, match="cannot look for the mail: ") as caught:
+        queue.cancel(name)
+    assert caught.value.scope == "queue"
+    postgres.execute("alter table {schema}.away rename to entry")
+    assert postgres.execute(_LOCKED).fetchall() == []
+    assert queue.cancel(name), "the next one has another connection"
+
+
+def test_a_mail_of_the_same_transaction_needs_no_statement(
+    postgres: PostgresPlace,
+) -> None:
+    delivery = QueuedMailDelivery(postgres.url)
+    delivery.send(ANN, BOB, mail("1@x.org"))
+    delivery.send(ANN, BOB, mail("2@x.org"))
+    assert delivery.cancel("1@x.org")
+    assert postgres.execute(_LOCKED).fetchall() == []
+    transaction.commit()
+    assert queued(postgres) == ["2@x.org"]
+
+
+def test_the_lock_is_lost_before_the_mail_is_removed(
+    postgres: PostgresPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The commit is decided, and the mail is sent all the same: it is said loudly."""
+    delivery = QueuedMailDelivery(postgres.url)
+    delivery.send(ANN, BOB, mail("1@x.org"))
+    transaction.commit()
+    [(id,)] = postgres.execute("select id from {schema}.entry")
+    assert delivery.cancel("1@x.org")
+    [(pid,)] = postgres.execute(_LOCKED)
+    postgres.execute("select pg_terminate_backend(%s)", [pid])
+    until(lambda: not postgres.execute(_LOCKED).fetchall())
+    with pytest.raises(QueueError, match="cannot remove what was called off: "):
+        transaction.commit()
+    transaction.abort()
+    # `transaction` says in its own words that the second phase has failed.
+    [record] = [each for each in caplog.records if "called off" in each.getMessage()]
+    assert record.levelname == "CRITICAL"
+    said = f"{id.hex}: was called off, but cannot be removed and may be sent: "
+    assert said in record.getMessage()
+    mailer = ScriptedMailer()
+    assert QueueProcessor(postgres.url, mailer).flush().sent == 1
+
+
+def test_one_that_cannot_be_removed_is_no_hindrance_to_others(
+    postgres: PostgresPlace,
+) -> None:
+    """Two of four are refused by the database: the first error is raised."""
+    queue = PostgresQueue(postgres.url)
+    names = [accept(queue) for _ in range(4)]
+    postgres.execute(
+        "create function {schema}.refuse() returns trigger language plpgsql as"
+        " $$ begin raise exception 'not %', old.message_id; end $$"
+    )
+    postgres.execute(
+        "create trigger refuse before delete on {schema}.entry for each row"
+        f" when (old.message_id in ('{names[1]}', '{names[2]}'))"
+        " execute function {schema}.refuse()"
+    )
+    items = [queue.cancel(name) for name in names]
+    batch = queue.batch()
+    batch.prepare(items)
+    with pytest.raises(QueueError, match=f"not {names[1]}"):
+        batch.publish(items)
+    assert queued(postgres) == sorted(names[1:3])
+    assert postgres.execute(_LOCKED).fetchall() == []

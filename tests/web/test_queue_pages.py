@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,19 @@ def test_a_queue_without_permission(tmp_path: Path, store: Store) -> None:
             assert "Run this page as the user that owns the queue." in pages[0]
     finally:
         os.chmod(f"{store.path}/cur", 0o700)
+
+
+def test_a_queue_that_cannot_be_checked_either(store: Store) -> None:
+    """The page says both what it could not do, and why the check ended."""
+    fill(store)
+    folder = Path(store.path, ".Failed", "cur")
+    shutil.rmtree(folder)
+    folder.touch()
+    app = TestApp(make_app(store.path, authorize=lambda request: "ann"))
+    text = words(app.get("/", status=503))
+    assert f"{store.path}: cannot look through the queue: Not a directory" in text
+    assert f"{folder}: is a file; put the folder itself there" in text
+    assert f"{store.path}: cannot check the queue: Not a directory" in text
 
 
 def test_another_queue_is_shown_beside_one_that_is_missing(
