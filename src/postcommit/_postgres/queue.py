@@ -219,7 +219,8 @@ class RowBatch:
             elif rows:
                 self._insert(rows[0])
         except PublishError:
-            _apply(cancelled)  # the commit is decided all the same
+            with suppress(QueueError):  # it is logged, and this error names the entries
+                _apply(cancelled)  # the commit is decided all the same
             raise
         except QueueError:
             self.discard(items)
