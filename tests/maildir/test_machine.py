@@ -283,7 +283,8 @@ class QueueMachine(RuleBasedStateMachine):
         number = dead % len(kept.recipients) + 1
         letter = _tried(work.entry, kept.recipients[:number])
         self.store.bury(work.claim, letter)
-        self.dead[f"{work.name}.R{letter.attempts}"] = replace(
+        name = self.name_of_letter(f"{work.name}.R{letter.attempts}", letter.recipients)
+        self.dead[name] = replace(
             kept,
             recipients=letter.recipients,
             state=EntryState.FAILED,
@@ -297,6 +298,22 @@ class QueueMachine(RuleBasedStateMachine):
             self.work.pop(worker).claim.release(removed=True)
         else:
             self.settled(worker)
+
+    def name_of_letter(self, name: str, recipients: tuple[str, ...]) -> str:
+        """Return `name`, or another one if it is that of a letter to others.
+
+        There is one if the processor died when some were rejected, and the others were
+        rejected in the next attempt, which has the same number.
+        """
+        if name not in self.dead or self.dead[name].recipients == recipients:
+            return name
+        digest = "[0-9a-f]" * 16
+        letters = (self.path / ".Failed" / "new").glob(f"{name}.{digest}")
+        names = {letter.name for letter in letters}
+        known = names & {*self.dead}
+        alike = {each for each in known if self.dead[each].recipients == recipients}
+        [found] = alike or names - known
+        return found
 
     # Work, all at once
 
@@ -327,7 +344,8 @@ class QueueMachine(RuleBasedStateMachine):
             rejected = tuple(r for r in kept.recipients if r in (LATER, NEVER))
             stay = ()
         if rejected:
-            self.dead[f"{name}.R{attempts}" if stay else name] = replace(
+            letter = f"{name}.R{attempts}" if stay else name
+            self.dead[self.name_of_letter(letter, rejected)] = replace(
                 kept, recipients=rejected, state=EntryState.FAILED, attempts=attempts
             )
         if stay:

@@ -13,6 +13,7 @@ import errno
 import functools
 import os
 import select
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -63,9 +64,15 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     process = -1
 
-    def __del__(self, *_: Any) -> None:
-        if self.process == os.getpid():
-            with suppress(Exception):  # the interpreter may be at its end
+    def __del__(
+        self,
+        *_: Any,
+        getpid: Callable[[], int] = os.getpid,
+        suppress: type[suppress] = suppress,
+    ) -> None:
+        # Arguments, because modules may be gone at the end of the interpreter.
+        with suppress(Exception):
+            if self.process == getpid():
                 self.close()
 
 
