@@ -216,7 +216,8 @@ class Queue(RuleBasedStateMachine):
 
         What is due further ahead than any entry is deferred is due, too: the clock was
         put back. Without `surely`, also what was due before the clock was put back.
-        A bulk entry that was deferred may wait for its time, or not.
+        A bulk entry is never sure: in a database it is due at the server's time when it
+        was accepted, and the clock of this machine may be behind that.
         """
         now = self.clock.now
         return {
@@ -224,7 +225,7 @@ class Queue(RuleBasedStateMachine):
             for name, kept in self.entries.items()
             if kept.holder is None
             and not now < kept.due <= now + 8000
-            and not (surely and kept.bulk and kept.due > now)
+            and not (surely and kept.bulk)
             and (
                 kept.attempts
                 or kept.due
