@@ -65,6 +65,10 @@ def seen(place: str) -> list[Any]:
     return sorted(found, key=str)
 
 
+def number_at(place: str) -> int:
+    return sum(1 for _ in open_operators(place).items(EntryState))
+
+
 def test_the_contracts_are_kept(postgres: PostgresPlace, tmp_path: Path) -> None:
     for place in (postgres.url, str(tmp_path / "queue")):
         verifyObject(IMoving, open_moving(place))
@@ -131,6 +135,23 @@ def test_an_entry_expires_where_it_is_moved_to(
     assert seen(other) == before
 
 
+def test_a_sender_cannot_write_lines_of_the_envelope(
+    postgres: PostgresPlace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The row is from another program."""
+    sender = "a@example.org\nX-Zope-To: eve@example.org"
+    postgres.make()
+    postgres.execute(
+        "insert into {schema}.entry (sender, recipients, message)"
+        " values (%(sender)s, array['ann@example.org'], 'Subject: x\n\n')",
+        {"sender": sender},
+    )
+    folder = tmp_path / "queue"
+    assert main(["move", postgres.url, str(folder)]) == 1
+    assert "1 entry left" in capsys.readouterr().out
+    assert list((folder / "new").iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["folder", "database"])
 def test_what_cannot_be_moved_stays_and_is_counted(
     postgres: PostgresPlace,
@@ -187,7 +208,7 @@ def test_a_move_that_is_killed_and_run_again_loses_and_doubles_nothing(
     chance = random.Random(3)
     folder = str(tmp_path / "queue")
     store = Store(folder)
-    for _ in range(60):
+    for _ in range(200):
         accept(store)
     before = seen(folder)
     places = [folder, postgres.url]
@@ -198,12 +219,13 @@ def test_a_move_that_is_killed_and_run_again_loses_and_doubles_nothing(
             command = [sys.executable, "-c", program, "move", *places]
             # A claim of the folder ends with its process, the lock of a row as well.
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            try:
-                child.wait(chance.uniform(0.35, 0.6))
-            except subprocess.TimeoutExpired:
+            left = number_at(places[0]) - chance.randrange(1, 60)
+            while child.poll() is None and number_at(places[0]) > left:
+                pass
+            if child.poll() is None:
                 os.kill(child.pid, signal.SIGKILL)
-                child.wait()
                 kills += 1
+            child.wait()
             if kills > 3:  # the last ones may take their time
                 chance = random.Random()
                 subprocess.run(command, check=False, stdout=subprocess.DEVNULL)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from zope.interface import implementer
@@ -35,6 +36,41 @@ def place_of(name: str, id: uuid.UUID) -> str:
     return f"{name}#{id.hex[:DIGITS]}"
 
 
+def entry_of(
+    sender: str,
+    recipients: Sequence[str],
+    message: bytes,
+    attempts: int,
+    last_reply: str,
+    uncertain: int,
+    doubts: Sequence[int],
+    *,
+    expires: float | None = None,
+    name: str = "",
+) -> Entry:
+    """Return the entry of a row. Raises `EntryError` for what is not an entry.
+
+    Other programs may insert rows, and people may edit them.
+    """
+    if not message:
+        raise EntryError("the message is empty")
+    try:
+        addresses = parse_recipients(recipients)
+        return Entry(
+            _parse_sender(sender),
+            addresses,
+            message,
+            attempts,
+            last_reply,
+            uncertain,
+            tuple(doubts) if len(doubts) == len(addresses) else (),
+            expires=expires,
+            name=name,
+        )
+    except AddressError as error:
+        raise EntryError(f"the envelope is damaged: {error}") from error
+
+
 @implementer(IClaim)
 class Claim:
     """The right to send the entry of one row. See `IClaim`.
@@ -59,23 +95,17 @@ class Claim:
         """Return the entry and keep it as `entry`. See `IClaim`."""
         message = self._bytes()
         sender, recipients, attempts, uncertain, doubts, last_reply = self._envelope
-        if not message:
-            raise EntryError("the message is empty")
-        try:
-            addresses = parse_recipients(recipients)
-            self.entry = Entry(
-                _parse_sender(sender),
-                addresses,
-                message,
-                attempts,
-                last_reply,
-                uncertain,
-                tuple(doubts) if len(doubts) == len(addresses) else (),
-                # As a file's name, which begins with the time.
-                name=f"{int(self.accepted):010d}.{self.key.hex}",
-            )
-        except AddressError as error:
-            raise EntryError(f"the envelope is damaged: {error}") from error
+        self.entry = entry_of(
+            sender,
+            recipients,
+            message,
+            attempts,
+            last_reply,
+            uncertain,
+            doubts,
+            # As a file's name, which begins with the time.
+            name=f"{int(self.accepted):010d}.{self.key.hex}",
+        )
         return self.entry
 
     def _bytes(self) -> bytes:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from zope.interface import implementer
 
 from postcommit._config.database import parse_database_url
-from postcommit._mail.address import parse_recipients
-from postcommit._mail.entry import Entry
 from postcommit._mail.row import plain
 from postcommit._mail.row import row
 from postcommit._maildir.item import EntryState
@@ -18,10 +16,11 @@ from postcommit._maildir.item import Item
 from postcommit._maildir.moving import IMoving
 from postcommit._maildir.moving import Moving
 from postcommit._postgres import schema
+from postcommit._postgres.claim import entry_of
 from postcommit._postgres.connections import Connections
 from postcommit._postgres.consumer import ring
 from postcommit._postgres.operators import key_of
-from postcommit.errors import AddressError
+from postcommit.errors import EntryError
 
 
 # The ids of entries that come from a folder are made of their names.
@@ -73,22 +72,11 @@ class PostgresMoving:
             found = connection.execute(sql(_LOCK), values, binary=True).fetchone()
             moving = None
             if found is not None:
-                accepted, due, sender, recipients, message, *tried = found
-                attempts, last_reply, uncertain, doubts, expires = tried
+                accepted, due, *of_entry, expires = found
                 try:
-                    parse_recipients(recipients)
-                    entry = Entry(
-                        sender,
-                        tuple(recipients),
-                        message,
-                        attempts,
-                        last_reply,
-                        uncertain,
-                        tuple(doubts),
-                        expires=expires,
-                    )
+                    entry = entry_of(*of_entry, expires=expires)
                     moving = Moving(item.name, item.state, accepted, due, entry)
-                except AddressError:
+                except EntryError:
                     pass  # a processor makes it a dead letter
             yield moving
             if moving is not None:
