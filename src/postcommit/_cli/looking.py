@@ -33,6 +33,7 @@ from postcommit._queue.attention import attention
 from postcommit._queue.record import key_of
 from postcommit._queue.record import record_of_entry
 from postcommit._queue.record import record_of_queue
+from postcommit._queue.values import ago
 from postcommit._queue.values import duration
 from postcommit._queue.values import moment
 from postcommit._queue.values import size
@@ -215,14 +216,14 @@ def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
     yield "url" if is_database_url(item.place) else "file", item.place
     yield "size", size(read.size)
     if read.accepted is not None:
-        yield "accepted", _ago(read.accepted, now)
+        yield "accepted", ago(read.accepted, now)
     if read.due is not None:
         wait = "now" if read.due <= now else f"in {duration(read.due - now)}"
         yield "due", f"{moment(read.due)}, {wait}"
     if read.expires is not None:
         yield "expires", moment(read.expires)
     if item.state is EntryState.FAILED:
-        yield "given up", _ago(read.changed, now)
+        yield "given up", ago(read.changed, now)
     if read.problem:
         yield "problem", read.problem
         return
@@ -235,9 +236,6 @@ def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
     for number, recipient in enumerate(read.recipients):
         yield "" if number else "to", recipient
 
-
-def _ago(then: float, now: float) -> str:
-    return f"{moment(then)}, {duration(now - then)} ago"
 
 
 # status
@@ -334,7 +332,7 @@ def _next_time(seen: Survey, now: float) -> str:
 
 def _stopped(by_hand: Stopped, now: float) -> str:
     """Return who has paused the queue, and since when."""
-    return f"{by_hand}, since {_ago(by_hand.since, now)}"
+    return f"{by_hand}, since {ago(by_hand.since, now)}"
 
 
 def _shown(reason: Reason | None) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from typing import Literal
 
 from postcommit._cli import arguments
 from postcommit._cli import selection
@@ -18,6 +19,7 @@ from postcommit._maildir.item import IChanges
 from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
+from postcommit._queue.queue import ACTIONS
 from postcommit._queue.values import entries
 from postcommit._queue.values import moment
 from postcommit.errors import EntryError
@@ -28,18 +30,8 @@ from postcommit.errors import ItemError
 _MOST_NAMED = 20
 
 # The entries that can be retried, and those that can be held.
-_RETRIED = (
-    EntryState.SCHEDULED,
-    EntryState.DEFERRED,
-    EntryState.BULK,
-    EntryState.FAILED,
-)
-_HELD = (
-    EntryState.WAITING,
-    EntryState.SCHEDULED,
-    EntryState.DEFERRED,
-    EntryState.BULK,
-)
+_RETRIED = [state for state, actions in ACTIONS.items() if "retry" in actions]
+_HELD = [state for state, actions in ACTIONS.items() if "hold" in actions]
 
 _SKIPPED = "skipped: it is gone, or a processor is sending it now"
 
@@ -220,35 +212,39 @@ def _is_confirmed(count: int, options: argparse.Namespace) -> bool:
 
 
 def hold_arguments(parser: argparse.ArgumentParser) -> None:
-    selection.queue_argument(parser)
-    _verbose_argument(parser)
-    arguments.adopt(parser)
-    every = "every entry that the options below choose; with no id, it is ALL"
-    selection.ids_argument(parser, "*", every)
-    selection.choice(parser, *_HELD, default="all that is to be sent")
+    _all_arguments(parser, "entry", *_HELD, default="all that is to be sent")
 
 
 def run_hold(options: argparse.Namespace) -> int:
     """Hold the entries. Return 1 if some were skipped."""
-    return _hold_or_release(options, "held", *_HELD)
+    return _move(options, "hold", "held", *_HELD)
 
 
 def release_arguments(parser: argparse.ArgumentParser) -> None:
-    selection.queue_argument(parser)
-    _verbose_argument(parser)
-    arguments.adopt(parser)
-    every = "every held entry that the options below choose; with no id, it is ALL"
-    selection.ids_argument(parser, "*", every)
-    selection.choice(parser, EntryState.HELD, default="all that is held")
+    _all_arguments(parser, "held entry", EntryState.HELD, default="all that is held")
 
 
 def run_release(options: argparse.Namespace) -> int:
     """Release the entries. Return 1 if some were skipped."""
-    return _hold_or_release(options, "released", EntryState.HELD)
+    return _move(options, "release", "released", EntryState.HELD)
 
 
-def _hold_or_release(
-    options: argparse.Namespace, done: str, *states: EntryState
+def _all_arguments(
+    parser: argparse.ArgumentParser, entry: str, *states: EntryState, default: str
+) -> None:
+    selection.queue_argument(parser)
+    _verbose_argument(parser)
+    arguments.adopt(parser)
+    every = f"every {entry} that the options below choose; with no id, it is ALL"
+    selection.ids_argument(parser, "*", every)
+    selection.choice(parser, *states, default=default)
+
+
+def _move(
+    options: argparse.Namespace,
+    method: Literal["hold", "release"],
+    done: str,
+    *states: EntryState,
 ) -> int:
     options.ids = options.ids or [selection.ALL]
     queue = selection.operators(options)
@@ -257,8 +253,7 @@ def _hold_or_release(
         # What is found is moved, so all is found before.
         items = list(selection.selected(queue, options, *states, step=meter.step))
         with queue.changes() as changes:
-            change = changes.hold if done == "held" else changes.release
-            verbose = options.verbose
+            change, verbose = getattr(changes, method), options.verbose
             return _change_each(items, change, done, meter, verbose=verbose)
 
 

@@ -19,7 +19,7 @@ from postcommit.interfaces import is_database_url
 
 
 _STATES = (EntryState.WAITING, EntryState.DEFERRED, EntryState.FAILED)
-_ROOMS = (EntryState.SCHEDULED, EntryState.BULK, EntryState.HELD)
+_STAYING = {*EntryState} - {*_STATES, EntryState.IN_DOUBT}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
                     there.arrive(moving)
                     count += 1
     doubts = sum(1 for _ in queue.items([EntryState.IN_DOUBT]))
-    staying = sum(1 for _ in queue.items(_ROOMS))
+    staying = sum(1 for _ in queue.items(_STAYING))
     print(f"{entries(count)} moved")
     if left:
         print(f"{entries(left)} left: being sent, or not an entry")

@@ -1,4 +1,4 @@
-"""Tells whether a folder has changed, by one ``stat`` call."""
+"""Notices that a folder has changed, by one ``stat`` call."""
 from __future__ import annotations
 
 import os

@@ -37,8 +37,8 @@ from postcommit.interfaces import QueueStatus
 from postcommit.interfaces import is_database_url
 
 
-# The methods that can change an entry in each state.
-_ACTIONS: dict[EntryState, tuple[str, ...]] = {
+# The methods that can change an entry in each state. The commands take the same.
+ACTIONS: dict[EntryState, tuple[str, ...]] = {
     EntryState.WAITING: ("hold", "delete"),
     EntryState.SCHEDULED: ("retry", "hold", "delete"),
     EntryState.DEFERRED: ("retry", "hold", "delete"),
@@ -170,7 +170,7 @@ class MailQueue(ReadOnlyOptions):
 
     def actions(self, entry: QueueEntry) -> tuple[str, ...]:
         """Return the names of the methods for this state. See `IMailQueue`."""
-        return _ACTIONS[entry.state]
+        return ACTIONS[entry.state]
 
     # Changing
 

@@ -60,6 +60,11 @@ def moment(seconds: float) -> str:
     return f"{shown} ({day}{local:%H:%M:%S %Z})"
 
 
+def ago(then: float, now: float) -> str:
+    """Return a moment, and how long ago it was."""
+    return f"{moment(then)}, {duration(now - then)} ago"
+
+
 def timestamp(seconds: float | None) -> str | None:
     """Return a time since the epoch for programs: ISO 8601, UTC."""
     if seconds is None:

@@ -21,6 +21,7 @@ from postcommit._maildir.item import is_whole_id
 from postcommit._queue.queue import MailQueue
 from postcommit._queue.record import record_of_entry
 from postcommit._queue.record import record_of_queue
+from postcommit._queue.values import ago
 from postcommit._queue.values import duration
 from postcommit._queue.values import entries
 from postcommit._queue.values import moment
@@ -480,11 +481,11 @@ def _about(entry: QueueEntry, now: float) -> list[tuple[str, str]]:
         ("Size", size(entry.size)),
     ]
     if entry.accepted is not None:
-        about.append(("Accepted", _ago(entry.accepted, now)))
+        about.append(("Accepted", ago(entry.accepted, now)))
     if entry.due is not None:
         about.append(("Next attempt", f"{_next(entry, now)}, {moment(entry.due)}"))
     else:
-        about.append(("Written", _ago(entry.changed, now)))
+        about.append(("Written", ago(entry.changed, now)))
     if entry.problem:
         return [*about, ("Problem", printable(entry.problem))]
     uncertain = f" ({entry.uncertain} uncertain)" if entry.uncertain else ""
@@ -496,7 +497,3 @@ def _about(entry: QueueEntry, now: float) -> list[tuple[str, str]]:
         ("Envelope from", printable(entry.sender) or "<>"),
         ("Envelope to", ", ".join(map(printable, entry.recipients))),
     ]
-
-
-def _ago(then: float, now: float) -> str:
-    return f"{moment(then)}, {duration(now - then)} ago"
