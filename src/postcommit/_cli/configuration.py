@@ -189,11 +189,7 @@ class Configuration:
             for name in fields_of(IFailoverMailer).keys() & self._given.keys():
                 reason = "has no effect without a second relay; name it by --failover"
                 raise self._given[name].refused(reason)
-        if is_root():
-            # Later we act as the owner of the queue, who may not be allowed to read
-            # them. If this fails, it fails again with the first connection.
-            with suppress(RelayError):
-                mailer.read_certificates()
+        _read_early(mailer)
         return mailer
 
     def _amqp_mailer(self) -> AMQPMailer:
@@ -202,9 +198,7 @@ class Configuration:
                 reason = "has no effect with amqp_url; remove one"
                 raise self._given[name].refused(reason)
         mailer: AMQPMailer = build(IAMQPMailer, self._given)
-        if is_root():
-            with suppress(RelayError):  # as above
-                mailer.read_certificates()
+        _read_early(mailer)
         return mailer
 
     def receiver(self) -> QueueReceiver:
@@ -218,9 +212,7 @@ class Configuration:
             kind=_receiver,
             queuePath=self.queue_path,
         )
-        if is_root():
-            with suppress(RelayError):
-                made.read_certificates()
+        _read_early(made)
         return made
 
     def named_relays(self) -> list[tuple[str, SMTPMailer]]:
@@ -269,6 +261,17 @@ class Configuration:
             IMailQueueProcessor, self._given, queuePath=path, mailer=mailer
         )
         return made
+
+
+def _read_early(made: SMTPMailer | FailoverMailer | AMQPMailer | QueueReceiver) -> None:
+    """Read the certificates now, as root.
+
+    Later we act as the owner of the queue, who may not be allowed to read them. If this
+    fails, it fails again with the first connection.
+    """
+    if is_root():
+        with suppress(RelayError):
+            made.read_certificates()
 
 
 def _receiver(*, queue: str | None = None, **options: Any) -> QueueReceiver:
