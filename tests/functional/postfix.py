@@ -22,32 +22,32 @@ from tests.functional.servers import public_folder
 
 PROGRAM = shutil.which("postfix", path="/usr/sbin:/usr/local/sbin")
 
-_MAIN = """\
-compatibility_level = 3.6
-queue_directory = {folder}/spool
-data_directory = {folder}/data
-command_directory = {commands}
-daemon_directory = /usr/lib/postfix/sbin
-mail_owner = postfix
-setgid_group = postdrop
-maillog_file = {folder}/log
-maillog_file_prefixes = {folder}
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-myhostname = relay.example.org
-mydestination =
-alias_maps =
-local_recipient_maps =
-smtpd_peername_lookup = no
-smtpd_relay_restrictions = reject_unauth_destination
-smtpd_recipient_restrictions = reject_unlisted_recipient, permit
-smtpd_error_sleep_time = 0
-virtual_mailbox_domains = example.org, xn--bcher-kva.example
-virtual_mailbox_base = {folder}/mail
-virtual_mailbox_maps = texthash:{folder}/mailboxes
-virtual_uid_maps = static:{uid}
-virtual_gid_maps = static:{gid}
-"""
+_SETTINGS = {
+    "compatibility_level": "3.6",
+    "queue_directory": "{folder}/spool",
+    "data_directory": "{folder}/data",
+    "command_directory": "{commands}",
+    "daemon_directory": "/usr/lib/postfix/sbin",
+    "mail_owner": "postfix",
+    "setgid_group": "postdrop",
+    "maillog_file": "{folder}/log",
+    "maillog_file_prefixes": "{folder}",
+    "inet_interfaces": "127.0.0.1",
+    "inet_protocols": "ipv4",
+    "myhostname": "relay.example.org",
+    "mydestination": "",
+    "alias_maps": "",
+    "local_recipient_maps": "",
+    "smtpd_peername_lookup": "no",
+    "smtpd_relay_restrictions": "reject_unauth_destination",
+    "smtpd_recipient_restrictions": "reject_unlisted_recipient, permit",
+    "smtpd_error_sleep_time": "0",
+    "virtual_mailbox_domains": "example.org, xn--bcher-kva.example",
+    "virtual_mailbox_base": "{folder}/mail",
+    "virtual_mailbox_maps": "texthash:{folder}/mailboxes",
+    "virtual_uid_maps": "static:{uid}",
+    "virtual_gid_maps": "static:{gid}",
+}
 
 _MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
@@ -125,14 +125,21 @@ class Postfix(Server):
         for name in ("data", "mail"):
             os.chown(self.folder / name, owner.pw_uid, owner.pw_gid)
         assert PROGRAM is not None
-        main = _MAIN.format(
-            folder=self.folder,
-            commands=os.path.dirname(PROGRAM),
-            uid=owner.pw_uid,
-            gid=owner.pw_gid,
+        own = {
+            name: value.format(
+                folder=self.folder,
+                commands=os.path.dirname(PROGRAM),
+                uid=owner.pw_uid,
+                gid=owner.pw_gid,
+            )
+            for name, value in _SETTINGS.items()
+        }
+        # Each setting stands once. Otherwise each process warns of those that stand
+        # twice when it starts, also the one that writes the log, which then waits for
+        # itself for ever if ten lines wait for it already.
+        main = "".join(
+            f"{name} = {value}\n" for name, value in (own | self._settings).items()
         )
-        for name, value in self._settings.items():
-            main += f"{name} = {value}\n"
         master = _MASTER.format(port=self.port)
         if self._implicit_tls:
             wrapped = "smtpd -o smtpd_tls_wrappermode=yes\n"

@@ -186,3 +186,27 @@ def test_a_queue_of_some_hundred_is_drained(postfix: Postfix, tmp_path: Path) ->
     for user in ("ann", "bob"):
         subjects = {m["Subject"] for m in postfix.wait_for(user, 300)}
         assert len(subjects) == 300
+
+
+def test_a_postfix_with_many_settings_of_its_own(
+    start_postfix: Callable[..., Postfix],
+) -> None:
+    """None stands twice: its log would block, and with it the whole relay."""
+    postfix = start_postfix(
+        {
+            "alias_maps": "static:ann",
+            "compatibility_level": "3.5",
+            "local_recipient_maps": "static:ann",
+            "mydestination": "localhost",
+            "myhostname": "mail.example.org",
+            "smtpd_error_sleep_time": "1s",
+            "smtpd_recipient_restrictions": "permit",
+            "smtpd_relay_restrictions": "permit_mynetworks, reject",
+            "virtual_mailbox_domains": "example.org",
+            "virtual_uid_maps": "static:65534",
+        }
+    )
+    mailer = SMTPMailer("127.0.0.1", postfix.port)
+    assert mailer.send("shop@example.org", ANN, "Subject: x\n\n").sent
+    mailer.close()
+    assert "overriding" not in postfix.log
