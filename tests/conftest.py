@@ -1,4 +1,4 @@
-"""Settings of the whole suite: skipped and slow tests, signals, and gevent.
+"""Settings of the whole suite: skipped and slow tests, signals, examples, and gevent.
 
 In CI, a skipped test fails, because everything is installed there.
 """
@@ -11,6 +11,7 @@ from collections.abc import Generator
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 
 def _is_patched() -> bool:
@@ -29,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Hypothesis chooses the same examples in each run, so whether a change passes does
+    # not depend on chance. A soak, which says how many it wants, has new ones.
+    settings.register_profile(
+        "postcommit", derandomize="POSTCOMMIT_EXAMPLES" not in os.environ, deadline=None
+    )
+    settings.load_profile("postcommit")
 
 
 def pytest_collection_modifyitems(
