@@ -517,7 +517,7 @@ class TestProcessorThread:
         transaction.commit()
         relay.wait_until(lambda: relay.messages)
         thread.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
     def test_one_pass(self, tmp_path: Path, relay: ScriptedRelay) -> None:
@@ -532,7 +532,7 @@ class TestProcessorThread:
         assert not thread.is_alive()
         thread.stop()
         thread.start()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
     def test_it_needs_a_mailer_and_a_queue(self) -> None:
@@ -552,12 +552,12 @@ class TestProcessorThread:
         transaction.commit()
         thread = thread_of(tmp_path / "queue", relay)
         thread.start()
-        assert hold.reached.wait(10)
+        assert hold.reached.wait(60)
         stopping = threading.Thread(target=thread.stop, daemon=True)
         stopping.start()
-        stopping.join(5)
+        stopping.join(60)
         assert not stopping.is_alive()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
         hold.release()
         # What was in flight is settled all the same.
@@ -575,7 +575,7 @@ class TestProcessorThread:
             thread.start()
             time.sleep(wait)  # any moment will do
             thread.stop()
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
         names = [thread.name for thread in threading.enumerate()]
         assert not [name for name in names if name.startswith("postcommit.compat")]

@@ -136,7 +136,7 @@ def running(drain: Drain) -> Iterator[None]:
         yield
     finally:
         drain.stop()
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -277,7 +277,7 @@ def test_a_stop_ends_a_drain_whose_connections_are_refused(queue: Queue) -> None
     with running(drain):
         eventually(lambda: mailer.relay.refused)
         drain.stop()
-        assert drain.wait(5)
+        assert drain.wait(60)
     assert len(set(mailer.sent)) == len(mailer.sent)
     assert queue.left() == 100 - len(mailer.sent)
 

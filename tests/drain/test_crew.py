@@ -57,7 +57,7 @@ def in_thread(target: Callable[[], object]) -> threading.Thread:
 
 
 def is_over(thread: threading.Thread) -> bool:
-    thread.join(10)
+    thread.join(60)
     return not thread.is_alive()
 
 
@@ -73,7 +73,7 @@ class Workers:
     def _work(self) -> None:
         if call := self.crew.begin():
             self.taken += self.crew.take(1)
-            self._may_end.wait(10)
+            self._may_end.wait(60)
             self.crew.done(call, False)
 
     def has_taken(self, count: int) -> bool:
@@ -125,7 +125,7 @@ def test_the_feeder_wakes_as_soon_as_a_single_worker_finds_nothing() -> None:
     feeder = waiting(crew)
     feeder.join(0.05)
     assert crew.take(1) == []
-    feeder.join(5)
+    feeder.join(60)
     assert not feeder.is_alive()
 
 
@@ -385,7 +385,7 @@ def test_while_one_is_at_work_the_others_stay_called() -> None:
     crew.call()
     began: list[int] = []
     another = in_thread(lambda: began.append(crew.begin()))
-    another.join(5)
+    another.join(60)
     crew.close()
     assert began == [2]
 
@@ -480,6 +480,6 @@ def test_where_nothing_is_due_no_slot_is_waited_for() -> None:
     crew = Crew(Due(), 2, 0.001)  # type: ignore[arg-type]
     taken: list[list[Any]] = []
     looking = in_thread(lambda: taken.append(crew.take(8)))
-    looking.join(5)
+    looking.join(60)
     crew.close()
     assert taken == [[]]

@@ -108,8 +108,8 @@ class Running:
 
     def __exit__(self, *exc_info: object) -> None:
         self.drain.stop()
-        assert self.drain.wait(10)
-        self.thread.join(10)
+        assert self.drain.wait(60)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -185,7 +185,7 @@ def test_one_that_is_cancelled_is_over_and_leaves_no_thread(queue: Queue) -> Non
     assert drain.wait(0)
     assert not drain.is_going_on
     for thread in drain._threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -232,13 +232,13 @@ def test_stopping_lets_the_attempt_in_flight_finish(queue: Queue) -> None:
 
     def before(taken: object) -> None:
         started.set()
-        assert finish.wait(10)
+        assert finish.wait(60)
 
     queue.mailer.before = before
     drain = queue.drain(workers=1)
     with Running(drain):
         queue.send()
-        assert started.wait(10)
+        assert started.wait(60)
         drain.stop()
         assert not drain.wait(0.05)
         finish.set()
@@ -349,7 +349,7 @@ def test_it_sleeps_while_one_entry_is_tried_after_a_pause(queue: Queue) -> None:
     with Running(drain):
         eventually(lambda: pause_of(str(queue.path)) is not None)
         queue.mailer.failure = None
-        assert reached.wait(10)
+        assert reached.wait(60)
         time.sleep(1)  # all of them are due
         count = len(sleeps)
         time.sleep(1)
@@ -577,7 +577,7 @@ def test_what_is_in_flight_does_not_keep_a_pause_from_ending(
     mailer.before = wait
     queue.send(1, "slow@x.org")
     with Running(queue.drain(workers=max(2, workers))):
-        assert reached.wait(10)
+        assert reached.wait(60)
         mailer.failure = RelayError("no connection")
         queue.send(3)
         eventually(lambda: pause_of(str(queue.path)) is not None)
@@ -944,7 +944,7 @@ def test_with_fewer_threads_than_wanted_it_works(
     assert drain.once() == Tally(1, 0, 0)
     told = f"{queue.path}: 1 of 3 workers could be started: threads can only"
     assert told in caplog.text
-    drain._threads[1].join(10)
+    drain._threads[1].join(60)
     assert drain._threads[2].ident is None  # nor was it tried
 
 
@@ -954,7 +954,7 @@ def test_a_thread_that_cannot_be_started_leaves_no_other_one(queue: Queue) -> No
     with pytest.raises(RuntimeError, match="threads can only be started once"):
         drain.once()
     assert drain.wait(0)
-    drain._threads[0].join(10)
+    drain._threads[0].join(60)
 
 
 # Mailers that keep no contract, and long looks

@@ -149,7 +149,7 @@ def test_run_works_until_another_thread_stops_it(
     other = threading.Thread(target=stop_later)
     other.start()
     processor.run()
-    other.join(10)
+    other.join(60)
     assert len(mailer.sent) == 1
 
 
@@ -165,7 +165,7 @@ def test_to_run_what_is_started_waits_and_starts_no_second_drain(
     assert other.is_alive()
     assert threading.active_count() == before + 1
     assert processor.stop(10)
-    other.join(10)
+    other.join(60)
     assert not other.is_alive()
 
 
@@ -210,12 +210,12 @@ def test_stop_waits_no_longer_than_it_is_told(
 
     def before(taken: object) -> None:
         started.set()
-        assert finish.wait(10)
+        assert finish.wait(60)
 
     mailer.before = before
     processor.start()
     send(delivery)
-    assert started.wait(10)
+    assert started.wait(60)
     assert not processor.stop(0.01)
     finish.set()
     assert processor.stop(10)

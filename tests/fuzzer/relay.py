@@ -62,7 +62,7 @@ class Relay:
 
     def __exit__(self, *exc_info: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
+        self._thread.join(60)
         self._listener.close()
 
     def begin(self, plan: Plan) -> Record:

@@ -87,7 +87,7 @@ def test_a_stop_ends_also_a_look_that_was_not_at_its_end(
     thread = threading.Thread(target=lambda: taken.append(consumer.take(1)))
     thread.daemon = True
     thread.start()
-    thread.join(5)
+    thread.join(60)
     assert taken == [[]]
 
 

@@ -349,15 +349,15 @@ def test_while_one_thread_tries_a_relay_the_others_use_the_next() -> None:
 
     def before(taken: Taken) -> None:
         reached.set()
-        assert release.wait(10)
+        assert release.wait(60)
 
     first.before = before
     thread = threading.Thread(target=transmit, args=(mailer, mail(1)))
     thread.start()
-    assert reached.wait(10)
+    assert reached.wait(60)
     transmit(mailer, mail(2))
     release.set()
-    thread.join(10)
+    thread.join(60)
     assert (ids(first), ids(second)) == ([1], [0, 2])
 
 

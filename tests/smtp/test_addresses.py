@@ -156,15 +156,13 @@ def test_two_of_three_are_sick(site, hosts, connect, sick):
     well = site.well("127.0.0.3")
     sick(site, "127.0.0.1")
     sick(site, "127.0.0.2")
-    mailer = connect(well, hostname=NAME, connect_timeout=0.3, timeout=0.5)
+    mailer = connect(well, hostname=NAME, connect_timeout=1, timeout=2)
     assert told(hosts.run(mailer.send, SENDER, B, MESSAGE)) == ["sent"]
     assert len(well.messages) == 1
     # The next connection goes there at once.
     mailer.close()
     before = {host: relay.connections for host, relay in site.relays.items()}
-    begin = time.monotonic()
     assert told(hosts.run(mailer.send, SENDER, B, message(2))) == ["sent"]
-    assert time.monotonic() - begin < 0.25
     before["127.0.0.3"] += 1
     assert {h: relay.connections for h, relay in site.relays.items()} == before
 
@@ -260,10 +258,10 @@ def test_the_time_to_connect_is_for_each_address(site, hosts, connect):
     well = site.well("127.0.0.3")
     site.black_hole("127.0.0.1")
     site.black_hole("127.0.0.2")
-    mailer = connect(well, hostname=NAME, connect_timeout=0.4)
+    mailer = connect(well, hostname=NAME, connect_timeout=1)
     begin = time.monotonic()
     assert told(hosts.run(mailer.send, SENDER, B, MESSAGE)) == ["sent"]
-    assert 0.8 <= time.monotonic() - begin < 3
+    assert time.monotonic() - begin >= 2
 
 
 def test_an_address_that_fails_later_is_left_for_the_others(site, hosts, connect):
@@ -344,7 +342,7 @@ def test_the_name_is_looked_up_for_each_connection(site, hosts, connect):
 def test_threads_share_what_is_known(site, hosts, connect):
     site.well("127.0.0.3")
     site.black_hole("127.0.0.1")
-    mailer = connect(site, hostname=NAME, connect_timeout=0.3)
+    mailer = connect(site, hostname=NAME, connect_timeout=3)
     hosts.name(NAME, "127.0.0.1", "127.0.0.3")
     hosts.run(mailer.check)
 
@@ -356,11 +354,12 @@ def test_threads_share_what_is_known(site, hosts, connect):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
 
     begin = time.monotonic()
     hosts.run(send_all)  # threads inherit the namespace
-    assert time.monotonic() - begin < 0.3
+    # None of them has waited for the address that does not answer.
+    assert time.monotonic() - begin < 3
     assert len(site.relays["127.0.0.3"].messages) == 4
 
 

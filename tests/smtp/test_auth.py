@@ -604,7 +604,7 @@ def test_no_local_variable_has_it_after_an_interrupt(start, connect, mechanism):
     main = threading.main_thread()
 
     def interrupt():
-        assert hold.reached.wait(10)
+        assert hold.reached.wait(60)
         signal.pthread_kill(main.ident, signal.SIGINT)
 
     interrupter = threading.Thread(target=interrupt)
@@ -692,6 +692,6 @@ def test_aiosmtpd(connect, authority, password):
         expected = ["sent"] if password == "s3cr3t" else "relay"
         assert send(mailer) == expected
         mailer.close()
-        assert gone.wait(5)
+        assert gone.wait(60)
     finally:
         controller.stop()

@@ -78,7 +78,7 @@ def relays() -> Iterator[Any]:
         made = []
         for without in ([], ["8BITMIME"]):
             relay = start(without=without)
-            mailer = SMTPMailer("127.0.0.1", relay.port, timeout=10)
+            mailer = SMTPMailer("127.0.0.1", relay.port, timeout=60)
             made.append((relay, mailer))
         yield made
         for _, mailer in made:

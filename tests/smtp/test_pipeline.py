@@ -80,10 +80,10 @@ def test_the_next_message_is_taken_while_the_relay_is_busy(relay, connect):
 
     thread = threading.Thread(target=send, args=(connect(relay), messages()))
     thread.start()
-    assert hold.reached.wait(5)
-    assert taken.wait(5)
+    assert hold.reached.wait(60)
+    assert taken.wait(60)
     hold.release()
-    thread.join(5)
+    thread.join(60)
     assert len(relay.messages) == 3
 
 
@@ -328,7 +328,7 @@ def test_without_pipelining_also_on_connections_from_before(start, connect):
     hold = relay.hold("END")
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(send, mailer, mails(1))
-        assert hold.reached.wait(5)
+        assert hold.reached.wait(60)
         relay.reply("MAIL", b"250 Ok\r\n" * 2, times=1)
         assert send(mailer, mails(1)) == [["sent"]]
         hold.release()

@@ -196,12 +196,12 @@ def test_threads_have_connections_of_their_own(relay, connect):
     for thread in threads:
         thread.start()
     for hold in holds:
-        assert hold.reached.wait(5)
+        assert hold.reached.wait(60)
     assert relay.open == 2
     for hold in holds:
         hold.release()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     send(mailer, 2)
     assert relay.connections == 2
 
@@ -234,10 +234,10 @@ def test_close_while_in_use(relay, connect):
     hold = relay.hold("END")
     thread = threading.Thread(target=send, args=(mailer,))
     thread.start()
-    assert hold.reached.wait(5)
+    assert hold.reached.wait(60)
     mailer.close()
     hold.release()
-    thread.join(5)
+    thread.join(60)
     relay.wait_until(lambda: not relay.open)
     assert len(relay.messages) == 1
 
@@ -291,7 +291,7 @@ def test_two_hundred_mailers_leave_one_connection(relay):
     assert relay.commands[-1] == "QUIT"
     assert not any(key[0].port == relay.port for key in pools._pools)
     for thread in set(sweepers()) - set(threads):
-        thread.join(5)
+        thread.join(60)
     assert len(sweepers()) <= len(threads)
 
 
@@ -302,7 +302,7 @@ def test_mailers_that_are_used_once_and_dropped(relay):
         assert relay.most_open == 1
         relay.wait_until(lambda: not relay.open)
     for thread in set(sweepers()) - set(before):
-        thread.join(5)
+        thread.join(60)
     assert len(sweepers()) <= len(before)
 
 
@@ -439,10 +439,10 @@ def test_close_does_not_cut_the_message_of_another(relay, connect):
     hold = relay.hold("END")
     thread = threading.Thread(target=send, args=(one,))
     thread.start()
-    assert hold.reached.wait(5)
+    assert hold.reached.wait(60)
     other.close()
     hold.release()
-    thread.join(5)
+    thread.join(60)
     assert len(relay.messages) == 1
     relay.wait_until(lambda: not relay.open)
     send(other)
@@ -481,11 +481,11 @@ def in_use(relay, connect):
     hold = relay.hold("END")
     thread = threading.Thread(target=send, args=(mailer,))
     thread.start()
-    assert hold.reached.wait(5)
+    assert hold.reached.wait(60)
 
     def end():
         hold.release()
-        thread.join(5)
+        thread.join(60)
 
     return mailer, end
 
@@ -578,7 +578,7 @@ def test_of_two_that_connect_at_once_one_is_too_many(relay, connect):
     hold = relay.hold("EHLO")
     thread = threading.Thread(target=send, args=(mailer,))
     thread.start()
-    assert hold.reached.wait(5)
+    assert hold.reached.wait(60)
     relay.drop("CONNECT", after="421 4.7.0 Too many connections")
     reports = []
     second = threading.Thread(
@@ -587,8 +587,8 @@ def test_of_two_that_connect_at_once_one_is_too_many(relay, connect):
     second.start()
     relay.wait_until(lambda: relay.connections == 2 and relay.open == 1)
     hold.release()
-    thread.join(5)
-    second.join(5)
+    thread.join(60)
+    second.join(60)
     assert reports[0].too_many_connections
 
 
@@ -605,7 +605,7 @@ def test_a_relay_that_refuses_all_is_in_trouble(relay, connect):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert [report.too_many_connections for report in reports] == [False] * 4
 
 
@@ -655,12 +655,12 @@ def test_a_connection_that_is_not_kept_makes_room(relay, connect, options):
         for n in range(2)
     ]
     threads[0].start()
-    assert hold.reached.wait(5)
+    assert hold.reached.wait(60)
     threads[1].start()
     relay.wait_until(lambda: relay.connections == 2 and relay.open == 1)
     hold.release()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert [told(report) for report in reports] == [["sent"], ["sent"]]
 
 
@@ -670,13 +670,13 @@ def test_nobody_waits_for_longer_than_connecting_may_take(relay, connect):
     hold = relay.hold("END", times=1)
     thread = threading.Thread(target=send, args=(mailer,))
     thread.start()
-    assert hold.reached.wait(5)
+    assert hold.reached.wait(60)
     begin = time.monotonic()
     report = mailer.send(SENDER, B, message(2))
     assert 0.3 <= time.monotonic() - begin < 5
     assert report.too_many_connections
     hold.release()
-    thread.join(5)
+    thread.join(60)
 
 
 def test_no_thread_waits_for_itself(relay, connect):
@@ -802,16 +802,16 @@ def test_a_fork_while_the_pool_is_locked(relay, connect):
     def lock():
         with mailer._pool._changed:
             locked.set()
-            done.wait(10)
+            done.wait(60)
 
     thread = threading.Thread(target=lock)
     thread.start()
-    locked.wait(5)
+    locked.wait(60)
     try:
         assert in_child(lambda: send(mailer)) == 0
     finally:
         done.set()
-        thread.join(5)
+        thread.join(60)
 
 
 def test_a_child_does_not_wait_for_a_lock_of_its_parent_when_a_pool_goes(relay):
@@ -826,7 +826,7 @@ def test_a_child_does_not_wait_for_a_lock_of_its_parent_when_a_pool_goes(relay):
 
     thread = threading.Thread(target=lock, args=(mailer._pool._changed,))
     thread.start()
-    locked.wait(5)
+    locked.wait(60)
     pools_of = [mailer]
     del mailer
 
@@ -839,7 +839,7 @@ def test_a_child_does_not_wait_for_a_lock_of_its_parent_when_a_pool_goes(relay):
         assert in_child(end) == 0
     finally:
         done.set()
-        thread.join(5)
+        thread.join(60)
 
 
 def test_the_end_of_a_process_does_not_wait_for_a_lock():
@@ -873,7 +873,7 @@ def test_a_child_does_not_keep_connections_open(relay, connect):
     relay.wait_until(lambda: not relay.open)
     os.close(write)
     os.close(read)
-    thread.join(5)
+    thread.join(60)
 
 
 def test_a_fork_in_the_middle_of_a_batch(relay, connect):
@@ -978,4 +978,4 @@ def test_hangs_up_at_once(connect):
 
         there = SimpleNamespace(port=listener.getsockname()[1])
         assert told(connect(there).send(SENDER, B, MESSAGE)) == "relay"
-        thread.join(5)
+        thread.join(60)

@@ -438,7 +438,7 @@ class Unhurried(ssl.SSLContext):
 
     def wrap_socket(self, *args, **options):
         connection = super().wrap_socket(*args, **options)
-        assert self.ended.wait(10)
+        assert self.ended.wait(60)
         return connection
 
 
@@ -876,7 +876,7 @@ def test_a_final_dot_that_left_is_not_taken_for_one_that_did_not(authority):
         while not received.endswith(b"DATA\r\n"):
             received += peer.recv(1 << 16)
         peer.sendall(b"250 Ok\r\n250 Ok\r\n354 Go on\r\n")
-        assert given_up.wait(10)
+        assert given_up.wait(60)
         return read_all(peer)
 
     many = [f"{'x' * 230}.{number}@example.org" for number in range(150)]

@@ -45,7 +45,7 @@ def expected(message):
 def wired(request):
     options = {"end_of_data": LENIENT_END} if request.param == "lenient" else {}
     with ScriptedRelay(**options) as relay:
-        mailer = SMTPMailer("127.0.0.1", relay.port, timeout=5)
+        mailer = SMTPMailer("127.0.0.1", relay.port, timeout=60)
         yield relay, mailer
         mailer.close()
         assert relay.violations == []

@@ -242,7 +242,7 @@ class ScriptedRelay(Record):
             hold.release()
         self.down()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def up(self) -> None:
         """Listen, on the same port as before."""

@@ -419,11 +419,11 @@ def _fork_while_it_is_repeated() -> None:
     def slow(event: Any) -> None:
         subscriber(event)
         began.set()
-        assert forked.wait(10)
+        assert forked.wait(60)
 
     thread = threading.Thread(target=announce, args=(ONE, slow, manager))
     thread.start()
-    assert began.wait(10)
+    assert began.wait(60)
     child = os.fork()
     if not child:
         other = Conflicting(TransactionManager(), 1, in_the_commit=False)
