@@ -48,12 +48,12 @@ from postcommit._maildir.files import explained
 from postcommit._maildir.files import unable
 from postcommit._maildir.gate import Gate
 from postcommit._maildir.maildir import Maildir
+from postcommit._maildir.maildir import Watch
 from postcommit._maildir.presence import PauseNote
 from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.presence import is_stopped
 from postcommit._maildir.presence import ring
 from postcommit._maildir.presence import stopped
-from postcommit._maildir.watch import Watch
 from postcommit.errors import QueueError
 
 

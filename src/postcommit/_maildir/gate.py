@@ -33,8 +33,8 @@ from postcommit._maildir.entry import accepted_at
 from postcommit._maildir.files import rename
 from postcommit._maildir.files import sync
 from postcommit._maildir.maildir import Maildir
+from postcommit._maildir.maildir import Watch
 from postcommit._maildir.maildir import another_name
-from postcommit._maildir.watch import Watch
 
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import closing
 from contextlib import suppress
+from dataclasses import dataclass
 
 from zope.interface import implementer
 from zope.interface import provider
@@ -60,6 +61,10 @@ _counter = itertools.count(1)
 # The name of this machine, as a part of a file name. It is cut, because the name of a
 # prepared file has it twice, and must not be longer than 255 bytes.
 _HOST = socket.gethostname().replace("/", "\\057").replace(":", "\\072")[:40]
+
+# Resolution of a folder's time of change, in seconds, with a margin. A folder that
+# changed more recently may change again without a new time.
+_COARSENESS = 3.0
 
 # A file that is there for a moment, to learn what a file system can do.
 PROBE = ".probe"
@@ -201,6 +206,31 @@ class Maildir:
             with suppress(OSError):  # it is but advice
                 os.posix_fadvise(file.descriptor, 0, ONE_WRITE, os.POSIX_FADV_DONTNEED)
         return message
+
+
+@dataclass
+class Watch:
+    """The changes of the folder at `path`, as one reader has seen them."""
+
+    path: str
+    _seen: tuple[float, int] | None = None
+
+    def has_changed(self) -> bool:
+        """Return whether the folder has changed since the last call.
+
+        True at the first call. It costs one ``stat`` call. Raises OSError.
+        """
+        found = os.stat(self.path)
+        state = found.st_mtime, found.st_ino  # another if the folder was replaced
+        if state == self._seen:
+            return False
+        is_settled = time.time() - found.st_mtime > _COARSENESS
+        self._seen = state if is_settled else None
+        return True
+
+    def forget(self) -> None:
+        """Make the next call return True."""
+        self._seen = None
 
 
 class Staged:
