@@ -1,6 +1,7 @@
 """A drain of a Maildir: what the contract leaves to the disk."""
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -16,9 +17,11 @@ from postcommit._drain.contract import Settlement
 from postcommit._drain.schedule import Schedule
 from postcommit._maildir.consumer import Consumer
 from postcommit._maildir.presence import pause_of
+from postcommit._maildir.presence import ring
 from postcommit._maildir.store import Store
 from postcommit.errors import QueueError
 from tests.support.faults import without_privileges
+from tests.support.queues import ENTRY
 from tests.support.queues import defer
 from tests.support.queues import wait
 
@@ -255,3 +258,55 @@ def test_an_entry_that_another_process_postpones_meanwhile_is_not_forgotten(
     assert [claim.key for claim in take_all(ours)] == [name]
     for consumer in (ours, theirs):
         consumer.close()
+
+
+# Waiting rooms
+
+
+def wait_in_a_room(store: Store, room: str) -> None:
+    folder = Path(store.subfolder(room).new)
+    (folder / f"1000000000.M000000P1Q{len(room)}.x").write_bytes(ENTRY)
+
+
+def test_an_ordinary_queue_has_no_gate(store: Store, consumer: Consumer) -> None:
+    wait(store)
+    assert not consumer.let_in()
+    assert consumer._gate is None
+    assert consumer.seconds_to_wait() == math.inf
+
+
+@pytest.mark.parametrize("room", [".Later", ".Bulk"])
+def test_a_room_is_found_when_a_sender_rings(
+    store: Store, consumer: Consumer, room: str
+) -> None:
+    assert not consumer.let_in()
+    consumer._next_search = math.inf  # the next search is far away
+    wait_in_a_room(store, room)
+    assert not consumer.let_in()
+    ring(store.path)
+    consumer.wait(60.0)
+    assert consumer.let_in()
+    assert len(os.listdir(store.maildir.new)) == 1
+
+
+def test_a_room_is_found_without_a_bell_after_some_seconds(
+    store: Store, consumer: Consumer
+) -> None:
+    now = time.monotonic()
+    assert not consumer.let_in()
+    assert now < consumer._next_search <= time.monotonic() + 5.0
+    wait_in_a_room(store, ".Later")
+    consumer._next_search = time.monotonic()  # they have passed
+    assert consumer.let_in()
+
+
+def test_a_gate_serves_a_room_that_comes_later(
+    store: Store, consumer: Consumer
+) -> None:
+    wait_in_a_room(store, ".Later")
+    assert consumer.let_in()
+    while consumer.let_in():
+        pass
+    wait_in_a_room(store, ".Bulk")
+    assert consumer.let_in()
+    assert len(os.listdir(store.maildir.new)) == 2

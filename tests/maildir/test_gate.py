@@ -160,27 +160,6 @@ def test_after_a_look_there_is_a_rest(room: Room) -> None:
     assert room.new() == [5]
 
 
-def test_a_room_that_nothing_has_waited_in_is_searched_for_seldom(
-    tmp_path: Path,
-) -> None:
-    room = Room(tmp_path)
-    for name in (".Later", ".Bulk"):
-        os.rename(room.path / name, tmp_path / name)
-    room.gate = room.another()
-    os.rename(tmp_path / ".Later", room.path / ".Later")
-    room.schedule(-1)
-    room.uptime += 1
-    assert not room.gate.let_in()
-    room.gate.search()  # somebody has rung
-    room.let_all_in()
-    assert room.new() == [-1]
-    other = room.another()
-    os.rename(tmp_path / ".Bulk", room.path / ".Bulk")
-    room.wait_behind(1)
-    room.uptime += 6
-    assert other.let_in()
-
-
 def test_a_folder_that_is_gone_between_two_names_is_an_error_of_that_room(
     room: Room, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,6 +54,8 @@ from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.presence import is_stopped
 from postcommit._maildir.presence import ring
 from postcommit._maildir.presence import stopped
+from postcommit._maildir.rooms import BULK
+from postcommit._maildir.rooms import LATER
 from postcommit.errors import QueueError
 
 
@@ -79,6 +81,10 @@ _LOG_SECONDS = 3600.0
 _STOPPED_EVERY = 0.2
 _STOPPED_SELDOM = 5.0
 
+# Seconds between two searches for a waiting room, while the queue has none. It also
+# searches when somebody rings.
+_SEARCH_EVERY = 5.0
+
 # Maximum number of seconds for which `take` looks for more, once it has something.
 _SECONDS_FOR_MORE = 0.01
 
@@ -94,7 +100,8 @@ class Consumer:
         self._store = store
         self._schedule = schedule
         self._scan = Scan(store.maildir, schedule, clock)
-        self._gate = Gate(store, clock)
+        self._gate: Gate | None = None  # as long as the queue has no waiting room
+        self._next_search = -math.inf
         self._wakeup = Wakeup(store.path)
         self._note = PauseNote(store.path)
         # By name, of all claims, also of those that were forgotten after an exception.
@@ -152,7 +159,17 @@ class Consumer:
 
     def let_in(self) -> bool:
         """Let the next scheduled or bulk entries in. See `IConsumer`."""
-        return not self._is_paused_by_hand() and self._gate.let_in()
+        if self._is_paused_by_hand():
+            return False
+        if self._gate is None:
+            now, path = time.monotonic(), self._store.path
+            if now < self._next_search:
+                return False
+            self._next_search = now + _SEARCH_EVERY
+            if not any(os.path.isdir(f"{path}/{room}/new") for room in (LATER, BULK)):
+                return False
+            self._gate = Gate(self._store, self.now)
+        return self._gate.let_in()
 
     def _is_paused_by_hand(self) -> bool:
         """Return whether a person has paused the queue. Looks if that is worth it."""
@@ -260,7 +277,8 @@ class Consumer:
             self._log_held()
         if self._is_paused:
             return math.inf  # 'resume' rings
-        return min(self._scan.seconds_to_wait(), self._gate.seconds_to_wait())
+        wait = self._scan.seconds_to_wait()
+        return wait if self._gate is None else min(wait, self._gate.seconds_to_wait())
 
     def _log_held(self) -> None:
         """Log, once an hour, how many entries are left to another library."""
@@ -282,7 +300,7 @@ class Consumer:
         """Sleep until the bell rings, `timeout` seconds at most."""
         if self._wakeup.wait(timeout):
             self._next_look = -math.inf  # a person may have paused the queue
-            self._gate.search()
+            self._next_search = -math.inf  # or a sender has made a waiting room
 
     def reserve(self, rate: float) -> float:
         """Take the next slot of `rate` per second. Return the seconds until it."""
@@ -312,7 +330,8 @@ class Consumer:
             lock.release()
         if self._note.lock is not None:
             self._note.clear()
-        self._gate.close()
+        if self._gate is not None:
+            self._gate.close()
         self._wakeup.close()
         # The last ring may have woken only us, and we do nothing more.
         ring(self._store.path)

@@ -54,9 +54,6 @@ _KEPT = 20_000
 _CHUNK = 2000
 _SLICE = 0.02
 
-# Seconds between two searches for rooms that nothing has waited in so far.
-_SEARCH = 5.0
-
 # Seconds of rest after a look, for each second that it took.
 _REST = 9.0
 
@@ -65,7 +62,10 @@ _has_time = re.compile(r"\d{10}(?!\d)").match
 
 
 class Gate:
-    """The way out of the rooms of one queue. One thread may call it: the feeder."""
+    """The way out of the rooms of one queue. One thread may call it: the feeder.
+
+    A consumer makes it when the queue has a room, so an ordinary queue does without.
+    """
 
     def __init__(
         self,
@@ -79,7 +79,6 @@ class Gate:
         self._bulk = _Bulk(store.maildir)
         self._portion = _LEAST
         self._called = -math.inf
-        self._next_search = monotonic() + _SEARCH
         self._troubles: dict[str, str] = {}  # what was logged last, by folder
 
     def let_in(self) -> bool:
@@ -93,20 +92,12 @@ class Gate:
             self._portion = min(2 * self._portion, _MOST)
         elif seconds > _LONG:
             self._portion = max(self._portion // 2, _LEAST)
-        is_known = self._later.is_known or self._bulk.is_known
-        if not is_known and now < self._next_search:
-            return False  # an ordinary queue, in which a look costs no call more
-        self._next_search = now + _SEARCH
         is_more = self._attempt(self._later, self._let_scheduled_in)
         return is_more or self._attempt(self._bulk, self._let_bulk_in)
 
     def seconds_to_wait(self) -> float:
         """Return for how many seconds no scheduled entry is due, as far as is known."""
         return self._later.seconds_to_wait()
-
-    def search(self) -> None:
-        """Have the next call search for rooms. A sender has rung, and may have one."""
-        self._next_search = -math.inf
 
     def close(self) -> None:
         """Close the folders that are being read."""
