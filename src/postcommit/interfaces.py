@@ -96,26 +96,27 @@ if TYPE_CHECKING:
 _ = MessageFactory("postcommit")
 
 
+_PATH = r"(?![A-Za-z][\w+.-]+:/)[^\0\r\n\ud800-\udc7f\udd00-\udfff]*"
+_DATABASE_URL = r"(?is:postgres(ql)?:/.*)"
+
+
 #: Whether a text can be a path of the file system. A path is without line breaks and
 #: NULs. Of the surrogates, it has only those that stand for bytes (PEP 383). A URL is
 #: not a path. Its second slash may be missing: pathlib, for example, drops it.
-can_be_path = re.compile(
-    r"(?![A-Za-z][\w+.-]+:/)[^\0\r\n\ud800-\udc7f\udd00-\udfff]*"
-).fullmatch
+can_be_path = re.compile(_PATH).fullmatch
 
 
 #: Whether a text begins as the URL of a queue in PostgreSQL. Its second slash may be
 #: missing, as in `can_be_path`.
-is_database_url = re.compile(r"(?i:postgres(ql)?):/.*", re.DOTALL).fullmatch
+is_database_url = re.compile(_DATABASE_URL).fullmatch
+
+
+#: Whether a text can name a queue: by a path, or by a URL.
+can_be_queue = re.compile(f"{_PATH}|{_DATABASE_URL}").fullmatch
 
 
 #: Whether a text can be the schema of a queue: an identifier that need not be quoted.
 is_schema = re.compile(r"[a-z_][a-z0-9_]{0,62}").fullmatch
-
-
-def can_be_queue(value: str) -> bool:
-    """Return whether `value` can name a queue: by a path, or by a URL."""
-    return bool(can_be_path(value) or is_database_url(value))
 
 
 def is_path(field: Field) -> bool:

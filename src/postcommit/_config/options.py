@@ -160,7 +160,7 @@ def checked(schema: Any, name: str, value: Any) -> Any:
         elif isinstance(field, TextLine) and isinstance(value, os.PathLike):
             value = os.fspath(value)
         field.validate(value)
-        if _is_queue(field) and is_database_url(value):
+        if isinstance(value, str) and is_database_url(value) and _is_queue(field):
             parse_database_url(value, name)
         return value
     if is_path(field) and isinstance(value, str) and is_url(value):
