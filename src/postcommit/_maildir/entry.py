@@ -112,9 +112,9 @@ def preamble(
         TO,
         ", ".join(recipients).encode(),
     )
-    times = _times(terms, beginning.lower())
-    is_plain = not (times or beginning.lower().startswith(b"x-zope-"))
-    if is_plain and not (attempts or uncertain or last_reply):
+    has_terms = terms.expires is not None or terms.not_before is not None
+    is_like_ours = beginning.lower().startswith(b"x-zope-")
+    if not (attempts or uncertain or last_reply or has_terms or is_like_ours):
         return envelope
     # A reply from a mailer written elsewhere may have halves of characters.
     one_line = " ".join(last_reply.split()).encode(errors="replace")
@@ -122,7 +122,7 @@ def preamble(
     if uncertain:
         number += f" ({uncertain} uncertain{_in_runs(doubts)})"
     history = b"%b%b\n%b%b\n" % (ATTEMPTS, number.encode(), REPLY, one_line)
-    return envelope + history + times
+    return envelope + history + _times(terms, beginning.lower())
 
 
 def _times(terms: Terms, beginning: bytes) -> bytes:
