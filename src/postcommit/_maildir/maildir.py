@@ -237,8 +237,8 @@ class Staged:
     """A message that is complete, but not a part of the Maildir yet.
 
     `name` is the file's name, `path` where it is or will be first, `target` where
-    it belongs, `checksum` the CRC-32 of its content. `head` is the beginning of the
-    message, if it is known.
+    it belongs, in `folder`, `checksum` the CRC-32 of its content. `head` is the
+    beginning of the message, if it is known.
     """
 
     head: bytes | memoryview = b""
@@ -254,7 +254,8 @@ class Staged:
         self.name = name
         self._maildir = maildir
         self.path: str = f"{maildir.tmp}/{name}"
-        self.target: str = f"{maildir.path}/{folder}/{name}"
+        self.folder: str = f"{maildir.path}/{folder}"
+        self.target: str = f"{self.folder}/{name}"
         self.checksum: int = 0
 
     def sync(self) -> None:
@@ -310,7 +311,7 @@ class Staged:
                 self.sync()
                 self.move(self.target)
             # Also in a second call: this may be what failed in the first.
-            sync(os.path.dirname(self.target))
+            sync(self.folder)
 
     def abort(self) -> None:
         """Remove the file, unless it is committed. May be called again."""

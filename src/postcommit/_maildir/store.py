@@ -25,7 +25,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import MutableMapping
 from collections.abc import Sequence
@@ -543,7 +542,7 @@ class Staging:
         syncs = [item.sync for item in items[1:]]
         do_all([partial(os.fsync, leader.descriptor), *syncs])
         sync(self._maildir.tmp)
-        for folder in _targets(items):
+        for folder in {item.folder for item in items}:
             _check_writable(folder)
 
     def _mark(self, items: Sequence[Staged]) -> FileLock:
@@ -573,8 +572,10 @@ class Staging:
             if self._leader is not None:
                 self._release()
             ring(self._path)
-        self._remove(claims)
-        _discard(called_off)
+        if claims:
+            self._remove(claims)
+        if called_off:
+            _discard(called_off)
 
     def _accept(self, items: Sequence[Staged]) -> None:
         """Move the items into the queue, with the leader as the last one.
@@ -592,7 +593,7 @@ class Staging:
                     raise unable(self._path, "accept the entry", error) from error
                 left.append(os.path.basename(item.path))
                 causes.append(error)
-        for folder in _targets(items):
+        for folder in {item.folder for item in items}:
             try:
                 sync(folder)
             except OSError as error:
@@ -677,11 +678,6 @@ def _discard(staged: Sequence[Staged]) -> None:
             item.abort()
         except OSError as error:
             _staging_log.error("Left behind: %s", error)
-
-
-def _targets(items: Iterable[Staged]) -> set[str]:
-    """Return the folders that the items are published to, usually only ``new``."""
-    return {os.path.dirname(item.target) for item in items}
 
 
 def do_all(syncs: Sequence[Callable[[], object]]) -> None:
