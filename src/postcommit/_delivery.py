@@ -5,8 +5,6 @@ import copy
 import functools
 import itertools
 import time
-from abc import ABC
-from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -62,8 +60,8 @@ log = Log("postcommit.delivery")
 _numbers = itertools.count(1)
 
 
-class _MailDelivery(ReadOnlyOptions, ABC):
-    """Composes a message and adds it to the transaction; both deliveries do."""
+class _MailDelivery(ReadOnlyOptions):
+    """What both deliveries have: the transaction's manager and a default sender."""
 
     transaction_manager: TransactionManager
     default_sender: str | None
@@ -88,53 +86,6 @@ class _MailDelivery(ReadOnlyOptions, ABC):
         bound = copy.copy(self)
         bound.transaction_manager = checked_manager(transaction_manager)
         return bound
-
-    def send(
-        self,
-        fromaddr: Address | None,
-        toaddrs: Addresses | None,
-        message: Sendable,
-    ) -> str:
-        """Send `message` when the transaction commits, and return its message id.
-
-        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
-        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
-        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
-        str with header and body.
-
-        Raises `AddressError`, `MessageError` or `QueueError` for what cannot be sent.
-        Raises the exception of `transaction` if the transaction takes no more work, or
-        if an explicit manager has not begun one. See `IMailDelivery`.
-        """
-        return self._send(fromaddr, toaddrs, message)
-
-    def _send(
-        self,
-        fromaddr: Address | None,
-        toaddrs: Addresses | None,
-        message: Sendable,
-        terms: Terms | None = None,
-    ) -> str:
-        composed = compose(fromaddr, toaddrs, message, self.default_sender)
-        message_id: str = composed.message_id
-        data_manager = self._data_manager()
-        data_manager.add(self._accept(composed, terms, is_first=not data_manager.items))
-        return message_id
-
-    def _data_manager(self) -> DataManager:
-        """Return the data manager of the current transaction."""
-        manager = self.transaction_manager
-        return DataManager.of(self._owner, manager.get(), self._batch, manager)
-
-    @abstractmethod
-    def _accept(
-        self, composed: Composed, terms: Terms | None, *, is_first: bool
-    ) -> Any:
-        """Return a message as an item of the batch; leave no file if that fails."""
-
-    @abstractmethod
-    def _batch(self) -> Batch:
-        """Return a batch for one transaction."""
 
 
 def terms_now(
@@ -197,7 +148,17 @@ class QueuedMailDelivery(_MailDelivery):
         `IScheduledMailDelivery`.
         """
         terms = terms_now(not_before, expires, bulk)
-        return self._send(fromaddr, toaddrs, message, terms)
+        mail = compose(fromaddr, toaddrs, message, self.default_sender)
+        data_manager = self._data_manager()
+        item = self._queue().stage(
+            mail.sender,
+            mail.recipients,
+            (mail.header, mail.body),
+            terms=terms,
+            is_first=not data_manager.items,
+        )
+        data_manager.add(item)
+        return mail.message_id
 
     def cancel(self, message_id: str) -> bool:
         """Call off a mail that has not been sent, when the transaction commits.
@@ -213,16 +174,12 @@ class QueuedMailDelivery(_MailDelivery):
         data_manager.add(item)
         return True
 
-    def _accept(
-        self, composed: Composed, terms: Terms | None, *, is_first: bool
-    ) -> Any:
-        pieces = (composed.header, composed.body)
-        return self._queue().stage(
-            composed.sender, composed.recipients, pieces, terms=terms, is_first=is_first
+    def _data_manager(self) -> DataManager:
+        """Return the data manager of the current transaction."""
+        manager = self.transaction_manager
+        return DataManager.of(
+            self._owner, manager.get(), self._queue().batch, manager
         )
-
-    def _batch(self) -> Batch:
-        return self._queue().batch()
 
 
 @implementer(IDirectMailDelivery)
@@ -258,11 +215,35 @@ class DirectMailDelivery(_MailDelivery):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.mailer!r}>"
 
-    def _accept(
-        self, composed: Composed, terms: Terms | None, *, is_first: bool
-    ) -> Composed:
-        _ = composed.message  # copied now: when the commit is decided, nothing may fail
-        return composed
+    def send(
+        self,
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+    ) -> str:
+        """Send `message` when the transaction commits, and return its message id.
+
+        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
+        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
+        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
+        str with header and body.
+
+        Raises `AddressError` or `MessageError` for what cannot be sent. Raises the
+        exception of `transaction` if the transaction takes no more work, or if an
+        explicit manager has not begun one. See `IMailDelivery`.
+        """
+        return self._add(compose(fromaddr, toaddrs, message, self.default_sender))
+
+    def _add(self, mail: Composed) -> str:
+        """Add a message to the current transaction, and return its message id."""
+        _ = mail.message  # copied now: when the commit is decided, nothing may fail
+        self._data_manager().add(mail)
+        return mail.message_id
+
+    def _data_manager(self) -> DataManager:
+        """Return the data manager of the current transaction."""
+        manager = self.transaction_manager
+        return DataManager.of(self._owner, manager.get(), self._batch, manager)
 
     def _batch(self) -> Batch:
         return Transmitting(

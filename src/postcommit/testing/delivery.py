@@ -14,7 +14,7 @@ from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import Transmitting
 from postcommit._delivery import terms_now
 from postcommit._mail.message import Composed
-from postcommit._mail.terms import Terms
+from postcommit._mail.message import compose
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import Batch
@@ -59,7 +59,9 @@ class RecordingDelivery(DirectMailDelivery):
         Arguments and errors are those of `IScheduledMailDelivery`.
         """
         terms = terms_now(not_before, expires, bulk)
-        return self._send(fromaddr, toaddrs, message, terms)
+        mail = compose(fromaddr, toaddrs, message, self.default_sender)
+        mail.terms = terms
+        return self._add(mail)
 
     def cancel(self, message_id: str) -> bool:
         """Take a mail that waits out of the outbox, when the transaction commits.
@@ -76,12 +78,6 @@ class RecordingDelivery(DirectMailDelivery):
             return False
         data_manager.add(item)
         return True
-
-    def _accept(
-        self, composed: Composed, terms: Terms | None, *, is_first: bool
-    ) -> Composed:
-        composed.terms = terms
-        return super()._accept(composed, terms, is_first=is_first)
 
     def _batch(self) -> Batch:
         return _Recording(
