@@ -25,6 +25,8 @@ from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import fill
 from tests.support.queues import fill_rooms
+from tests.support.queues import hold
+from tests.support.queues import fill_rooms
 from tests.support.queues import leave_in_doubt
 from tests.support.queues import wait
 from tests.support.queues import write
@@ -229,7 +231,7 @@ def test_retry_a_dead_letter(queue: MailQueue, store: Store) -> None:
     assert queue.retry(dead) == (QueueChange(dead.id, ChangeStatus.DONE),)
     [waiting] = queue.list()
     assert (waiting.id, waiting.state) == (dead.id, EntryState.WAITING)
-    assert queue.actions(waiting) == ("hold", "delete")
+    assert queue.actions(waiting) == ("hold", "cancel", "delete")
 
 
 def test_retry_makes_deferred_entries_due(queue: MailQueue, store: Store) -> None:
@@ -261,14 +263,72 @@ def test_delete(queue: MailQueue, store: Store) -> None:
     assert [entry.state for entry in queue.list()] == [EntryState.IN_DOUBT]
 
 
+def test_cancel_what_waits(queue: MailQueue, store: Store) -> None:
+    hold(store, defer(store))
+    fill(store)
+    fill_rooms(store)
+    changes = queue.cancel(*queue.list())
+    refused = {change.id: change for change in changes if not change.done}
+    left = {entry.id: entry.state for entry in queue.list()}
+    assert refused.keys() == left.keys()
+    assert set(left.values()) == {EntryState.FAILED, EntryState.IN_DOUBT}
+    assert len(changes) == 8
+    [dead] = (id for id, state in left.items() if state is EntryState.FAILED)
+    assert refused[dead].status is ChangeStatus.REFUSED
+    assert refused[dead].problem == f"{dead} is a dead letter, which is not sent; delete it"
+
+
+def test_cancel_by_message_id_leaves_the_dead_letter(
+    queue: MailQueue, store: Store
+) -> None:
+    fill(store)
+    changes = queue.cancel("<1@x.org>")
+    assert sorted(change.status.value for change in changes) == [
+        *("done", "done", "refused", "refused")
+    ]
+    assert {entry.state for entry in queue.list()} == {
+        *(EntryState.FAILED, EntryState.IN_DOUBT)
+    }
+
+
+def test_an_entry_that_becomes_a_dead_letter_is_not_cancelled(
+    queue: MailQueue, store: Store
+) -> None:
+    """A deletion removes it. This is how the two differ."""
+    wait(store)
+    [listed] = queue.list()
+    bury(store)
+    [change] = queue.cancel(*queue.list())
+    assert change.status is ChangeStatus.REFUSED
+    [change] = queue.cancel(listed)
+    assert not change.done
+    [change] = queue.delete(*queue.list())
+    assert change.done
+
+
+def test_a_cancellation_warns_of_a_copy_that_may_have_arrived(
+    queue: MailQueue, store: Store
+) -> None:
+    wait(store)
+    [path] = store.maildir.paths("new")
+    claim = store.claim(path)
+    assert claim is not None
+    lost = Entry(SENDER, RECIPIENTS, MESSAGE, 1, "lost", 1)
+    store.defer(claim, lost, time.time() + 60)
+    claim.release()
+    [change] = queue.cancel(only(queue, EntryState.DEFERRED))
+    assert change.done
+    assert change.warning == "it may have arrived already"
+
+
 def test_hold_and_release(queue: MailQueue, store: Store) -> None:
     defer(store)
     [entry] = queue.list()
-    assert queue.actions(entry) == ("retry", "hold", "delete")
+    assert queue.actions(entry) == ("retry", "hold", "cancel", "delete")
     assert queue.hold(entry) == (QueueChange(entry.id, ChangeStatus.DONE),)
     [held] = queue.list()
     assert (held.id, held.state) == (entry.id, EntryState.HELD)
-    assert queue.actions(held) == ("release", "delete")
+    assert queue.actions(held) == ("release", "cancel", "delete")
     [change] = queue.retry(held)
     assert change.status is ChangeStatus.REFUSED
     [change] = queue.release(held)
@@ -294,7 +354,8 @@ def test_an_action_that_does_not_fit_the_state(
     fill(store)
     doubtful = only(queue, EntryState.IN_DOUBT)
     dead = only(queue, EntryState.FAILED)
-    for change in (*queue.retry(doubtful), *queue.delete(doubtful)):
+    for action in (queue.retry, queue.cancel, queue.delete):
+        [change] = action(doubtful)
         assert change.status is ChangeStatus.REFUSED
         assert change.problem == "it is in doubt, so it can only be recovered"
     [change] = queue.recover(dead, send=True)
@@ -312,7 +373,7 @@ def test_a_dead_letter_that_is_not_an_entry(queue: MailQueue, store: Store) -> N
     assert change.problem.endswith("cannot be sent: there is no envelope")
 
 
-@pytest.mark.parametrize("action", ["retry", "delete"])
+@pytest.mark.parametrize("action", ["retry", "cancel", "delete"])
 def test_an_entry_that_is_being_sent(
     queue: MailQueue, store: Store, action: str
 ) -> None:

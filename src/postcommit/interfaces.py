@@ -1167,6 +1167,13 @@ class IMailQueue(Interface):
         library's processor drains the queue, or if this is a mailbox.
         """
 
+    def cancel(*entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Call off entries that wait, whatever they wait for. Return a result for each.
+
+        They are removed, and not sent. A dead letter is refused, also if the entry has
+        become one since it was listed. Raises `QueueError` as `retry` does.
+        """
+
     def delete(*entries: str | QueueEntry) -> tuple[QueueChange, ...]:
         """Delete the entries permanently. Return a result for each.
 

@@ -202,6 +202,31 @@ def test_a_change_is_made_and_wakes_a_processor(filled: Filled) -> None:
     consumer.close()
 
 
+def test_what_waits_is_cancelled(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    store = filled.place.make()
+    accept(store, terms=Terms(not_before=4e9))
+    accept(store, terms=Terms(bulk=True))
+    before = by_state(queue)
+    with queue.changes() as changes:
+        assert changes.hold(before.pop(EntryState.BULK))
+        before = by_state(queue)
+        dead = before.pop(EntryState.FAILED)
+        with pytest.raises(EntryError, match="dead letter"):
+            changes.cancel(dead)
+        assert not changes.cancel(dead._replace(state=EntryState.DEFERRED))
+        with pytest.raises(QueueError, match="in doubt"):
+            changes.cancel(before.pop(EntryState.IN_DOUBT))
+        assert before.keys() == {
+            *(EntryState.WAITING, EntryState.SCHEDULED, EntryState.DEFERRED),
+            EntryState.HELD,
+        }
+        for item in before.values():
+            assert changes.cancel(item)
+            assert not changes.cancel(item)
+    assert by_state(queue).keys() == {EntryState.FAILED, EntryState.IN_DOUBT}
+
+
 def test_what_is_in_doubt_can_be_dropped(filled: Filled) -> None:
     queue = PostgresOperators(filled.place.url)
     [doubt] = queue.items([EntryState.IN_DOUBT])

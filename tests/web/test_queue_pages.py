@@ -31,6 +31,7 @@ from tests.support.queues import defer
 from tests.support.queues import fill
 from tests.support.queues import fill_rooms
 from tests.support.queues import leave_in_doubt
+from tests.support.queues import schedule
 from tests.support.queues import wait
 from tests.support.queues import write
 from tests.web.conftest import SAME_ORIGIN
@@ -267,11 +268,11 @@ def test_an_entry_in_each_state(app: Any, store: Store) -> None:
         page = app.get(f"/queue/queue/{only(store, state)}")
         buttons[state.key] = re.findall(r'name="action" value="(\w+)"', page.text)
     assert buttons == {
-        "waiting": ["hold", "delete"],
-        "scheduled": ["retry", "hold", "delete"],
-        "deferred": ["retry", "hold", "delete"],
-        "bulk": ["retry", "hold", "delete"],
-        "held": ["release", "delete"],
+        "waiting": ["hold", "cancel", "delete"],
+        "scheduled": ["retry", "hold", "cancel", "delete"],
+        "deferred": ["retry", "hold", "cancel", "delete"],
+        "bulk": ["retry", "hold", "cancel", "delete"],
+        "held": ["release", "cancel", "delete"],
         "failed": ["retry", "delete"],
         "in_doubt": ["send", "drop"],
     }
@@ -548,7 +549,6 @@ def test_a_mailbox_is_not_changed(browser: Page, tmp_path: Path) -> None:
     ("fields", "status"),
     [
         ([("action", "explode"), ("id", "{id}")], 400),
-        ([("action", "cancel"), ("id", "{id}")], 400),
         ([("id", "{id}")], 400),
         ([("action", "retry")], 400),
         ([("action", "retry"), ("id", "..")], 404),
@@ -585,24 +585,71 @@ def test_no_text_of_a_url_becomes_a_message(app: Any, query: str) -> None:
     assert 'role="status"' not in app.get(f"/queue/queue?{query}")
 
 
-def test_an_action_appears_when_the_queue_has_it(
-    app: Any, browser: Page, store: Store, monkeypatch: pytest.MonkeyPatch
+def test_cancel_a_selection(
+    browser: Page, app: Any, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The seam for further actions: a method, and its name in ``actions``."""
-    wait(store)
-    cancelled: list[str] = []
+    caplog.set_level(logging.INFO)
+    fill(store)
+    fill_rooms(store)
+    states = {entry.id: entry.state for entry in MailQueue(store.path).list()}
+    [dead] = (id for id, state in states.items() if state is EntryState.FAILED)
+    ids = [id for id, state in states.items() if state is not EntryState.IN_DOUBT]
+    question = browser.act(app.get("/queue/queue"), "cancel", *ids)
+    assert "Mail that still waits is removed and not sent." in question
+    assert len(list(MailQueue(store.path).list())) == len(states)
+    answer = browser.act(question, "cancel", status=200)
+    text = words(answer)
+    assert f"{len(ids) - 1} entries cancelled, 1 skipped" in text
+    assert f"{dead} is a dead letter, which is not sent; delete it" in text
+    assert {entry.state for entry in MailQueue(store.path).list()} == {
+        *(EntryState.FAILED, EntryState.IN_DOUBT)
+    }
+    assert caplog.text.count("was cancelled") == len(ids) - 1
+    assert caplog.text.count("was not cancelled") == 1
 
-    def cancel(self: MailQueue, *ids: str) -> tuple[Any, ...]:
-        cancelled.extend(ids)
-        return tuple(self.delete(*ids))
 
-    monkeypatch.setattr(MailQueue, "cancel", cancel, raising=False)
-    monkeypatch.setattr(MailQueue, "actions", lambda self, entry: ("cancel", "delete"))
-    page = app.get("/queue/queue")
-    id = only(store, EntryState.WAITING)
-    answer = browser.act(browser.act(page, "cancel", id), "cancel")
+def test_cancel_one_entry(browser: Page, app: Any, store: Store) -> None:
+    schedule(store)
+    page = app.get(f"/queue/queue/{only(store, EntryState.SCHEDULED)}")
+    answer = browser.act(browser.act(page, "cancel"), "cancel")
     assert "1 entry cancelled." in answer.follow()
-    assert cancelled == [id]
+    assert list(MailQueue(store.path).list()) == []
+
+
+# Actions as JSON
+
+
+def post_json(app: Any, action: str, *ids: str, status: int = 200) -> Any:
+    """Send an action as a program does, which chooses the token itself."""
+    headers = {**SAME_ORIGIN, "Cookie": "postcommit_form=1"}
+    form = [("action", action), ("token", "1"), *[("id", id) for id in ids]]
+    return app.post("/queue/queue.json", form, headers=headers, status=status).json
+
+
+@pytest.mark.parametrize("action", ["hold", "retry", "cancel", "delete"])
+def test_an_action_as_json(app: Any, store: Store, action: str) -> None:
+    defer(store, due=5000)
+    defer(store, due=5000)
+    before = list(MailQueue(store.path).list())
+    ids = [entry.id for entry in before]
+    found = post_json(app, action, *ids)
+    assert found["queue"] == store.path
+    assert found["changes"] == [
+        {"id": id, "status": "done", "problem": None, "warning": None} for id in ids
+    ]
+    assert list(MailQueue(store.path).list()) != before
+
+
+def test_an_action_as_json_that_is_not_possible(app: Any, store: Store) -> None:
+    bury(store)
+    dead = only(store, EntryState.FAILED)
+    [change] = post_json(app, "cancel", dead, status=409)["changes"]
+    assert (change["id"], change["status"]) == (dead, "refused")
+    assert "dead letter" in change["problem"]
+    [change] = post_json(app, "retry", "0123456789ab", status=410)["changes"]
+    assert change["status"] == "gone"
+    assert "error" in post_json(app, "explode", dead, status=400)
+    assert "error" in post_json(app, "retry", status=400)
 
 
 def test_an_old_entry_is_shown_with_its_times(app: Any, store: Store) -> None:

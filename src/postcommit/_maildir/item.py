@@ -286,6 +286,12 @@ class IChanges(Interface):
         doubt.
         """
 
+    def cancel(item: Item) -> bool:
+        """Remove an entry that waits. Return False if it is gone, or is being sent.
+
+        Raises `EntryError` for a dead letter, and `QueueError` for an entry in doubt.
+        """
+
     def delete(item: Item) -> bool:
         """Remove the entry. Return False if it is gone, or is being sent.
 

@@ -5,7 +5,8 @@ change    effect
 ========  ===================================================================
 retry     a dead letter is renamed into ``new/``. A deferred entry becomes due
           (see `rooms` for scheduled, bulk and held entries)
-delete    the file is claimed, then removed
+cancel    the file is claimed, then removed
+delete    the same, also for a dead letter
 hold      the file is claimed, then renamed into ``.Held/``
 release   renamed back: into ``cur/`` with the time when it is due, into its
           waiting room, or into ``new/``
@@ -236,6 +237,12 @@ class MaildirChanges:
         """End a pause by hand. See `IChanges`."""
         with explained(self._store.path, "resume the queue"):
             return presence.resume(self._store.path)
+
+    def cancel(self, item: Item) -> bool:
+        """Remove an entry that waits. See `IChanges`."""
+        if item.state is EntryState.FAILED:
+            raise EntryError(f"{item.id} is a dead letter, which is not sent; delete it")
+        return self.delete(item)
 
     def delete(self, item: Item) -> bool:
         """Remove the entry. See `IChanges`."""

@@ -173,6 +173,10 @@ _REVIVE = """
 update {schema}.entry set state = 'queued', deferred = false, due = clock_timestamp()
 where state = 'failed' and {free}""".replace("{free}", _FREE)
 
+_CANCEL = """
+delete from {schema}.entry where state in ('queued', 'held') and {free}
+""".replace("{free}", _FREE)
+
 _DELETE = "delete from {schema}.entry where {free}".replace("{free}", _FREE)
 
 # States in which an entry is tried when it is due.
@@ -467,12 +471,21 @@ class PostgresChanges:
         statement, doing = "delete from {schema}.stopped", "resume the queue"
         return self._connections.count(statement, doing=doing) > 0
 
+    def cancel(self, item: Item) -> bool:
+        """Remove an entry that waits. See `IChanges`."""
+        if item.state is EntryState.FAILED:
+            raise EntryError(f"{item.id} is a dead letter, which is not sent; delete it")
+        return self._remove(_CANCEL, item)
+
     def delete(self, item: Item) -> bool:
         """Remove the entry. See `IChanges`."""
+        return self._remove(_DELETE, item)
+
+    def _remove(self, statement: str, item: Item) -> bool:
         if item.state is EntryState.IN_DOUBT:
             reason = "is in doubt; use 'postcommit recover --drop'"
             raise QueueError(item.place, reason)
-        return self._change(_DELETE, item)
+        return self._change(statement, item)
 
     def recover(self, items: Iterable[Item], *, send: bool) -> Iterator[Item]:
         """Accept these entries in doubt, or remove them. See `IChanges`."""

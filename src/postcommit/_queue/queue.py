@@ -39,20 +39,23 @@ from postcommit.interfaces import is_database_url
 
 # The methods that can change an entry in each state. The commands take the same.
 ACTIONS: dict[EntryState, tuple[str, ...]] = {
-    EntryState.WAITING: ("hold", "delete"),
-    EntryState.SCHEDULED: ("retry", "hold", "delete"),
-    EntryState.DEFERRED: ("retry", "hold", "delete"),
-    EntryState.BULK: ("retry", "hold", "delete"),
-    EntryState.HELD: ("release", "delete"),
+    EntryState.WAITING: ("hold", "cancel", "delete"),
+    EntryState.SCHEDULED: ("retry", "hold", "cancel", "delete"),
+    EntryState.DEFERRED: ("retry", "hold", "cancel", "delete"),
+    EntryState.BULK: ("retry", "hold", "cancel", "delete"),
+    EntryState.HELD: ("release", "cancel", "delete"),
     EntryState.FAILED: ("retry", "delete"),
     EntryState.IN_DOUBT: ("recover",),
 }
 
-_Action: TypeAlias = Literal["retry", "delete", "hold", "release"]
+_Action: TypeAlias = Literal["retry", "cancel", "delete", "hold", "release"]
 
 _CLAIMED = "a processor is sending it now"
 _GONE = "it is not in the queue any more; it was sent or deleted"
+
+# Warnings about an entry that may have been transmitted before.
 _SECOND_COPY = "it may have arrived already; a second copy may arrive"
+_ARRIVED = "it may have arrived already"
 
 # Bytes that are read beyond the first bytes of a message: room for the envelope.
 _ENVELOPE = 1 << 16
@@ -178,6 +181,10 @@ class MailQueue(ReadOnlyOptions):
         """Make the entries due now, also dead letters. See `IMailQueue`."""
         return self._change(entries, "retry")
 
+    def cancel(self, *entries: str | QueueEntry) -> tuple[QueueChange, ...]:
+        """Call off entries that wait. They are removed. See `IMailQueue`."""
+        return self._change(entries, "cancel")
+
     def delete(self, *entries: str | QueueEntry) -> tuple[QueueChange, ...]:
         """Delete the entries permanently. See `IMailQueue`."""
         return self._change(entries, "delete")
@@ -223,8 +230,8 @@ class _OneChange:
         action: _Action,
     ) -> None:
         self._operators = operators
+        self._name = action
         self._action: Callable[[Item], bool] = getattr(changes, action)
-        self._is_retry = action == "retry"
 
     def __call__(self, id: str, item: Item | None) -> QueueChange:
         if item is None:
@@ -244,10 +251,13 @@ class _OneChange:
         return self(id, now)  # a processor has moved it in the meantime
 
     def _warning(self, item: Item) -> str:
-        if not self._is_retry or item.state is not EntryState.FAILED:
-            return ""
-        read = self._operators.details(item)
-        return _SECOND_COPY if read is not None and read.uncertain else ""
+        warning = ""
+        if self._name == "retry" and item.state is EntryState.FAILED:
+            warning = _SECOND_COPY
+        elif self._name == "cancel":
+            warning = _ARRIVED
+        read = self._operators.details(item) if warning else None
+        return warning if read is not None and read.uncertain else ""
 
 
 def _recovered(id: str, item: Item | None, done: set[str]) -> QueueChange:

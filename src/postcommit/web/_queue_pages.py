@@ -66,15 +66,15 @@ _ID = re.compile(r"[0-9a-f]{4,12}|[^/]*@[^/]*")
 class Action:
     """A button. `method` of the queue is called with the ids and the `options`.
 
-    Where `asks` is true, the page asks before it does so. `done` is for the log and
-    the result.
+    `done` is for the log and the result. If there is a `question`, the page asks
+    before it acts, and this sentence says what the action does.
     """
 
     name: str
     title: str
     done: str
     method: str
-    asks: bool = False
+    question: str = ""
     options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -85,9 +85,19 @@ ACTIONS = (
     Action("send", "Send", "accepted", "recover", options=(("send", True),)),
     Action("hold", "Hold", "held", "hold"),
     Action("release", "Release", "released", "release"),
-    Action("cancel", "Cancel", "cancelled", "cancel", asks=True),
-    Action("drop", "Drop", "removed", "recover", True, (("send", False),)),
-    Action("delete", "Delete", "deleted", "delete", asks=True),
+    Action(
+        *("cancel", "Cancel", "cancelled", "cancel"),
+        question="Mail that still waits is removed and not sent. A dead letter stays.",
+    ),
+    Action(
+        *("drop", "Drop", "removed", "recover"),
+        question="The mail is removed and not sent.",
+        options=(("send", False),),
+    ),
+    Action(
+        *("delete", "Delete", "deleted", "delete"),
+        question="Dead letters are deleted as well.",
+    ),
 )
 
 
@@ -219,7 +229,7 @@ class QueuePages:
         """Return the response for the `words` of the path after the queue's name."""
         match words:
             case [] if self._request.method == "POST":
-                return self._change()
+                return self._change(as_json)
             case []:
                 return self._list(as_json)
             case [id] if self._request.method != "POST":
@@ -290,7 +300,7 @@ class QueuePages:
 
     # Actions
 
-    def _change(self) -> Any:
+    def _change(self, as_json: bool) -> Any:
         form = self._request.POST
         action = next((a for a in ACTIONS if a.name == form.get("action")), None)
         ids = list(dict.fromkeys(form.getall("id")))
@@ -301,7 +311,7 @@ class QueuePages:
         for id in ids:
             if not is_whole_id(id):
                 raise Problem(404, f"{id!r} is not the whole id of an entry.")
-        if action.asks and not form.get("confirmed"):
+        if action.question and not as_json and not form.get("confirmed"):
             return page(
                 self._request,
                 "confirm",
@@ -316,6 +326,10 @@ class QueuePages:
         method = getattr(self._queue, action.method)
         changes = method(*ids, **dict(action.options))
         self._log(action, changes)
+        if as_json:
+            records = [_record(change) for change in changes]
+            value = {"queue": self._queue.name, "changes": records}
+            return json_response(value, _status(changes))
         return self._result(action, changes)
 
     def _log(self, action: Action, changes: tuple[QueueChange, ...]) -> None:
@@ -336,15 +350,11 @@ class QueuePages:
         warned = [change for change in done if change.warning]
         if len(done) == len(changes) and not warned:
             return see_other(f"{self._base}?did={action.name}&count={len(done)}")
-        status = 200
-        if not done:
-            is_gone = all(c.status is ChangeStatus.GONE for c in changes)
-            status = 410 if is_gone else 409
         return page(
             self._request,
             "result",
             "Result",
-            status,
+            _status(changes),
             queue_name=self._name,
             here=self._base,
             summary=f"{entries(len(done))} {action.done},"
@@ -354,6 +364,24 @@ class QueuePages:
                 for c in changes
             ],
         )
+
+
+def _status(changes: tuple[QueueChange, ...]) -> int:
+    """Return the status of the response to a form."""
+    if any(change.done for change in changes):
+        return 200
+    is_gone = all(change.status is ChangeStatus.GONE for change in changes)
+    return 410 if is_gone else 409
+
+
+def _record(change: QueueChange) -> dict[str, Any]:
+    """Return the object for JSON of a change."""
+    return {
+        "id": change.id,
+        "status": change.status.value,
+        "problem": change.problem or None,
+        "warning": change.warning or None,
+    }
 
 
 def _check_id(id: str) -> None:
