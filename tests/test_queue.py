@@ -26,7 +26,6 @@ from tests.support.queues import defer
 from tests.support.queues import fill
 from tests.support.queues import fill_rooms
 from tests.support.queues import hold
-from tests.support.queues import fill_rooms
 from tests.support.queues import leave_in_doubt
 from tests.support.queues import wait
 from tests.support.queues import write
@@ -275,7 +274,8 @@ def test_cancel_what_waits(queue: MailQueue, store: Store) -> None:
     assert len(changes) == 8
     [dead] = (id for id, state in left.items() if state is EntryState.FAILED)
     assert refused[dead].status is ChangeStatus.REFUSED
-    assert refused[dead].problem == f"{dead} is a dead letter, which is not sent; delete it"
+    reason = "is a dead letter, which is not sent; delete it"
+    assert refused[dead].problem == f"{dead} {reason}"
 
 
 def test_cancel_by_message_id_leaves_the_dead_letter(

@@ -23,6 +23,7 @@ from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Survey
+from postcommit._maildir.item import known_names
 from postcommit._maildir.looking import _changed
 from postcommit._maildir.looking import details
 from postcommit._maildir.looking import find
@@ -35,6 +36,7 @@ from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.store import Store
 from postcommit.errors import ItemError
 from postcommit.errors import QueueError
+from tests.support.faults import without_privileges
 from tests.support.queues import bury
 from tests.support.queues import defer
 from tests.support.queues import fill
@@ -57,6 +59,11 @@ def queue(store: Store) -> MaildirOperators:
 def only(queue: MaildirOperators, state: EntryState) -> Item:
     [item] = queue.items([state])
     return item
+
+
+def forget_names() -> None:
+    for number in range(2000):
+        known_names.note(f"{number}", "another")
 
 
 def look(store: Store) -> Survey:
@@ -213,6 +220,54 @@ def test_ids_are_found_in_the_order_in_which_they_are_given(
     assert queue.find([]) == []
 
 
+def test_an_id_that_was_listed_leads_to_its_file(store: Store) -> None:
+    """The folder may be searched, but its names may not be read."""
+    wait(store)
+    [item] = items(store, EntryState)
+    id, new = item.id, f"{store.path}/new"
+    found: list[Item] = []
+    os.chmod(new, 0o300)
+    try:
+        without_privileges(lambda: found.extend(find(store, [id])))
+        forget_names()
+        with pytest.raises(PermissionError):
+            without_privileges(lambda: find(store, [id]))
+    finally:
+        os.chmod(new, 0o700)
+    assert found == [item]
+
+
+def test_an_id_is_found_wherever_its_entry_has_moved(store: Store) -> None:
+    wait(store)
+    [item] = items(store, EntryState)
+    id = item.id
+    for state, place in (
+        (EntryState.DEFERRED, f"cur/{item.name}:2,"),
+        (EntryState.DEFERRED, f"cur/{item.name}:2,S"),
+        (EntryState.HELD, f".Held/cur/{item.name}:2,"),
+        (EntryState.BULK, f".Bulk/new/{item.name}"),
+        (EntryState.SCHEDULED, f".Later/new/{item.name}"),
+        (EntryState.FAILED, f".Failed/new/{item.name}"),
+        (EntryState.FAILED, f"new/.rejected-{item.name}"),
+        (EntryState.WAITING, f"new/{item.name}"),
+    ):
+        target = f"{store.path}/{place}"
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(item.place, target)
+        for _ in range(2):  # the first time, the name is known
+            [item] = find(store, [id])
+            assert (item.state, item.place) == (state, target)
+            forget_names()
+
+
+def test_a_few_thousand_names_are_known(store: Store) -> None:
+    names = [f"17{number:08d}.M1P1Q1.web" for number in range(5000)]
+    ids = [item_at(f"{store.path}/new/{n}", EntryState.WAITING).id for n in names]
+    known = [id for id in ids if known_names.get(id)]
+    assert 1000 <= len(known) <= 2000
+    assert known == ids[-len(known) :]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -222,6 +277,9 @@ def test_ids_are_found_in_the_order_in_which_they_are_given(
         ("a/b", "is too short"),
         ("<a>", "is too short"),
         ("../new/x", "is not in this queue"),
+        (".Failed", "is not in this queue"),
+        ("new/../../x", "is not in this queue"),
+        ("0123456789ab", "is not in this queue"),
         ("abcd\0", "is not in this queue"),
         ("abc", "is too short, give at least 4 digits"),
         ("0000", "is not in this queue; it may have been sent or deleted"),

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 # Number of hexadecimal digits of an id.
 DIGITS = 12
 
+# Number of entries whose names are remembered, at least: some pages of a list.
+_MOST_NAMES = 1000
+
 # Called once for each entry that was looked at.
 Step = Callable[[], None]
 
@@ -49,9 +52,41 @@ def no_step() -> None:
     """Do nothing: the default of a `Step`."""
 
 
+def id_of(name: bytes) -> str:
+    """Return the id of the entry that has this name on disk."""
+    return hashlib.sha256(name).hexdigest()[:DIGITS]
+
+
 def is_whole_id(text: str) -> bool:
     """Return whether `text` looks like a whole id of an entry."""
     return re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", text) is not None
+
+
+class _Names:
+    """The names of the entries whose ids were asked for last.
+
+    The name of an entry determines its id, in every queue, but not the reverse. A name
+    leads to the file at once, an id only by a look at all names of the queue. A page or
+    a script has the ids that it gives to a method from a list, so the names are
+    remembered. Any thread may call any method: in the worst case a name is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._newer: dict[str, str] = {}
+        self._older: dict[str, str] = {}
+
+    def note(self, id: str, name: str) -> None:
+        """Remember the name of an id, and forget those of a thousand ids before."""
+        if len(self._newer) >= _MOST_NAMES:
+            self._newer, self._older = {}, self._newer
+        self._newer[id] = name
+
+    def get(self, id: str) -> str | None:
+        """Return the name that has this id, or None if it was forgotten."""
+        return self._newer.get(id) or self._older.get(id)
+
+
+known_names = _Names()
 
 
 class EntryState(enum.Enum):
@@ -142,7 +177,9 @@ class Item(NamedTuple):
     @property
     def id(self) -> str:
         """The id for operators, twelve hexadecimal digits that the name determines."""
-        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:DIGITS]
+        id = id_of(os.fsencode(self.name))
+        known_names.note(id, self.name)
+        return id
 
 
 @dataclass(frozen=True)
@@ -347,7 +384,8 @@ class IOperators(Interface):
 
         Each of `ids` is an id or its beginning, a name, a place, or a message
         id. A message id means every entry of that message: there are several if some
-        recipients were rejected and others are tried again.
+        recipients were rejected and others are tried again. Twelve hexadecimal digits
+        are never a message id.
 
         Raises `ItemError` for an id that is too short, that means no entry of the
         queue, or that is the beginning of several.

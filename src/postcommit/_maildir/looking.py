@@ -40,6 +40,9 @@ from postcommit._maildir.item import Item
 from postcommit._maildir.item import Reason
 from postcommit._maildir.item import Step
 from postcommit._maildir.item import Survey
+from postcommit._maildir.item import id_of
+from postcommit._maildir.item import is_whole_id
+from postcommit._maildir.item import known_names
 from postcommit._maildir.item import no_step
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.mark import refuse_mailbox
@@ -83,6 +86,25 @@ _FOLDERS = {
     EntryState.BULK: (f"{rooms.BULK}/new",),
     EntryState.HELD: (f"{rooms.HELD}/new", f"{rooms.HELD}/cur"),
 }
+
+# The folders with the state of their entries, in the order in which an entry moves. An
+# entry in doubt is elsewhere. Names that begin with `REJECTED` are dead letters of
+# another library, in `_REJECTING`.
+_STATES = (
+    (EntryState.SCHEDULED, f"{rooms.LATER}/new"),
+    (EntryState.BULK, f"{rooms.BULK}/new"),
+    (EntryState.HELD, f"{rooms.HELD}/new"),
+    (EntryState.HELD, f"{rooms.HELD}/cur"),
+    (EntryState.WAITING, "new"),
+    (EntryState.DEFERRED, "cur"),
+    (EntryState.FAILED, f"{FAILED}/new"),
+    (EntryState.FAILED, f"{FAILED}/cur"),
+)
+_REJECTING = ("new", "cur")
+_REJECTED = os.fsencode(REJECTED)
+
+# An id, or its beginning.
+_DIGITS = re.compile(rf"[0-9a-f]{{{_FEWEST},{DIGITS}}}")
 
 # The parts that differ between replies that mean the same: addresses, numbers, ids.
 _PARTICULAR = re.compile(r"\S*@\S*|\S*\d\S*")
@@ -284,18 +306,27 @@ def _literal(pattern: str) -> bytes:
 
 
 def find(store: Store, ids: Sequence[str]) -> list[Item]:
-    """Return the entries that `ids` mean. See `IOperators.find`."""
+    """Return the entries that `ids` mean. See `IOperators.find`.
+
+    An id is compared with those of all names, 1 us an entry. If the name is known, it
+    is looked up in each folder instead, in 50 us, however large the queue is.
+    """
     wanted = dict.fromkeys(ids)
     for given in wanted:
         check_id(given)
+    found = {
+        given: _at_name(store, given, known_names.get(given) or given)
+        for given in wanted
+    }
+    left = [given for given in wanted if not found[given]]
+    found |= _with_ids(store, [given for given in left if _DIGITS.fullmatch(given)])
     # A name that has an @ is possible, and so is a message id without it.
-    likely = [given for given in wanted if "@" in given]
-    found = _of_messages(store, likely)
-    found |= _named(store, [given for given in wanted if not found.get(given)])
-    others = [given for given in wanted if not found[given] and given not in likely]
-    found |= _of_messages(store, others)
-    for given in wanted:
-        if not found[given]:
+    others = [given for given in left if not (found[given] or is_whole_id(given))]
+    found |= _of_messages(store, [given for given in others if "@" in given])
+    found |= _named(store, [given for given in others if not found[given]])
+    found |= _of_messages(store, [given for given in others if not found[given]])
+    for given, known in found.items():
+        if not known:
             raise ItemError(given, UNKNOWN)
     return list(dict.fromkeys(item for given in wanted for item in found[given]))
 
@@ -318,19 +349,89 @@ def _of_messages(store: Store, wanted: Sequence[str]) -> dict[str, list[Item]]:
     return {given: found[bare_id(given)] for given in wanted}
 
 
-def _named(store: Store, wanted: Iterable[str]) -> dict[str, list[Item]]:
-    """Return the only entry that has each as id, name or path; none if none has."""
+def _at_name(store: Store, given: str, name: str) -> list[Item]:
+    """Return the only entry with a `name`, which was `given`, or none if none has it.
+
+    An entry in doubt is not found, nor a file with other flags than ours.
+    """
+    name = name.removesuffix(":2,")
+    found: list[Item] = []
+    if "/" in name or name.startswith("."):
+        return found  # no entry has such a name, and it could lead out of the queue
+    places = [(state, f"{folder}/{name}") for state, folder in _STATES]
+    for folder in _REJECTING:
+        places.append((EntryState.FAILED, f"{folder}/{REJECTED}{name}"))
+    for state, place in places:
+        for path in (f"{store.path}/{place}", f"{store.path}/{place}:2,"):
+            if os.path.lexists(path):
+                found.append(item_at(path, state))
+    return _one(given, found)
+
+
+def _with_ids(store: Store, wanted: Collection[str]) -> dict[str, list[Item]]:
+    """Return the only entry of which each is the id, or its beginning."""
     found: dict[str, list[Item]] = {given: [] for given in wanted}
-    lengths = {len(given) for given in found if len(given) <= DIGITS}
+    whole = set(filter(is_whole_id, wanted))
+    left = len(found)
+    for given, item in _beginning_like(store, found):
+        if given in whole:
+            # No other name has this id, but two folders may have the name.
+            found[given] = _at_name(store, given, item.name) or [item]
+            left -= 1
+            if not left:
+                break
+        else:
+            found[given].append(item)
+    return {given: _one(given, known) for given, known in found.items()}
+
+
+def _beginning_like(
+    store: Store, wanted: Collection[str]
+) -> Iterator[tuple[str, Item]]:
+    """Yield each entry whose id begins like one of `wanted`, after this beginning.
+
+    Each name is hashed as the disk has it, and an item is made only for those.
+    """
+    lengths = {len(given) for given in wanted}
+    if not lengths:
+        return
+    for state, folder in _STATES:
+        with (
+            suppress(FileNotFoundError),  # nothing has waited in this room yet
+            os.scandir(os.fsencode(f"{store.path}/{folder}")) as entries,
+        ):
+            for entry in entries:
+                name = entry.name.removeprefix(_REJECTED).partition(b":2,")[0]
+                id = id_of(name)
+                for length in lengths:
+                    if id[:length] in wanted and not name.startswith(b"."):
+                        is_dead = entry.name.startswith(_REJECTED)
+                        path = f"{store.path}/{folder}/{os.fsdecode(entry.name)}"
+                        actual = EntryState.FAILED if is_dead else state
+                        yield id[:length], item_at(path, actual)
+    for item in items(store, [EntryState.IN_DOUBT]):
+        for length in lengths:
+            if item.id[:length] in wanted:
+                yield item.id[:length], item
+
+
+def _named(store: Store, wanted: Collection[str]) -> dict[str, list[Item]]:
+    """Return the only entry that has each as name or path; none if none has."""
+    found: dict[str, list[Item]] = {given: [] for given in wanted}
     for item in items(store, EntryState) if found else ():
-        id, file_name = item.id, item.place.rpartition("/")[2]
-        keys = item.place, item.name, file_name, *[id[:length] for length in lengths]
-        for key in keys:
-            if key in found and item not in found[key]:
+        for key in {item.place, item.name, item.place.rpartition("/")[2]}:
+            if key in found:
                 found[key].append(item)
-    for given, known in found.items():
-        if len(known) > 1:
-            raise ambiguous(given, known)
+    return {given: _one(given, known) for given, known in found.items()}
+
+
+def _one(given: str, found: list[Item]) -> list[Item]:
+    """Return `found`. Raises `ItemError` if there are several."""
+    if len(found) > 1:
+        # An entry that has moved while we looked was seen twice.
+        found = [item for item in found if os.path.lexists(item.place)]
+    if len(found) > 1:
+        raise ambiguous(given, found)
     return found
 
 

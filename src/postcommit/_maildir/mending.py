@@ -241,7 +241,8 @@ class MaildirChanges:
     def cancel(self, item: Item) -> bool:
         """Remove an entry that waits. See `IChanges`."""
         if item.state is EntryState.FAILED:
-            raise EntryError(f"{item.id} is a dead letter, which is not sent; delete it")
+            reason = "is a dead letter, which is not sent; delete it"
+            raise EntryError(f"{item.id} {reason}")
         return self.delete(item)
 
     def delete(self, item: Item) -> bool:

@@ -294,7 +294,7 @@ def _found(
         if error.choices or not all(map(is_whole_id, given)):
             raise
     there: dict[str, Item | None] = dict.fromkeys(given)
-    for item in operators.items(tuple(EntryState)):
+    for item in operators.items(tuple(EntryState)) if len(there) > 1 else ():
         if item.id in there:
             there[item.id] = item
     return there
