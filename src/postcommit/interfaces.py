@@ -115,8 +115,11 @@ is_database_url = re.compile(_DATABASE_URL).fullmatch
 can_be_queue = re.compile(f"{_PATH}|{_DATABASE_URL}").fullmatch
 
 
-#: Whether a text can be the schema of a queue: an identifier that need not be quoted.
-is_schema = re.compile(r"[a-z_][a-z0-9_]{0,62}").fullmatch
+#: Whether a text can be the schema of a queue: an identifier of small letters that is
+#: not reserved for the server.
+is_schema = re.compile(
+    r"(?!pg_|information_schema\Z)[a-z_][a-z0-9_]{0,62}"
+).fullmatch
 
 
 def is_path(field: Field) -> bool:

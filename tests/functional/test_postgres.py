@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -36,6 +38,7 @@ from postcommit._config.database import parse_database_url
 from postcommit._drain.contract import Terms
 from postcommit._mail.row import MOST_BYTES
 from postcommit._mail.row import row
+from postcommit._postgres.operators import PostgresOperators
 from postcommit._postgres.queue import PostgresQueue
 from postcommit._postgres.schema import migrate
 from postcommit.errors import OptionError
@@ -306,6 +309,8 @@ def test_odd_ids_and_replies_fit_into_their_columns(postgres: PostgresPlace) -> 
     [
         ("postgresql://h/db?postcommit_schema=Big", "small letters"),
         ("postgresql://h/db?postcommit_schema=a;drop", "small letters"),
+        ("postgresql://h/db?postcommit_schema=pg_mail", "schema of the server"),
+        ("postgresql://h/?postcommit_schema=information_schema", "of the server"),
         ("postgresql://h/db?postcommit_prepare=yes", "0 or 1"),
         ("postgresql://h/db?postcommit_shema=a", "no parameter postcommit_shema"),
         ("postgresql://h/d b", "%20"),
@@ -329,6 +334,7 @@ def test_a_url_that_cannot_work_is_refused_where_it_is_given(
         f"postgresql://ann:{SECRET}@127.0.0.1:1/db",
         f"postgres:/ann:{SECRET}@127.0.0.1:1/db?sslmode=disable",
         f"postgresql://ann@127.0.0.1:1/db?password={SECRET}",
+        f"postgresql://ann@127.0.0.1:1/db?p%61ssword={SECRET}",
         f"postgresql://ann:%{SECRET}@127.0.0.1:1/db",
         f"postgresql://ann:{SECRET}@127.0.0.1:1/db?nonsense={SECRET}",
     ],
@@ -492,6 +498,54 @@ def test_a_batch_without_entries_does_nothing(postgres: PostgresPlace) -> None:
     assert queued(postgres) == []
 
 
+def sends(url: str) -> bool:
+    """Create the tables of a queue, and return whether a mail goes through it."""
+    migrate(parse_database_url(url))
+    delivery = QueuedMailDelivery(url)
+    for partner in (False, True):
+        if partner:
+            transaction.get().join(Partner(BEFORE))
+        delivery.send(ANN, BOB, mail())
+        transaction.commit()
+    assert not [each.problem for each in PostgresOperators(url).check()][1:]
+    return QueueProcessor(url, ScriptedMailer()).flush().sent == 2
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The name of a new database, which needs quotes and percent-encoding."""
+    name = f"Mail @{os.urandom(4).hex()}/ü"
+    with cluster().connect() as connection:
+        connection.execute(f'create database "{name}"'.encode())
+        yield name
+        connection.execute(f'drop database "{name}" with (force)'.encode())
+
+
+@pytest.mark.parametrize("service", [False, True])
+def test_the_host_may_be_a_parameter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: str, service: bool
+) -> None:
+    """Of libpq, or of a service file. Then the URL has three slashes."""
+    place = {"host": cluster().folder, "port": cluster().port}
+    if service:
+        file = tmp_path / "services"
+        lines = ("[mail]", *(f"{key}={value}" for key, value in place.items()))
+        file.write_text("\n".join(lines))
+        monkeypatch.setenv("PGSERVICEFILE", str(file))
+        place = {"service": "mail"}
+    parameters = "&".join(f"{key}={value}" for key, value in place.items())
+    name = f"postgresql:///{quote(database, safe='')}?{parameters}"
+    url = f"{name}&user=postgres&connect_timeout=60"
+    assert parse_database_url(url).name == name
+    assert sends(url)
+
+
+@pytest.mark.parametrize("schema", ["order", "user", "_1"])
+def test_a_schema_may_be_a_word_of_sql(schema: str, database: str) -> None:
+    place = cluster().conninfo.removesuffix("postgres") + quote(database, safe="")
+    assert sends(f"{place}?postcommit_schema={schema}")
+
+
 # The schema
 
 
@@ -610,7 +664,7 @@ def test_a_role_without_rights_is_told_which(
     postgres: PostgresPlace, role: Callable[..., str], grants: tuple[str, ...]
 ) -> None:
     url = role(*grants)
-    with pytest.raises(QueueError, match=r"grant insert on table \w+\.entry"):
+    with pytest.raises(QueueError, match=r'grant insert on table "\w+"\.entry'):
         QueuedMailDelivery(url).send(ANN, BOB, mail())
     transaction.abort()
     with pytest.raises(QueueError, match=r"grant \w+ on table"):

@@ -27,7 +27,8 @@ from postcommit.errors import OptionError
 from postcommit.interfaces import is_schema
 
 
-_SCHEME = re.compile(r"(?:postgresql|postgres):/+", re.IGNORECASE)
+# A third slash begins the database: the host is a parameter, or the default of libpq.
+_SCHEME = re.compile(r"(?:postgresql|postgres):/{1,2}", re.IGNORECASE)
 
 # A password before the @, or as a parameter.
 _PASSWORD = re.compile(r"//[^/?]*:[^/?]*@|[?&][a-z]*password=", re.IGNORECASE)
@@ -35,19 +36,28 @@ _PASSWORD = re.compile(r"//[^/?]*:[^/?]*@|[?&][a-z]*password=", re.IGNORECASE)
 _OURS = "postcommit_"
 _SCHEMA, _PREPARE = f"{_OURS}schema", f"{_OURS}prepare"
 
+# The parameters of libpq that say where the database is. The others may be secret, or
+# do not distinguish two queues.
+_PLACE = ("host", "hostaddr", "port", "dbname", "service")
+
 
 @dataclass(frozen=True)
 class DatabaseURL:
     """The parts of a URL.
 
-    `conninfo` is the URL for libpq. `name` is what logs and errors show: without user
-    and parameters of libpq.
+    `conninfo` is the URL for libpq. `name` is what logs and errors show: without the
+    user, and of the parameters of libpq only those that say where the database is.
     """
 
     conninfo: str
     name: str
     schema: str = "postcommit"
     prepares: bool = False
+
+    @property
+    def quoted(self) -> str:
+        """The schema as SQL has it. It may be a word of SQL, such as ``order``."""
+        return f'"{self.schema}"'
 
 
 def parse_database_url(text: str, option: str = "queuePath") -> DatabaseURL:
@@ -61,7 +71,8 @@ def parse_database_url(text: str, option: str = "queuePath") -> DatabaseURL:
     if not text.isprintable() or " " in text:
         raise OptionError(option, text, "must not have blanks; write them as %20")
     place, _, query = text[found.end() :].partition("?")
-    if _PASSWORD.search(f"//{place}?{query}"):
+    # libpq decodes the names of parameters, too.
+    if _PASSWORD.search(f"//{place}?{query}") or _PASSWORD.search(unquote(f"?{query}")):
         reason = "a URL must be without a password; it belongs into ~/.pgpass"
         raise OptionError(option, text, reason)
     place, fragment = place.partition("#")[::2]
@@ -73,7 +84,8 @@ def parse_database_url(text: str, option: str = "queuePath") -> DatabaseURL:
         if key == _SCHEMA:
             schema = unquote(value)
             if not is_schema(schema):
-                reason = f"{_SCHEMA} must be of small letters, digits and underscores"
+                reason = f"{_SCHEMA} must be of small letters, digits and underscores,"
+                reason += " and must not be a schema of the server itself"
                 raise OptionError(option, text, reason)
         elif key == _PREPARE:
             if value not in ("0", "1"):
@@ -85,7 +97,9 @@ def parse_database_url(text: str, option: str = "queuePath") -> DatabaseURL:
         else:
             others.append(parameter)
     conninfo = f"postgresql://{place}" + (f"?{'&'.join(others)}" if others else "")
-    name = f"postgresql://{place.rpartition('@')[2]}"
+    shown = [each for each in others if each.partition("=")[0] in _PLACE]
     if schema != "postcommit":
-        name += f"?{_SCHEMA}={schema}"
+        shown.append(f"{_SCHEMA}={schema}")
+    name = f"postgresql://{place.rpartition('@')[2]}"
+    name += f"?{'&'.join(shown)}" if shown else ""
     return DatabaseURL(conninfo, name, schema, prepares)

@@ -80,7 +80,7 @@ def _server(connections: Connections, url: DatabaseURL) -> Iterator[Finding]:
             yield Finding(url.name, problem, f"set {setting} = on in postgresql.conf")
     for (count,) in rows(_DEAD_ROWS, many=_MANY_DEAD):
         problem = f"has {count} dead rows, so looking for entries is slow"
-        yield Finding(url.name, problem, f"'VACUUM {url.schema}.entry', in psql")
+        yield Finding(url.name, problem, f"'VACUUM {url.quoted}.entry', in psql")
     for pid, user, seconds in rows(_TRANSACTIONS, long=_LONG):
         problem = f"has a transaction of {user} that is open for {seconds:.0f} s, so"
         problem += " removed entries keep their space"

@@ -98,7 +98,7 @@ class Connections:
         self._parameters: dict[str, Any] = {**_PARAMETERS, **given}
         self._free: list[Connection] = []
         self._all: WeakSet[Connection] = WeakSet()
-        self.sql = functools.partial(_qualified, url.schema)
+        self.sql = functools.partial(_qualified, url.quoted)
         forks.register(self, Connections._forget)
 
     def _forget(self) -> None:

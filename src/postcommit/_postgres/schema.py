@@ -66,10 +66,10 @@ def _migrate(
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise QueueError(url.name, _NEEDS_UTF8.format(encoding))
-    if not _has(connection, "to_regclass", f"{url.schema}.version"):
+    if not _has(connection, "to_regclass", f"{url.quoted}.version"):
         # It may have been created for a role that may not do that itself.
-        if not _has(connection, "to_regnamespace", url.schema):
-            connection.execute(f"create schema {url.schema}".encode())
+        if not _has(connection, "to_regnamespace", url.quoted):
+            connection.execute(connections.sql("create schema {schema}"))
         text = files("postcommit._postgres").joinpath("schema.sql").read_text("utf-8")
         connection.execute(connections.sql(text))
         return Migration(0, VERSION)
@@ -97,8 +97,8 @@ def check(connections: Connections, url: DatabaseURL, rights: Rights) -> None:
         found = connections.rows(_VERSION, doing="open the queue")
     except QueueError as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-            reason = f"the role lacks rights: grant usage on schema {url.schema}, and"
-            reason += f" select on table {url.schema}.version"
+            reason = f"the role lacks rights: grant usage on schema {url.quoted}, and"
+            reason += f" select on table {url.quoted}.version"
             raise QueueError(url.name, reason) from error
         if isinstance(
             error.__cause__,
@@ -114,7 +114,7 @@ def check(connections: Connections, url: DatabaseURL, rights: Rights) -> None:
     connections.begins = isolation != "read committed"
     for table, names in rights.items():
         for right in names:
-            values = {"table": f"{url.schema}.{table}", "right": right}
+            values = {"table": f"{url.quoted}.{table}", "right": right}
             if connections.rows(_RIGHT, values, doing="check the rights") != [(True,)]:
                 reason = f"the role lacks a right: grant {right.lower()} on table"
                 raise QueueError(url.name, f"{reason} {values['table']}")
