@@ -95,7 +95,9 @@ class OutboxMailDelivery(ReadOnlyOptions):
             raise QueueError(name, f"must be in PostgreSQL, not {dialect}")
         values = row(name, composed.sender, composed.recipients, composed.message)
         try:
-            session.execute(self._table.insert().values(**values))
+            # The application's objects may be incomplete, so they are not flushed.
+            with session.no_autoflush:
+                session.execute(self._table.insert().values(**values))
         except Exception as error:
             if _is_table_missing(error):
                 reason = "has no tables of a queue in the database of the session; run"

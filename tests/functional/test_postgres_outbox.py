@@ -182,6 +182,15 @@ def test_a_processor_takes_nothing_of_an_open_transaction(shop: Shop) -> None:
     assert QueueProcessor(shop.place.url, ScriptedMailer()).flush().sent == 1
 
 
+def test_an_object_that_is_not_complete_yet_is_not_flushed(shop: Shop) -> None:
+    order = Order()
+    shop.session.add(order)
+    shop.delivery().send(ANN, BOB, mail("a@x.org"))
+    order.name = "a"
+    shop.manager.commit()
+    assert shop.committed() == (["a"], ["a@x.org"])
+
+
 def test_a_default_sender_is_used(shop: Shop) -> None:
     delivery = shop.delivery(default_sender="Shop <shop@example.org>")
     delivery.send(None, BOB, "Subject: x\n\nx")
