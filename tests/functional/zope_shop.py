@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from persistent import Persistent
 from persistent.mapping import PersistentMapping
 from transaction.interfaces import TransientError
 from ZODB.DB import DB
+from ZODB.FileStorage import FileStorage
 from zope.component import getGlobalSiteManager
 from zope.component import getUtility
 from zope.component.hooks import getSite
@@ -151,7 +153,40 @@ def remember_in(db: DB) -> Callable[[Any], None]:
     return remember_elsewhere
 
 
-# Forks
+# Processes of their own
+
+
+class ViewFailed(Exception):
+    """The view of an order that is not to be sent."""
+
+
+def sell(folder: str, url: str, count: int) -> None:
+    """Take `count` orders with their mail in the queue at `url`.
+
+    Print the subject of each mail that is committed. Of three transactions, one fails
+    and one has two mails.
+    """
+    path = Path(folder) / "site.zcml"
+    queue = f'"{url}"\n      processorThread="false"'
+    text = SITE.replace('"./queue"', queue).replace("zope.sendmail", "postcommit")
+    path.write_text(text.format(port=1))
+    xmlconfig.file(str(path))
+    site = Publication(DB(FileStorage(f"{folder}/Data.fs")))
+
+    def view(shop: Shop, number: int) -> list[str]:
+        subjects = [f"Your zope {number}"]
+        order(shop, f"zope {number}", "ann@example.org")
+        if number % 3 == 1:
+            raise ViewFailed
+        if number % 3 == 2:
+            subjects.append(f"Bill of zope {number}")
+            send("ann@example.org", subjects[-1])
+        return subjects
+
+    for number in range(count):
+        with suppress(ViewFailed):
+            print(*site.publish(view, number), sep="\n", flush=True)
+    site.db.close()
 
 
 def send_from_a_child(folder: str, port: int) -> None:

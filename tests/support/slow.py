@@ -67,6 +67,7 @@ ONCE = (
     "tests/functional/test_postgres_faults.py",
     "tests/functional/test_postgres_page.py",
     "tests/functional/test_postgres_pooler.py",
+    "tests/functional/test_postgres_shops.py",
     "tests/functional/test_postgres_standby.py",
     "tests/functional/test_rabbitmq_cluster.py",
     "tests/functional/test_rabbitmq_commands.py",
