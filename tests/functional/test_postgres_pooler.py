@@ -18,6 +18,7 @@ from tests.support.mailers import ScriptedMailer
 from tests.support.postgres import as_postgres
 from tests.support.postgres import cluster
 from tests.support.postgresplace import PostgresPlace
+from tests.support.service import eventually
 from tests.support.transactions import BEFORE
 from tests.support.transactions import Partner
 from tests.support.transactions import begun
@@ -25,9 +26,11 @@ from tests.support.transactions import mail
 
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
+from postcommit._config.database import parse_database_url
 from postcommit._maildir.item import EntryState
 from postcommit._postgres.operators import PostgresOperators
 from postcommit._postgres.queue import PostgresQueue
+from postcommit._postgres.schema import migrate
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -142,3 +145,18 @@ def test_claims_end_with_their_drain(postgres: PostgresPlace, url: str) -> None:
     consumer.close()
     assert len(other.take(1)) == 1
     other.close()
+
+
+def test_nobody_listens_behind_it(
+    postgres: PostgresPlace, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LISTEN is state of a session. A sender notifies, and others may listen."""
+    migrate(parse_database_url(postgres.url), notify=True)
+    mailer = ScriptedMailer()
+    processor = QueueProcessor(url, mailer)
+    processor.start()
+    eventually(lambda: "does not work behind a pooler" in caplog.text)
+    name = accept(PostgresQueue(url))
+    eventually(lambda: mailer.sent)  # found by a look each second
+    assert [each for each, _ in mailer.sent] == [name]
+    assert processor.stop(30)

@@ -8,7 +8,8 @@ is claimed twice.
 If the reply to a claim is lost, rows are held by a drain that does not know of them. So
 before the next claim, and at each beat of the lease, those are freed.
 
-A commit of the same process wakes the feeder. A query each second notices others.
+A commit of the same process wakes the feeder. A query each second notices others, or a
+NOTIFY of the database, which is an option.
 """
 from __future__ import annotations
 
@@ -41,6 +42,7 @@ from postcommit._postgres import settling
 from postcommit._postgres.claim import READ_AHEAD
 from postcommit._postgres.claim import Claim
 from postcommit._postgres.lease import Lease
+from postcommit._postgres.listening import Listener
 from postcommit.errors import QueueError
 from postcommit.errors import text_of
 
@@ -163,7 +165,10 @@ class Consumer:
         # Around a claim, and around what frees those of which the reply was lost.
         self._taking = threading.Lock()
         self._may_hold_unknown = False
+        self._listener: Listener | None = store.listener(self.ring)
         self._lease = Lease(store.own_connections(), store.lease_seconds, self._on_beat)
+        if self._listener is not None:
+            self._listener.start()
         _drains[self._name].add(self)
 
     @property
@@ -379,6 +384,8 @@ class Consumer:
             return
         self._is_closed = self._is_stopped = True
         _drains[self._name].discard(self)
+        if self._listener is not None:
+            self._listener.close()
         self._lease.close()
         self._held.clear()
         self._connections.close()

@@ -37,6 +37,7 @@ from postcommit._drain.schedule import Schedule
 from postcommit._log import Log
 from postcommit._mail.row import indexed
 from postcommit._mail.row import row
+from postcommit._postgres import listening
 from postcommit._postgres import schema
 from postcommit._postgres.cancellation import Cancellation
 from postcommit._postgres.cancellation import split
@@ -47,6 +48,7 @@ from postcommit._postgres.connections import is_reply_lost
 from postcommit._postgres.consumer import Consumer
 from postcommit._postgres.consumer import ring
 from postcommit._postgres.lease import LEASE_SECONDS
+from postcommit._postgres.listening import Listener
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import Batch
@@ -109,6 +111,12 @@ class PostgresQueue:
         own = Connections(self._url)
         own.begins = self.connections.begins
         return own
+
+    def listener(self, ring: Callable[[], None]) -> Listener | None:
+        """Return what calls `ring` for entries of others, if the queue notifies."""
+        if not listening.is_on(self.connections):
+            return None
+        return Listener(self.own_connections(), self._url.schema, ring)
 
     def consumer(
         self, schedule: Schedule, clock: Callable[[], float] | None = None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import psycopg
 
 from postcommit._config.database import DatabaseURL
+from postcommit._postgres import listening
 from postcommit._postgres.connections import Connection
 from postcommit._postgres.connections import Connections
 from postcommit.errors import QueueError
@@ -47,15 +48,21 @@ class Migration(NamedTuple):
     now: int
 
 
-def migrate(url: DatabaseURL) -> Migration:
+def migrate(url: DatabaseURL, *, notify: bool | None = None) -> Migration:
     """Create the tables of a queue in one transaction, or upgrade them.
 
-    Raises `QueueError` for a newer version, and for a database that is not UTF-8.
+    `notify` is whether the database wakes waiting processors by NOTIFY. None leaves
+    this as it is, and a new queue does not notify. Raises `QueueError` for a newer
+    version, and for a database that is not UTF-8.
     """
     connections = Connections(url)
     try:
         with connections.transaction("create the tables") as connection:
-            return _migrate(connection, connections, url)
+            done = _migrate(connection, connections, url)
+            if notify is not None:
+                change = listening.ON if notify else listening.OFF
+                connection.execute(connections.sql(change))
+            return done
     finally:
         connections.close()
 
