@@ -80,10 +80,12 @@ class LossyProxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lost: bytes | None = None
         self._goes = False
+        self._swallowed: bytes | None = None
+        self._halved: bytes | None = None
         self._losing: set[socket.socket] = set()
         self.is_away = False
         self.is_frozen = False
-        #: How many replies were lost.
+        #: How many requests and replies were lost.
         self.losses = 0
 
     def __enter__(self) -> LossyProxy:
@@ -117,6 +119,14 @@ class LossyProxy:
         """
         self._lost, self._goes = words, and_go
 
+    def lose_request(self, words: bytes) -> None:
+        """Cut off the next request that has these `words`, and do not pass it on."""
+        self._swallowed = words
+
+    def freeze_in_reply(self, words: bytes) -> None:
+        """Freeze after the first half of the next reply that has these `words`."""
+        self._halved = words
+
     def _accept(self) -> None:
         while True:
             try:
@@ -135,6 +145,12 @@ class LossyProxy:
         with contextlib.suppress(OSError), there:
             while data := here.recv(65536):
                 self._wait()
+                if self._swallowed is not None and self._swallowed in data:
+                    self._swallowed = None
+                    self.losses += 1
+                    there.shutdown(socket.SHUT_RDWR)
+                    here.shutdown(socket.SHUT_RDWR)
+                    return
                 if self._lost is not None and self._lost in data:
                     self._lost = None
                     self._losing.add(there)
@@ -151,6 +167,12 @@ class LossyProxy:
                     self.is_away = self._goes
                     here.shutdown(socket.SHUT_RDWR)
                     return
+                if self._halved is not None and self._halved in data:
+                    self._halved = None
+                    here.sendall(data[: len(data) // 2])
+                    self.is_frozen = True
+                    self._wait()
+                    data = data[len(data) // 2 :]
                 here.sendall(data)
             here.shutdown(socket.SHUT_WR)
 

@@ -52,6 +52,8 @@ class Broker(ReadOnlyOptions):
     timeout: float
     heartbeat: int
     _place: Place
+    # The index of the host to try first.
+    _turn: int
     _tls: TLS
 
     def _set_broker(self, given: Mapping[str, Any]) -> None:
@@ -62,6 +64,7 @@ class Broker(ReadOnlyOptions):
         for name in getFieldNames(IBroker):
             options[name] = _check(name, given[name])
         place = options["_place"] = parsed_url(self.url)
+        self._turn = 0
         if len(self.queue.encode(errors="replace")) > 255:
             raise OptionError("queue", self.queue, "must not be longer than 255 bytes")
         self._check_login(place)
@@ -114,21 +117,34 @@ class Broker(ReadOnlyOptions):
     def connect(self) -> Link:
         """Return a new connection to the first host that works.
 
-        Raises `RelayError`, which says what is wrong with each host. After a refused
-        login the other hosts, which have the same users, are not tried.
+        It begins with the host that worked last. Raises `RelayError`, which says what
+        is wrong with each host. After a refused login the other hosts, which have the
+        same users, are not tried.
         """
         from postcommit._amqp.link import Link
         from postcommit._amqp.link import LoginRefused
 
         failures = []
-        for host, port in self._place.hosts:
+        hosts, turn = self._place.hosts, self._turn
+        for host, port in hosts[turn:] + hosts[:turn]:
             try:
                 return Link(self, host, port)
             except LoginRefused:
                 raise
             except RelayError as error:
                 failures.append(f"{host_and_port(host, port)}: {error.reason}")
+                self.avoid(host, port)
         raise RelayError("; ".join(failures))
+
+    def avoid(self, host: str, port: int) -> None:
+        """Begin with the next host, if a connection to this one has failed.
+
+        A node that was cut off from the others still takes connections, and confirms
+        nothing. Several connections to it may fail, and it is avoided once.
+        """
+        hosts, turn = self._place.hosts, self._turn
+        if hosts[turn] == (host, port):
+            self._turn = (turn + 1) % len(hosts)
 
     def read_certificates(self) -> None:
         """Read the certificates now, and keep them, see `ISMTPMailer`."""

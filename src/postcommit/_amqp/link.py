@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import select
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from amqp.exceptions import AMQPError
 from amqp.exceptions import NotAllowed
 from amqp.exceptions import NotFound
 from amqp.exceptions import PreconditionFailed
+from amqp.method_framing import frame_handler  # type: ignore[import-untyped]
 from amqp.sasl import EXTERNAL  # type: ignore[import-untyped]
 from amqp.sasl import PLAIN
 from amqp.transport import SSLTransport  # type: ignore[import-untyped]
@@ -42,9 +45,19 @@ if TYPE_CHECKING:
 
 log = Log("postcommit.amqp")
 
-# All that py-amqp raises if the broker or the network is in trouble. What is not AMQP
-# fails in its parser, with one of the others.
-TROUBLE = (AMQPError, OSError, ValueError, TypeError, AttributeError)
+# All that py-amqp raises if the broker or the network is in trouble. Bytes that are not
+# AMQP fail in its parser, with one of the others.
+TROUBLE = (
+    AMQPError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    struct.error,
+)
 
 QUORUM = {"x-queue-type": "quorum"}
 
@@ -57,11 +70,22 @@ _logged: set[tuple[str, str]] = set()
 # Maximum seconds of one wait, so that heartbeats are sent in time.
 _STEP = 1.0
 
+# The type of the frame that has the size and the properties of a message. The
+# properties begin after 12 bytes, and a message without any has 2 zeros there.
+_HEADER, _PROPERTIES, _NONE = 2, 12, bytes(2)
+
+# The types of the arguments of basic.publish.
+_PUBLISH = "Bssbb"
+
 _MISSING = "create it by: postcommit receive --declare"
 
 
 class LoginRefused(RelayError):
     """The broker refuses the user, its password, or its right to the vhost."""
+
+
+# py-amqp leaves time-outs to the kernel, and then reads in an endless loop if the rest
+# of a frame does not come. So each socket has a time-out of its own.
 
 
 class _Plain(TCPTransport):  # type: ignore[misc]
@@ -71,6 +95,7 @@ class _Plain(TCPTransport):  # type: ignore[misc]
 
     def _setup_transport(self) -> None:
         check_is_loopback(self.sock)
+        self.sock.settimeout(self.read_timeout)
         super()._setup_transport()
 
 
@@ -88,11 +113,33 @@ class _Encrypted(SSLTransport):  # type: ignore[misc]
         context = self._broker._tls.context(loopback=False, login=True)
         self.sock.settimeout(self.connect_timeout)
         self.sock = context.wrap_socket(self.sock, server_hostname=self._name)
+        self.sock.settimeout(self.read_timeout)
         self._quick_recv = self.sock.read
         self._broker._tls.log_unverified(str(self._broker._place), context)
 
     def _shutdown_transport(self) -> None:
         """Do not wait for the broker's last word, which may never come."""
+
+
+def _tolerant(connection: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Return py-amqp's handler of frames, which also takes foreign properties.
+
+    Anybody may publish a message with properties that py-amqp cannot read, such as a
+    timestamp in milliseconds. The broker would deliver it again and again, and nothing
+    after it. So such a message is read without its properties.
+    """
+    handle: Callable[..., Any] = frame_handler(connection, callback)
+
+    def handle_tolerantly(frame: tuple[int, int, bytes]) -> Any:
+        kind, channel, data = frame
+        if kind == _HEADER:
+            try:
+                amqp.Message().inbound_header(data)
+            except TROUBLE:
+                data = data[:_PROPERTIES] + _NONE
+        return handle((kind, channel, data))
+
+    return handle_tolerantly
 
 
 class _Channel(amqp.Channel):  # type: ignore[misc]
@@ -116,6 +163,7 @@ class _Connection(amqp.Connection):  # type: ignore[misc]
             write_timeout=broker.timeout,
             heartbeat=broker.heartbeat,
             client_properties={"connection_name": f"postcommit {os.getpid()}"},
+            frame_handler=_tolerant,
         )
 
     def Transport(
@@ -157,6 +205,7 @@ class Link:
 
     def __init__(self, broker: Broker, host: str, port: int) -> None:
         self.broker = broker
+        self._host = host, port
         #: The process that has made it. A forked child has a useless copy.
         self.process: int = os.getpid()
         self.idle_since: float = 0.0
@@ -169,6 +218,8 @@ class Link:
         self._connection.on_blocked = self._note_blocked
         try:
             self._connection.connect()
+            self._poll = select.poll()
+            self._poll.register(self._connection.sock, select.POLLIN)
             self._channel = self._open_channel()
         except RelayError:
             self.discard()
@@ -266,12 +317,9 @@ class Link:
             type="postcommit",
         )
         with self._explained("publish"):
-            self._channel.basic_publish(
-                message,
-                routing_key=self.broker.queue,
-                mandatory=True,
-                timeout=self.broker.timeout,
-            )
+            # Not basic_publish, which looks for an answer each time, as `poll` does.
+            to = (0, "", self.broker.queue, True, False)  # mandatory, not immediate
+            self._channel.send_method(spec.Basic.Publish, _PUBLISH, to, message)
         self.published += 1
         return self.published
 
@@ -297,23 +345,26 @@ class Link:
     # Listen
 
     def poll(self, is_enough: Callable[[], bool] = lambda: False) -> None:
-        """Handle what has come, until `is_enough`. Does not wait.
+        """Handle what has come, until `is_enough`. Raises `RelayError`.
 
-        Raises `RelayError`.
+        Waits for the rest of a frame only.
         """
-        with self._explained("listen"):
-            try:
-                while not is_enough():
-                    self._connection.drain_events(timeout=0)
-            except TimeoutError:
-                pass
+        with self._explained("listen"), suppress(TimeoutError):
+            while self._has_come() and not is_enough():
+                self._connection.blocking_read(_STEP)
         self._check_blocked()
+
+    def _has_come(self) -> bool:
+        """Return whether there is something to read, or the connection has ended."""
+        sock = self._connection.sock
+        has_decrypted = isinstance(sock, ssl.SSLSocket) and sock.pending()
+        return bool(has_decrypted or self._poll.poll(0))
 
     def wait(self, seconds: float) -> None:
         """Wait for something to come, and send heartbeats. Raises `RelayError`."""
         with self._explained("listen"):
             try:
-                self._connection.drain_events(timeout=max(0.0, min(seconds, _STEP)))
+                self._connection.blocking_read(max(0.001, min(seconds, _STEP)))
             except TimeoutError:
                 self._connection.heartbeat_tick()
         self._check_blocked()
@@ -333,14 +384,17 @@ class Link:
             self._connection.send_method(
                 spec.Connection.Close, "BsBB", (200, "done", 0, 0)
             )
-        self.discard()
+        self._close()
 
     def discard(self) -> None:
-        """Close the connection, and say nothing."""
+        """Close the connection, and say nothing. The next one is to another host."""
+        self.broker.avoid(*self._host)
+        self._close()
+
+    def _close(self) -> None:
         with suppress(*TROUBLE):
             if self.process == os.getpid():
                 self._connection.collect()
-
 
 
 def _connecting_failed(broker: Broker, error: BaseException) -> RelayError:
