@@ -118,7 +118,7 @@ def test_the_options_have_the_defaults_of_the_code():
     assert told == {
         (name, option)
         for name, schema in OPTIONS.items()
-        for option, field in schema.namesAndDescriptions()
+        for option, field in schema.namesAndDescriptions(all=True)
         if IField.providedBy(field) and option not in ARGUMENTS
     }
 

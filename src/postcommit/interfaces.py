@@ -432,7 +432,57 @@ class IRelayCheck(Interface):
         """Connect and log in, or raise `RelayError`. Sends nothing."""
 
 
-class ISMTPMailer(IPipelineMailer, IRelayCheck):
+class ITLSOptions(Interface):
+    """How to prove the server's name, and ours, in TLS: to a relay or a broker."""
+
+    cafile = TextLine(
+        title=_("CA file"),
+        description=_(
+            "File with the certificates of the authorities to trust (PEM);"
+            " none: the system's."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    verify = Bool(
+        title=_("Verify the certificate"),
+        description=_(
+            "Whether the server must prove its name. Without, anybody on the"
+            " way can read the mail and the password."
+        ),
+        default=True,
+    )
+    certfile = TextLine(
+        title=_("Client certificate"),
+        description=_(
+            "File with the certificate to show to the server, and those of its"
+            " authorities (PEM); none: without."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    keyfile = TextLine(
+        title=_("Client key"),
+        description=_(
+            "File with the private key of the client certificate, without a"
+            " passphrase (PEM); none: it is in the file of the certificate."
+        ),
+        required=False,
+        constraint=can_be_path,
+    )
+    server_name = TextLine(
+        title=_("Server name"),
+        description=_(
+            "Name that the server's certificate must have, and that is sent as SNI;"
+            " none: the host name."
+        ),
+        required=False,
+        min_length=1,
+        constraint=can_be_host,
+    )
+
+
+class ISMTPMailer(IPipelineMailer, IRelayCheck, ITLSOptions):
     """Transmits through an SMTP relay (RFC 5321)."""
 
     hostname = TextLine(
@@ -486,51 +536,6 @@ class ISMTPMailer(IPipelineMailer, IRelayCheck):
             "xoauth2",
         ),
         required=False,
-    )
-    cafile = TextLine(
-        title=_("CA file"),
-        description=_(
-            "File with the certificates of the authorities to trust (PEM);"
-            " none: the system's."
-        ),
-        required=False,
-        constraint=can_be_path,
-    )
-    verify = Bool(
-        title=_("Verify the certificate"),
-        description=_(
-            "Whether the relay must prove its name. Without, anybody on the"
-            " way can read the mail and the password."
-        ),
-        default=True,
-    )
-    certfile = TextLine(
-        title=_("Client certificate"),
-        description=_(
-            "File with the certificate that the mailer shows to the relay, and those"
-            " of its authorities (PEM); none: without."
-        ),
-        required=False,
-        constraint=can_be_path,
-    )
-    keyfile = TextLine(
-        title=_("Client key"),
-        description=_(
-            "File with the private key of the client certificate, without a"
-            " passphrase (PEM); none: it is in the file of the certificate."
-        ),
-        required=False,
-        constraint=can_be_path,
-    )
-    server_name = TextLine(
-        title=_("Server name"),
-        description=_(
-            "Name that the relay's certificate must have, and that is sent as SNI;"
-            " none: the host name."
-        ),
-        required=False,
-        min_length=1,
-        constraint=can_be_host,
     )
     helo_name = TextLine(
         title=_("HELO name"),
@@ -735,7 +740,7 @@ class IFailoverMailer(IPipelineMailer, IRelayCheck):
         """Close the connections of all mailers. The next message opens another."""
 
 
-class IBroker(Interface):
+class IBroker(ITLSOptions):
     """How to reach a RabbitMQ broker, and its queue."""
 
     # Other mailers have the option `timeout`, too. In settings, this is
@@ -747,6 +752,7 @@ class IBroker(Interface):
         description=_(
             "amqps://USER@HOST:PORT/VHOST, or amqp:// without TLS, for a broker on this"
             " machine. Several hosts are separated by commas, and are tried in turn."
+            " The login without a user is certfile, or guest."
         ),
         min_length=1,
     )
@@ -764,51 +770,6 @@ class IBroker(Interface):
             " loopback."
         ),
         required=False,
-    )
-    cafile = TextLine(
-        title=_("CA file"),
-        description=_(
-            "File with the certificates of the authorities to trust (PEM);"
-            " none: the system's."
-        ),
-        required=False,
-        constraint=can_be_path,
-    )
-    verify = Bool(
-        title=_("Verify the certificate"),
-        description=_(
-            "Whether the broker must prove its name. Without, anybody on the"
-            " way can read the mail and the password."
-        ),
-        default=True,
-    )
-    certfile = TextLine(
-        title=_("Client certificate"),
-        description=_(
-            "File with the certificate to show to the broker, and those of its"
-            " authorities (PEM); none: without. It is the login if the URL has no user."
-        ),
-        required=False,
-        constraint=can_be_path,
-    )
-    keyfile = TextLine(
-        title=_("Client key"),
-        description=_(
-            "File with the private key of the client certificate, without a"
-            " passphrase (PEM); none: it is in the file of the certificate."
-        ),
-        required=False,
-        constraint=can_be_path,
-    )
-    server_name = TextLine(
-        title=_("Server name"),
-        description=_(
-            "Name that the broker's certificate must have, and that is sent as SNI;"
-            " none: the host in the URL."
-        ),
-        required=False,
-        min_length=1,
-        constraint=can_be_host,
     )
     connect_timeout = Float(
         title=_("Time-out to connect"),

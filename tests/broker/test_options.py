@@ -6,12 +6,19 @@ import sys
 from typing import Any
 
 import pytest
+from zope.schema import getFieldsInOrder
 
 from postcommit import AMQPMailer
 from postcommit import OptionError
 from postcommit import QueueReceiver
+from postcommit import SMTPMailer
 from postcommit._amqp.place import Place
 from postcommit._amqp.place import parsed_url
+from postcommit._config.options import fields_of
+from postcommit.interfaces import IAMQPMailer
+from postcommit.interfaces import IQueueReceiver
+from postcommit.interfaces import ISMTPMailer
+from postcommit.interfaces import ITLSOptions
 
 
 @pytest.mark.parametrize(
@@ -104,6 +111,35 @@ def test_options_that_can_never_work(
     while traceback is not None:
         assert "s3cret" not in repr(traceback.tb_frame.f_locals.get("given"))
         traceback = traceback.tb_next
+
+
+TLS_OPTIONS = {"cafile", "verify", "certfile", "keyfile", "server_name"}
+
+
+def test_the_options_of_tls_are_those_of_the_smtp_mailer() -> None:
+    for contract in (ISMTPMailer, IAMQPMailer, IQueueReceiver):
+        assert {n for n in contract if contract[n].interface is ITLSOptions} == (
+            TLS_OPTIONS
+        )
+        assert [f.__name__ for f in fields_of(contract).values()][-5:] == list(
+            dict(getFieldsInOrder(ITLSOptions))
+        )
+
+
+@pytest.mark.parametrize("name", sorted(TLS_OPTIONS - {"verify"}))
+def test_an_option_of_tls_has_no_effect_in_clear(name: str) -> None:
+    texts = []
+    for make in (
+        lambda **given: SMTPMailer(tls="none", **given),
+        lambda **given: AMQPMailer("amqp://mq", **given),
+        lambda **given: QueueReceiver("amqp://mq", "q", "queue", **given),
+    ):
+        with pytest.raises(OptionError, match="has no effect with") as caught:
+            make(**{name: "x"})
+        assert caught.value.name == name
+        texts.append(caught.value.reason)
+    assert "use amqps://" in texts[1]
+    assert texts[1] == texts[2]
 
 
 def test_a_receiver_refuses_the_same() -> None:

@@ -311,6 +311,10 @@ def test_every_schema_with_options_is_in_the_table() -> None:
         and any(not isinstance(f, Object) for _, f in getFieldsInOrder(contract))
         and any(contract.implementedBy(kind) for kind in build._CLASSES.values())
     }
-    bases = {interfaces.IDefaultSender, interfaces.IBroker}
+    bases = {
+        interfaces.IDefaultSender,
+        interfaces.IBroker,
+        interfaces.ITLSOptions,
+    }
     assert schemas - bases == set(CONTRACTS)
     assert set(build._CLASSES) == set(CONTRACTS)

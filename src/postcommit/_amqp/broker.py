@@ -14,7 +14,6 @@ from postcommit._amqp.place import host_and_port
 from postcommit._amqp.place import parsed_url
 from postcommit._config.options import checked
 from postcommit._config.readonly import ReadOnlyOptions
-from postcommit._smtp.tls import NEED_TLS
 from postcommit._smtp.tls import TLS
 from postcommit.errors import MISSING
 from postcommit.errors import MissingExtraError
@@ -76,12 +75,7 @@ class Broker(ReadOnlyOptions):
             keyfile=self.keyfile,
             server_name=self.server_name,
         )
-        if not place.is_tls:
-            for name in NEED_TLS:
-                if (value := getattr(tls, name)) is not None:
-                    reason = "has no effect with amqp://, which is clear; use amqps://"
-                    raise OptionError(name, value, reason)
-        tls.check()
+        tls.check("amqp://, which is clear; use amqps://")
 
     def _check_login(self, place: Place) -> None:
         """Raise `OptionError` for half a login, or a password that is there twice."""

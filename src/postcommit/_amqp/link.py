@@ -387,7 +387,7 @@ class Link:
         self._close()
 
     def discard(self) -> None:
-        """Close the connection, and say nothing. The next one is to another host."""
+        """Close the connection without a word, and avoid its host for the next."""
         self.broker.avoid(*self._host)
         self._close()
 

@@ -40,6 +40,7 @@ from postcommit.errors import ConfigError
 from postcommit.errors import OptionError
 from postcommit.errors import is_url
 from postcommit.interfaces import IDefaultSender
+from postcommit.interfaces import ITLSOptions
 from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import can_be_host
 from postcommit.interfaces import can_be_queue
@@ -63,14 +64,15 @@ _CONSTRAINTS = {can_be_host: "a host name or address", is_ip_address: "an IP add
 def fields_of(contract: Any) -> dict[str, Any]:
     """Return the fields of `contract` that are options, by their names in settings.
 
-    Fields for objects, such as `mailer`, are not options.
+    Those of TLS come last. Fields for objects, such as `mailer`, are not options.
     """
     prefix = contract.queryTaggedValue("settings_prefix", "")
-    return {
-        prefix + setting_name(name): field
+    fields = [
+        (prefix + setting_name(name), field)
         for name, field in getFieldsInOrder(contract)
         if not isinstance(field, Object)
-    }
+    ]
+    return dict(sorted(fields, key=lambda option: option[1].interface is ITLSOptions))
 
 
 def setting_name(name: str) -> str:

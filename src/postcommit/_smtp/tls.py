@@ -71,8 +71,11 @@ class TLS:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def check(self) -> None:
-        """Raise `OptionError` for options that contradict each other."""
+    def check(self, clear: str = "tls='none'") -> None:
+        """Raise `OptionError` for options that contradict each other.
+
+        `clear` says which option has chosen a connection without TLS.
+        """
         _check_context(self.ssl_context)
         _check_name(self.server_name)
         files = {
@@ -82,7 +85,7 @@ class TLS:
         }
         others = {"server_name": self.server_name, "ssl_context": self.ssl_context}
         if self.mode is TLSMode.NONE:
-            _refuse({**files, **others}, "has no effect with tls='none'")
+            _refuse({**files, **others}, f"has no effect with {clear}")
         if self.ssl_context is not None:
             _refuse(files, "has no effect with an ssl_context; load it into that")
             if not self.verify:
