@@ -25,6 +25,7 @@ from tests.benchmarks import harness
 from tests.benchmarks import idle
 from tests.benchmarks import import_time
 from tests.benchmarks import latency
+from tests.benchmarks import machine
 from tests.benchmarks import mixed
 from tests.benchmarks import relays
 from tests.benchmarks import report
@@ -291,7 +292,7 @@ def test_each_run_has_its_place_on_the_page() -> None:
 
 def test_results_are_the_same_when_read_again(tmp_path: Path) -> None:
     results = [Result("drain", "postcommit", "rate", "1/s", [1.5, 2], case={"size": 1})]
-    runs = {"drain": store.Run("2026-11-23", 2, {"cores": "2"}, results)}
+    runs = {"drain": store.Run("2026-11-23", "abc1234+", 2, {"cores": "2"}, results)}
     store.save(tmp_path / "results.json", runs)
     assert store.load(tmp_path / "results.json") == runs
 
@@ -369,10 +370,57 @@ def test_less_processor_time_is_better() -> None:
     assert table.faster_peers() == ["zope.sendmail, polling every 5 s: 1.50 times"]
 
 
-def test_the_page_is_what_its_results_say() -> None:
+def drained(subject: str, workers: int, size: int, value: float) -> Result:
+    case: dict[str, float | str] = {"size": size, "workers": workers}
+    return Result("drain", subject, "rate", "1/s", [value], case=case)
+
+
+def test_the_small_table_has_the_typical_case_of_each_contestant() -> None:
+    results = [
+        drained("postcommit", 1, 4096, 10),
+        drained("postcommit", 4, 4096, 20),
+        drained("postcommit", 16, 4096, 30),
+        drained("postcommit", 4, 102400, 40),
+        drained("smtplib", 1, 4096, 50),
+    ]
+    run = store.Run("2026-11-23", "abc1234", 1, {}, results)
+    assert report.small_table(SECTIONS["drain"], run) == report.list_table(
+        ["messages per s", "4 KB", "100 KB"],
+        [["**postcommit**", "20", "40"], ["**smtplib**", "50", ""]],
+    )
+
+
+def test_the_small_table_shows_the_slowest_of_a_hundred() -> None:
+    waited = Result("mixed", "a", "latency", "ms", [float(n) for n in range(101)])
+    rate = Result("mixed", "a", "rate", "1/s", [3])
+    other = Result("mixed", "b", "rate", "1/s", [4], "peer")
+    run = store.Run("2026-11-23", "abc1234", 1, {}, [waited, rate, other])
+    assert report.small_table(SECTIONS["mixed"], run) == report.list_table(
+        ["", "latency, ms, median", "latency, ms, 99 of 100", "messages per s"],
+        [["**a**", "50", "99", "3"], ["b", "", "", "4"]],
+    )
+
+
+def test_each_question_has_a_plot_and_two_sentences() -> None:
+    for section in SECTIONS.values():
+        assert section.plots
+        assert section.limits.count(".\n") + section.limits.count(". ") <= 2
+
+
+def test_the_commit_is_that_of_this_checkout() -> None:
+    root = Path(__file__).parent.parent
+    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert machine.commit().rstrip("+") == (done.stdout.strip() or "unknown")
+
+
+def test_the_pages_are_what_their_results_say() -> None:
     docs = Path(__file__).parent.parent / "docs"
     runs = store.load(docs / report.RESULTS)
-    assert (docs / report.PAGE).read_text() == report.page(runs)
+    pages = report.pages(runs)
+    assert {path: (docs / path).read_text() for path in pages} == pages
+    full = {path.name for path in (docs / report.FOLDER).glob("*.rst")}
+    assert full == {f"{name}.rst" for name in runs}
     for name in runs:
         for plot in SECTIONS[name].plots:
-            assert "</svg>" in (docs / "performance" / f"{plot}.svg").read_text()
+            assert "</svg>" in (docs / report.FOLDER / f"{plot}.svg").read_text()

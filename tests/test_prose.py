@@ -9,20 +9,17 @@ from tests.support import prose
 
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.rst", ROOT / "CHANGES.rst", *sorted(ROOT.glob("docs/*.rst"))]
+PAGES = [
+    *sorted(ROOT.glob("*.rst")),
+    *sorted(ROOT.glob("docs/**/*.rst")),
+]
 TEXTS = {
     "source": [
         text
         for path in sorted((ROOT / "src").rglob("*.py"))
         for text in prose.of_source(path)
     ],
-    # This page is generated.
-    "pages": [
-        text
-        for path in PAGES
-        if path.name != "performance.rst"
-        for text in prose.of_page(path)
-    ],
+    "pages": [text for path in PAGES for text in prose.of_page(path)],
 }
 
 

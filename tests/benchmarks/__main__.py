@@ -1,8 +1,8 @@
-"""All benchmarks, one after another, and the page of their results.
+"""Run all benchmarks, one after another, and write the pages of their results.
 
-``tox -e bench``, or ``tox -e bench -- --only drain --rounds 5``. Runs that are
-not asked for keep their results. About an hour in all. With ``--against CHECKOUT``
-they compare this checkout with another one, and the page stays as it is.
+``tox -e bench``, or ``tox -e bench -- --only drain --rounds 5``. The other runs keep
+their results. All of them take about an hour. With ``--against CHECKOUT`` they compare
+this checkout with another one, and the pages stay as they are.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.benchmarks.harness import print_ratios
 from tests.benchmarks.harness import print_tables
 
 
-# A program for each run, and what it is told.
+# A program for each run, and its arguments. ``SECTIONS`` has the text of each run.
 RUNS: dict[str, tuple[ModuleType, list[str]]] = {
     "drain": (drain, ["--size", "1024", "4096", "102400", "1048576"]),
     "tls": (drain, ["--run", "tls", "--tls", "starttls", "implicit"]),
@@ -76,7 +76,7 @@ def measure(name: str, options: argparse.Namespace) -> store.Run:
     asked = program.parser().parse_args(arguments)
     today = datetime.date.today().isoformat()
     on = machine.describe(options.folder)
-    return store.Run(today, asked.rounds, on, program.run(asked))
+    return store.Run(today, machine.commit(), asked.rounds, on, program.run(asked))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""On what was measured: the machine, its programs and packages; no names of hosts."""
+"""The machine, its programs and packages, without its name, and the commit."""
 from __future__ import annotations
 
 import os
@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def describe(folder: str = ".") -> dict[str, str]:
-    """What the page says of the machine; `folder` is where the queues were."""
+    """Return the rows of the page's table. `folder` is where the queues were."""
     found = {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -40,6 +40,14 @@ def describe(folder: str = ".") -> dict[str, str]:
     found["Postfix"] = _printed(["postconf", "-h", "mail_version"], r"(\S+)")
     found["stunnel"] = _printed(["stunnel", "-version"], r"stunnel (\S+)")
     return found
+
+
+def commit() -> str:
+    """Return the commit of this checkout, with a ``+`` if its source was changed."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    head = _printed([*git, "rev-parse", "--short", "HEAD"], r"^([0-9a-f]{7,})$")
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "--", "src"]
+    return f"{head}+" if _printed(status, r"^ ?([MADR])") != "unknown" else head
 
 
 def file_system(folder: str) -> str:

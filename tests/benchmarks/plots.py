@@ -10,7 +10,7 @@ from tests.benchmarks.harness import OURS
 from tests.benchmarks.harness import Result
 
 
-# With the same input comes the same file.
+# The same input makes the same file.
 _STYLE = {
     "svg.hashsalt": "postcommit",
     "svg.fonttype": "none",
@@ -49,7 +49,7 @@ def _figure(panels: int, target: Path, draw: Callable[[Sequence[Any]], None]) ->
 def _against(
     results: Sequence[Result], target: Path, *, panel: str, x: str, figure: str = "rate"
 ) -> None:
-    """A line for who was run at several `x`, a level for the others."""
+    """A line for a contestant with results at several `x`, a level for the others."""
     chosen = [one for one in results if one.figure == figure]
     panels = list(dict.fromkeys(one.case[panel] for one in chosen))
 
@@ -127,6 +127,34 @@ def _distributions(figures: Sequence[str]) -> Callable[[Sequence[Result], Path],
     return plot
 
 
+def _bars(
+    figure: str, panel: str = ""
+) -> Callable[[Sequence[Result], Path], None]:
+    """A bar for the best result of each contestant, in a panel for each case."""
+
+    def plot(results: Sequence[Result], target: Path) -> None:
+        chosen = [one for one in results if one.figure == figure]
+        panels = list(dict.fromkeys(one.case.get(panel, "") for one in chosen))
+
+        def draw(axes: Sequence[Any]) -> None:
+            for axis, value in zip(axes, panels, strict=True):
+                shown: dict[str, Result] = {}
+                for one in reversed(chosen):
+                    best = shown.get(one.subject, one)
+                    if one.case.get(panel, "") == value and one.median >= best.median:
+                        shown[one.subject] = one
+                for subject, one in shown.items():
+                    colour = "C0" if one.kind == OURS else "0.7"
+                    axis.barh(subject, one.median, color=colour)
+                axis.set_xlabel(f"{figure}, {chosen[0].unit}")
+                if panel:
+                    axis.set_title(f"{panel} {_words(panel, value)}")
+
+        _figure(len(panels), target, draw)
+
+    return plot
+
+
 def depth(results: Sequence[Result], target: Path) -> None:
     """How each figure grows with the depth of the queue."""
     figures = list(dict.fromkeys(one.figure for one in results))
@@ -161,4 +189,10 @@ PLOTS = {
     "latency": _distributions(["latency"]),
     "mixed": _distributions(["send and commit", "latency"]),
     "depth": depth,
+    "tls": _bars("rate", "tls"),
+    "bulk": _bars("rate"),
+    "idle": _bars("processor"),
+    "together": _bars("rate", "processes"),
+    "broker": _bars("rate", "size"),
+    "import": _bars("time"),
 }

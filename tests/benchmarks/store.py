@@ -12,16 +12,17 @@ from tests.benchmarks.harness import Result
 
 @dataclass
 class Run:
-    """What one run told: when (a date), in how many rounds, on what."""
+    """The results of one run: its date, its commit, its rounds and its machine."""
 
     date: str
+    commit: str
     rounds: int
     machine: dict[str, str]
     results: Sequence[Result] = field(default_factory=list)
 
 
 def load(path: Path) -> dict[str, Run]:
-    """All runs in the file, by name; none if there is no file."""
+    """Return all runs in the file, by name. Without the file there are none."""
     if not path.exists():
         return {}
     stored = json.loads(path.read_text())
@@ -32,10 +33,15 @@ def load(path: Path) -> dict[str, Run]:
 
 
 def save(path: Path, runs: dict[str, Run]) -> None:
-    """Write the file; a result is a line, so that a change is one too."""
+    """Write the file. Each result is a line, so that differences are short."""
     parts = []
     for name, run in sorted(runs.items()):
-        about = {"date": run.date, "rounds": run.rounds, "machine": run.machine}
+        about = {
+            "date": run.date,
+            "commit": run.commit,
+            "rounds": run.rounds,
+            "machine": run.machine,
+        }
         head = json.dumps(about)[1:-1]
         lines = ",\n".join(result.line() for result in run.results)
         parts.append(f'{json.dumps(name)}: {{{head}, "results": [\n{lines}\n]}}')

@@ -21,9 +21,27 @@ from tests.benchmarks.harness import interleave
 from tests.benchmarks.harness import measured
 from tests.benchmarks.harness import program
 from tests.benchmarks.relays import sink
+from tests.benchmarks.section import Section
 
 
 ONE, EACH = "one queue", "a queue each"
+
+SECTION = Section(
+    title="Do several processes help?",
+    limits="""
+The number of processors limits it, because ``smtp-sink`` shares them with the
+processes. A process that meets an entry of another process goes on in another part of
+the folder, so they seldom meet again.""",
+    text="""
+Processes that drain one queue are compared with the same number of processes that
+have a queue each, with the same mail in all. Messages of 4 KB go to
+``smtp-sink``.""",
+    ours=ONE,
+    limit=EACH,
+    split=("processes",),
+    across="processes",
+    plots=("together",),
+)
 
 
 def contest(options: argparse.Namespace) -> None:
