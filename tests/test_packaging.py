@@ -29,13 +29,29 @@ def minors(text: str, pattern: str) -> list[int]:
     return sorted(int(minor) for minor in re.findall(pattern, text))
 
 
+PROMISED = minors(SETUP["metadata"]["classifiers"], r"Python :: 3\.(\d+)\b")
+
+# CI does not have these. They have commands, but are not in the default list.
+NOT_IN_CI = [14]
+
+
 def test_the_tests_run_on_each_python_that_is_promised() -> None:
-    promised = minors(SETUP["metadata"]["classifiers"], r"Python :: 3\.(\d+)\b")
+    commands = TOX["testenv"]["commands"]
+    assert minors(commands, r"(?m)^py3(\d+): .*\{posargs:tests\}$") == PROMISED
     tested = minors(TOX["tox"]["envlist"], r"\bpy3(\d+)\b")
-    assert promised == tested
-    assert SETUP["options"]["python_requires"] == f">= 3.{promised[0]}"
+    assert tested == [minor for minor in PROMISED if minor not in NOT_IN_CI]
+    assert SETUP["options"]["python_requires"] == f">= 3.{PROMISED[0]}"
     [looked_for] = re.findall(r"for minor in ([\d ]+);", ci())
     assert minors(looked_for, r"\d+") == tested
+
+
+def test_a_python_that_is_not_in_ci_is_skipped_where_it_is_missing() -> None:
+    assert TOX["tox"]["skip_missing_interpreters"] == "true"
+    page = (ROOT / "CONTRIBUTING.rst").read_text()
+    for minor in NOT_IN_CI:
+        assert f"``tox -e py3{minor}``" in page
+    versions = (ROOT / "docs" / "versioning.rst").read_text()
+    assert f"Today these are 3.{PROMISED[0]} to 3.{PROMISED[-1]}." in versions
 
 
 def test_the_branches_are_counted_on_one_python() -> None:
@@ -52,6 +68,7 @@ def test_the_oldest_python_runs_all_tests() -> None:
         oldest: "",
         **dict.fromkeys(between, "not slow"),
         newest: "not once",
+        **{f"py3{minor}": "not once" for minor in NOT_IN_CI},
     }
 
 
@@ -95,7 +112,7 @@ def test_the_pages_are_built_alike_everywhere() -> None:
     assert re.findall(r"\w+", extras) == TOX["testenv:docs"]["extras"].split(", ")
     assert "configuration: docs/conf.py\n  fail_on_warning: true\n" in hosted
     [minor] = minors(hosted, r'python: "3\.(\d+)"')
-    assert minor in minors(SETUP["metadata"]["classifiers"], r"Python :: 3\.(\d+)\b")
+    assert minor in PROMISED
 
 
 def test_the_page_for_contributors_names_what_is_there() -> None:
@@ -104,7 +121,7 @@ def test_the_page_for_contributors_names_what_is_there() -> None:
     assert {"quick", "lint", "docs", "bench"} <= environments
     sections = set(re.findall(r"testenv:(\w+)", "\n".join(TOX.sections())))
     listed = set(re.findall(r"\w+", TOX["tox"]["envlist"]))
-    assert environments <= sections | listed
+    assert environments <= sections | listed | {f"py3{minor}" for minor in NOT_IN_CI}
     [extras] = re.findall(r"pip install -e '\.\[(.*)\]'", page)
     assert set(extras.split(",")) <= set(SETUP["options.extras_require"])
     named = re.findall(r"``((?:docs|tests|\.ci)/[\w./]+|[\w.]+\.(?:rst|cfg))``", page)

@@ -40,7 +40,7 @@ def hosts(tmp_path):
             hosts.name(NAME, *THREE)
             yield hosts
     except PermissionError:  # pragma: no cover
-        pytest.skip("only root may have an /etc/hosts of its own")
+        pytest.skip("needs root, outside of a chroot, for an /etc/hosts")
 
 
 class Site:

@@ -7,6 +7,7 @@ host, sees nothing of it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -73,4 +74,7 @@ class Hosts:
             done = done or libc.mount(source, target, None, flags, None)
         if done:
             code = ctypes.get_errno()
+            # In a chroot, the root folder may be no mount point, and nothing would keep
+            # the file from the rest of the host.
+            code = errno.EPERM if code == errno.EINVAL else code
             raise OSError(code, os.strerror(code))
