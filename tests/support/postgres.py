@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from postcommit._config.database import parse_database_url
 from postcommit._postgres.schema import migrate
@@ -129,7 +130,9 @@ class Cluster:
 
 @functools.cache
 def cluster() -> Cluster:
-    """Return the server of this process, which is stopped at exit."""
+    """Return the server of this process, which is stopped at exit, or skip the test."""
+    if reason := why_not():
+        pytest.skip(reason)
     process = os.getpid()
     made = Cluster()
 
