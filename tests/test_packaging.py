@@ -81,6 +81,18 @@ def test_what_is_installed_is_this_version() -> None:
     assert newest == released
 
 
+def test_the_addresses_of_the_project_are_in_one_place() -> None:
+    """None exists before the first release, and the page says so."""
+    addresses = re.findall(r"https://[\w.]+", SETUP["metadata"]["project_urls"])
+    assert len(addresses) == 4
+    for page in (*ROOT.glob("*.rst"), *ROOT.glob("docs/**/*.rst")):
+        text = page.read_text()
+        assert [address for address in addresses if f"{address}/postcommit" in text] == []
+        assert "postcommit.readthedocs.io" not in text
+    releasing = (ROOT / "docs" / "releasing.rst").read_text()
+    assert "None of them exists yet" in releasing
+
+
 def test_type_checkers_are_told_of_the_types() -> None:
     assert (Path(postcommit.__file__).parent / "py.typed").exists()
 

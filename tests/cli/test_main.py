@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from zope.schema import Bool
@@ -50,6 +51,14 @@ def ended(*argv):
 def test_version(capsys):
     assert ended("--version") == 0
     assert capsys.readouterr().out == f"postcommit {version('postcommit')}\n"
+
+
+def test_the_page_lists_every_command():
+    page = (Path(__file__).parents[2] / "docs" / "operating.rst").read_text()
+    table = page.partition("   * - command\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"(?m)^   \* - (.*)$", table)
+    listed = re.findall(r"``([\w-]+)``", " ".join(rows))
+    assert sorted(listed) == sorted(command.name for command in cli.COMMANDS)
 
 
 def test_help_lists_every_command(capsys):
