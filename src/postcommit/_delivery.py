@@ -365,7 +365,7 @@ class Transmitting:
     def _interrupted(
         self, items: Sequence[Composed], interrupt: BaseException
     ) -> Iterator[tuple[int, DeliveryReport]]:
-        """Yield a report for each item without one.
+        """Yield a report for each item that has not got its report.
 
         A message that the mailer was offered may have reached the relay.
         """

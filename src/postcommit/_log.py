@@ -71,7 +71,7 @@ class _Printable:
 
 
 def _argument(value: object) -> object:
-    """Return an argument of a record as one that cannot begin another line."""
+    """Return an argument of a record so that it cannot begin another line."""
     if isinstance(value, str):
         return printable(value)
     return value if isinstance(value, int | float) else _Printable(value)

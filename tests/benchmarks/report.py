@@ -341,10 +341,10 @@ def full_page(name: str, run: store.Run) -> str:
         faster += [f"{start}{line}" for line in table.faster_peers()]
     if faster:
         parts += [_titled("Where a peer is faster", "-"), "\n".join(faster) + "\n"]
-    parts.append(_titled("What limits it", "-"))
+    parts.append(_titled("The limits", "-"))
     parts += [f"{text.strip()}\n" for text in (section.limits, section.details) if text]
     if section.steps:
-        parts += [_titled("What has helped", "-"), section.steps.strip() + "\n"]
+        parts += [_titled("Steps that helped", "-"), section.steps.strip() + "\n"]
     parts += [_titled("The machine", "-"), _measured(run) + "\n"]
     parts.append(list_table(["", ""], [[k, v] for k, v in run.machine.items()]))
     return "\n".join(parts)

@@ -241,7 +241,7 @@ class Configuration:
         return relays
 
     def _relay_at(self, failover: Given, text: str) -> SMTPMailer:
-        """Return a mailer with the options of the first one, for another host."""
+        """Return a mailer with the options of the first mailer, for another host."""
         try:
             options = {**self._given, **_host(failover, text)}
             relay: SMTPMailer = build(ISMTPMailer, options)

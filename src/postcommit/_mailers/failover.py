@@ -113,7 +113,7 @@ class FailoverMailer(BaseMailer):
     def check(self) -> None:
         """Return if a relay answers; raise `RelayError` if none does.
 
-        A mailer that cannot check its relay counts as one whose relay answers.
+        If a mailer cannot check its relay, the relay counts as answering.
         """
         failures: dict[_Member, RelayError] = {}
         # Those that work come first. A check is not the one message of a trial.
@@ -241,7 +241,7 @@ class FailoverPipeline(Pipeline):
     did not fail in the middle of this message. Recipients with an outcome keep it, and
     only the others go on. So no recipient gets a message twice.
 
-    One pipeline is open at a time. It is drained before another one is opened, so that
+    One pipeline is open at a time. It is drained before another opens, so that
     at most two messages are in flight. A relay that failed before gets one message in
     a pipeline of its own. With a round robin, that is so for each message.
     """

@@ -62,7 +62,7 @@ _BEFORE = (
 
 
 def pipeline_of(mailer: SupportsSend) -> Pipeline:
-    """Return a pipeline of `mailer`: its own one, or one around its ``send()``.
+    """Return a pipeline of `mailer`: its own, or a pipeline around its ``send()``.
 
     A subclass or an instance may have a ``send()`` of its own, and inherit the pipeline
     of a mailer of ours. That pipeline would bypass it. So whichever of the two is
@@ -200,7 +200,7 @@ def accounting_for(report: object, mail: Outgoing) -> DeliveryReport:
 def _is_sound(report: Any, recipients: tuple[str, ...]) -> bool:
     """Return whether `report` is one of ours, and no relay has failed.
 
-    Its recipients may be others if a mailer hands on the report of another one.
+    Its recipients may be others if a mailer hands on the report of another.
     """
     return (
         type(report) is DeliveryReport

@@ -593,7 +593,7 @@ class Transmission:
         return Transmission(self.account, rest)
 
     def split(self) -> list[Transmission]:
-        """Return two transmissions, each to fewer recipients than this one."""
+        """Return two transmissions, each to fewer recipients than this."""
         if self.left:
             rest = self.rest()
             return [Transmission(self.account, self.accepted), rest]
@@ -651,7 +651,7 @@ class Dialogue:
     def completed(self) -> Iterator[tuple[Any, DeliveryReport]]:
         """Yield (key, report) of each message that is done, once, in order.
 
-        If the caller fails at a report, the next ones are still there.
+        If the caller fails at a report, the next reports are still there.
         """
         while self._accounts and self._accounts[0].is_done:
             account = self._accounts.popleft()
