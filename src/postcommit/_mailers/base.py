@@ -121,8 +121,8 @@ class BaseMailer(ReadOnlyOptions, ABC):
         interrupt = announce_to_caller(report, self.notify, transaction.manager)
         report = replace(report, announced=True)
         if interrupt is not None:
-            # For the pipeline around a mailer that delegates to this mailer. The message
-            # must not be sent again because its report was lost.
+            # For the pipeline around a mailer that delegates to this mailer: the
+            # message must not be sent again because its report was lost.
             interrupt.report = report  # type: ignore[attr-defined]
             raise interrupt
         return report
