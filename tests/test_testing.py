@@ -232,7 +232,11 @@ def test_a_mail(mailer):
 
 def test_a_mail_without_subject_or_text():
     mail = Mail(SENDER, (B,), "1@x", b"Content-Type: text/html\r\n\r\n<p>\r\n")
-    assert (mail.subject, mail.text) == ("", "")
+    assert (mail.subject, mail.text, mail.html) == ("", "", "<p>\n")
+
+
+def test_a_mail_without_html():
+    assert Mail(SENDER, (B,), "1@x", b"Subject: x\r\n\r\nHi\r\n").html == ""
 
 
 def test_a_mail_shows_its_subject():

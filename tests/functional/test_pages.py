@@ -58,7 +58,7 @@ def test_the_application_of_the_page_pyramid(
 ) -> None:
     postfix = start_postfix()
     program = blocks("pyramid.rst", "testcode::")[0]
-    [settings] = blocks("pyramid.rst", "code-block:: ini")
+    _, settings = blocks("pyramid.rst", "code-block:: ini")
     settings = fill_in(settings, postfix.port)
     settings = re.sub(r"(?m)^mail\.(username|password) = .*\n", "", settings)
     (tmp_path / "shop.py").write_text(program)
@@ -73,7 +73,8 @@ def test_the_application_of_the_page_pyramid(
     assert message["Subject"] == "Your teapot"
     assert message["Return-Path"] == "<shop@example.org>"
     assert message["Message-Id"].strip("<>") in said
-    assert message.get_payload() == "It is on its way.\n"
+    parts = [part.get_payload() for part in message.get_payload()]
+    assert parts == ["It is on its way.\n", "<p>It is <b>on its way</b>.</p>\n"]
     assert (tmp_path / "queue" / "new").is_dir()
 
 

@@ -55,7 +55,15 @@ class Mail:
     @property
     def text(self) -> str:
         """The decoded plain text of the body, or an empty str."""
-        body = self.message.get_body(("plain",))
+        return self._body("plain")
+
+    @property
+    def html(self) -> str:
+        """The decoded HTML of the body, or an empty str."""
+        return self._body("html")
+
+    def _body(self, subtype: str) -> str:
+        body = self.message.get_body((subtype,))
         return str(body.get_content()) if body is not None else ""
 
 
