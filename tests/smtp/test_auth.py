@@ -638,6 +638,45 @@ def test_a_relay_that_repeats_it_is_not_quoted(start, connect, caplog, mechanism
     assert_kept(str(failure) + caplog.text)
 
 
+def repeating(relay, before, after):
+    """Have `relay` refuse each login with the last line of it between two texts."""
+
+    def act(dialogue, initial):
+        lines = [initial]
+        for challenge in (b"VXNlcg==", b"UGFzcw=="):
+            if initial:
+                break
+            dialogue.say(b"334 " + challenge + b"\r\n")
+            lines.append(dialogue.read_line(limit=12288))
+        relay.reply("AUTH", before + lines[-1].encode() + after, times=1)
+
+    relay.exchange = act
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"])
+def test_a_relay_that_repeats_the_command_is_not_quoted(
+    start, connect, caplog, mechanism
+):
+    """The secret is in the middle of the text that is encoded."""
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    repeating(relay, b"500 5.5.1 What is ", b"?\r\n")
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    with caplog.at_level(logging.DEBUG):
+        failure = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert failure.reply.text == "What is ***?"
+    assert_kept(str(failure) + caplog.text)
+
+
+def test_a_reply_that_is_not_smtp_is_not_quoted_either(start, connect, caplog):
+    relay = start(users=USERS, mechanisms=["PLAIN"], provoked=True)
+    repeating(relay, b"? AUTH PLAIN ", b"\r\n")
+    mailer = connect(relay, username="me", **secret_for("PLAIN"))
+    with caplog.at_level(logging.DEBUG):
+        failure = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert "the reply to AUTH PLAIN is not SMTP" in str(failure)
+    assert_kept(str(failure) + caplog.text)
+
+
 def test_a_short_password_is_not_looked_for_in_words(start, connect):
     relay = start(users=USERS, mechanisms=["PLAIN"])
     relay.reply("AUTH", "535 5.7.8 Wrong")

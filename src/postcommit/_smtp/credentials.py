@@ -41,7 +41,7 @@ _MAX_INITIAL = 360
 # Maximum number of iterations of SCRAM, about a second. The relay chooses the number.
 _MOST_ITERATIONS = 2_000_000
 
-# Minimum number of characters of a secret that is masked in a reply.
+# Minimum number of characters of a text that is masked in a reply.
 _LEAST_MASKED = 4
 
 _CANCEL = "*"
@@ -148,10 +148,10 @@ class Credentials:
         """
         secret = self._secret()
         if self.token is None:
-            return _without(secret, self._converse(command, name, secret))
+            return self._converse(command, name, secret)
         reply = Reply()
         try:
-            reply = _without(secret, self._converse(command, name, secret))
+            reply = self._converse(command, name, secret)
         finally:
             if reply.code == 235:
                 self._kept[:] = [secret]
@@ -161,12 +161,18 @@ class Credentials:
         return reply
 
     def _converse(self, command: _Command, name: str, secret: str) -> Reply:
+        """Return the last reply of an exchange, without the secret and our responses.
+
+        Some relays repeat a line that they refuse.
+        """
         exchange = self._table[name](self.username, secret)
+        hidden = [secret, _encode(_bytes(secret))]
         line = f"AUTH {name}"
         initial = waiting = next(exchange)
         if waiting is not None and len(waiting) <= _MAX_INITIAL:
-            line, waiting = f"{line} {_encode(waiting)}", None
-        reply = command(line)
+            hidden.append(_encode(waiting))
+            line, waiting = f"{line} {hidden[-1]}", None
+        reply = _reply_to(line, command, name)
         if reply.code == 334 and initial and not _decode(reply.text):
             waiting = initial  # it has not taken what came with AUTH
         while reply.code == 334 and line != _CANCEL:
@@ -174,11 +180,12 @@ class Credentials:
                 line = _respond(exchange, reply.text)
             else:
                 line, waiting = _encode(waiting), None
-            reply = command(line)
+            hidden.append(line)
+            reply = _reply_to(line, command, name)
         if reply.code == 235:
             with suppress(StopIteration):
                 exchange.send(None)
-        return reply
+        return _without(hidden, reply)
 
     def _secret(self) -> str:
         """Return the password, or a token."""
@@ -211,15 +218,27 @@ def _called(function: Callable[[], object]) -> str:
     raise failure
 
 
-def _without(secret: str, reply: Reply) -> Reply:
-    """Return `reply` without the secret, which some relays repeat when they refuse it.
+def _reply_to(line: str, command: _Command, name: str) -> Reply:
+    """Return the reply to a line of AUTH, in the mechanism `name`.
 
-    A shorter secret than `_LEAST_MASKED` may be a part of any word.
+    Raises an OSError as `command` does, but without a quotation of the reply.
+    """
+    try:
+        return command(line)
+    except RelayError:
+        pass  # it quotes what is not SMTP, and that may be the line
+    raise RelayError(f"the reply to AUTH {name} is not SMTP")
+
+
+def _without(hidden: Sequence[str], reply: Reply) -> Reply:
+    """Return `reply` without the texts that are `hidden`.
+
+    A shorter text than `_LEAST_MASKED` may be a part of any word.
     """
     text = reply.text
-    if len(secret) >= _LEAST_MASKED:
-        for form in (secret, _encode(_bytes(secret))):
-            text = text.replace(form, "***")
+    for one in sorted(hidden, key=len, reverse=True):
+        if len(one) >= _LEAST_MASKED:
+            text = text.replace(one, "***")
     return replace(reply, text=text)
 
 
