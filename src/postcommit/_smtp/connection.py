@@ -573,7 +573,7 @@ class Connection:
             )
         try:
             reply = credentials.log_in(self.command, usable)
-        except (OSError, KeyboardInterrupt) as error:
+        except BaseException as error:
             # Frames of a traceback have local variables, and those had secrets.
             raise error.with_traceback(None)  # noqa: B904
         if reply.code != 235:
