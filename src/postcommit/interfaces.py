@@ -699,7 +699,8 @@ class IFailoverMailer(IPipelineMailer, IRelayCheck):
     the message had its turn: it cannot be reached, for example, or refuses a login.
     Recipients that were sent, deferred or rejected keep that outcome, and so do
     those that are uncertain. A relay that refuses one more connection while others are
-    in use has not failed, and the next mailer takes the message.
+    in use has not failed, and the next mailer takes the message. If no mailer is left,
+    a direct delivery waits for one of the connections.
     """
 
     # In settings, an option of this mailer is ``failover_retry_after``, for example.

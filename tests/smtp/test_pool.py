@@ -704,6 +704,51 @@ def test_the_next_mailer_is_not_kept_waiting(relay, start, connect):
     end()
 
 
+@pytest.mark.parametrize("round_robin", [False, True])
+@pytest.mark.parametrize("names", ["limited dead", "dead limited", "limited"])
+def test_a_connection_is_waited_for_if_no_other_relay_works(
+    relay, start, connect, names, round_robin
+):
+    """Otherwise a direct delivery would lose the mail."""
+    limit_to(relay, 2)
+    dead = start()
+    dead.refuse()
+    mailers = {"limited": connect(relay), "dead": connect(dead)}
+    failover = FailoverMailer(
+        [mailers[name] for name in names.split()], round_robin=round_robin
+    )
+    delivery = DirectMailDelivery(failover)
+
+    def commit(number):
+        with transaction.manager:
+            for each in range(3):
+                delivery.send(SENDER, B, message(f"{number}{each}"))
+
+    threads = [threading.Thread(target=commit, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(relay.messages) == len({one.data for one in relay.messages}) == 24
+
+
+def test_it_is_waited_for_once_only(relay, start, connect):
+    limit_to(relay, 1)
+    dead = start()
+    dead.refuse()
+    mailer = connect(relay, connect_timeout=0.3)
+    hold = relay.hold("END", times=1)
+    thread = threading.Thread(target=send, args=(mailer,))
+    thread.start()
+    assert hold.reached.wait(60)
+    report = FailoverMailer([mailer, connect(dead)]).send(SENDER, B, message(2))
+    assert told(report) == "relay"
+    assert report.too_many_connections
+    hold.release()
+    thread.join(60)
+    assert len(relay.messages) == 1
+
+
 def test_wait_when_the_others_have_just_gone(relay, connect):
     pool = connect(relay)._pool
     assert pool.wait(time.monotonic() + 5)

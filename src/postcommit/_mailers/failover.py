@@ -244,12 +244,18 @@ class FailoverPipeline(Pipeline):
     One pipeline is open at a time. It is drained before another opens, so that
     at most two messages are in flight. A relay that failed before gets one message in
     a pipeline of its own. With a round robin, that is so for each message.
+
+    A relay that refuses one more connection is not waited for, because the next mailer
+    can take the message. If no mailer is left, and the caller `waits`, it is tried once
+    more, and waited for.
     """
 
     def __init__(self, mailer: FailoverMailer) -> None:
         self._mailer = mailer
         self._flights: deque[_Flight] = deque()
         self._failures: dict[_Member, RelayError] = {}
+        # Those of them that work, and have refused one more connection.
+        self._crowded: dict[_Member, None] = {}
         self._too_many_connections = False
         self._member: _Member | None = None
         self._open: Pipeline | None = None
@@ -297,21 +303,33 @@ class FailoverPipeline(Pipeline):
         """Offer each message that waits to a mailer, until none waits."""
         while flight := next((f for f in self._flights if f.is_waiting), None):
             member = self._mailer.choose(self._failures)
+            waits = member is None and self.waits and bool(self._crowded)
+            if waits:
+                member = next(iter(self._crowded))
             if member is None:
                 flight.is_waiting = False
                 flight.report = self._failed(flight)
                 continue
             is_alone = self._mailer.round_robin or member.retry_at is not None
-            if self._open is None or member is not self._member or is_alone:
+            pipeline = self._open
+            if pipeline is None or member is not self._member or is_alone or waits:
                 self._finish()
-                self._member = member
-                self._open = pipeline_of(member.mailer).__enter__()
+                pipeline = self._begin(member, waits=waits)
             flight.is_waiting = False
-            self._open.offer(flight.rest, key=flight)
+            pipeline.offer(flight.rest, key=flight)
             if is_alone:
                 self._finish()
             else:
-                self._collect(self._open.completed())
+                self._collect(pipeline.completed())
+
+    def _begin(self, member: _Member, *, waits: bool) -> Pipeline:
+        """Open a pipeline of `member`. With `waits`, it may wait for a connection."""
+        self._member = member
+        if waits:
+            del self._crowded[member], self._failures[member]
+        self._open = pipeline_of(member.mailer).__enter__()
+        self._open.waits = waits
+        return self._open
 
     def _failed(self, flight: _Flight) -> DeliveryReport:
         """Return the report on a message that no mailer is left for."""
@@ -347,6 +365,8 @@ class FailoverPipeline(Pipeline):
             self._failures.setdefault(member, failure)
             if not report.too_many_connections:  # while others are in use, it works
                 self._mailer.note(member, failure)
+            elif self._open is not None and not self._open.waits:
+                self._crowded[member] = None
             self._too_many_connections |= report.too_many_connections
         elif member is not None and any(map(_is_answer, report.outcomes)):
             self._mailer.note(member, None)
