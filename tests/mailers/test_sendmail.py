@@ -1,9 +1,12 @@
 """`SendmailMailer`, with programs that are scripts."""
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -226,7 +229,7 @@ def test_an_interrupt_in_the_second_call_loses_no_outcome(sendmail, tmp_path):
     assert calls(tmp_path) == [MANY[:3], MANY[3:6]]
 
 
-def test_after_an_interrupt_in_the_first_call_nothing_is_known(sendmail):
+def test_after_an_interrupt_in_the_first_call_it_may_have_been_sent(sendmail):
     class Interrupt(BaseException):
         pass
 
@@ -236,12 +239,13 @@ def test_after_an_interrupt_in_the_first_call_nothing_is_known(sendmail):
     body = "import os, signal\nos.kill(os.getppid(), signal.SIGUSR1)\nsignal.pause()"
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        pipeline = pipeline_of(sendmail(body))
+        pipeline = pipeline_of(sendmail(body, recipients_per_transaction=3))
         with pytest.raises(Interrupt), pipeline:
             pipeline.offer(compose(SENDER, MANY, MESSAGE), key=1)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert pipeline.completed() == []
+    [(_, report)] = pipeline.completed()
+    assert told(report) == ["uncertain"] * 3 + ["deferred"] * 4
 
 
 def test_more_recipients_than_fit_into_a_command_line(sendmail, tmp_path):
@@ -279,6 +283,51 @@ def test_takes_too_long(sendmail, tmp_path):
     with open(reader, "rb") as fifo:
         # its end comes when nobody is left who could write
         assert fifo.read() == b"xx"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_program_that_becomes_another_user_is_not_waited_for():
+    """As Exim, which is setuid root. It cannot be killed, and may send the message."""
+    # Not below `tmp_path`, which only root may enter.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        become = shutil.copy(shutil.which("setpriv"), folder)
+        os.chmod(become, 0o4755)
+        pid = Path(folder, "pid")
+        pid.touch()
+        pid.chmod(0o666)
+        command = Path(folder, "sendmail")
+        command.write_text(
+            f"#!/bin/sh\ncat >/dev/null\necho $$ >{pid}\n"
+            f"exec {become} --reuid=0 --clear-groups sleep 1000\n"
+        )
+        command.chmod(0o755)
+        # Long enough for the program to become root on a slow machine.
+        mailer = SendmailMailer(str(command), timeout=3)
+        try:
+            said = _as_nobody(lambda: told(mailer.send(SENDER, B, MESSAGE)))
+        finally:
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert said == ["uncertain"]
+
+
+def _as_nobody(function):
+    """Return what `function` returns in a child that runs as nobody."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            os.write(writer, json.dumps(function()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(said)
 
 
 def test_does_not_read(sendmail):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import zope.event
@@ -39,6 +40,9 @@ _TOO_LONG = "4.4.7"
 
 _MOST_OF_STDERR = 2000
 
+# Seconds to wait for the end of a program that was killed.
+_PATIENCE = 1.0
+
 
 @implementer(ISendmailMailer)
 class SendmailMailer(BaseMailer):
@@ -50,7 +54,8 @@ class SendmailMailer(BaseMailer):
     relay if the program cannot be run, or lacks permission or configuration. Then the
     outcomes of earlier calls stay, and the other recipients have none. The recipients
     are uncertain if the program was killed or took too long. After a call that took too
-    long, the others are deferred.
+    long, the others are deferred. A program that runs as another user cannot be killed:
+    it is not waited for any longer.
     """
 
     def __init__(
@@ -93,11 +98,10 @@ class SendmailMailer(BaseMailer):
                     message_id, recipients, tuple(outcomes), relay_failure=failure
                 )
             except BaseException as error:
-                if outcomes:
-                    # For the pipeline. They must not get the message again.
-                    error.report = _interrupted(  # type: ignore[attr-defined]
-                        message_id, recipients, tuple(outcomes), len(some), error
-                    )
+                # For the pipeline. What may have been sent must not be sent again.
+                error.report = _interrupted(  # type: ignore[attr-defined]
+                    message_id, recipients, tuple(outcomes), len(some), error
+                )
                 raise
             outcomes += [Outcome(recipient, status, reply) for recipient in some]
             if reply.enhanced == _TOO_LONG:
@@ -122,20 +126,20 @@ class SendmailMailer(BaseMailer):
             message.write(data)
             message.seek(0)
             # No shell is involved, and the addresses were checked.
-            with subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(  # noqa: S603
                 arguments,
                 stdin=message,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,
-            ) as process:
-                try:
-                    process.wait(self.timeout)
-                except subprocess.TimeoutExpired:
-                    text = f"{self.command} took longer than {self.timeout:g} s"
-                    return Status.UNCERTAIN, Reply(0, _TOO_LONG, text)
-                finally:
-                    _kill(process)
+            )
+            try:
+                process.wait(self.timeout)
+            except subprocess.TimeoutExpired:
+                text = f"{self.command} took longer than {self.timeout:g} s"
+                return Status.UNCERTAIN, Reply(0, _TOO_LONG, text)
+            finally:
+                _kill(process)
             errors.seek(0)
             said = errors.read(_MOST_OF_STDERR).decode("utf-8", "replace").strip()
         return self._judge(process.returncode, said)
@@ -183,6 +187,14 @@ def _name_of(number: int) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process that has not ended, with all that it has started."""
+    """End a process that has not ended, with all that it has started.
+
+    One that has become another user is left alone, because it cannot be killed. Exim,
+    for example, becomes root or its own user.
+    """
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        # Without a limit, a process that does not end would keep us.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
