@@ -1,6 +1,7 @@
 """`FileMailer`: files that a mail reader opens."""
 from __future__ import annotations
 
+import resource
 from email import policy
 from email.parser import BytesParser
 
@@ -106,6 +107,19 @@ def test_a_folder_that_is_none(mailer, events, tmp_path):
     assert "cannot write the message" in str(report.relay_failure)
     [event] = events
     assert IMailDeferredEvent.providedBy(event)
+
+
+def test_a_file_that_cannot_be_written_is_removed(mailer, tmp_path):
+    """Otherwise each attempt of a queue would leave one more of them."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        report = mailer.send(SENDER, B, MESSAGE + b"x" * 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert told(report) == "relay"
+    assert "File too large" in str(report.relay_failure)
+    assert list((tmp_path / "mails").iterdir()) == []
 
 
 def test_an_interrupt_in_a_subscriber_is_raised_after_the_events(tmp_path):

@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import zope.event
@@ -50,12 +51,9 @@ class FileMailer(BaseMailer):
         message_id, recipients = message_id_of(mail.message), mail.recipients
         name = f"{time.time_ns()}.{secrets.token_hex(4)}.eml"
         path = os.path.join(self.folder, name)
-        part = f"{path}.part"
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with open(part, "xb", opener=_for_the_owner) as file:
-                file.write(_envelope(mail) + to_crlf(mail.message))
-            os.rename(part, path)  # a file with its final name is complete
+            _write(path, _envelope(mail) + to_crlf(mail.message))
         except OSError as error:
             reason = error.strerror or error
             failure = RelayError(f"{path}: cannot write the message: {reason}")
@@ -67,6 +65,19 @@ class FileMailer(BaseMailer):
 
 # Opens a file that only its owner may read: it is mail.
 _for_the_owner = functools.partial(os.open, mode=0o600)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Write a file, which is complete when it gets its name. Leave nothing else."""
+    part = f"{path}.part"
+    try:
+        with open(part, "xb", opener=_for_the_owner) as file:
+            file.write(data)
+        os.rename(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
 
 
 def _envelope(mail: Outgoing) -> bytes:
