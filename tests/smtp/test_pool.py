@@ -475,9 +475,9 @@ def try_once(mailer, text):
     return report
 
 
-def in_use(relay, connect):
+def in_use(relay, connect, **options):
     """Return a mailer with a message under way, and what ends it."""
-    mailer = connect(relay)
+    mailer = connect(relay, **options)
     hold = relay.hold("END")
     thread = threading.Thread(target=send, args=(mailer,))
     thread.start()
@@ -506,7 +506,7 @@ def test_one_connection_too_many(relay, connect, how):
 
 
 def test_nobody_listens_any_more(relay, connect):
-    mailer, end = in_use(relay, connect)
+    mailer, end = in_use(relay, connect, connect_timeout=0.3)
     relay.refuse()
     with pytest.raises(TooManyConnections, match="Connection refused"):
         mailer.check()
@@ -637,6 +637,28 @@ def test_many_threads_share_the_connections_that_a_relay_permits(relay, connect)
         thread.start()
     for thread in threads:
         thread.join(20)
+    assert len(relay.messages) == 12
+
+
+def test_a_vote_waits_for_a_connection_in_use(relay, connect):
+    """The relay answers. Otherwise the transaction would abort."""
+    limit_to(relay, 2)
+    delivery = DirectMailDelivery(connect(relay), check_relay=True)
+    refused = []
+
+    def commit(number):
+        try:
+            with transaction.manager:
+                delivery.send(SENDER, B, message(number))
+        except RelayError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=commit, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert refused == []
     assert len(relay.messages) == 12
 
 

@@ -20,6 +20,7 @@ from postcommit._smtp.connection import Relay
 from postcommit._smtp.connection import Timeouts
 from postcommit._smtp.credentials import Credentials
 from postcommit._smtp.pipeline import SMTPPipeline
+from postcommit._smtp.pipeline import checkout
 from postcommit._smtp.pool import Pool
 from postcommit._smtp.pool import shared
 from postcommit._smtp.tls import TLS
@@ -219,11 +220,15 @@ class SMTPMailer(BaseMailer):
         )
 
     def check(self) -> None:
-        """Connect and log in, or raise `RelayError`. See `IRelayCheck`."""
-        connection = self._pool.checkout()
+        """Connect and log in, or raise `RelayError`. See `IRelayCheck`.
+
+        If the relay refuses one more connection, wait for that of another thread, for
+        `connect_timeout` seconds at most.
+        """
+        connection = checkout(self._pool, fresh=False, waits=True)
         if not connection.is_alive():
             self._pool.discard(connection)
-            connection = self._pool.checkout(fresh=True)
+            connection = checkout(self._pool, fresh=True, waits=True)
         self._pool.checkin(connection)
 
     def read_certificates(self) -> None:

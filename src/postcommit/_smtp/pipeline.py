@@ -48,6 +48,26 @@ class Connections(Protocol):
         """
 
 
+def checkout(pool: Connections, *, fresh: bool, waits: bool) -> Connection:
+    """Return a connection, see `Connections.checkout`.
+
+    If the relay refuses one more and `waits` is true, wait for another thread's
+    connection as long as connecting may take. One that has just come back need not be
+    `fresh`.
+    """
+    deadline = None
+    while True:
+        try:
+            return pool.checkout(fresh=fresh and deadline is None)
+        except TooManyConnections:
+            if not waits:
+                raise
+            if deadline is None:
+                deadline = time.monotonic() + pool.relay.timeouts.connect
+            if not pool.wait(deadline):
+                raise
+
+
 class SMTPPipeline(Pipeline):
     """Transmits messages over connections of a pool. See `IPipeline`.
 
@@ -94,7 +114,9 @@ class SMTPPipeline(Pipeline):
             elif self._connection is None:
                 fresh = dialogue.upcoming[0].has_moved
                 try:
-                    self._connection = self._checkout(fresh=fresh)
+                    self._connection = checkout(
+                        self._pool, fresh=fresh, waits=self.waits
+                    )
                     dialogue.link = self._connection
                 except RelayError as error:
                     dialogue.failed(error)
@@ -103,26 +125,6 @@ class SMTPPipeline(Pipeline):
         except Exception as error:
             self._give_up(error)
             raise
-
-    def _checkout(self, *, fresh: bool) -> Connection:
-        """Return a connection, see `Connections.checkout`.
-
-        If the relay refuses one more, and this pipeline `waits`, wait for another
-        thread's connection as long as connecting may take. One that has just come back
-        need not be `fresh`.
-        """
-        deadline = None
-        while True:
-            try:
-                return self._pool.checkout(fresh=fresh and deadline is None)
-            except TooManyConnections:
-                if not self.waits:
-                    raise
-                if deadline is None:
-                    limit = self._pool.relay.timeouts.connect
-                    deadline = time.monotonic() + limit
-                if not self._pool.wait(deadline):
-                    raise
 
     def _converse(self, connection: Connection) -> None:
         """Listen, then speak."""
