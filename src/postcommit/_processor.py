@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from zope.interface import implementer
 
+from postcommit import _forks as forks
 from postcommit._config.options import checked
 from postcommit._config.options import checked_mailer
 from postcommit._config.options import checked_queue_path
@@ -86,13 +87,18 @@ class QueueProcessor(ReadOnlyOptions):
             max_uncertain=_checked("max_uncertain", max_uncertain),
             _clock=clock,
             _monotonic=monotonic,
-            _lock=threading.Lock(),
             _drains={},
             _background=None,
         )
         if self.min_backoff > self.max_backoff:
             reason = f"must not be less than min_backoff={self.min_backoff!r}"
             raise OptionError("max_backoff", self.max_backoff, reason)
+        self._renew_lock()
+        forks.register(self, QueueProcessor._renew_lock)
+
+    def _renew_lock(self) -> None:
+        # In a forked child, a thread that does not exist there may have held it.
+        self._lock = threading.Lock()
 
     def run(self) -> None:
         """Drain the queue in this thread, until `stop`."""

@@ -368,6 +368,46 @@ def test_a_forked_child_has_a_processor_of_its_own_and_its_parent_goes_on(
     assert done.returncode == 0
 
 
+FORKED_DURING_START = """
+import os, signal, sys, threading
+from postcommit import QueueProcessor
+from postcommit.testing import RecordingMailer
+
+class Slow(QueueProcessor):
+    def _new_drain(self):
+        reached.set()
+        assert go.wait(60)
+        return super()._new_drain()
+
+reached, go = threading.Event(), threading.Event()
+processor = Slow(sys.argv[1], RecordingMailer(), 3_600_000)
+thread = threading.Thread(target=processor.start)
+thread.start()
+assert reached.wait(60)
+child = os.fork()
+go.set()
+if not child:
+    signal.alarm(60)  # ends a child that hangs
+    processor.start()
+    assert processor.is_running
+    assert processor.stop()
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+thread.join()
+assert processor.stop()
+print("done")
+"""
+
+
+def test_a_fork_while_another_thread_starts_the_processor(tmp_path: Path) -> None:
+    """The child can start it, too. The lock of the parent's thread is not its own."""
+    folder = str(tmp_path / "queue")
+    command = [sys.executable, "-W", "ignore", "-c", FORKED_DURING_START, folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.stdout == "done\n", done.stderr
+
+
 EXIT = """
 import sys, threading, transaction
 from postcommit import QueuedMailDelivery, QueueProcessor
