@@ -87,7 +87,7 @@ def test_the_addresses_of_the_project_are_in_one_place() -> None:
     assert len(addresses) == 4
     for page in (*ROOT.glob("*.rst"), *ROOT.glob("docs/**/*.rst")):
         text = page.read_text()
-        assert [address for address in addresses if f"{address}/postcommit" in text] == []
+        assert not [name for name in addresses if f"{name}/postcommit" in text]
         assert "postcommit.readthedocs.io" not in text
     releasing = (ROOT / "docs" / "releasing.rst").read_text()
     assert "None of them exists yet" in releasing
