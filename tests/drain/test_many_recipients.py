@@ -14,6 +14,7 @@ import pytest
 from postcommit import FailoverMailer
 from postcommit import QueueProcessor
 from postcommit import SMTPMailer
+from postcommit._cli.progress import WatchedMailer
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.schedule import Schedule
 from postcommit._drain.settle import Settler
@@ -25,6 +26,8 @@ from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply
 from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.store import Store
+from postcommit.compat import repoze_sendmail
+from postcommit.compat import zope_sendmail
 from postcommit.interfaces import Status
 from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import Tally
@@ -280,6 +283,28 @@ def test_the_size_of_a_transmission() -> None:
     assert size_of(FailoverMailer([one, two])) == 30
     assert size_of(FailoverMailer([one, ScriptedMailer()])) is None
     assert size_of(ScriptedMailer()) is None
+    assert size_of(WatchedMailer(one, print)) == 20
+    assert size_of(WatchedMailer(ScriptedMailer(), print)) is None
+
+
+class OwnSend(zope_sendmail.SMTPMailer):
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("older", "size"),
+    [
+        (zope_sendmail.SMTPMailer(), 50),
+        (repoze_sendmail.SMTPMailer(), 50),
+        (repoze_sendmail.SendmailMailer(), 50),
+        (OwnSend(), None),
+    ],
+)
+def test_the_size_of_a_transmission_of_an_older_mailer(
+    older: SupportsSend, size: int | None
+) -> None:
+    assert size_of(older) == size
 
 
 def in_memory() -> tuple[Consumer, Settler, Worker]:

@@ -12,6 +12,7 @@ from typing import TextIO
 from zope.interface import implementer
 
 from postcommit._cli.output import Line
+from postcommit._drain.worker import size_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.base import Pipeline
 from postcommit._mailers.foreign import notify_of
@@ -37,6 +38,11 @@ class WatchedMailer:
     def notify(self) -> Notify:
         """The function that the events of the mailer are published with."""
         return notify_of(self._mailer)
+
+    @property
+    def recipients_per_transaction(self) -> int | None:
+        """How many recipients the mailer has in one transmission, if that is known."""
+        return size_of(self._mailer)
 
     def send(
         self, fromaddr: Address | None, toaddrs: Addresses | None, message: Sendable

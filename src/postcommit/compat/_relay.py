@@ -71,6 +71,9 @@ _HINT = (
     f" relay's authority, or {PREFIX}VERIFY to false to trust any certificate"
 )
 
+# The older libraries have no option for the recipients of one transmission.
+_MOST_RECIPIENTS: int = ISMTPMailer["recipients_per_transaction"].default
+
 # Maximum number of relays, each with its options, of which connections are kept.
 _MOST_RELAYS = 64
 
@@ -181,6 +184,11 @@ class OlderMailer(ABC):
             return pipeline_of(SendOnly(self, self._converted))
         made: Pipeline = self._mailer().pipeline()
         return made
+
+    @property
+    def recipients_per_transaction(self) -> int | None:
+        """How many recipients it has in one transmission, None with another `send`."""
+        return None if self._has_other_send else _MOST_RECIPIENTS
 
     @property
     def _has_other_send(self) -> bool:
