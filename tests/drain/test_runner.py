@@ -10,7 +10,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transaction
@@ -19,6 +21,7 @@ from postcommit._delivery import QueuedMailDelivery
 from postcommit._maildir.presence import heartbeat
 from postcommit._maildir.store import Store
 from postcommit._processor import QueueProcessor
+from postcommit._transaction.event import MailDeferredEvent
 from postcommit._transaction.event import MailSentEvent
 from postcommit.errors import NotAMaildirError
 from postcommit.errors import OptionError
@@ -26,6 +29,7 @@ from postcommit.errors import QueueError
 from postcommit.interfaces import Tally
 from tests.support import children
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import ScriptedPipeline
 from tests.support.mailers import ScriptedPipelineMailer
 from tests.support.service import eventually
 from tests.support.smtpd import ScriptedRelay
@@ -445,6 +449,74 @@ def test_an_idle_processor_does_nothing_but_sleep(
     eventually(lambda: mailer.sent)
     # Until what follows a mail is over: its removal, its events.
     eventually(lambda: _switches_within(0.3) < 10)
+
+
+# A mailer that makes a mistake
+
+
+class Mistaken(ScriptedPipelineMailer):
+    """Raises at each message to poison@x.org, instead of reporting on it."""
+
+    def send(self, fromaddr: str, toaddrs: Sequence[str], message: bytes) -> Any:
+        if "poison@x.org" in toaddrs:
+            raise KeyError("a mistake")
+        return super().send(fromaddr, toaddrs, message)
+
+    def pipeline(self) -> ScriptedPipeline:
+        """Return one, because otherwise the `send` of this class would be used."""
+        return ScriptedPipeline(self)
+
+
+OTHERS = ["ann@x.org", "bob@x.org", "carol@x.org"]
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("way", ["flush", "start"])
+def test_a_message_at_which_the_mailer_raises_does_not_stop_the_others(
+    delivery: QueuedMailDelivery, way: str, workers: int, place: int
+) -> None:
+    for recipient in [*OTHERS[:place], "poison@x.org", *OTHERS[place:]]:
+        send(delivery, recipient)
+    mailer = Mistaken()
+    processor = QueueProcessor(
+        delivery.queuePath, mailer, HOUR_IN_MS, workers=workers
+    )
+    if way == "start":
+        processor.start()
+        eventually(lambda: len(mailer.sent) == 3)
+    else:
+        processor.flush()
+    assert processor.stop(60)
+    assert sorted(recipient for _, recipient in mailer.sent) == OTHERS
+
+
+def test_a_message_at_which_the_mailer_raises_again_is_deferred(
+    delivery: QueuedMailDelivery,
+) -> None:
+    for recipient in ["poison@x.org", *OTHERS]:
+        send(delivery, recipient)
+    mailer = Mistaken()
+    processor = QueueProcessor(delivery.queuePath, mailer, HOUR_IN_MS, workers=1)
+    assert processor.flush() == Tally(3, 1, 0)
+    [event] = [e for e in mailer.events if isinstance(e, MailDeferredEvent)]
+    assert event.recipients == ("poison@x.org",)
+    assert "a mistake" in event.errorMessage
+    assert len(os.listdir(f"{delivery.queuePath}/cur")) == 1
+
+
+def test_as_long_as_the_mailer_raises_at_all_messages_none_is_blamed(
+    delivery: QueuedMailDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        send(delivery, "poison@x.org")
+    mailer = Mistaken()
+    processor = QueueProcessor(delivery.queuePath, mailer, HOUR_IN_MS)
+    for _ in range(3):
+        assert processor.flush() == Tally()
+    assert mailer.events == []
+    assert len(os.listdir(f"{delivery.queuePath}/new")) == 3
+    assert "KeyError: 'a mistake'" in caplog.text, "its traceback"
 
 
 def _switches_within(seconds: float) -> int:

@@ -8,6 +8,8 @@ the relay fails                                 the queue pauses, no attempt cou
                                                 is tried after all others
 ... again at a suspect, after an answer to      it is a poison message: it is deferred,
 another message                                 and the queue does not pause
+the mailer raises instead of reporting          the queue pauses, and each message
+                                                without a report is suspect
 the relay answers, and the entry is settled     the pause is over
 one entry cannot be read                        it is logged once, and skipped
 no entry can be read                            the queue pauses

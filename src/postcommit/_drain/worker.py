@@ -16,10 +16,13 @@ from postcommit._drain.contract import IClaim
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.settle import Settler
 from postcommit._mail.entry import Entry
+from postcommit._mail.message import message_id_of
 from postcommit._mail.report import DeliveryReport
 from postcommit._mailers.foreign import pipeline_of
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
+from postcommit.errors import RelayError
+from postcommit.errors import text_of
 from postcommit.interfaces import SupportsSend
 
 
@@ -114,6 +117,7 @@ class Worker:
     def _run(self) -> None:
         """Send what is due through one pipeline of the mailer."""
         pipeline = pipeline_of(self._mailer)
+        mistake = None
         try:
             with pipeline:
                 while claim := self._next():
@@ -126,10 +130,15 @@ class Worker:
             if self._in_flight:
                 name = self._in_flight[0].name
                 raise RuntimeError(f"{self._mailer!r} gave no report for {name}")
+        except Exception as error:
+            mistake = error
+            raise
         finally:
             try:
                 # After an error: what was sent must not be sent again.
                 self._conclude(pipeline.completed())
+                if mistake is not None:
+                    self._suspect(mistake)
             finally:
                 left = [*self._in_flight, *self._ready, *self._claimed]
                 for claims in (self._in_flight, self._ready, self._claimed):
@@ -137,6 +146,27 @@ class Worker:
                 self._began.clear()
                 if left:
                     self._release(left)
+
+    def _suspect(self, mistake: Exception) -> None:
+        """Suspect the messages that a mailer made a mistake at instead of a report.
+
+        It may make it at one of them each time. Then the others must not wait for it.
+        So it counts as a failure of the relay in the middle of the message.
+        """
+        failure = RelayError.of(mistake, text_of(mistake))
+        failed = [
+            (
+                claim,
+                DeliveryReport(
+                    message_id_of(claim.entry.message),
+                    claim.entry.recipients,
+                    relay_failure=failure,
+                    failed_mid_message=True,
+                ),
+            )
+            for claim in self._in_flight
+        ]
+        self._conclude(failed)
 
     def _part_of(self, claim: IClaim) -> Entry:
         """Return the claimed entry, with as many recipients as are tried at a time."""
