@@ -62,26 +62,32 @@ log = Log("postcommit.postgres.queue")
 _PATIENCE = 10.0
 _PAUSE = 0.2
 
-INSERT = """
-insert into {schema}.entry (id, state, batch, sender, recipients, message_id, message,
-    due, not_before, expires, bulk)
-values (%(id)s, %(state)s, %(batch)s, %(sender)s, %(recipients)s::text[],
-    %(message_id)s, %(message)b,
-    coalesce(to_timestamp(%(not_before)s::float8), clock_timestamp()),
-    to_timestamp(%(not_before)s::float8), to_timestamp(%(expires)s::float8), %(bulk)s)
+# An ordinary entry. The other columns have defaults.
+_INSERT = """
+insert into {schema}.entry (id, sender, recipients, message_id, message)
+values (%(id)s, %(sender)s, %(recipients)s::text[], %(message_id)s, %(message)b)
 on conflict do nothing"""
+
+# The same with the columns of a batch, and with terms.
+_IN_BATCH = "state, batch, "
+_OF_BATCH = "'prepared', %(batch)s, "
+_IN_TERMS = "due, not_before, expires, bulk, "
+_OF_TERMS = """coalesce(to_timestamp(%(not_before)s::float8), clock_timestamp()),
+    to_timestamp(%(not_before)s::float8), to_timestamp(%(expires)s::float8),
+    %(bulk)s, """
 
 _NEW_BATCH = """
 insert into {schema}.batch (id, host, pid) values (%(batch)s, %(host)s, %(pid)s)"""
 
-_LOCK = "select from {schema}.batch where id = %(batch)s for update"
+# Without parameters: the server executes several statements in one round trip.
+_BEGIN = "begin isolation level read committed; "
+_LOCK = "select from {schema}.batch where id = '{batch}' for update"
+_END = "with ended as (delete from {schema}.batch where id = '{batch}') {change}; commit"
 
 ACCEPT = """
 update {schema}.entry set state = 'queued', batch = null where batch = %(batch)s"""
 
 DROP = "delete from {schema}.entry where batch = %(batch)s"
-
-END = "delete from {schema}.batch where id = %(batch)s"
 
 
 @implementer(IQueue)
@@ -139,15 +145,12 @@ class PostgresQueue:
         is_first: bool = False,
     ) -> dict[str, Any]:
         """Return a new row, which is in memory only. See `IQueue`."""
-        terms = terms or Terms()
-        return {
-            **row(self.name, sender, recipients, b"".join(message)),
-            "state": "queued",
-            "batch": None,
-            "not_before": terms.not_before,
-            "expires": terms.expires,
-            "bulk": terms.bulk,
-        }
+        new = row(self.name, sender, recipients, b"".join(message))
+        if terms is not None:
+            new["not_before"] = terms.not_before
+            new["expires"] = terms.expires
+            new["bulk"] = terms.bulk
+        return new
 
     def cancel(
         self, message_id: str, staged: Sequence[Any] = ()
@@ -175,9 +178,6 @@ class RowBatch:
         # After ordinary storages; before «~sqlalchemy:», which commits in its vote.
         self.sort_key = f"~mail:queued:{name}"
 
-    def _values(self) -> dict[str, Any]:
-        return {"batch": self._id, "host": socket.gethostname(), "pid": os.getpid()}
-
     # Vote
 
     def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
@@ -193,26 +193,38 @@ class RowBatch:
         """
         if not items or (alone and len(items) == 1):
             return
-        sql = self._connections.sql
         held = self._connections.take()
         try:
             with self._connections.explained("make the entries durable"):
                 self._id = uuid.uuid4()
-                values = self._values()
-                begin = b"begin isolation level read committed"
-                with held.pipeline():  # one round trip
-                    held.execute(begin)
-                    held.execute(sql(_NEW_BATCH), values)
-                    for item in items:
-                        state = {"state": "prepared", "batch": self._id}
-                        held.execute(sql(INSERT), {**item, **state})
-                    held.execute(b"commit")
-                    held.execute(begin)
-                    held.execute(sql(_LOCK), values)
+                self._insert_all(held, items)
+                held.execute(self._sql(_BEGIN + _LOCK), prepare=False)
         except BaseException:
             held.close()
             raise
         self._held = held
+
+    def _insert_all(self, held: Connection, items: Sequence[Any]) -> None:
+        """Insert the batch and its entries in one transaction."""
+        sql = self._connections.sql
+        values = {"batch": self._id, "host": socket.gethostname(), "pid": os.getpid()}
+        first, *others = items
+        together = f"with batch as ({_NEW_BATCH}) {_insert(first, in_batch=True)}"
+        if not (others or self._connections.begins):
+            held.execute(sql(together), {**first, **values})
+            return
+        with held.pipeline():  # one round trip
+            held.execute(_BEGIN.encode(), prepare=False)
+            held.execute(sql(together), {**first, **values})
+            for item in others:
+                held.execute(sql(_insert(item, in_batch=True)), {**item, **values})
+            held.execute(b"commit")
+
+    def _sql(self, text: str, change: str = "") -> bytes:
+        """Return statements about the batch that have no parameters."""
+        change = change.replace("%(batch)s", "'{batch}'")
+        sql = self._connections.sql(text.replace("{change}", change))
+        return sql.replace(b"{batch}", str(self._id).encode())
 
     # Finish
 
@@ -241,7 +253,7 @@ class RowBatch:
         """Insert the only entry of a transaction, and nothing else decides it."""
         until = time.monotonic() + _PATIENCE
         may_be_there = False
-        sql = self._connections.sql(INSERT)
+        sql = self._connections.sql(_insert(item))
         while True:
             try:
                 connection = self._connections.take()
@@ -296,16 +308,13 @@ class RowBatch:
 
     def _end(self, connection: Connection, is_open: bool, change: str) -> int:
         """Change the entries and remove the batch. Return how many were changed."""
-        sql, values = self._connections.sql, self._values()
+        sql = self._sql(_END if is_open else _BEGIN + _END, change)
         try:
             with self._connections.explained("change the entries of a batch"):
-                with connection.pipeline():
-                    if not is_open:
-                        connection.execute(b"begin isolation level read committed")
-                    changed = connection.execute(sql(change), values)
-                    connection.execute(sql(END), values)
-                    connection.execute(b"commit")
-                return changed.rowcount
+                done = connection.execute(sql, prepare=False)
+                if not is_open:
+                    done.nextset()
+                return done.rowcount
         except BaseException:
             connection.close()
             raise
@@ -359,6 +368,15 @@ class RowBatch:
             item.release()
         if cancelled:
             ring(self._name)
+
+
+def _insert(item: dict[str, Any], *, in_batch: bool = False) -> str:
+    """Return the statement that inserts `item`."""
+    names, values = _IN_BATCH * in_batch, _OF_BATCH * in_batch
+    if "bulk" in item:
+        names, values = names + _IN_TERMS, values + _OF_TERMS
+    text = _INSERT.replace("(id,", f"({names}id,", 1)
+    return text.replace("(%(id)s", f"({values}%(id)s", 1)
 
 
 def _apply(cancelled: Sequence[Cancellation]) -> None:
