@@ -61,7 +61,7 @@ class OutboxMailDelivery(ReadOnlyOptions):
         self.schema = checked(IOutboxMailDelivery, "schema", schema)
         self.default_sender = checked_sender(default_sender)
         self.transaction_manager = checked_manager(transaction_manager)
-        self._table, self._mark_changed = _sqlalchemy(self.schema)
+        self._insert, self._mark_changed = _sqlalchemy(self.schema)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.schema}>"
@@ -95,9 +95,9 @@ class OutboxMailDelivery(ReadOnlyOptions):
             raise QueueError(name, f"must be in PostgreSQL, not {dialect}")
         values = row(name, composed.sender, composed.recipients, composed.message)
         try:
-            # The application's objects may be incomplete, so they are not flushed.
-            with session.no_autoflush:
-                session.execute(self._table.insert().values(**values))
+            # Not by the session, which would flush the application's objects first.
+            # They may be incomplete.
+            session.connection().execute(self._insert, values)
         except Exception as error:
             if _is_table_missing(error):
                 reason = "has no tables of a queue in the database of the session; run"
@@ -108,7 +108,7 @@ class OutboxMailDelivery(ReadOnlyOptions):
 
 
 def _sqlalchemy(schema: str) -> tuple[Any, Callable[..., None]]:
-    """Return the table of entries, and what says that a session has changed."""
+    """Return the INSERT of an entry, and what says that a session has changed."""
     try:
         mark_changed = import_module("zope.sqlalchemy").mark_changed
         sa = import_module("sqlalchemy")
@@ -124,7 +124,7 @@ def _sqlalchemy(schema: str) -> tuple[Any, Callable[..., None]]:
         sa.column("message", sa.LargeBinary),
         schema=schema,
     )
-    return table, mark_changed
+    return table.insert(), mark_changed
 
 
 def _is_table_missing(error: Exception) -> bool:
