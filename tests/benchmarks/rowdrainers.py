@@ -13,9 +13,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from contextlib import contextmanager
-from collections.abc import Iterator
 from typing import Any
 
 from tests.benchmarks.harness import measured
@@ -51,7 +51,8 @@ def app(conninfo: str, port: int, *, keeps: bool) -> Any:
     """
     import procrastinate
 
-    made = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=conninfo))
+    connector = procrastinate.PsycopgConnector(conninfo=conninfo)
+    made = procrastinate.App(connector=connector)
     threads = threading.local()
 
     @made.task(name="send")
@@ -98,6 +99,8 @@ _FINISH = "delete from {schema}.entry where id = %(id)s and holder = %(me)s"
 
 _FINISH_ALL = "delete from {schema}.entry where id = any(%(ids)s) and holder = %(me)s"
 
+_ENVELOPE = "MAIL FROM:<{}>\r\nRCPT TO:<{}>\r\nDATA\r\n"
+
 _REGISTER = "insert into {schema}.process (id, host, pid) values (%(me)s, '', 0)"
 
 
@@ -137,8 +140,8 @@ class _Pouring:
             before, waiting, expected = b"", [], b"2223"
             while rows := self.execute(_TAKE, most=_MOST).fetchall():
                 for id, sender, [recipient], message in rows:
-                    envelope = f"MAIL FROM:<{sender}>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n"
-                    relay.sendall(before + envelope.encode())
+                    envelope = _ENVELOPE.format(sender, recipient).encode()
+                    relay.sendall(before + envelope)
                     _expect(replies, expected)
                     settle(waiting)
                     waiting = [id]

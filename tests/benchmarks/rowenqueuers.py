@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import tempfile
 import threading

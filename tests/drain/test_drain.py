@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from postcommit._drain import worker
 from postcommit._drain.breaker import pause_after
 from postcommit._drain.runner import Drain
 from postcommit._drain.runner import Pace
 from postcommit._drain.schedule import Schedule
+from postcommit._maildir.consumer import Consumer
 from postcommit._maildir.presence import pause_of
 from postcommit._maildir.presence import ring
 from postcommit._maildir.store import Store
@@ -159,7 +159,7 @@ def test_a_stop_ends_it_early(queue: Queue) -> None:
 def test_a_stop_keeps_back_what_was_claimed_ahead(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_QUICK", HOUR)  # on a slow disk, too
+    monkeypatch.setattr(Consumer, "quick_seconds", HOUR)  # on a slow disk, too
 
     threads: list[str] = []
 

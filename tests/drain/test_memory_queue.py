@@ -66,6 +66,8 @@ class Claim:
 class Consumer:
     """A queue in memory, with what a worker and a settler call."""
 
+    quick_seconds = 0.002
+
     def __init__(self, *reads: Callable[[], Entry]) -> None:
         self.waiting = [Claim(number, read) for number, read in enumerate(reads)]
         self.released: list[int] = []
@@ -90,6 +92,9 @@ class Consumer:
 
     def release(self, claims: Iterable[Claim]) -> None:
         self.released += [claim.key for claim in claims]
+
+    def begin_removal(self, claim: Claim) -> bool:
+        return False
 
     def settle(self, claim: Claim, settlement: Settlement) -> Settled:
         self.settled.append((claim.key, settlement))

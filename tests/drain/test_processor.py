@@ -14,10 +14,10 @@ import pytest
 import transaction
 from zope.interface import classImplements
 
-from postcommit._drain import worker as module
 from postcommit._drain.schedule import Schedule
 from postcommit._mail.entry import Entry
 from postcommit._mail.report import DeliveryReport
+from postcommit._maildir.consumer import Consumer
 from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.looking import details
@@ -324,7 +324,7 @@ def test_as_long_as_the_relay_is_quick_some_entries_are_claimed_ahead(
     body: str,
     claimed: list[int],
 ) -> None:
-    monkeypatch.setattr(module, "_QUICK", quick_seconds)
+    monkeypatch.setattr(Consumer, "quick_seconds", quick_seconds)
     queue = Queue(tmp_path / "queue", ScriptedMailer())
     paths = [queue.send(ANN, message_id=f"{n}@x.org", body=body) for n in range(18)]
     found: list[int] = []
@@ -345,7 +345,7 @@ def is_claimed(queue: Queue, path: str) -> bool:
 def test_what_was_claimed_ahead_is_let_go_of_when_the_relay_fails(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_QUICK", 1e6)
+    monkeypatch.setattr(Consumer, "quick_seconds", 1e6)
     paths = [queue.send(ANN, message_id=f"{n}@x.org") for n in range(20)]
     asked = []
 

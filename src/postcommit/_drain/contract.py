@@ -135,6 +135,10 @@ class IQueue(Interface):
 class IConsumer(Interface):
     """One drain, as the queue sees it: all that ends with the drain."""
 
+    quick_seconds: float = Attribute(
+        "A worker claims several entries at a time while each takes less than this."
+    )
+
     last_sign: float = Attribute("When the last sign of life was given (monotonic).")
 
     def now() -> float:
@@ -171,6 +175,14 @@ class IConsumer(Interface):
         """Return whether no other processor can have the entry now.
 
         Asked before each transmission. Any thread. Never raises, and does no I/O.
+        """
+
+    def begin_removal(claim: IClaim) -> bool:
+        """Begin to remove an entry of which all recipients were sent the message.
+
+        Returns True if the removal goes on while the caller sends the next message.
+        Then the caller has to call `settle` with an empty `Settlement`, which ends it.
+        If this process is killed before, the removal still takes place. Never raises.
         """
 
     def settle(claim: IClaim, settlement: Settlement) -> Settled:

@@ -117,6 +117,14 @@ class Settler:
         name = f"{entry.name}.P{zlib.crc32(','.join(some).encode()):08x}"
         return replace(entry, recipients=some, doubts=(), name=name)
 
+    def begin(self, claim: IClaim, report: DeliveryReport) -> bool:
+        """Begin to remove the entry, if all of it was sent.
+
+        Returns False if the queue has to wait for it. Otherwise `settle` has to be
+        called with the same report, and nothing is announced before.
+        """
+        return _is_sent(claim, report) and self._consumer.begin_removal(claim)
+
     def settle(
         self, claim: IClaim, report: DeliveryReport, *, answered: bool = False
     ) -> None:
@@ -128,8 +136,7 @@ class Settler:
         """
         settlement = Settlement()  # if all are sent, the entry is removed
         try:
-            is_part = len(report.outcomes) != len(claim.entry.recipients)
-            if is_part or any(o.status is not Status.SENT for o in report.outcomes):
+            if not _is_sent(claim, report):
                 report, settlement = self._decide(claim, report)
         except Exception as error:
             # An error of the program, or no memory: it concerns this entry only.
@@ -356,6 +363,14 @@ def _log_loss(claim: IClaim, report: DeliveryReport, settled: Settled) -> None:
 
 
 # Pure functions
+
+
+def _is_sent(claim: IClaim, report: DeliveryReport) -> bool:
+    """Return whether the message was sent to all recipients of the entry."""
+    outcomes = report.outcomes
+    return len(outcomes) == len(claim.entry.recipients) and all(
+        outcome.status is Status.SENT for outcome in outcomes
+    )
 
 
 def _is_as_before(entry: Entry, settlement: Settlement) -> bool:

@@ -26,10 +26,9 @@ from postcommit.errors import text_of
 from postcommit.interfaces import SupportsSend
 
 
-# Read-ahead: while each message takes less than this many seconds, several entries are
-# claimed and read at a time, which is quicker than each between two replies. These are
-# the maximum number of entries, and of bytes that are read.
-_QUICK = 0.002
+# Read-ahead: while each message takes less than `IConsumer.quick_seconds`, several
+# entries are claimed and read at a time, which is quicker than each between two
+# replies. These are the maximum number of entries, and of bytes that are read.
 _MOST_AHEAD = 8
 _BYTES_AHEAD = 1 << 16
 
@@ -82,6 +81,8 @@ class Worker:
         self._portion = 1  # the number of entries to claim at a time
         self._was_large = False
         self._transmissions = 2  # of a part
+        # Settled by the time that the next report is there.
+        self._removing: tuple[IClaim, DeliveryReport, bool] | None = None
         self._began: dict[IClaim, float] = {}  # when a part of it was offered
 
     def work(self, most: int) -> bool:
@@ -127,6 +128,7 @@ class Worker:
                     pipeline.offer(mail, key=claim)
                     self._conclude(pipeline.completed())
                 self._conclude(pipeline.drain())
+            self._end_removal()
             if self._in_flight:
                 name = self._in_flight[0].name
                 raise RuntimeError(f"{self._mailer!r} gave no report for {name}")
@@ -140,12 +142,19 @@ class Worker:
                 if mistake is not None:
                     self._suspect(mistake)
             finally:
-                left = [*self._in_flight, *self._ready, *self._claimed]
-                for claims in (self._in_flight, self._ready, self._claimed):
-                    claims.clear()
-                self._began.clear()
-                if left:
-                    self._release(left)
+                try:
+                    self._end_removal()
+                finally:
+                    self._release_all()
+
+    def _release_all(self) -> None:
+        """Release what is left of all that was claimed."""
+        left = [*self._in_flight, *self._ready, *self._claimed]
+        for claims in (self._in_flight, self._ready, self._claimed):
+            claims.clear()
+        self._began.clear()
+        if left:
+            self._release(left)
 
     def _suspect(self, mistake: Exception) -> None:
         """Suspect the messages that a mailer made a mistake at instead of a report.
@@ -197,27 +206,43 @@ class Worker:
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
         """Attribute each report, settle and announce it, and tell the breaker."""
         for claim, report in reports:
+            self._end_removal()
             if claim in self._began:
                 self._note_part(claim)
             report, answered = self._breaker.attribute(claim.key, report)
-            trouble: object = report.relay_failure
-            is_refused = report.too_many_connections and not (
-                self.is_alone or self._is_probe
-            )
-            if trouble is not None and not report.outcomes:
-                self._release([claim])  # no attempt counts
+            # The next message follows at once, so the announcement is not late.
+            is_followed = self._portion > 1 and (self._ready or self._left)
+            if is_followed and self._settler.begin(claim, report):
+                self._removing = claim, report, answered
             else:
-                try:
-                    # And announce it, when the entry is settled.
-                    self._settler.settle(claim, report, answered=answered)
-                except Exception as error:
-                    trouble, is_refused = error, False
-            self._in_flight.remove(claim)
-            self._failed |= trouble is not None
-            if is_refused:
-                self.was_refused, self._found_nothing = True, False
-            else:
-                self._breaker.note(trouble, answered=answered, since=self._since)
+                self._settle(claim, report, answered)
+
+    def _end_removal(self) -> None:
+        """Settle and announce the report of which the entry is being removed."""
+        removing, self._removing = self._removing, None
+        if removing is not None:
+            self._settle(*removing)
+
+    def _settle(self, claim: IClaim, report: DeliveryReport, answered: bool) -> None:
+        """Settle the entry and announce the report, and tell the breaker."""
+        trouble: object = report.relay_failure
+        is_refused = report.too_many_connections and not (
+            self.is_alone or self._is_probe
+        )
+        if trouble is not None and not report.outcomes:
+            self._release([claim])  # no attempt counts
+        else:
+            try:
+                # And announce it, when the entry is settled.
+                self._settler.settle(claim, report, answered=answered)
+            except Exception as error:
+                trouble, is_refused = error, False
+        self._in_flight.remove(claim)
+        self._failed |= trouble is not None
+        if is_refused:
+            self.was_refused, self._found_nothing = True, False
+        else:
+            self._breaker.note(trouble, answered=answered, since=self._since)
 
     # Claim
 
@@ -275,7 +300,7 @@ class Worker:
         if not self._left:
             return False
         now = time.monotonic()
-        if now - self._looked >= _QUICK * self._portion:
+        if now - self._looked >= self._consumer.quick_seconds * self._portion:
             self._portion = 1
         elif self._was_large:
             self._portion = max(self._portion // 2, 1)

@@ -93,6 +93,8 @@ _SECONDS_FOR_MORE = 0.01
 class Consumer:
     """Takes and settles the entries of a Maildir. See `IConsumer`."""
 
+    quick_seconds = 0.002
+
     def __init__(
         self, store: Store, schedule: Schedule, clock: Callable[[], float] = time.time
     ) -> None:
@@ -218,6 +220,10 @@ class Consumer:
         return claim
 
     # Settle
+
+    def begin_removal(self, claim: IClaim) -> bool:
+        """Return False: `settle` removes a file at once. See `IConsumer`."""
+        return False
 
     def settle(self, claim: IClaim, settlement: Settlement) -> Settled:
         """Do to the entry what `settlement` says, and release it. See `IConsumer`."""

@@ -13,6 +13,7 @@ from postcommit._mail.address import parse_recipients
 from postcommit._mail.address import parse_sender
 from postcommit._mail.entry import Entry
 from postcommit._postgres.connections import Connections
+from postcommit._postgres.removal import Removal
 from postcommit.errors import AddressError
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
@@ -76,10 +77,12 @@ class Claim:
     """The right to send the entry of one row. See `IClaim`.
 
     `held` is the process row that it refers to. `tries` is how often a settlement was
-    tried, and `token` is what shows in the row that one took effect.
+    tried, and `token` is what shows in the row that one took effect. `removal` is a
+    settlement that was begun.
     """
 
     entry: Entry
+    removal: Removal | None = None
 
     def __init__(
         self, connections: Connections, held: uuid.UUID, row: tuple[Any, ...]

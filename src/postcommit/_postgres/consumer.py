@@ -29,6 +29,7 @@ from typing import Any
 from typing import cast
 from weakref import WeakSet
 
+import psycopg
 from zope.interface import implementer
 
 from postcommit._drain.contract import IClaim
@@ -43,6 +44,7 @@ from postcommit._postgres.claim import READ_AHEAD
 from postcommit._postgres.claim import Claim
 from postcommit._postgres.lease import Lease
 from postcommit._postgres.listening import Listener
+from postcommit._postgres.removal import Removal
 from postcommit.errors import QueueError
 from postcommit.errors import text_of
 
@@ -146,6 +148,9 @@ def ring(name: str) -> None:
 class Consumer:
     """Takes and settles the entries of a queue in PostgreSQL. See `IConsumer`."""
 
+    # A claim is a commit, which may take longer than the relay.
+    quick_seconds = 0.02
+
     def __init__(
         self,
         store: PostgresQueue,
@@ -241,8 +246,32 @@ class Consumer:
 
     # Settle
 
+    def begin_removal(self, claim: IClaim) -> bool:
+        """Begin to remove an entry that was sent. See `IConsumer`."""
+        claim = cast(Claim, claim)
+        if self._connections.begins:
+            return False  # the statement needs a BEGIN, and another round trip
+        try:
+            claim.removal = Removal(self._connections, claim.key, claim.held)
+        except (QueueError, psycopg.Error):
+            return False  # `settle` raises it
+        return True
+
+    def _end_removal(self, claim: Claim) -> bool:
+        """Return whether a removal that was begun has taken effect."""
+        removal, claim.removal = claim.removal, None
+        if removal is None:
+            return False
+        count = removal.end()
+        if count is None:
+            claim.tries += 1  # it may have taken effect
+        return bool(count)
+
     def settle(self, claim: IClaim, settlement: Settlement) -> Settled:
         """Apply `settlement` and end the claim. See `IConsumer`."""
+        if self._end_removal(cast(Claim, claim)):
+            self._held.pop(claim.key, None)
+            return Settled.DONE
         statement, values = settling.statement(settlement)
         return self._apply(claim, statement, values, "settle the entry")
 

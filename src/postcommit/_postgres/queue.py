@@ -82,7 +82,8 @@ insert into {schema}.batch (id, host, pid) values (%(batch)s, %(host)s, %(pid)s)
 # Without parameters: the server executes several statements in one round trip.
 _BEGIN = "begin isolation level read committed; "
 _LOCK = "select from {schema}.batch where id = '{batch}' for update"
-_END = "with ended as (delete from {schema}.batch where id = '{batch}') {change}; commit"
+_END = """with ended as (delete from {schema}.batch where id = '{batch}')
+{change}; commit"""
 
 ACCEPT = """
 update {schema}.entry set state = 'queued', batch = null where batch = %(batch)s"""
