@@ -76,6 +76,9 @@ class Consumer:
         self.buried: list[tuple[int, str]] = []
         self.posted: list[object] = []
         self.answer = Settled.DONE
+        self.goes_on = False  # a removal, while the next message is sent
+        self.error: Exception | None = None  # of each settlement
+        self.steps: list[str] = []
         self.looks: list[int] = []  # the most entries that each look may claim
 
     def now(self) -> float:
@@ -94,9 +97,14 @@ class Consumer:
         self.released += [claim.key for claim in claims]
 
     def begin_removal(self, claim: Claim) -> bool:
-        return False
+        if self.goes_on:
+            self.steps.append(f"begin {claim.key}")
+        return self.goes_on
 
     def settle(self, claim: Claim, settlement: Settlement) -> Settled:
+        self.steps.append(f"settle {claim.key}")
+        if self.error is not None:
+            raise self.error
         self.settled.append((claim.key, settlement))
         return self.answer
 
@@ -648,3 +656,95 @@ def test_a_claim_that_could_not_be_opened_raises_why() -> None:
     with pytest.raises(QueueError) as caught:
         claim.read()
     assert caught.value is error
+
+
+# A removal goes on while the next message is sent
+
+
+class Removing(Bench):
+    """A worker on a queue that answers later. `steps` has what was done, in order."""
+
+    def __init__(self, *reads: Callable[[], Entry]) -> None:
+        super().__init__(*reads)
+        self.consumer.goes_on = True
+        self.consumer.quick_seconds = 3600.0  # however slow this machine is
+        self.steps = self.consumer.steps
+        self.mailer.before = lambda taken: self.steps.append("send")
+        self.mailer.notify = lambda event: self.steps.append("announce")  # type: ignore
+
+
+def test_the_next_message_is_sent_before_a_removal_has_ended() -> None:
+    bench = Removing(good, good, good, good)
+    bench.worker.work(3)
+    # As long as it is not known to be quick, and before the end, it waits.
+    first = ["send", "settle 0", "announce"]
+    second = ["send", "begin 1", "send", "settle 1", "announce"]
+    assert bench.steps == [*first, *second, "settle 2", "announce"]
+    assert bench.settler.tally == Tally(3, 0, 0)
+    assert bench.consumer.released == []
+
+
+def test_one_removal_at_most_has_no_answer() -> None:
+    bench = Removing(*[good] * 40)
+    bench.worker.work(40)
+    begun = [step for step in bench.steps if step.startswith("begin")]
+    assert len(begun) == 38
+    for step in begun:
+        number = int(step.split()[1])
+        after = bench.steps[bench.steps.index(step) + 1 :]
+        assert after[:3] == ["send", f"settle {number}", "announce"]
+
+
+def test_only_what_was_sent_to_all_is_removed_while_the_next_is_sent() -> None:
+    later = replace(ENTRY, recipients=("a@x.org", "later@x.org"))
+    bench = Removing(good, good, lambda: later, good, good)
+    bench.worker.work(5)
+    assert "begin 2" not in bench.steps
+    assert bench.steps.index("settle 1") < bench.steps.index("settle 2")
+    assert bench.settler.tally == Tally(5, 1, 0)
+
+
+def test_a_removal_that_fails_pauses_the_queue_and_is_ended_later() -> None:
+    def fail_at_the_third(taken: object) -> None:
+        if len(bench.mailer.attempts) == 2:
+            bench.consumer.error = QueueError("memory", "is away", scope="queue")
+
+    bench = Removing(*[good] * 10)
+    bench.mailer.before = fail_at_the_third
+    bench.worker.work(10)
+    assert bench.breaker.state is CircuitState.OPEN
+    assert "announce" not in bench.steps[bench.steps.index("settle 1") :]
+    sent = len(bench.mailer.attempts)
+    assert sent == 3
+    bench.consumer.error = None
+    bench.settler.settle_again()
+    assert bench.settler.tally == Tally(sent, 0, 0)
+    assert sorted(key for key, _ in bench.consumer.settled) == list(range(sent))
+
+
+def test_a_removal_is_ended_before_a_failure_of_the_relay_is_judged() -> None:
+    def fail_at_the_third(taken: object) -> None:
+        bench.steps.append("send")
+        if bench.steps.count("send") == 3:
+            bench.mailer.failure = RelayError("timed out")
+
+    bench = Removing(good, good, good)
+    bench.mailer.before = fail_at_the_third
+    bench.worker.work(10)
+    assert bench.steps[-3:] == ["send", "settle 1", "announce"]
+    assert bench.consumer.released == [2]
+    assert bench.breaker.state is CircuitState.OPEN
+
+
+def test_a_removal_is_ended_also_when_a_mailer_breaks_its_contract() -> None:
+    def interrupt(taken: object) -> None:
+        bench.steps.append("send")
+        if bench.steps.count("send") == 3:
+            raise KeyboardInterrupt
+
+    bench = Removing(good, good, good, good)
+    bench.mailer.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        bench.worker.work(10)
+    assert bench.steps[-2:] == ["settle 1", "announce"]
+    assert bench.consumer.released == [2]
