@@ -26,7 +26,8 @@ from postcommit.errors import QueueError
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
-_BACKENDS = "select count(*) from pg_stat_activity where query like 'delete from {0}.%'"
+_BACKENDS = """
+select count(*) from pg_stat_activity where query like 'delete from "{0}".%%'"""
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def test_connections_are_used_again(postgres: PostgresPlace) -> None:
     for claim in claims:
         assert consumer.begin_removal(claim)
         assert consumer.settle(claim, Settlement()) is Settled.DONE
-    found = postgres.execute(_BACKENDS.format(postgres.schema)).fetchone()
-    assert found == (1,)
+    found = postgres.execute(_BACKENDS.format(postgres.schema), ())
+    assert found.fetchone() == (1,)
     consumer.close()
 
 
