@@ -2,21 +2,27 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace
 
 from zope.interface import Interface
 from zope.interface import implementer
 
 from postcommit._mail.entry import Entry
+from postcommit._mail.message import message_id_of
+from postcommit._mail.terms import Terms
+from postcommit._maildir import rooms
 from postcommit._maildir.entry import preamble_of
 from postcommit._maildir.files import explained
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Item
 from postcommit._maildir.mark import FAILED
+from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
 from postcommit.errors import EntryError
 
@@ -27,6 +33,8 @@ class Moving:
 
     `name` stays the same, so an entry that is moved again after a crash is recognised.
     `due` is when a deferred entry is tried next, or when a dead letter was given up.
+    `is_deferred` is also true for a deferred entry that is held. `is_bulk` is whether
+    it comes after all others.
     """
 
     name: str
@@ -34,6 +42,8 @@ class Moving:
     accepted: float
     due: float
     entry: Entry
+    is_deferred: bool
+    is_bulk: bool
 
 
 class IMoving(Interface):
@@ -74,7 +84,7 @@ class MaildirMoving:
             except EntryError:
                 yield None
                 return
-            yield Moving(item.name, item.state, claim.accepted, claim.changed, entry)
+            yield _moving(item, claim, entry)
             self._store.finish(claim)
             is_removed = True
         finally:
@@ -82,14 +92,59 @@ class MaildirMoving:
 
     def arrive(self, moving: Moving) -> None:
         """Keep an entry, durably, unless it is here. Raises `QueueError`."""
+        name, state = _name(moving), moving.state
         paths = {
-            EntryState.WAITING: f"new/{moving.name}",
-            EntryState.DEFERRED: f"cur/{moving.name}:2,",
-            EntryState.FAILED: f"{FAILED}/new/{moving.name}",
+            EntryState.WAITING: f"new/{name}",
+            EntryState.SCHEDULED: f"{rooms.LATER}/new/{name}",
+            EntryState.DEFERRED: f"cur/{name}:2,",
+            EntryState.BULK: f"{rooms.BULK}/new/{name}",
+            EntryState.HELD: f"{rooms.HELD}/new/{name}",
+            EntryState.FAILED: f"{FAILED}/new/{name}",
         }
+        held = f"{rooms.HELD}/cur/{name}:2,"
         top = self._store.path
-        if any(os.path.lexists(f"{top}/{path}") for path in paths.values()):
+        if any(os.path.lexists(f"{top}/{path}") for path in (*paths.values(), held)):
             return
+        path = paths[state]
+        if moving.is_deferred and state is EntryState.HELD:
+            path = held
         lines = [preamble_of(moving.entry), moving.entry.message]
         with explained(top, "keep an entry"), suppress(FileExistsError):
-            self._store.add(paths[moving.state], lines, moving.due)
+            self._store.add(path, lines, moving.due)
+
+
+def _moving(item: Item, claim: Claim, entry: Entry) -> Moving:
+    """Return what a file is when it moves."""
+    state = item.state
+    may_be_deferred = state in (EntryState.DEFERRED, EntryState.HELD)
+    return Moving(
+        item.name,
+        state,
+        claim.accepted,
+        claim.changed,
+        replace(entry, not_before=_not_before(state, claim, entry)),
+        is_deferred=may_be_deferred and claim.is_deferred,
+        # A bulk entry in `new` has waited until all others were sent.
+        is_bulk=rooms.is_bulk(item.name) and state is not EntryState.WAITING,
+    )
+
+
+def _not_before(state: EntryState, claim: Claim, entry: Entry) -> float | None:
+    """Return the time of the entry, which its place may change."""
+    if state is EntryState.SCHEDULED and entry.not_before is None:
+        return claim.accepted  # the name says it
+    if state is EntryState.WAITING and (entry.not_before or 0.0) > time.time():
+        return None  # somebody has retried it, so that it is sent now
+    return entry.not_before
+
+
+def _name(moving: Moving) -> str:
+    """Return the name of the file: with the time and the mark that its room needs."""
+    entry = moving.entry
+    terms = Terms(entry.not_before, entry.expires, moving.is_bulk)
+    mark = rooms.mark(terms, message_id_of(entry.message))
+    if entry.not_before is None or entry.not_before < moving.accepted:
+        return moving.name + mark
+    seconds, microseconds = divmod(int(entry.not_before * 1e6), 1_000_000)
+    key = moving.name.rpartition(".")[2]
+    return f"{seconds:010d}.M{microseconds:06d}.{key}{mark}"

@@ -46,6 +46,7 @@ def entry_of(
     uncertain: int,
     doubts: Sequence[int],
     *,
+    not_before: float | None = None,
     expires: float | None = None,
     name: str = "",
 ) -> Entry:
@@ -65,7 +66,8 @@ def entry_of(
             last_reply,
             uncertain,
             tuple(doubts) if len(doubts) == len(addresses) else (),
-            expires=expires,
+            not_before,
+            expires,
             name=name,
         )
     except AddressError as error:

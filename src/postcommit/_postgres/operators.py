@@ -96,7 +96,8 @@ _STATES = {
 
 _ITEM = "id, extract(epoch from accepted)::numeric(20, 6)"
 
-_CASE = f"""case when state = 'prepared' then 'in doubt'
+#: The state of a row, by the value of an `EntryState`.
+STATE = f"""case when state = 'prepared' then 'in doubt'
     when state in ('failed', 'held') then state
     when deferred then 'deferred' when {_IS_LATER} then 'scheduled'
     when bulk then 'bulk' else 'waiting' end"""
@@ -106,7 +107,7 @@ select {item}, {case} from {schema}.entry
 where (state in ('queued', 'failed', 'held')
     or (state = 'prepared' and batch = any(%(batches)s::uuid[])))
     and (id between %(low)s and %(high)s or message_id = %(message_id)s)
-order by accepted, id""".replace("{item}", _ITEM).replace("{case}", _CASE)
+order by accepted, id""".replace("{item}", _ITEM).replace("{case}", STATE)
 
 _DETAILS = """
 select octet_length(message), extract(epoch from due)::float8, sender, recipients,
@@ -124,7 +125,7 @@ select {case}, count(*),
     count(*) filter (where rank = 0 or due <= clock_timestamp()),
     extract(epoch from clock_timestamp() - min(due))::float8
 from {schema}.entry where state in ('queued', 'failed', 'held') group by 1
-""".replace("{case}", _CASE)
+""".replace("{case}", STATE)
 
 _REPLIES = """
 select case when problem = '' then last_reply else problem end from {schema}.entry
@@ -182,7 +183,8 @@ _DELETE = "delete from {schema}.entry where {free}".replace("{free}", _FREE)
 # States in which an entry is tried when it is due.
 _TRIED = (EntryState.WAITING, EntryState.SCHEDULED, EntryState.DEFERRED)
 
-_BY_KEY = {state.value: state for state in EntryState}
+#: The states by what `STATE` is.
+STATES = {state.value: state for state in EntryState}
 
 
 class RowItem(Item):
@@ -273,7 +275,7 @@ class PostgresOperators:
             message_id=indexed(bare_id(given)),
             batches=batches,
         )
-        items = [self._item(_BY_KEY[state], *row) for *row, state in rows]
+        items = [self._item(STATES[state], *row) for *row, state in rows]
         named = [item for item in items if low <= item.key <= high]
         if len(named) > 1:
             raise ambiguous(given, named)
@@ -337,7 +339,7 @@ class PostgresOperators:
         counts = dict.fromkeys(EntryState, 0)
         due, oldest = 0, None
         for name, count, due_now, age in self._rows(_COUNTS):
-            state = _BY_KEY[name]
+            state = STATES[name]
             counts[state] = count
             if state in _TRIED and due_now:
                 due += due_now
