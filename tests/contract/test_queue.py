@@ -140,6 +140,19 @@ def test_scheduled_entries_are_taken_when_they_are_due(place: Place) -> None:
     consumer.close()
 
 
+def test_a_scheduled_entry_is_as_old_as_the_time_when_it_was_due(place: Place) -> None:
+    """Its back-off begins then, and it is not too old after its first attempt."""
+    queue, clock = place.make(), Clock()
+    due = clock.now + 10 * 86400.0
+    accept(queue, terms=Terms(due))
+    consumer = consume(place.make(), clock)
+    clock.now = due + 1.0
+    let_in(consumer)
+    [claim] = take_all(consumer)
+    assert claim.accepted == pytest.approx(due, abs=0.01)
+    consumer.close()
+
+
 def test_new_entries_come_before_bulk_entries(place: Place) -> None:
     queue = place.make()
     consumer = consume(place.make())

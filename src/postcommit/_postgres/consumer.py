@@ -61,6 +61,8 @@ _POLL_SECONDS = 1.0
 # Maximum length of the reason of a pause. A relay may give one of any length.
 _LONGEST = 1000
 
+# A scheduled entry is as old as the time when it was due, for its back-off and its end.
+#
 # Ranks: 0 is new and due whatever the clock says, 1 is scheduled, 2 deferred, 3 bulk.
 # A deferred entry that is due further ahead than any can be is due now: the clock was
 # put back.
@@ -85,7 +87,8 @@ due as materialized (
     where not exists (select from {schema}.stopped)
     limit %(most)s)
 update {schema}.entry e set holder = %(me)s from due where e.id = due.id
-returning e.rank, e.due, e.id, extract(epoch from e.accepted)::float8,
+returning e.rank, e.due, e.id,
+    extract(epoch from greatest(e.accepted, e.not_before))::float8,
     extract(epoch from e.expires)::float8, e.sender, e.recipients, e.attempts,
     e.uncertain, e.doubts, e.last_reply,
     case when octet_length(e.message) <= %(ahead)s then e.message end
