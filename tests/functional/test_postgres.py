@@ -51,6 +51,12 @@ ANN, BOB = "ann@example.org", "bob@example.org"
 
 SECRET = "s3cret"
 
+# The columns of a row that have a time, and values that cannot be one.
+TIMES = ("accepted", "due", "not_before", "expires")
+NO_TIMES = ("infinity", "-infinity", "1969-01-01", "10000-01-02")
+
+NUMBERS = ("attempts", "uncertain")
+
 
 def queued(place: PostgresPlace) -> list[str]:
     return sorted(seen.message_id for seen in place.look().queued)
@@ -194,6 +200,35 @@ def test_rows_that_are_not_entries_become_dead_letters(postgres: PostgresPlace) 
     assert len(postgres.look().failed) == 4
     problems = postgres.execute("select problem from {schema}.entry").fetchall()
     assert all(problem for (problem,) in problems)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *((time, f"'{value}'") for time in TIMES for value in NO_TIMES),
+        *((number, value) for number in NUMBERS for value in ("-1", "2147483647")),
+    ],
+)
+def test_a_value_that_no_entry_can_have_is_refused(
+    postgres: PostgresPlace, column: str, value: str
+) -> None:
+    """Otherwise a claim could not be read, and no other entry would be sent."""
+    insert = f"insert into {{schema}}.entry (sender, recipients, message, {column})"
+    with pytest.raises(psycopg.errors.CheckViolation, match="entry_"):
+        postgres.execute(f"{insert} values ('', array['{BOB}'], 'x', {value})")
+
+
+def test_doubts_that_do_not_fit_the_recipients_are_not_used(
+    postgres: PostgresPlace,
+) -> None:
+    """The uncertain attempts of each recipient, in a row of another program."""
+    insert = "insert into {schema}.entry (sender, recipients, message, doubts) values "
+    row = "('', array['lost@x.org', 'bob@x.org'], 'Subject: x\n\n', "
+    for doubts in ("'{null,1}'", "'{-1,1}'", "'{{1},{2}}'", "'{1,2,3}'"):
+        postgres.execute(f"{insert}{row}{doubts})")
+    result = QueueProcessor(postgres.url, ScriptedMailer()).flush()
+    assert (result.sent, result.deferred) == (4, 4)
+    assert [each.uncertain for each in postgres.look().queued] == [1] * 4
 
 
 def test_terms_decide_the_order_of_claims(postgres: PostgresPlace) -> None:

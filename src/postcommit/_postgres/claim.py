@@ -44,7 +44,7 @@ def entry_of(
     attempts: int,
     last_reply: str,
     uncertain: int,
-    doubts: Sequence[int],
+    doubts: Sequence[Any],
     *,
     not_before: float | None = None,
     expires: float | None = None,
@@ -65,13 +65,19 @@ def entry_of(
             attempts,
             last_reply,
             uncertain,
-            tuple(doubts) if len(doubts) == len(addresses) else (),
+            _doubts(doubts, len(addresses)),
             not_before,
             expires,
             name=name,
         )
     except AddressError as error:
         raise EntryError(f"the envelope is damaged: {error}") from error
+
+
+def _doubts(found: Sequence[Any], count: int) -> tuple[int, ...]:
+    """Return the uncertain attempts of each of `count` recipients, empty if unknown."""
+    are_numbers = all(type(each) is int and each >= 0 for each in found)
+    return tuple(found) if are_numbers and len(found) == count else ()
 
 
 @implementer(IClaim)

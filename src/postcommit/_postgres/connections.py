@@ -161,7 +161,9 @@ class Connections:
         self, statement: str, values: Values | None = None, *, doing: str
     ) -> list[tuple[Any, ...]]:
         """Execute a statement in a transaction of its own, and return its rows."""
-        return self._execute(statement, values, doing).fetchall()
+        cursor = self._execute(statement, values, doing)
+        with self.explained(doing):  # a value may be none of Python
+            return cursor.fetchall()
 
     def count(
         self, statement: str, values: Values | None = None, *, doing: str

@@ -59,7 +59,13 @@ create table {schema}.entry (
         case when bulk then 3 when deferred then 2
              when not_before is not null then 1 else 0 end) stored,
     check ((state = 'prepared') = (batch is not null)),
-    check (holder is null or state = 'queued')
+    check (holder is null or state = 'queued'),
+    -- Other times cannot be read by Python. In the year 9999 each of them can.
+    constraint entry_times check (
+        least(accepted, due, not_before, expires) >= '1970-01-01 00:00+00'
+        and greatest(accepted, due, not_before, expires) < '9999-12-31 00:00+00'),
+    constraint entry_numbers check (
+        least(attempts, uncertain) >= 0 and greatest(attempts, uncertain) <= 1000000000)
 ) with (
     -- Each mail leaves two dead rows. A fraction of an empty table would never be
     -- reached.
