@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -606,6 +607,28 @@ def test_a_schema_that_was_created_for_the_role_is_used() -> None:
     with cluster().connect() as connection:
         connection.execute(f"create schema {url.schema}".encode())
     assert migrate(url) == (0, 1)
+
+
+def test_several_may_create_the_tables_at_once() -> None:
+    """As containers do that are started together."""
+    url = parse_database_url(new_schema())
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(lambda _: migrate(url), range(6)))
+    assert sorted(done) == [(0, 1), *[(1, 1)] * 5]
+
+
+@pytest.mark.parametrize("table", ["version", "entry"])
+def test_tables_of_another_program_are_left_alone(table: str) -> None:
+    url = new_schema()
+    parsed = parse_database_url(url)
+    with cluster().connect() as connection:
+        connection.execute(f"create schema {parsed.schema}".encode())
+        connection.execute(f"create table {parsed.schema}.{table} (x int)".encode())
+    with pytest.raises(QueueError, match="tables of another program"):
+        migrate(parsed)
+    if table == "version":
+        with pytest.raises(QueueError, match="tables of another program"):
+            PostgresQueue(url)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,12 @@ _VERSION = """
 select number, current_setting('default_transaction_isolation')
 from {schema}.version"""
 
+# A lock that ends with the transaction. The number means nothing.
+_ONE_AT_A_TIME = b"select pg_advisory_xact_lock(7035620170114)"
+
+# What fails if there are tables with the names of ours.
+_OF_ANOTHER = (psycopg.errors.DuplicateTable, psycopg.errors.UndefinedColumn)
+
 _RIGHT = "select has_table_privilege(%(table)s, %(right)s)"
 
 
@@ -58,11 +64,17 @@ def migrate(url: DatabaseURL, *, notify: bool | None = None) -> Migration:
     connections = Connections(url)
     try:
         with connections.transaction("create the tables") as connection:
+            # Several containers that start together may do this at once.
+            connection.execute(_ONE_AT_A_TIME)
             done = _migrate(connection, connections, url)
             if notify is not None:
                 change = listening.ON if notify else listening.OFF
                 connection.execute(connections.sql(change))
             return done
+    except QueueError as error:
+        if isinstance(error.__cause__, _OF_ANOTHER):
+            raise _not_ours(url) from error
+        raise
     finally:
         connections.close()
 
@@ -114,6 +126,8 @@ def check(connections: Connections, url: DatabaseURL, rights: Rights) -> None:
             reason = f"has no tables of a queue in the schema {url.schema}; run"
             reason += f" 'postcommit migrate {url.name}' as a role that may create them"
             raise QueueError(url.name, reason) from error
+        if isinstance(error.__cause__, _OF_ANOTHER):
+            raise _not_ours(url) from error
         raise
     number, isolation = found[0] if found else (0, "")
     if number != VERSION:
@@ -125,6 +139,11 @@ def check(connections: Connections, url: DatabaseURL, rights: Rights) -> None:
             if connections.rows(_RIGHT, values, doing="check the rights") != [(True,)]:
                 reason = f"the role lacks a right: grant {right.lower()} on table"
                 raise QueueError(url.name, f"{reason} {values['table']}")
+
+
+def _not_ours(url: DatabaseURL) -> QueueError:
+    reason = f"has tables of another program in the schema {url.schema}; choose a"
+    return QueueError(url.name, f"{reason} schema for the queue by postcommit_schema")
 
 
 def _other_version(name: str, number: int) -> QueueError:
