@@ -64,7 +64,10 @@ SLOW = (
 # of databases, a browser or a benchmark, which are the same for each Python.
 ONCE = (
     "tests/functional/test_operating_postfix.py",
+    "tests/functional/test_postgres_contract.py::test_a_processor_that_is_killed",
+    "tests/functional/test_postgres_contract.py::test_a_sender_that_is_killed",
     "tests/functional/test_postgres_faults.py",
+    "tests/functional/test_postgres_full_disk.py",
     "tests/functional/test_postgres_page.py",
     "tests/functional/test_postgres_pooler.py",
     "tests/functional/test_postgres_shops.py",
