@@ -194,6 +194,28 @@ class Node(Server):
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGCONT)
 
+    def leave(self, others: list[Node]) -> None:
+        """Cut it off from `others`: they hang up, and refuse each other's calls."""
+        for other in others:
+            self._evaluate(
+                f"erlang:set_cookie('{other.name}', cut_off),"
+                f" erlang:disconnect_node('{other.name}')."
+            )
+        self.wait_until(
+            lambda: self._evaluate("length(nodes()).") == "0", "it is still connected"
+        )
+
+    def join(self, others: list[Node]) -> None:
+        """End what `leave` did."""
+        for other in others:
+            self._evaluate(
+                f"erlang:set_cookie('{other.name}', erlang:get_cookie()),"
+                f" net_kernel:connect_node('{other.name}')."
+            )
+
+    def _evaluate(self, erlang: str) -> str:
+        return self.control("eval", erlang).strip()
+
     def control(self, *words: Any, program: str = "rabbitmqctl") -> str:
         """Return what ``rabbitmqctl`` prints."""
         done = subprocess.run(

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,16 @@ def nodes() -> Iterator[list[Node]]:
         pytest.skip(reason)
     with three_nodes() as nodes:
         yield nodes
+
+
+@contextmanager
+def cut_off(node: Node, others: list[Node]) -> Iterator[None]:
+    """Have a partition of the network between `node` and `others`."""
+    node.leave(others)
+    try:
+        yield
+    finally:
+        node.join(others)
 
 
 def url_of(nodes: list[Node]) -> str:
@@ -98,3 +111,36 @@ def test_without_a_majority_nothing_is_confirmed_and_nothing_is_lost(
         node.wait_until(node.listens, "it does not listen")
     eventually(lambda: QueueProcessor(store.path, mailer).flush().sent)
     assert not list(store.maildir)
+
+
+def test_a_node_that_was_cut_off_confirms_nothing_and_the_others_go_on(
+    nodes: list[Node], tmp_path: Path
+) -> None:
+    """The leader is cut off, and is the first host of the URL."""
+    first = leader_of(nodes)
+    others = [node for node in nodes if node is not first]
+    messages(first, QUEUE)
+    alone = AMQPMailer(url_of([first]), QUEUE, timeout=2.0)
+    assert alone.send(SENDER, RECIPIENTS, MESSAGE).sent
+    mail = Store(str(tmp_path / "mail"))
+    store = Store(str(tmp_path / "web"))
+    for number in range(20):
+        message = b"Message-Id: <%d@x.org>\n\n" % number
+        store.stage(SENDER, RECIPIENTS, [message]).commit()
+    waiting = sorted(os.listdir(store.maildir.new))
+    with cut_off(first, others):
+        report = alone.send(SENDER, RECIPIENTS, MESSAGE)
+        assert report.relay_failure is not None
+        processor = QueueProcessor(store.path, alone)
+        assert processor.flush() == (0, 0, 0, 0)
+        assert sorted(os.listdir(store.maildir.new)) == waiting
+        url = url_of([first, *others])
+        all_of_them = AMQPMailer(url, QUEUE, timeout=2.0)
+        eventually(lambda: QueueProcessor(store.path, all_of_them).flush().sent)
+        assert not list(store.maildir)
+    receiver = QueueReceiver(url_of([*others, first]), QUEUE, mail.path)
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    eventually(lambda: {*waiting} <= {*os.listdir(mail.maildir.new)})
+    receiver.stop()
+    thread.join()
