@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +32,11 @@ from tests.support.service import eventually
 from postcommit import AMQPMailer
 from postcommit import QueueProcessor
 from postcommit import QueueReceiver
+from postcommit._mail.terms import Terms
 from postcommit._maildir.maildir import unique_name
 from postcommit._maildir.reception import receptions
 from postcommit._maildir.store import Store
+from postcommit.testing import RecordingMailer
 
 
 @contextmanager
@@ -99,8 +102,6 @@ def test_entries_arrive_as_they_were_with_the_names_that_they_had(
 def test_a_receiver_wakes_the_processor(
     node: Node, queue: str, store: Store, receiver: QueueReceiver
 ) -> None:
-    from postcommit.testing import RecordingMailer
-
     mailer = RecordingMailer()
     processor = QueueProcessor(store.path, mailer, pollingInterval=600_000)
     processor.start()
@@ -108,6 +109,46 @@ def test_a_receiver_wakes_the_processor(
         publish(node, queue)
         eventually(lambda: len(mailer.outbox))
     processor.stop()
+
+
+def test_terms_and_envelopes_arrive_as_they_were(
+    node: Node, queue: str, store: Store, receiver: QueueReceiver, tmp_path: Path
+) -> None:
+    """Scheduled, bulk and expiring mail, the null sender, 8 bits and line ends."""
+    web, now = Store(str(tmp_path / "web-node")), time.time()
+    message = MESSAGE + "Grüße\r\nline\nend\r".encode("latin-1")
+    for sender, recipients, terms in (
+        (SENDER, RECIPIENTS, Terms(bulk=True)),
+        (SENDER, RECIPIENTS, Terms(not_before=now - 10, bulk=True)),
+        (SENDER, RECIPIENTS, Terms(not_before=now - 10, expires=now + 3600)),
+        (SENDER, RECIPIENTS, Terms(expires=now + 60)),
+        ("", ("a@x.org",), None),
+        ("jörg@bücher.example", ("ü@x.org", "b@x.org"), None),
+    ):
+        web.stage(sender, recipients, [message], terms=terms).commit()
+    before = contents(web)
+    processor = QueueProcessor(web.path, AMQPMailer(node.url(), queue))
+    eventually(lambda: processor.flush() and not contents(web))
+    with receiving(receiver):
+        eventually(lambda: len(contents(store)) == len(before))
+    assert contents(store) == before
+    assert len(names(store, ".Bulk", "new")) == 2
+    assert len(names(store, "new")) == 4
+    # A day later, two have expired.
+    mailer = RecordingMailer()
+    QueueProcessor(store.path, mailer, clock=lambda: now + 86400).flush()
+    assert [m.recipients for m in mailer.outbox].count(RECIPIENTS) == 2
+    assert len(mailer.outbox) == 4
+    assert len(names(store, ".Failed", "new")) == 2
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    """Return the bytes of each entry that waits, by its name."""
+    return {
+        path.name: path.read_bytes()
+        for path in Path(store.path).rglob("*/[0-9]*")
+        if ".Failed" not in path.parts
+    }
 
 
 # Copies

@@ -99,3 +99,27 @@ def test_any_other_name_is_made_of_the_bytes(name: str) -> None:
     assert made != name_here(Arrival(name, b"y"))
     assert made.startswith(("0000000000.H", "1700000000.H"))
     assert len(made) == 44
+
+
+# Terms
+
+
+def marked(letters: str) -> str:
+    return f"{unique_name()},{letters}=0123456789"
+
+
+@pytest.mark.parametrize(
+    ("letters", "room"), [("L", "new"), ("B", ".Bulk/new"), ("LB", ".Bulk/new")]
+)
+def test_a_bulk_entry_arrives_in_its_room(
+    store: Store, letters: str, room: str
+) -> None:
+    name = marked(letters)
+    assert Arrivals(store).accept([Arrival(name, ENTRY)]) == 1
+    assert names(store, room) == [name]
+    assert Arrivals(store).accept([Arrival(name, ENTRY)]) == 0
+
+
+@pytest.mark.parametrize("mark", [",X=0123456789", ",B=012345678", ",B=0123456789/"])
+def test_a_mark_that_is_not_ours_does_not_stay(mark: str) -> None:
+    assert ",B" not in name_here(Arrival(f"{unique_name()}{mark}", b"x"))

@@ -13,6 +13,9 @@ folder                                 the entry
 =====================================  ==============================================
 
 Once it was sent, nothing is left of it, and a copy is sent again.
+
+A bulk entry arrives in the room for these, by the mark of its name. A scheduled entry
+was due before it was handed over, and does not wait again.
 """
 from __future__ import annotations
 
@@ -35,6 +38,8 @@ from postcommit._maildir.files import sync
 from postcommit._maildir.maildir import Staged
 from postcommit._maildir.mark import FAILED
 from postcommit._maildir.presence import ring
+from postcommit._maildir.rooms import BULK
+from postcommit._maildir.rooms import is_bulk
 from postcommit._maildir.store import Store
 from postcommit._maildir.store import do_all
 from postcommit.errors import EntryError
@@ -43,9 +48,11 @@ from postcommit.errors import EntryError
 log = Log("postcommit.maildir.arrivals")
 
 # A name that is unique on all machines, because it has 64 random bits, as those of
-# `unique_name`, or a UUID; perhaps of a part of an entry.
+# `unique_name`, perhaps with the mark of a room, or a UUID; perhaps of a part of an
+# entry.
 _UNIQUE = re.compile(
     r"\d{9,11}\.(?:M\d{6}P\d+Q\d+R[0-9a-f]{16}\.[\w.\\-]{1,60}"
+    r"(?:,(?:L|B|LB)=[0-9a-f]{10})?"
     r"|[0-9a-f]{32}(?:\.P[0-9a-f]{8})?)",
     re.ASCII,
 )
@@ -93,7 +100,7 @@ class Arrivals:
                     elif self._is_entry(name, arrival.data):
                         staged[name] = self._write(name, arrival.data)
                 do_all([item.sync for item in staged.values()])
-                self._publish(staged)
+                self._publish(staged, any(is_bulk(a.name) for a in arrivals))
             except BaseException:
                 for item in staged.values():
                     item.abort()
@@ -116,10 +123,11 @@ class Arrivals:
         maildir = self._store.maildir
         # In tmp under a name of its own: another receiver may write a copy.
         item = maildir.add([data])
-        item.target = f"{maildir.new}/{name}"
+        folder = self._store.subfolder(BULK) if is_bulk(name) else maildir
+        item.target = f"{folder.new}/{name}"
         return item
 
-    def _publish(self, staged: dict[str, Staged]) -> None:
+    def _publish(self, staged: dict[str, Staged], has_bulk: bool) -> None:
         for item in staged.values():
             try:
                 rename(item.path, item.target)
@@ -128,8 +136,9 @@ class Arrivals:
             item.path = item.target
         # Also for copies: the receiver of the first one may have been killed before.
         sync(self._store.maildir.new)
-        with suppress(FileNotFoundError):
-            sync(f"{self._path}/{FAILED}/new")
+        for room in (FAILED, BULK) if has_bulk else (FAILED,):
+            with suppress(FileNotFoundError):
+                sync(f"{self._path}/{room}/new")
 
     # Copies
 
