@@ -3,9 +3,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import characters
+from hypothesis.strategies import text as any_text
 from zope.schema import getFieldsInOrder
 
 from postcommit import AMQPMailer
@@ -19,6 +24,10 @@ from postcommit.interfaces import IAMQPMailer
 from postcommit.interfaces import IQueueReceiver
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import ITLSOptions
+
+
+# Any characters but lone surrogates, which no URL can have.
+TEXT = any_text(characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +72,10 @@ def test_a_url(url: str, place: Place) -> None:
         "amqp://u:s3cr/t@mq/",
         "amqp://u:s3cr%ff@mq/",
         "amqps://%ff@mq/",
+        "amqps://[1.2.3.4.5]/",
+        "amqps://[::1%25eth0]/",
+        "amqps://mq/" + "v" * 256,
+        "amqps://mq/" + "%C3%A9" * 128,
         "",
     ],
 )
@@ -81,11 +94,28 @@ def test_a_place_is_shown_without_its_password() -> None:
     assert repr(AMQPMailer(url)) == f"<AMQPMailer {place}>"
 
 
+@given(TEXT, TEXT, TEXT)
+def test_any_user_password_and_vhost_may_be_in_a_url(
+    user: str, password: str, vhost: str
+) -> None:
+    """They are as they were, and a place is shown as a URL in one line."""
+    parts = [quote(part, safe="") for part in (user, f"-{password}-", vhost)]
+    url = "amqps://{}:{}@mq/{}".format(*parts)
+    place = parsed_url(url)
+    assert (place.username, place.password) == (user, f"-{password}-")
+    assert place.vhost == vhost
+    shown = str(place)
+    assert shown.isprintable()
+    assert parsed_url(shown) == replace(place, password=None)
+
+
 @pytest.mark.parametrize(
     ("url", "options", "name"),
     [
         ("amqps://u@mq", {}, "password"),
         ("amqps://mq", {"password": "s3cret"}, "password"),
+        ("amqps://:s3cret@mq", {}, "password"),
+        ("amqps://:s3cret@mq", {"certfile": "/cert"}, "password"),
         ("amqps://u:s3cret@mq", {"password": "s3cret"}, "password"),
         ("amqp://mq", {"cafile": "/ca"}, "cafile"),
         ("amqp://mq", {"certfile": "/cert"}, "certfile"),
@@ -149,6 +179,8 @@ def test_a_receiver_refuses_the_same() -> None:
         QueueReceiver("amqps://mq", "q", "queue", prefetch=0)
     with pytest.raises(OptionError, match="queuePath"):
         QueueReceiver("amqps://mq", "q", "https://x.org/")
+    with pytest.raises(OptionError, match="must be a folder"):
+        QueueReceiver("amqps://mq", "q", "postgresql://db/mail")
 
 
 @pytest.mark.parametrize(

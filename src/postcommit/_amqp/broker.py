@@ -79,8 +79,8 @@ class Broker(ReadOnlyOptions):
 
     def _check_login(self, place: Place) -> None:
         """Raise `OptionError` for half a login, or a password that is there twice."""
-        if self.password and not place.username:
-            raise OptionError("password", self.password, "needs a user in the URL")
+        if (self.password or place.password) and not place.username:
+            raise OptionError("password", MISSING, "needs a user in the URL")
         if self.password and place.password:
             raise OptionError("password", self.password, "is in the URL, too")
         if place.username and not (self.password or place.password):

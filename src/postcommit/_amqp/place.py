@@ -7,10 +7,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from dataclasses import field
+from urllib.parse import quote
 from urllib.parse import unquote_to_bytes
 
 from postcommit.errors import MISSING
 from postcommit.errors import OptionError
+from postcommit.interfaces import is_ip_address
 
 
 # The header of a message that has the name of its entry.
@@ -46,9 +48,9 @@ class Place:
 
     def __str__(self) -> str:
         scheme = "amqps" if self.is_tls else "amqp"
-        user = f"{self.username}@" if self.username else ""
+        user = f"{_quoted(self.username)}@" if self.username else ""
         hosts = ",".join(host_and_port(*each) for each in self.hosts)
-        vhost = "" if self.vhost == "/" else self.vhost
+        vhost = "" if self.vhost == "/" else _quoted(self.vhost)
         return f"{scheme}://{user}{hosts}/{vhost}"
 
 
@@ -77,11 +79,15 @@ def parsed_url(url: str) -> Place:
         port = int(host["port"] or _PORTS[scheme]) if host else 0
         if host is None or not 0 < port < 65536:
             raise OptionError("url", url, _FORM)
+        if host["v6"] and not is_ip_address(host["v6"]):
+            raise OptionError("url", url, "has brackets around what is not an address")
         hosts.append((host["v6"] or host["name"], port))
     try:
         user, password, vhost = map(_decoded, found.group("user", "password", "vhost"))
     except UnicodeDecodeError:
         raise OptionError("url", url, "has escapes that are not UTF-8") from None
+    if vhost and len(vhost.encode()) > 255:
+        raise OptionError("url", url, "must not have a vhost of more than 255 bytes")
     return Place(
         scheme == "amqps",
         tuple(hosts),
@@ -89,6 +95,10 @@ def parsed_url(url: str) -> Place:
         user or None,
         password,
     )
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="")
 
 
 def _decoded(text: str | None) -> str | None:

@@ -31,10 +31,12 @@ from postcommit._maildir.reception import Reception
 from postcommit._maildir.reception import ReceptionNote
 from postcommit._maildir.reception import remove_dead
 from postcommit._maildir.store import Store
+from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import RelayError
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueueReceiver
+from postcommit.interfaces import is_database_url
 
 
 if TYPE_CHECKING:
@@ -94,6 +96,9 @@ class QueueReceiver(Broker):
         self._set_broker(given)
         self.prefetch = _check("prefetch", given["prefetch"])
         self.queuePath = checked_queue_path(IMailQueueProcessor, given["queuePath"])
+        if is_database_url(self.queuePath):
+            reason = "must be a folder; mail nodes that share a database need no broker"
+            raise OptionError("queuePath", self.queuePath, reason)
         self._stopping = threading.Event()
         #: When `run` gave its last sign of life, in `time.monotonic`.
         self.last_sign: float = time.monotonic()
