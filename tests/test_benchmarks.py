@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -407,6 +408,7 @@ def test_each_question_has_a_plot_and_two_sentences() -> None:
         assert section.limits.count(".\n") + section.limits.count(". ") <= 2
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_that_of_this_checkout() -> None:
     root = Path(__file__).parent.parent
     command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]

@@ -47,7 +47,8 @@ def commit() -> str:
     git = ["git", "-C", str(Path(__file__).parents[2])]
     head = _printed([*git, "rev-parse", "--short", "HEAD"], r"^([0-9a-f]{7,})$")
     status = [*git, "status", "--porcelain", "--untracked-files=no", "--", "src"]
-    return f"{head}+" if _printed(status, r"^ ?([MADR])") != "unknown" else head
+    changed = _printed(status, r"^ ?([MADR])") in {"M", "A", "D", "R"}
+    return f"{head}+" if changed else head
 
 
 def file_system(folder: str) -> str:
