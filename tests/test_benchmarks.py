@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -38,6 +39,7 @@ from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import Result
 from tests.benchmarks.sections import SECTIONS
 from tests.functional.rabbitmq import why_no_broker
+from tests.support.proxy import DelayingProxy
 
 
 PEERS = {"zope.sendmail", "repoze.sendmail"}
@@ -76,6 +78,22 @@ def test_the_ways_to_a_relay(tls: str, tmp_path: Path) -> None:
         results = harness.interleave("drain", [ours], 1)
     assert subjects(results, "rate") == {"postcommit"}
     assert not list(queue.glob("new/*"))
+
+
+def test_a_delayed_connection_ends_without_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with (
+            DelayingProxy(port, 0.01) as proxy,
+            socket.create_connection(("127.0.0.1", proxy.port)) as client,
+        ):
+            there, _ = server.accept()
+            client.sendall(b"x")
+            with there:
+                assert there.recv(1) == b"x"
+    assert caplog.records == []
 
 
 def test_the_enqueueing(tmp_path: Path) -> None:

@@ -44,19 +44,24 @@ class DelayingProxy:
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
+        ends = [writer]
         try:
-            with contextlib.suppress(ConnectionError):
+            # Python 3.11 prints the traceback of a server's task that was cancelled.
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                there, back = await asyncio.open_connection(
+                    "127.0.0.1", self._target_port
+                )
+                ends.append(back)
                 await asyncio.gather(
                     self._pass(reader, back), self._pass(there, writer)
                 )
-                # What is on its way still arrives.
+                # The last bytes are still on their way.
                 await asyncio.sleep(self._delay)
-                for end in (writer, back):
+                for end in ends:
                     end.close()
                     await end.wait_closed()
         finally:
-            for end in (writer, back):
+            for end in ends:
                 end.transport.abort()
 
     async def _pass(
