@@ -249,10 +249,19 @@ def repair_back_links(
         context["body"] = re.sub(pattern, repaired, context["body"])
 
 
+def no_signature_of_protocols(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, *signature: Any
+) -> tuple[str, None] | None:
+    """Show a protocol without a constructor, because it is only for annotations."""
+    is_protocol = what == "class" and getattr(obj, "_is_protocol", False)
+    return ("", None) if is_protocol else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive_to_domain("py", "interface", InterfaceDescription)
     app.add_directive("autointerface", AutoInterface)
     app.add_post_transform(Links)
     app.connect("html-page-context", repair_back_links)
+    app.connect("autodoc-process-signature", no_signature_of_protocols)
     _names.clear()
     return {"parallel_read_safe": True}
