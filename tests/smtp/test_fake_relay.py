@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from postcommit._smtp.pipeline import SMTPPipeline
+from postcommit._smtp.mailer import SMTPPipeline
 from tests.smtp.fakerelay import STRAY
 from tests.smtp.fakerelay import Relay
 

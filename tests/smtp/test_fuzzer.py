@@ -43,7 +43,7 @@ MUTANTS = {
         "Outcome(self.recipients[index], Status.SENT, reply)",
     ),
     "a stray reply is not noticed": (
-        "_smtp/pipeline.py",
+        "_smtp/mailer.py",
         "if stray := connection.stray:\n",
         "if stray := '':\n",
     ),

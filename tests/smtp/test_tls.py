@@ -19,7 +19,7 @@ import trustme
 
 from postcommit._smtp.connection import Connection
 from postcommit._smtp.mailer import SMTPMailer
-from postcommit._smtp.pipeline import SMTPPipeline
+from postcommit._smtp.mailer import SMTPPipeline
 from postcommit._smtp.tls import TLS
 from postcommit.errors import OptionError
 from postcommit.errors import RelayError

@@ -9,7 +9,7 @@ import pytest
 from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._smtp.connection import parse
-from postcommit._smtp.pipeline import SMTPPipeline
+from postcommit._smtp.mailer import SMTPPipeline
 from tests.smtp.messages import SENDER
 from tests.smtp.messages import message
 from tests.smtp.messages import told
