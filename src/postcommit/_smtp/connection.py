@@ -415,7 +415,8 @@ class Connection:
             if relay.credentials is not None:
                 self.phase = Phase.LOGIN
                 self._log_in(relay.credentials)
-            self._expect_silence()
+            if not self.is_quiet:
+                self._expect_silence()
             if not (self.is_encrypted or self.is_loopback):
                 relay.tls.log_clear(str(relay))
             self.phase = Phase.READY
@@ -462,8 +463,6 @@ class Connection:
         For example, 421 right behind its reply to EHLO. Nothing was begun on this
         connection, so that another address of the relay can be tried.
         """
-        if self.is_quiet:
-            return
         try:
             reply = self.read(timeout=_AT_ONCE)
         except TimeoutError:

@@ -148,7 +148,9 @@ class Addresses:
         `is_in_use` says whether others go to it.
         """
         is_spared = False
-        addresses = self._in_order()
+        addresses = addresses_of(self._relay)
+        if len(addresses) > 1 or self._failed:
+            addresses = self._in_order(addresses)
         for address in addresses:
             connection = None
             try:
@@ -176,9 +178,8 @@ class Addresses:
                     connection.close()
         return None
 
-    def _in_order(self) -> list[Address]:
-        """Look the name up, and return the addresses in the order to try them."""
-        found = addresses_of(self._relay)
+    def _in_order(self, found: list[Address]) -> list[Address]:
+        """Return the addresses that were found in the order to try them."""
         # Without those that the name no longer has, or that failed long ago.
         recently, never = time.monotonic() - _REMEMBERED, -math.inf
         when = {address: self._failed.get(address, never) for address in found}
