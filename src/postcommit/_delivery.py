@@ -29,7 +29,6 @@ from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
-from postcommit._mail.terms import Terms
 from postcommit._mail.terms import terms_of
 from postcommit._mailers.foreign import from_exception
 from postcommit._mailers.foreign import notify_of
@@ -88,15 +87,6 @@ class _MailDelivery(ReadOnlyOptions):
         return bound
 
 
-def terms_now(
-    not_before: Moment | None, expires: Moment | None, bulk: bool
-) -> Terms | None:
-    """Return the terms of a mail that is sent now, or None for an ordinary mail."""
-    if not_before is None and expires is None and bulk is False:
-        return None  # without asking for the time
-    return terms_of(not_before, expires, bulk, time.time())
-
-
 @implementer(IQueuedMailDelivery)
 class QueuedMailDelivery(_MailDelivery):
     """Accepts messages into a queue, see `IQueuedMailDelivery`.
@@ -147,7 +137,9 @@ class QueuedMailDelivery(_MailDelivery):
         and `OptionError` for times at which it never could be. See `IMailDelivery` and
         `IScheduledMailDelivery`.
         """
-        terms = terms_now(not_before, expires, bulk)
+        terms = None  # those of an ordinary mail
+        if not_before is not None or expires is not None or bulk is not False:
+            terms = terms_of(not_before, expires, bulk, time.time())
         mail = compose(fromaddr, toaddrs, message, self.default_sender)
         data_manager = self._data_manager()
         item = self._queue().stage(

@@ -1,6 +1,7 @@
 """A delivery that fills an outbox, in the place of a delivery with a queue."""
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from zope.interface import implementer_only
 from postcommit._config.options import checked_message_id
 from postcommit._delivery import DirectMailDelivery
 from postcommit._delivery import Transmitting
-from postcommit._delivery import terms_now
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
+from postcommit._mail.terms import terms_of
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import Batch
@@ -58,7 +59,7 @@ class RecordingDelivery(DirectMailDelivery):
 
         Arguments and errors are those of `IScheduledMailDelivery`.
         """
-        terms = terms_now(not_before, expires, bulk)
+        terms = terms_of(not_before, expires, bulk, time.time())
         mail = compose(fromaddr, toaddrs, message, self.default_sender)
         mail.terms = terms
         return self._add(mail)
