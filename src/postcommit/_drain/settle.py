@@ -31,6 +31,8 @@ from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from operator import add
 from typing import NamedTuple
@@ -76,30 +78,24 @@ _SEVERAL = 2
 _FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
 
 
+@dataclass(eq=False, repr=False)
 class Settler:
     """Settles the entries of one drain. Several threads may use it.
 
     `tally` counts the recipients of the entries that were settled.
     """
 
-    def __init__(
-        self,
-        consumer: IConsumer,
-        mailer: SupportsSend,
-        schedule: Schedule,
-        breaker: Breaker,
-    ) -> None:
-        self.tally = Tally()
-        self.unsettled: dict[IClaim, _Unsettled] = {}
-        # By the key of an entry: the outcomes in its earlier parts of recipients that
-        # are tried again. They wait for the last part, because an entry has one time.
-        self._kept: dict[Hashable, tuple[Outcome, ...]] = {}
-        self._consumer = consumer
-        self._mailer = mailer
-        self._schedule = schedule
-        self._breaker = breaker
-        self._lock = threading.Lock()  # around the tally
-        self._is_settling_again = threading.Lock()
+    _consumer: IConsumer
+    _mailer: SupportsSend
+    _schedule: Schedule
+    _breaker: Breaker
+    tally: Tally = field(default_factory=Tally)
+    unsettled: dict[IClaim, _Unsettled] = field(default_factory=dict)
+    # By the key of an entry: the outcomes in its earlier parts of recipients that are
+    # tried again. They wait for the last part, because an entry has one time.
+    _kept: dict[Hashable, tuple[Outcome, ...]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # around the tally
+    _is_settling_again: threading.Lock = field(default_factory=threading.Lock)
 
     def part_of(self, claim: IClaim, most: int) -> Entry:
         """Return the claimed entry, with the next recipients to try: `most` at most."""
