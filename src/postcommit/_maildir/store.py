@@ -32,6 +32,7 @@ from contextlib import closing
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from typing import NoReturn
 
 from zope.interface import implementer
 
@@ -557,51 +558,51 @@ class Staging:
         return leader
 
     def publish(self, items: Sequence[Any]) -> None:
+        """Move the entries into the queue, with the leader as the last one.
+
+        As long as any is prepared, so is the leader. See `IBatch`.
+        """
         if not items:
             return
         staged, called_off, claims = _sorted(items)
+        left: list[str] = []
+        failure: OSError | None = None
         try:
-            self._accept(staged)
-        except PublishError:
-            self._remove(claims)  # the commit is decided all the same
-            raise
-        except QueueError:
-            self.discard(items)  # nothing was accepted, and the transaction aborts
-            raise
+            for item in reversed(staged):
+                try:
+                    item.move(item.target)
+                except OSError as error:
+                    if self._leader is None:
+                        # The only entry of a transaction, which is aborted by this.
+                        self.discard(items)
+                        raise unable(self._path, "accept the entry", error) from error
+                    left.append(os.path.basename(item.path))
+                    failure = failure or error
+            for folder in {item.folder for item in staged}:
+                try:
+                    sync(folder)
+                except OSError as error:
+                    failure = failure or error
         finally:
             if self._leader is not None:
                 self._release()
             ring(self._path)
+        if failure is not None:
+            self._fail(claims, tuple(left), failure)
         if claims:
             self._remove(claims)
         if called_off:
             _discard(called_off)
 
-    def _accept(self, items: Sequence[Staged]) -> None:
-        """Move the items into the queue, with the leader as the last one.
-
-        As long as any is prepared, so is the leader.
-        """
-        left: list[str] = []
-        causes: list[OSError] = []
-        for item in reversed(items):
-            try:
-                item.move(item.target)
-            except OSError as error:
-                if self._leader is None:
-                    # The only entry of a transaction, which is aborted by this.
-                    raise unable(self._path, "accept the entry", error) from error
-                left.append(os.path.basename(item.path))
-                causes.append(error)
-        for folder in {item.folder for item in items}:
-            try:
-                sync(folder)
-            except OSError as error:
-                causes.append(error)
-        if causes:
-            failure = PublishError(self._path, tuple(left), causes[0])
-            _staging_log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
-            raise failure from causes[0]
+    def _fail(
+        self, claims: Sequence[Claim], left: tuple[str, ...], cause: OSError
+    ) -> NoReturn:
+        """Raise `PublishError`. The commit is decided, so what was called off goes."""
+        failure = PublishError(self._path, left, cause)
+        _staging_log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
+        if claims:
+            self._remove(claims)
+        raise failure from cause
 
     def _remove(self, claims: Sequence[Claim]) -> None:
         """Remove what was called off, so that it is also gone after a power failure."""
