@@ -67,15 +67,17 @@ class OpenFile:
 
     descriptor = -1
     _is_locked = False
+    # Flags with which each file of the class is opened.
+    _flags = os.O_CLOEXEC
 
-    def __init__(self, path: str, flags: int, mode: int = 0o600) -> None:
+    def __init__(self, path: str, flags: int = os.O_RDWR, mode: int = 0o600) -> None:
         """Open `path` as `os.open` does. Raises OSError."""
         guard = _guard
         try:
             guard.busy[self] = threading.get_ident()
             if guard.thread:
                 guard.wait(self)
-            self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+            self.descriptor = os.open(path, flags | self._flags, mode)
             guard.open.add(self)
         finally:
             guard.busy.pop(self, None)
@@ -116,11 +118,10 @@ class FileLock(OpenFile):
     if the file cannot be opened.
     """
 
-    def __init__(self, path: str, access: int = os.O_RDWR) -> None:
-        # For writing, because network file systems want it for the lock;
-        # without waiting, should it be a pipe; and never through a symbolic
-        # link, which could lead anywhere.
-        super().__init__(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
+    # Without waiting, should it be a pipe; and never through a symbolic link, which
+    # could lead anywhere. By default it is open for writing, too, because network file
+    # systems want that for the lock.
+    _flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock, if it is free. Return whether it was. Does not wait.
