@@ -49,9 +49,9 @@ from postcommit._maildir.files import unable
 from postcommit._maildir.gate import Gate
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.maildir import Watch
+from postcommit._maildir.presence import STOPPED
 from postcommit._maildir.presence import PauseNote
 from postcommit._maildir.presence import Wakeup
-from postcommit._maildir.presence import is_stopped
 from postcommit._maildir.presence import ring
 from postcommit._maildir.presence import stopped
 from postcommit._maildir.rooms import BULK
@@ -179,7 +179,7 @@ class Consumer:
         if not self._is_paused and now < self._next_look:
             return False
         self._next_look = now + _STOPPED_SELDOM
-        is_paused = is_stopped(self._store.path)
+        is_paused = os.path.lexists(f"{self._store.path}/{STOPPED}")
         with self._lock:
             is_news, self._is_paused = is_paused != self._is_paused, is_paused
         if is_news and is_paused:

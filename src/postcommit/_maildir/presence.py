@@ -298,11 +298,6 @@ class Stopped:
         return f"paused by hand{by}{f': {self.reason}' if self.reason else ''}"
 
 
-def is_stopped(queue_path: str) -> bool:
-    """Return whether a person has paused the queue."""
-    return os.path.lexists(f"{queue_path}/{STOPPED}")
-
-
 def stopped(queue_path: str) -> Stopped | None:
     """Return who has paused the queue, or None."""
     path = f"{queue_path}/{STOPPED}"
