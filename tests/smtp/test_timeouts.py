@@ -9,6 +9,7 @@ from concurrent.futures import wait
 import pytest
 
 from postcommit._mail.report import Stage
+from postcommit._smtp.connection import TIMEOUT_OF
 from postcommit._smtp.connection import Connection
 from postcommit._smtp.connection import Timeouts
 from postcommit._smtp.mailer import SMTPMailer
@@ -114,10 +115,11 @@ def test_one_for_all(timeout, leave):
 
 
 def test_each_stage_has_its_own():
-    connection = Connection(None, SMTPMailer().relay)
-    assert set(connection._timeouts) == set(Stage)
-    assert connection._timeouts[Stage.END] == 600
-    assert connection._timeouts[Stage.DATA] == 120
+    timeouts = SMTPMailer().relay.timeouts
+    seconds = {stage: getattr(timeouts, name) for stage, name in TIMEOUT_OF.items()}
+    assert set(seconds) == set(Stage)
+    assert seconds[Stage.END] == 600
+    assert seconds[Stage.DATA] == 120
 
 
 def test_a_small_message_has_its_own_time_not_that_of_the_last_reply():

@@ -24,6 +24,7 @@ import stat
 import sys
 import time
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -99,6 +100,16 @@ class Timeouts:
         """
         limit = min(timeout, cls.quit)
         return cls(connect, timeout, timeout, timeout, timeout, end, limit)
+
+
+# The time-out of the reply to a command of each stage.
+TIMEOUT_OF = {
+    Stage.SESSION: "command",
+    Stage.MAIL: "command",
+    Stage.RCPT: "command",
+    Stage.DATA: "data",
+    Stage.END: "end",
+}
 
 
 @dataclass(frozen=True)
@@ -222,6 +233,7 @@ class Phase(enum.Enum):
     READY = "messages"
 
 
+@dataclass(eq=False, repr=False)
 class Connection:
     """A connected socket, the bytes that were received, and what the relay offers.
 
@@ -239,34 +251,24 @@ class Connection:
     another OSError for other failures.
     """
 
-    def __init__(
-        self, connected: socket.socket, relay: Relay, address: Address | None = None
-    ) -> None:
-        self.relay = relay
-        self.address = address
-        self.phase = Phase.GREETING
-        self.is_proven = self.is_lost = False
-        self.borrower: int | None = None
-        self.extensions: dict[str, str] = {}
-        self.is_encrypted = False
-        self.pipelining = False
-        self.messages = 0
-        self.is_dirty = False
-        self.most_recipients = sys.maxsize
-        self.sent = 0
-        self._socket = connected
-        self._timeout: float | None = None
-        self._most = _BLOCK
-        self._data = b""  # received, and unread from `_position` on
-        self._position = 0
-        timeouts = relay.timeouts
-        self._timeouts = {
-            Stage.SESSION: timeouts.command,
-            Stage.MAIL: timeouts.command,
-            Stage.RCPT: timeouts.command,
-            Stage.DATA: timeouts.data,
-            Stage.END: timeouts.end,
-        }
+    _socket: socket.socket
+    relay: Relay
+    address: Address | None = None
+    phase: Phase = Phase.GREETING
+    is_proven: bool = False
+    is_lost: bool = False
+    borrower: int | None = None
+    extensions: dict[str, str] = field(default_factory=dict)
+    is_encrypted: bool = False
+    pipelining: bool = False
+    messages: int = 0
+    is_dirty: bool = False
+    most_recipients: int = sys.maxsize
+    sent: int = 0
+    _timeout: float | None = None
+    _most: int = _BLOCK
+    _data: bytes = b""  # received, and unread from `_position` on
+    _position: int = 0
 
     # Bytes and replies
 
@@ -298,7 +300,9 @@ class Connection:
         slowly it comes. Raises TimeoutError if the reply is not complete in time,
         `RelayError` if it is not a reply, another OSError if the connection is lost.
         """
-        limit = self._timeouts[stage] if timeout is None else timeout
+        limit = timeout
+        if limit is None:
+            limit = getattr(self.relay.timeouts, TIMEOUT_OF[stage])
         deadline = time.monotonic() + limit
         taken = take(self._data, self._position)
         while taken is None:
