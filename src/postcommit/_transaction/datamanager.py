@@ -46,6 +46,8 @@ import enum
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 
 from transaction.interfaces import IDataManagerSavepoint
@@ -70,29 +72,24 @@ class Phase(enum.Enum):
 
 
 @implementer(ISavepointDataManager)
+@dataclass(eq=False, repr=False)
 class DataManager:
     """Two-phase commit of one batch, see `ISavepointDataManager`.
 
     The table of the module has the phases.
     """
 
-    def __init__(
-        self,
-        owner: object,
-        batch: Batch,
-        transaction: ITransaction,
-        transaction_manager: ITransactionManager,
-    ) -> None:
-        # `transaction` keeps data by the id() of its owner. As long as this data
-        # manager refers to the owner, no other object can get the same id.
-        self._owner = owner
-        self._batch = batch
-        # The transaction to join with the first item; None: it was joined.
-        self._transaction: ITransaction | None = transaction
-        self.items: list[Any] = []
-        self._phase = Phase.JOINED
-        self.transaction_manager = transaction_manager
-        self._process = os.getpid()  # a forked child has a copy, and another id
+    # `transaction` keeps data by the id() of its owner. As long as this data manager
+    # refers to the owner, no other object can get the same id.
+    _owner: object
+    _batch: Batch
+    # The transaction to join with the first item; None: it was joined.
+    _transaction: ITransaction | None
+    transaction_manager: ITransactionManager
+    items: list[Any] = field(default_factory=list)
+    _phase: Phase = Phase.JOINED
+    # A forked child has a copy, and another id.
+    _process: int = field(default_factory=os.getpid)
 
     @classmethod
     def of(
