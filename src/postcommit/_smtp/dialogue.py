@@ -607,6 +607,7 @@ class Transmission:
         return Transmission(self.account, self.indices, has_moved=True)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Dialogue:
     """The messages of one pipeline, over as many connections as they need.
 
@@ -621,23 +622,21 @@ class Dialogue:
     is False once the relay was out of step.
     """
 
-    def __init__(
-        self, *, messages: int = sys.maxsize, recipients: int = sys.maxsize
-    ) -> None:
-        self.link: Link | None = None
-        self.failure: RelayError | None = None
-        self.pipelining = True
-        self.upcoming: deque[Transmission] = deque()
-        self._messages = self.most_messages = messages
-        self._recipients = recipients
-        self._accounts: deque[Account] = deque()
-        self._offered: Transmission | None = None
-        self._ended: Transmission | None = None
-        # The last message that was sent, and the connection.
-        self._sent: tuple[Link, Account] | None = None
-        # The connection on which a transmission was split last.
-        self._split_on: Link | None = None
-        self._dot = 0  # number of bytes of the last write up to the final dot in it
+    messages: int = sys.maxsize
+    recipients: int = sys.maxsize
+    link: Link | None = None
+    failure: RelayError | None = None
+    pipelining: bool = True
+    upcoming: deque[Transmission] = field(default_factory=deque)
+    most_messages: int = sys.maxsize
+    _accounts: deque[Account] = field(default_factory=deque)
+    _offered: Transmission | None = None
+    _ended: Transmission | None = None
+    # The last message that was sent, and the connection.
+    _sent: tuple[Link, Account] | None = None
+    # The connection on which a transmission was split last.
+    _split_on: Link | None = None
+    _dot: int = 0  # number of bytes of the last write up to the final dot in it
 
     # For the caller
 
@@ -817,12 +816,12 @@ class Dialogue:
     def _next(self, link: Link) -> Transmission | None:
         """Return the next transmission that `link` can take, ready to be written."""
         limits = limits_of(link.extensions) if "LIMITS" in link.extensions else {}
-        self.most_messages = min(self._messages, limits.get("MAILMAX", self._messages))
+        self.most_messages = min(self.messages, limits.get("MAILMAX", self.messages))
         if "RCPTMAX" in limits:
             link.most_recipients = min(link.most_recipients, limits["RCPTMAX"])
         while self.upcoming and link.messages < self.most_messages:
             transmission = self.upcoming.popleft()
-            most = min(self._recipients, link.most_recipients)
+            most = min(self.recipients, link.most_recipients)
             if "RCPTDOMAINMAX" in limits:
                 most = transmission.within(most, limits["RCPTDOMAINMAX"])
             if len(transmission.indices) > most:
@@ -929,8 +928,8 @@ class Dialogue:
             limit = transmission.tried or None
         if limit is None and self._split_on is link:
             limit = link.most_recipients
-        if limit is not None and limit < self._recipients:
-            self._recipients = limit
+        if limit is not None and limit < self.recipients:
+            self.recipients = limit
             return True
         if isinstance(reply, Reply) and reply.code != 421 and is_about_number(reply):
             return self._has_sent_on(link)
