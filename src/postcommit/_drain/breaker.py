@@ -30,10 +30,13 @@ state           when                                            what is tried
 from __future__ import annotations
 
 import enum
+import math
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Hashable
+from dataclasses import dataclass
+from dataclasses import field
 
 from postcommit._drain.contract import IClaim
 from postcommit._drain.contract import IConsumer
@@ -69,6 +72,7 @@ class CircuitState(enum.Enum):
     HALF_OPEN = "half open"
 
 
+@dataclass(eq=False, repr=False)
 class Breaker:
     """The breaker of the queue called `name`. Several threads may use it.
 
@@ -92,25 +96,24 @@ class Breaker:
     error of each entry that fails, by its name, to log it once.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name = name
-        self.count = 0
-        self.suspects: dict[Hashable, int] = {}
-        self.skipped: frozenset[Hashable] = frozenset()
-        self.failing: dict[str, str] = {}
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._showing = threading.Lock()
-        self._pause: tuple[object, float] = (None, 0.0)  # its reason and seconds
-        self._failures = 0  # in a row
-        self._until = 0.0
-        self._shortened = 0  # the pause that was shortened last
-        self.is_probed = False
-        self._logged: set[str] = set()
-        self._answers = 0
-        self._failing_since = clock()
-        self._has_logged_that_more_fail = False
-        self._consumer: IConsumer | None = None
+    name: str
+    _clock: Callable[[], float] = time.monotonic
+    count: int = 0
+    suspects: dict[Hashable, int] = field(default_factory=dict)
+    skipped: frozenset[Hashable] = frozenset()
+    failing: dict[str, str] = field(default_factory=dict)
+    is_probed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _showing: threading.Lock = field(default_factory=threading.Lock)
+    _pause: tuple[object, float] = (None, 0.0)  # its reason and seconds
+    _failures: int = 0  # in a row
+    _until: float = 0.0
+    _shortened: int = 0  # the pause that was shortened last
+    _logged: set[str] = field(default_factory=set)
+    _answers: int = 0
+    _failing_since: float = -math.inf
+    _has_logged_that_more_fail: bool = False
+    _consumer: IConsumer | None = None
 
     def show_to(self, consumer: IConsumer) -> None:
         """Show pauses to others, and wake the feeder, through `consumer`.

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Iterable
+from dataclasses import dataclass
+from dataclasses import field
 
 from postcommit._drain.breaker import Breaker
 from postcommit._drain.breaker import CircuitState
@@ -42,6 +44,7 @@ _SHORT, _LONG = 1.0, 5.0
 Take = Callable[[int, Collection[Hashable]], list[IClaim]]
 
 
+@dataclass(eq=False, repr=False)
 class Worker:
     """Works on the due entries of one drain, in one thread.
 
@@ -56,34 +59,27 @@ class Worker:
     `most_at_a_time` is the maximum number of transmissions of one claim.
     """
 
-    def __init__(
-        self,
-        consumer: IConsumer,
-        mailer: SupportsSend,
-        breaker: Breaker,
-        settler: Settler,
-        take: Take | None = None,
-    ) -> None:
-        self.tries_suspects = True
-        self.is_stopping = False
-        self.is_alone = True
-        self.was_refused = False
-        self.most_at_a_time = _MOST_AT_A_TIME
-        self._consumer = consumer
-        self._mailer = mailer
-        self._breaker = breaker
-        self._settler = settler
-        self._take = take or consumer.take
-        self._claimed: deque[IClaim] = deque()  # not read
-        self._ready: deque[IClaim] = deque()  # read, not offered
-        self._in_flight: deque[IClaim] = deque()  # offered, not settled
-        self._looked = -math.inf
-        self._portion = 1  # the number of entries to claim at a time
-        self._was_large = False
-        self._transmissions = 2  # of a part
-        # Settled by the time that the next report is there.
-        self._removing: tuple[IClaim, DeliveryReport, bool] | None = None
-        self._began: dict[IClaim, float] = {}  # when a part of it was offered
+    _consumer: IConsumer
+    _mailer: SupportsSend
+    _breaker: Breaker
+    _settler: Settler
+    _take: Take | None = None
+    tries_suspects: bool = True
+    is_stopping: bool = False
+    is_alone: bool = True
+    was_refused: bool = False
+    most_at_a_time: int = _MOST_AT_A_TIME
+    _claimed: deque[IClaim] = field(default_factory=deque)  # not read
+    _ready: deque[IClaim] = field(default_factory=deque)  # read, not offered
+    _in_flight: deque[IClaim] = field(default_factory=deque)  # offered, not settled
+    _looked: float = -math.inf
+    _portion: int = 1  # the number of entries to claim at a time
+    _was_large: bool = False
+    _transmissions: int = 2  # of a part
+    # Settled by the time that the next report is there.
+    _removing: tuple[IClaim, DeliveryReport, bool] | None = None
+    # When a part of an entry was offered.
+    _began: dict[IClaim, float] = field(default_factory=dict)
 
     def work(self, most: int) -> bool:
         """Work on up to `most` entries. Return True if there may be more to do now.
@@ -308,14 +304,14 @@ class Worker:
             self._portion = min(2 * self._portion, _MOST_AHEAD)
         self._looked = now
         most = min(self._portion, self._left)
-        breaker = self._breaker
+        breaker, take = self._breaker, self._take or self._consumer.take
         try:
             if not breaker.suspects:
-                claims = self._take(most, breaker.skipped)
+                claims = take(most, breaker.skipped)
             else:
-                claims = self._take(most, breaker.avoided())
+                claims = take(most, breaker.avoided())
                 if not claims and (self.tries_suspects or not self._is_probe):
-                    claims = self._take(most, breaker.skipped)
+                    claims = take(most, breaker.skipped)
         except QueueError as error:
             breaker.note(error, since=self._since)
             return False
