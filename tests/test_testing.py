@@ -9,6 +9,7 @@ import time
 import pytest
 import transaction
 import zope.event
+from transaction import TransactionManager
 from zope.component import getGlobalSiteManager
 from zope.component import getUtility
 from zope.component.testing import PlacelessSetup
@@ -309,6 +310,69 @@ def test_deliveries_and_mailers_are_replaced_for_a_while(tmp_path):
     assert sorted(map(repr, registry.registeredUtilities())) == before
     assert registry.getUtility(IMailDelivery, "shop") is queued
     assert not (tmp_path / "queue").exists()
+
+
+def queued(tmp_path, **options):
+    return QueuedMailDelivery(str(tmp_path / "queue"), **options)
+
+
+def direct(tmp_path, **options):
+    return DirectMailDelivery(SMTPMailer(), **options)
+
+
+@pytest.mark.parametrize("kind", [queued, direct])
+def test_a_delivery_keeps_its_sender(tmp_path, kind):
+    registry = Components("application")
+    delivery = kind(tmp_path, default_sender="Shop <shop@x.org>")
+    registry.registerUtility(delivery, IMailDelivery)
+    with recording(registry) as outbox:
+        with transaction.manager:
+            registry.getUtility(IMailDelivery).send(None, B, "Subject: x\n\n")
+        assert [mail.sender for mail in outbox] == ["shop@x.org"]
+        assert outbox[0].message["From"] == "Shop <shop@x.org>"
+
+
+@pytest.mark.parametrize("kind", [queued, direct])
+def test_a_delivery_keeps_its_transaction_manager(tmp_path, kind):
+    registry = Components("application")
+    manager = TransactionManager(explicit=True)
+    delivery = kind(tmp_path, transaction_manager=manager)
+    registry.registerUtility(delivery, IMailDelivery)
+    with recording(registry) as outbox:
+        manager.begin()
+        send(registry, "")
+        transaction.commit()
+        assert outbox == []
+        manager.commit()
+        assert len(outbox) == 1
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_delivery_that_checks_the_relay_does_so(tmp_path, is_asked):
+    registry = Components("application")
+    delivery = direct(tmp_path, check_relay=is_asked)
+    registry.registerUtility(delivery, IMailDelivery)
+    with recording(registry) as outbox:
+        outbox.mailer.fail()
+        send(registry, "")
+        if is_asked:
+            with pytest.raises(RelayError, match="it is down"):
+                transaction.commit()
+            transaction.abort()
+        else:
+            transaction.commit()
+
+
+def test_deliveries_with_the_same_options_keep_the_order_of_their_mail(tmp_path):
+    registry = Components("application")
+    for name in ("one", "two"):
+        registry.registerUtility(queued(tmp_path), IMailDelivery, name)
+    with recording(registry) as outbox:
+        with transaction.manager:
+            for number, name in enumerate(["one", "two", "one"]):
+                delivery = registry.getUtility(IMailDelivery, name)
+                delivery.send(SENDER, B, message(number))
+        assert [mail.message_id[0] for mail in outbox] == ["0", "1", "2"]
 
 
 def test_a_processor_does_nothing_for_a_while(tmp_path):

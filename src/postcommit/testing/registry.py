@@ -36,7 +36,8 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
 
     All utilities are restored at the end. By default the registry is the global
     registry. Each delivery and each mailer in it is replaced, so that mail arrives in
-    the outbox when its transaction commits. Processors are replaced by objects that do
+    the outbox when its transaction commits. A delivery keeps its `default_sender`,
+    `transaction_manager` and `check_relay`. Processors are replaced by objects that do
     nothing. Without any delivery, two are registered, one named "Mail" and the other
     without a name. Events go to the registry's ``notify``, or to `zope.event.notify`.
     The `mailer` of the outbox receives the mail. For example, let it refuse a
@@ -44,7 +45,7 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
     """
     components: Any = getGlobalSiteManager() if registry is None else registry
     mailer = RecordingMailer(notify=getattr(components, "notify", zope.event.notify))
-    scheduled, direct = RecordingDelivery(mailer), DirectMailDelivery(mailer)
+    replacements = _Deliveries(mailer)
     with ExitStack() as replaced:
         are_deliveries = []
         for old in list(components.registeredUtilities()):
@@ -52,19 +53,43 @@ def recording(registry: IComponents | None = None) -> Iterator[Outbox]:
             # older library.
             are_deliveries.append(IMailDelivery.providedBy(old.component))
             if are_deliveries[-1]:
-                has_queue = IScheduledMailDelivery.providedBy(old.component)
-                new = scheduled if has_queue else direct
-                _replace(components, old, new, replaced)
+                _replace(components, old, replacements.of(old.component), replaced)
             elif IMailer.providedBy(old.component):
                 _replace(components, old, mailer, replaced)
             elif IMailQueueProcessor.providedBy(old.component):
                 _replace(components, old, _Idle(old.component), replaced)
+        scheduled = RecordingDelivery(mailer)
         for name in () if any(are_deliveries) else _NAMES:
             components.registerUtility(scheduled, IMailDelivery, name, event=False)
             replaced.callback(
                 components.unregisterUtility, scheduled, IMailDelivery, name
             )
         yield mailer.outbox
+
+
+class _Deliveries:
+    """The deliveries that replace others, each for all with the same options."""
+
+    def __init__(self, mailer: RecordingMailer) -> None:
+        self._mailer = mailer
+        self._made: dict[tuple[object, ...], DirectMailDelivery] = {}
+
+    def of(self, old: Any) -> DirectMailDelivery:
+        """Return the delivery that replaces `old`, which may be of another library."""
+        kind: type[DirectMailDelivery] = DirectMailDelivery
+        if IScheduledMailDelivery.providedBy(old):
+            kind = RecordingDelivery
+        sender = getattr(old, "default_sender", None)
+        manager = getattr(old, "transaction_manager", None)
+        options: dict[str, Any] = {
+            "default_sender": sender if isinstance(sender, str) else None,
+            "transaction_manager": manager if hasattr(manager, "get") else None,
+            "check_relay": getattr(old, "check_relay", False) is True,
+        }
+        key = kind, *map(id, options.values())
+        if key not in self._made:
+            self._made[key] = kind(self._mailer, **options)
+        return self._made[key]
 
 
 def _replace(components: Any, old: Any, new: Any, replaced: ExitStack) -> None:
