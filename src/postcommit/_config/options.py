@@ -54,7 +54,7 @@ _FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
 
 _TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
 
-# What the constraint of a field takes.
+# The values that the constraint of a field takes, for the text of an error.
 _CONSTRAINTS = {can_be_host: "a host name or address", is_ip_address: "an IP address"}
 
 

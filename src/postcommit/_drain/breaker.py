@@ -235,7 +235,7 @@ class Breaker:
             self._show()
 
     def _show(self) -> None:
-        """Show others the state now, whoever came first to change it."""
+        """Show others the present state, which another thread may have changed."""
         if self._consumer is None:
             return
         with self._showing:

@@ -210,7 +210,7 @@ class Drain:
         return self._consumer.let_in()
 
     def _feeder_failed(self, error: Exception) -> None:
-        """Pause after an error that nobody expects: the thread has to live."""
+        """Pause after an unexpected error. The thread must not end."""
         if self._breaker.state is not CircuitState.OPEN:
             log.error("%s: the feeder failed", self._name, exc_info=error)
         self._breaker.failed(error)

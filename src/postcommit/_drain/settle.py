@@ -146,8 +146,9 @@ class Settler:
     ) -> tuple[DeliveryReport, Settlement]:
         """Decide what is done to the entry, without doing anything."""
         entry, now = claim.entry, self._consumer.now()
-        # Not after the first attempt: the clock may have been wrong, or the relay away.
-        # Nor for recipients that were not reached because the relay failed.
+        # An entry is not given up after its first attempt, because the clock may have
+        # been wrong, or the relay away. Recipients that have no outcome, because the
+        # relay failed, are not given up either.
         next_attempt = self._schedule.next_attempt(claim.accepted, now)
         if claim.expires is not None and claim.expires <= next_attempt:
             report = expiring(report)
@@ -338,7 +339,7 @@ def _log_lost_report(
 
 
 def _log_loss(claim: IClaim, report: DeliveryReport, settled: Settled) -> None:
-    """Log that somebody else has had the entry during the attempt."""
+    """Log that a person or another processor has had the entry meanwhile."""
     if settled is Settled.REMOVED:
         log.warning(
             "%s: somebody has removed it during the attempt; it is not tried again",

@@ -200,7 +200,7 @@ class Worker:
         self._found_nothing = False
 
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
-        """Attribute each report, settle and announce it, and tell the breaker."""
+        """Attribute each report, settle and announce it, and note it in the breaker."""
         for claim, report in reports:
             self._end_removal()
             if claim in self._began:

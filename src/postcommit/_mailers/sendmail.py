@@ -98,7 +98,7 @@ class SendmailMailer(BaseMailer):
                     message_id, recipients, tuple(outcomes), relay_failure=failure
                 )
             except BaseException as error:
-                # For the pipeline. What may have been sent must not be sent again.
+                # For the pipeline: who may have the message must not get it again.
                 error.report = _interrupted(  # type: ignore[attr-defined]
                     message_id, recipients, tuple(outcomes), len(some), error
                 )

@@ -423,8 +423,9 @@ class Transmission:
     those that go into the next transmission. `refused` is the number of those that it
     has refused, unless that may be because of the number: some relays count these, too.
     `limit` is the number of both, if the relay has shown that it takes no more.
-    `is_sure` says that it was the relay's reason. Else the next transmission tells,
-    which has it as its `doubtful` limit: a recipient that was left is accepted then.
+    `is_sure` says that the relay named it as its reason. Otherwise it is the `doubtful`
+    limit of the next transmission: if a recipient that was left is accepted there, the
+    number was the reason.
     `is_welcome` says that it waits for the content.
     """
 

@@ -56,7 +56,7 @@ class SendmailCommandReturnedNonZero(subprocess.CalledProcessError):
         super().__init__(returncode, args, stderr=said)
 
 
-# What makes the messages that mailers of repoze.sendmail take.
+# Makes the messages that mailers of repoze.sendmail take.
 _converted = staticmethod(email.message_from_bytes)
 
 
