@@ -18,6 +18,7 @@ import pytest
 import transaction
 
 from postcommit._delivery import QueuedMailDelivery
+from postcommit._maildir.consumer import Consumer
 from postcommit._maildir.presence import heartbeat
 from postcommit._maildir.store import Store
 from postcommit._processor import QueueProcessor
@@ -503,6 +504,29 @@ def test_a_message_at_which_the_mailer_raises_again_is_deferred(
     assert event.recipients == ("poison@x.org",)
     assert "a mistake" in event.errorMessage
     assert len(os.listdir(f"{delivery.queuePath}/cur")) == 1
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_a_mailer_raises_while_an_entry_is_removed(
+    delivery: QueuedMailDelivery, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """The removal goes on beside the next messages, as in a database."""
+    monkeypatch.setattr(Consumer, "quick_seconds", 3600.0)
+    monkeypatch.setattr(Consumer, "begin_removal", lambda self, claim: True)
+    others = [f"{number}@x.org" for number in range(8)]
+    for recipient in [*others[:place], "poison@x.org", *others[place:]]:
+        send(delivery, recipient)
+    mailer = Mistaken()
+    processor = QueueProcessor(delivery.queuePath, mailer, HOUR_IN_MS, workers=1)
+    tally = processor.flush()
+    assert tally.sent == 8
+    assert sorted(recipient for _, recipient in mailer.sent) == others
+    left = [name for state in ("new", "cur") for name in _entries(delivery, state)]
+    assert len(left) == 1
+
+
+def _entries(delivery: QueuedMailDelivery, state: str) -> list[str]:
+    return os.listdir(f"{delivery.queuePath}/{state}")
 
 
 def test_as_long_as_the_mailer_raises_at_all_messages_none_is_blamed(

@@ -17,6 +17,7 @@ from postcommit._drain.breaker import CircuitState
 from postcommit._drain.contract import IClaim
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.settle import Settler
+from postcommit._log import Log
 from postcommit._mail.entry import Entry
 from postcommit._mail.message import message_id_of
 from postcommit._mail.report import DeliveryReport
@@ -27,6 +28,8 @@ from postcommit.errors import RelayError
 from postcommit.errors import text_of
 from postcommit.interfaces import SupportsSend
 
+
+log = Log("postcommit.drain.worker")
 
 # Read-ahead: while each message takes less than `IConsumer.quick_seconds`, several
 # entries are claimed and read at a time, which is quicker than each between two
@@ -130,16 +133,15 @@ class Worker:
                 raise RuntimeError(f"{self._mailer!r} gave no report for {name}")
         except Exception as error:
             mistake = error
-            raise
         finally:
             try:
                 # After an error: what was sent must not be sent again.
                 self._conclude(pipeline.completed())
-                if mistake is not None:
-                    self._suspect(mistake)
             finally:
                 try:
                     self._end_removal()
+                    if mistake is not None:
+                        self._suspect(mistake)
                 finally:
                     self._release_all()
 
@@ -156,7 +158,8 @@ class Worker:
         """Suspect the messages that a mailer made a mistake at instead of a report.
 
         It may make it at one of them each time. Then the others must not wait for it.
-        So it counts as a failure of the relay in the middle of the message.
+        So it counts as a failure of the relay in the middle of the message. Raises
+        `mistake`, unless it is known which message was the reason.
         """
         failure = RelayError.of(mistake, text_of(mistake))
         failed = [
@@ -172,6 +175,10 @@ class Worker:
             for claim in self._in_flight
         ]
         self._conclude(failed)
+        if self._failed or not failed:
+            raise mistake
+        names = ", ".join(claim.name for claim, _ in failed)
+        log.error("%r failed again at %s", self._mailer, names, exc_info=mistake)
 
     def _part_of(self, claim: IClaim) -> Entry:
         """Return the claimed entry, with as many recipients as are tried at a time."""
@@ -220,7 +227,7 @@ class Worker:
             self._settle(*removing)
 
     def _settle(self, claim: IClaim, report: DeliveryReport, answered: bool) -> None:
-        """Settle the entry and announce the report, and tell the breaker."""
+        """Settle the entry, announce the report, and note it in the breaker."""
         trouble: object = report.relay_failure
         is_refused = report.too_many_connections and not (
             self.is_alone or self._is_probe
