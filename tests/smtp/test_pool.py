@@ -643,7 +643,8 @@ def test_many_threads_share_the_connections_that_a_relay_permits(relay, connect)
 def test_a_vote_waits_for_a_connection_in_use(relay, connect):
     """The relay answers. Otherwise the transaction would abort."""
     limit_to(relay, 2)
-    delivery = DirectMailDelivery(connect(relay), check_relay=True)
+    mailer = connect(relay, connect_timeout=60)
+    delivery = DirectMailDelivery(mailer, check_relay=True)
     refused = []
 
     def commit(number):
@@ -735,7 +736,8 @@ def test_a_connection_is_waited_for_if_no_other_relay_works(
     limit_to(relay, 2)
     dead = start()
     dead.refuse()
-    mailers = {"limited": connect(relay), "dead": connect(dead)}
+    limited = connect(relay, connect_timeout=60)
+    mailers = {"limited": limited, "dead": connect(dead)}
     failover = FailoverMailer(
         [mailers[name] for name in names.split()], round_robin=round_robin
     )
