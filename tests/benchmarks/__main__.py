@@ -21,6 +21,9 @@ from tests.benchmarks import latency
 from tests.benchmarks import machine
 from tests.benchmarks import mixed
 from tests.benchmarks import report
+from tests.benchmarks import rowclaims
+from tests.benchmarks import rowdrain
+from tests.benchmarks import rowenqueue
 from tests.benchmarks import scale
 from tests.benchmarks import store
 from tests.benchmarks import together
@@ -40,6 +43,9 @@ RUNS: dict[str, tuple[ModuleType, list[str]]] = {
     "mixed": (mixed, []),
     "scale": (scale, []),
     "together": (together, []),
+    "rowenqueue": (rowenqueue, []),
+    "rowdrain": (rowdrain, []),
+    "rowclaims": (rowclaims, []),
     "broker": (broker, []),
     "import": (import_time, []),
 }

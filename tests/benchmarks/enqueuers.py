@@ -16,12 +16,8 @@ from pathlib import Path
 import transaction
 
 from tests.benchmarks.harness import measured
+from tests.benchmarks.message import MESSAGE
 
-
-MESSAGE = (
-    b"From: sender@example.org\nTo: recipient@example.org\nSubject: x\n"
-    b"Message-Id: <1@example.org>\nDate: Mon, 23 Nov 2026 12:00:00 +0000\n\n"
-) + b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\n" * 62
 
 # What the limits write: a queue needs the envelope, too, and these few bytes more are
 # a second block of the disk.

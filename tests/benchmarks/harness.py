@@ -92,11 +92,17 @@ def tell(**figures: tuple[str, float | list[float]]) -> None:
 
 
 @contextmanager
-def measured(count: int, *, by_child: bool = False) -> Iterator[None]:
+def measured(
+    count: int,
+    *,
+    by_child: bool = False,
+    also: Callable[[], dict[str, tuple[str, float]]] = dict,
+) -> Iterator[None]:
     """Measure the body, which handles `count` messages, and tell.
 
     With `by_child` the body waits for a process that does the work: its
-    processor time counts, and its memory is not known.
+    processor time counts, and its memory is not known. `also` is called afterwards, and
+    returns other figures to tell.
     """
     cpu, wall = processor_time(), time.perf_counter()
     yield
@@ -106,7 +112,7 @@ def measured(count: int, *, by_child: bool = False) -> Iterator[None]:
     figures["processor_time"] = ("ms", 1000 * cpu / count)
     if not by_child:
         figures["peak_memory"] = ("MiB", peak_memory())
-    tell(**figures)
+    tell(**figures, **also())
 
 
 def processor_time() -> float:

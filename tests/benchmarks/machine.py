@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.benchmarks.relays import SBIN
+from tests.support.postgres import PROGRAMS
 
 
 PACKAGES = (
@@ -19,6 +20,7 @@ PACKAGES = (
     "pyramid_mailer",
     "transaction",
     "zope.interface",
+    "psycopg",
 )
 
 
@@ -37,6 +39,8 @@ def describe(folder: str = ".") -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
+    postgres = PROGRAMS[-1] / "postgres" if PROGRAMS else "postgres"
+    found["PostgreSQL"] = _printed([str(postgres), "--version"], r"([\d.]+)")
     found["Postfix"] = _printed(["postconf", "-h", "mail_version"], r"(\S+)")
     found["stunnel"] = _printed(["stunnel", "-version"], r"stunnel (\S+)")
     return found

@@ -193,6 +193,9 @@ PLOTS = {
     "bulk": _bars("rate"),
     "idle": _bars("processor"),
     "together": _bars("rate", "processes"),
+    "rowenqueue": _bars("rate", "threads"),
+    "rowdrain": _bars("rate", "processes"),
+    "rowclaims": _bars("rate", "processes"),
     "broker": _bars("rate", "size"),
     "import": _bars("time"),
 }

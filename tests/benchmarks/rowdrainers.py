@@ -81,6 +81,19 @@ def procrastinate(options: argparse.Namespace, *, keeps: bool = False) -> Drain:
     return drain
 
 
+def tasks(options: argparse.Namespace) -> None:
+    """Make the tables of procrastinate, and a task for each mail."""
+    from tests.benchmarks.message import MESSAGE
+
+    made = app(options.conninfo, options.port, keeps=False)
+    values = {"sender": "sender@example.org", "recipient": "recipient@example.org"}
+    with made.open():
+        made.schema_manager.apply_schema()
+        made.tasks["send"].batch_defer(
+            *({**values, "message": MESSAGE.decode()} for _ in range(options.count))
+        )
+
+
 def keeping(options: argparse.Namespace) -> Drain:
     """The same with a connection that is kept."""
     return procrastinate(options, keeps=True)
@@ -97,18 +110,13 @@ returning e.id, e.sender, e.recipients, e.message"""
 
 _FINISH = "delete from {schema}.entry where id = %(id)s and holder = %(me)s"
 
-_FINISH_ALL = "delete from {schema}.entry where id = any(%(ids)s) and holder = %(me)s"
-
 _ENVELOPE = "MAIL FROM:<{}>\r\nRCPT TO:<{}>\r\nDATA\r\n"
 
 _REGISTER = "insert into {schema}.process (id, host, pid) values (%(me)s, '', 0)"
 
 
 class _Pouring:
-    """The least that a process in Python does: claim, send in a pipeline, remove.
-
-    `settle` gets the ids of the messages that the relay has accepted.
-    """
+    """Claims, sends in a pipeline, and removes each row when its reply is there."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         import uuid
@@ -130,26 +138,30 @@ class _Pouring:
         text = statement.replace("{schema}", self._schema).encode()
         return self._database.execute(text, {"me": self.me, **values}, binary=True)
 
-    def drain(self, settle: Callable[[list[Any]], object]) -> None:
+    def drain(self) -> None:
         relay = socket.create_connection(("127.0.0.1", self._port))
         with closing(relay), closing(self._database):
             relay.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             replies = relay.makefile("rb")
             _expect(replies, b"2")
             relay.sendall(b"HELO x\r\n")
-            before, waiting, expected = b"", [], b"2223"
+            before, expected = b"", b"2223"
+            accepted: list[Any] = []
             while rows := self.execute(_TAKE, most=_MOST).fetchall():
                 for id, sender, [recipient], message in rows:
                     envelope = _ENVELOPE.format(sender, recipient).encode()
                     relay.sendall(before + envelope)
                     _expect(replies, expected)
-                    settle(waiting)
-                    waiting = [id]
+                    self._finish(accepted)
+                    accepted = [id]
                     before = message.replace(b"\n", b"\r\n") + b"\r\n.\r\n"
-                    expected = b"2223"
             relay.sendall(before)
             _expect(replies, b"2")
-            settle(waiting)
+            self._finish(accepted)
+
+    def _finish(self, ids: list[Any]) -> None:
+        for id in ids:
+            self.execute(_FINISH, id=id)
 
 
 def _expect(replies: Any, digits: bytes) -> None:
@@ -160,9 +172,8 @@ def _expect(replies: Any, digits: bytes) -> None:
 
 
 def raw(options: argparse.Namespace) -> Drain:
-    """Remove each row when its message was accepted."""
-    made = _Pouring(options)
-    return lambda: made.drain(lambda ids: [made.execute(_FINISH, id=id) for id in ids])
+    """The least that Python does with psycopg and a socket."""
+    return _Pouring(options).drain
 
 
 KINDS: dict[str, Callable[[argparse.Namespace], Drain]] = {
@@ -172,15 +183,23 @@ KINDS: dict[str, Callable[[argparse.Namespace], Drain]] = {
 
 def work(options: argparse.Namespace) -> None:
     """Drain with several processes, and tell how long all of it took."""
+    also = _account(options)
+    begin = in_processes(lambda: KINDS[options.kind](options), options.processes)
+    with measured(options.count, by_child=True, also=also):
+        begin()
+
+
+def in_processes(make: Callable[[], Drain], count: int) -> Callable[[], None]:
+    """Make work in each of `count` processes. Return what lets it begin, and waits."""
     begin, go = os.pipe()
     ready, is_ready = os.pipe()
     children = []
-    for _ in range(options.processes):
+    for _ in range(count):
         child = os.fork()
         if not child:
             os.close(go)
             with _ending():
-                drain = KINDS[options.kind](options)
+                drain = make()
                 os.write(is_ready, b"x")
                 os.read(begin, 1)  # until all are there
                 drain()
@@ -188,10 +207,24 @@ def work(options: argparse.Namespace) -> None:
     os.close(is_ready)
     for _ in children:
         assert os.read(ready, 1), "a process did not begin"
-    with measured(options.count, by_child=True):
+
+    def run() -> None:
         os.close(go)
         for child in children:
             assert os.waitpid(child, 0)[1] == 0
+
+    return run
+
+
+def _account(
+    options: argparse.Namespace,
+) -> Callable[[], dict[str, tuple[str, float]]]:
+    """Return what tells about a table, at the end; nothing about other places."""
+    if not options.queue.startswith("postgresql:"):
+        return dict
+    from tests.benchmarks.databases import Account
+
+    return Account(options.queue, options.count).figures
 
 
 @contextmanager
@@ -210,14 +243,18 @@ def _ending() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=[*KINDS, tasks.__name__])
     parser.add_argument("--queue", default="", help="a URL or a folder")
     parser.add_argument("--conninfo", default="", help="of the database of tasks")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
-    work(parser.parse_args())
+    options = parser.parse_args()
+    if options.kind == tasks.__name__:
+        tasks(options)
+    else:
+        work(options)
 
 
 if __name__ == "__main__":

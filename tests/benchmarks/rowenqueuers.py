@@ -18,8 +18,8 @@ import psycopg
 import transaction
 
 from postcommit._config.database import parse_database_url
-from tests.benchmarks.enqueuers import MESSAGE
 from tests.benchmarks.harness import measured
+from tests.benchmarks.message import MESSAGE
 
 
 FROM, TO = "sender@example.org", "recipient@example.org"

@@ -5,6 +5,9 @@ may be in the module that measures, such as ``together.SECTION``.
 """
 from __future__ import annotations
 
+from tests.benchmarks import rowclaims
+from tests.benchmarks import rowdrain
+from tests.benchmarks import rowenqueue
 from tests.benchmarks import together
 from tests.benchmarks.section import Section
 
@@ -305,6 +308,9 @@ SECTIONS = {
     "mixed": _MIXED,
     "scale": _SCALE,
     "together": together.SECTION,
+    "rowenqueue": rowenqueue.SECTION,
+    "rowdrain": rowdrain.SECTION,
+    "rowclaims": rowclaims.SECTION,
     "broker": _BROKER,
     "import": _IMPORT,
 }

@@ -152,7 +152,7 @@ class Consumer:
     """Takes and settles the entries of a queue in PostgreSQL. See `IConsumer`."""
 
     # A claim is a commit, which may take longer than the relay.
-    quick_seconds = 0.02
+    quick_seconds = 0.05
 
     def __init__(
         self,
