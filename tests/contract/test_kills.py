@@ -1,6 +1,7 @@
 """Senders and processors are killed at any moment; nothing committed is lost.
 
-How many kills: ``POSTCOMMIT_CONTRACT_KILLS``, 10 of each by default.
+There are 10 kills of each kind by default, ``POSTCOMMIT_CONTRACT_KILLS`` of them. A
+queue may have more, in several parts, which run in different processes.
 """
 from __future__ import annotations
 
@@ -25,9 +26,23 @@ from tests.contract.steps import take_all
 from tests.contract.steps import tried
 
 
-KILLS = int(os.environ.get("POSTCOMMIT_CONTRACT_KILLS", "10"))
-
 Say = Callable[[str], None]
+
+
+# Number of entries that are accepted before each kill of a processor.
+_ENTRIES = 60
+
+
+@pytest.fixture
+def kills() -> int:
+    """The number of kills in one test."""
+    return int(os.environ.get("POSTCOMMIT_CONTRACT_KILLS", "10"))
+
+
+@pytest.fixture
+def part() -> int:
+    """The number of this part, from which its kills get their moments."""
+    return 0
 
 
 def killed(work: Callable[[Say], None], seconds: float) -> list[str]:
@@ -51,9 +66,9 @@ def killed(work: Callable[[Say], None], seconds: float) -> list[str]:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_sender_that_is_killed_loses_nothing_and_sends_nothing_undecided(
-    place: Place, alone: bool
+    place: Place, kills: int, part: int, alone: bool
 ) -> None:
-    chance = random.Random(1)
+    chance = random.Random(part)
     accepted: set[str] = set()
     decided: set[str] = set()
     aborted: set[str] = set()
@@ -75,7 +90,7 @@ def test_a_sender_that_is_killed_loses_nothing_and_sends_nothing_undecided(
             batch.publish(items)
             say(f"accepted {names}")
 
-    for _ in range(KILLS):
+    for _ in range(kills):
         for line in killed(send, chance.uniform(0.02, 0.2)):
             what, *names = line.split()
             found = {"accepted": accepted, "decided": decided, "aborted": aborted}
@@ -90,8 +105,10 @@ def test_a_sender_that_is_killed_loses_nothing_and_sends_nothing_undecided(
         assert decided - queued <= {seen.message_id for seen in look.in_doubt}
 
 
-def test_a_processor_that_is_killed_loses_nothing(place: Place) -> None:
-    chance = random.Random(2)
+def test_a_processor_that_is_killed_loses_nothing(
+    place: Place, kills: int, part: int
+) -> None:
+    chance = random.Random(part)
     queue = place.make()
     sent: Counter[str] = Counter()
 
@@ -109,8 +126,8 @@ def test_a_processor_that_is_killed_loses_nothing(place: Place) -> None:
                     consumer.settle(claim, Settlement(left=left, due=due))
 
     names = set()
-    for _ in range(KILLS):
-        for _ in range(100):
+    for _ in range(kills):
+        for _ in range(_ENTRIES):
             name, item = stage(queue, ANN)
             batch = queue.batch()
             batch.prepare([item], alone=True)
@@ -127,5 +144,5 @@ def test_a_processor_that_is_killed_loses_nothing(place: Place) -> None:
     assert set(sent) | set(left) == names, "lost"
     # Each kill may come between the sending and the removal of one entry.
     twice = [name for name, count in sent.items() if count + (name in left) > 1]
-    assert len(twice) <= KILLS
+    assert len(twice) <= kills
     assert place.look().failed == []

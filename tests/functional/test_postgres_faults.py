@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -23,6 +24,7 @@ from tests.contract.steps import stage
 from tests.contract.steps import take_all
 from tests.contract.steps import tried
 from tests.support.mailers import ScriptedMailer
+from tests.support.postgres import SERVER_KILLS
 from tests.support.postgres import Cluster
 from tests.support.postgres import cluster
 from tests.support.postgres import why_not
@@ -49,8 +51,8 @@ from postcommit.errors import QueueError
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
-# How often the server is killed.
-KILLS = int(os.environ.get("POSTCOMMIT_SERVER_KILLS", "3"))
+# Number of parts in which the server is killed. They may run in different processes.
+_PARTS = 4
 
 
 @pytest.fixture
@@ -530,17 +532,21 @@ def test_a_full_disk_is_told_from_other_errors(postgres: PostgresPlace) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_loses_no_commit() -> None:
+@pytest.mark.parametrize("part", range(_PARTS))
+def test_a_server_that_is_killed_loses_no_commit(part: int) -> None:
     """Senders and a processor work while it is killed and started again."""
     server = Cluster()
     server.start()
     try:
-        _drain_while_it_is_killed(server)
+        kills = max(1, SERVER_KILLS // _PARTS)
+        _drain_while_it_is_killed(server, kills, random.Random(part))
     finally:
         server.stop()
 
 
-def _drain_while_it_is_killed(server: Cluster) -> None:
+def _drain_while_it_is_killed(
+    server: Cluster, kills: int, chance: random.Random
+) -> None:
     url = server.new_queue()
     accepted: list[str] = []
     aborted: list[str] = []
@@ -577,8 +583,8 @@ def _drain_while_it_is_killed(server: Cluster) -> None:
     senders = [threading.Thread(target=send, args=(part,)) for part in range(2)]
     for sender in senders:
         sender.start()
-    for _ in range(KILLS):
-        is_over.wait(0.7)
+    for _ in range(kills):
+        is_over.wait(chance.uniform(0.3, 1.0))
         server.kill()
         server.start()
     is_over.wait(0.5)
@@ -604,7 +610,7 @@ def _drain_while_it_is_killed(server: Cluster) -> None:
     assert set(accepted) <= set(sent), "lost"
     assert not set(aborted) & set(sent)
     # A settlement that was not committed is repeated, unless its lease has ended.
-    assert sum(count - 1 for count in sent.values()) <= KILLS
+    assert sum(count - 1 for count in sent.values()) <= kills
 
 
 # A mail is called off

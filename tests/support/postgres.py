@@ -24,6 +24,10 @@ from postcommit._postgres.schema import migrate
 # Debian does not put the server into the path.
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
+# Number of processes that are killed in all tests together, and of servers among them.
+KILLS = int(os.environ.get("POSTCOMMIT_POSTGRES_KILLS", "500"))
+SERVER_KILLS = KILLS // 25
+
 _USER = "postgres"
 
 _numbers = itertools.count(1)

@@ -70,6 +70,7 @@ ONCE = (
     "tests/functional/test_postgres_full_disk.py",
     "tests/functional/test_postgres_page.py",
     "tests/functional/test_postgres_pooler.py",
+    "tests/functional/test_postgres_scale.py",
     "tests/functional/test_postgres_shops.py",
     "tests/functional/test_postgres_standby.py",
     "tests/functional/test_rabbitmq_cluster.py",
