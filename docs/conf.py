@@ -23,6 +23,8 @@ extensions = [
     "reference",
 ]
 exclude_patterns = ["_build"]
+# A literal block after two colons is a picture or a command, and not Python.
+highlight_language = "text"
 # A name in single backticks is a link to the reference, see _ext/reference.py.
 default_role = "py:obj"
 
