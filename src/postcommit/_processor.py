@@ -87,13 +87,13 @@ class QueueProcessor(ReadOnlyOptions):
             max_uncertain=_checked("max_uncertain", max_uncertain),
             _clock=clock,
             _monotonic=monotonic,
+            _lock=threading.Lock(),
             _drains={},
             _background=None,
         )
         if self.min_backoff > self.max_backoff:
             reason = f"must not be less than min_backoff={self.min_backoff!r}"
             raise OptionError("max_backoff", self.max_backoff, reason)
-        self._renew_lock()
         forks.register(self, QueueProcessor._renew_lock)
 
     def _renew_lock(self) -> None:
