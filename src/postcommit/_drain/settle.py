@@ -147,8 +147,8 @@ class Settler:
         """Decide what is done to the entry, without doing anything."""
         entry, now = claim.entry, self._consumer.now()
         # An entry is not given up after its first attempt, because the clock may have
-        # been wrong, or the relay away. Recipients that have no outcome, because the
-        # relay failed, are not given up either.
+        # been wrong, or the relay away. Recipients without an outcome are not given up
+        # either, because the relay failed.
         next_attempt = self._schedule.next_attempt(claim.accepted, now)
         if claim.expires is not None and claim.expires <= next_attempt:
             report = expiring(report)

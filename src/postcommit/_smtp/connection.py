@@ -1,8 +1,8 @@
 """One connection to a relay: bytes, replies, and all that comes before a message.
 
 Every wait is bounded by `socket.settimeout`. The kernel's own time-outs (SO_RCVTIMEO)
-would save one system call for each read and write, but they have no effect on a socket
-that does not block, and every socket that gevent has replaced is one.
+would save one system call for each read and write, but a socket that does not block
+ignores them, and every socket that gevent has replaced is such a socket.
 
 A reply (RFC 5321, 4.2) is read leniently, because a strict reader would send a message
 again that the relay has already taken. Three digits that no digit follows are a code,
@@ -116,8 +116,8 @@ TIMEOUT_OF = {
 class Relay:
     """A relay, with time-outs, TLS, credentials and the name to say in EHLO.
 
-    If `hostname` begins with a slash, it is the path of a unix socket, and `port` has
-    no meaning. Without `credentials`, connections do not log in. With a
+    If `hostname` begins with a slash, it is the path of a unix socket, and `port` is
+    ignored. Without `credentials`, connections do not log in. With a
     `source_address`, only addresses of its family are used.
     """
 

@@ -1,7 +1,7 @@
 """TLS towards a relay: whether to speak it, and which certificates to trust.
 
 Files are read when the first connection needs them, and again when they have changed:
-certificates are renewed every few weeks, and an application has no signal to say so.
+certificates are renewed every few weeks, and an application gets no notice.
 """
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ _HINT = (
     f" relay's authority, or {PREFIX}VERIFY to false to trust any certificate"
 )
 
-# The older libraries have no option for the recipients of one transmission.
+# The number of recipients of one transmission is not an option of the older libraries.
 _MOST_RECIPIENTS: int = ISMTPMailer["recipients_per_transaction"].default
 
 # Maximum number of relays, each with its options, of which connections are kept.
