@@ -88,6 +88,8 @@ class LossyProxy:
         self._swallowed: bytes | None = None
         self._halved: bytes | None = None
         self._losing: set[socket.socket] = set()
+        # How many bytes still pass, of requests and of replies, before a cut.
+        self._left: dict[str, int | None] = {"requests": None, "replies": None}
         self.is_away = False
         self.is_frozen = False
         #: How many requests and replies were lost.
@@ -132,6 +134,29 @@ class LossyProxy:
         """Freeze after the first half of the next reply that has these `words`."""
         self._halved = words
 
+    def cut_after(self, size: int | None, way: str) -> None:
+        """Cut a connection when `size` more bytes of "requests" or "replies" passed.
+
+        The bytes of all connections count. None: do not.
+        """
+        self._left[way] = size
+
+    def _pass(
+        self, data: bytes, way: str, source: socket.socket, target: socket.socket
+    ) -> bool:
+        """Send `data` to `target`. Return False if it was cut off."""
+        left = self._left[way]
+        if left is None or left >= len(data):
+            self._left[way] = None if left is None else left - len(data)
+            target.sendall(data)
+            return True
+        self._left[way] = None
+        self.losses += 1
+        target.sendall(data[:left])
+        for end in (source, target):
+            end.shutdown(socket.SHUT_RDWR)
+        return False
+
     def _accept(self) -> None:
         while True:
             try:
@@ -159,7 +184,8 @@ class LossyProxy:
                 if self._lost is not None and self._lost in data:
                     self._lost = None
                     self._losing.add(there)
-                there.sendall(data)
+                if not self._pass(data, "requests", here, there):
+                    return
             there.shutdown(socket.SHUT_WR)
 
     def _replies(self, there: socket.socket, here: socket.socket) -> None:
@@ -178,7 +204,8 @@ class LossyProxy:
                     self.is_frozen = True
                     self._wait()
                     data = data[len(data) // 2 :]
-                here.sendall(data)
+                if not self._pass(data, "replies", there, here):
+                    return
             here.shutdown(socket.SHUT_WR)
 
     def _wait(self) -> None:

@@ -66,6 +66,7 @@ ONCE = (
     "tests/functional/test_operating_postfix.py",
     "tests/functional/test_postgres_contract.py::test_a_processor_that_is_killed",
     "tests/functional/test_postgres_contract.py::test_a_sender_that_is_killed",
+    "tests/functional/test_postgres_cuts.py",
     "tests/functional/test_postgres_faults.py",
     "tests/functional/test_postgres_full_disk.py",
     "tests/functional/test_postgres_page.py",
