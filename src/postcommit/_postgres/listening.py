@@ -71,14 +71,14 @@ class Listener:
         self._ring = ring
         self._is_over = threading.Event()
         self._is_failing = False
-        # A byte in this pair ends the wait for the server.
-        self._waiting, self._ending = socket.socketpair()
         self._thread = threading.Thread(
             target=self._run, name="postcommit-listen", daemon=True
         )
 
     def start(self) -> None:
         """Begin to listen, in a thread."""
+        # A byte in this pair ends the wait for the server.
+        self._waiting, self._ending = socket.socketpair()
         self._thread.start()
 
     def _run(self) -> None:
