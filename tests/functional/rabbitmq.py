@@ -26,6 +26,9 @@ from tests.support.certificates import Authority
 
 _PROGRAMS = glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")
 
+# The folder of its programs. Those in the PATH of Debian act for the machine's broker.
+SBIN = _PROGRAMS[0] if _PROGRAMS else ""
+
 # The alarms are raised by the tests, and not by this machine.
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
@@ -35,6 +38,10 @@ default_user = mail
 default_pass = {password}
 log.file.level = warning
 max_message_size = {largest}
+{more}
+"""
+
+_TLS = """\
 listeners.ssl.1 = 127.0.0.1:{tls_port}
 ssl_options.cacertfile = {folder}/ca.pem
 ssl_options.certfile = {folder}/server.pem
@@ -45,7 +52,6 @@ auth_mechanisms.1 = PLAIN
 auth_mechanisms.2 = EXTERNAL
 ssl_cert_login_from = subject_alternative_name
 ssl_cert_login_san_type = email
-{more}
 """
 
 # Few threads that do not spin, because the tests share the machine.
@@ -102,7 +108,7 @@ class Names:
 
 
 class Node(Server):
-    """A broker. `more` are lines of its configuration."""
+    """A broker. `more` are lines of its configuration: without any, it has TLS."""
 
     _process: subprocess.Popen[bytes] | None = None
 
@@ -114,22 +120,18 @@ class Node(Server):
         self._names = names
         self._dist_port = free_port()
         self.tls_port = free_port()
-        self.authority = Authority(folder)
-        self.authority.write_chain(folder / "server.pem", "127.0.0.1", "mq.example.org")
-        config = _CONFIG.format(
-            port=self.port,
-            tls_port=self.tls_port,
-            password=PASSWORD,
-            largest=LARGEST,
-            folder=folder,
-            more=more,
-        )
-        (folder / "rabbitmq.conf").write_text(config)
+        if not more:
+            self.authority = Authority(folder)
+            self.authority.write_chain(
+                folder / "server.pem", "127.0.0.1", "mq.example.org"
+            )
+            more = _TLS.format(tls_port=self.tls_port, folder=folder)
+        self._more = more
         (folder / "plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
         (folder / "env.conf").write_text("")
 
     @property
-    def _environ(self) -> dict[str, str]:
+    def environ(self) -> dict[str, str]:
         return {
             **self._names.environ,
             "RABBITMQ_NODENAME": self.name,
@@ -146,15 +148,23 @@ class Node(Server):
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG,
         }
 
+    def configure(self, more: str) -> None:
+        """Have other lines in its configuration from its next start on."""
+        self._more = more
+
     def start(self) -> None:
         """Start it, with all that it had before."""
+        config = _CONFIG.format(
+            port=self.port, password=PASSWORD, largest=LARGEST, more=self._more
+        )
+        (self.folder / "rabbitmq.conf").write_text(config)
         with (self.folder / "errors").open("ab") as errors:
             self._process = subprocess.Popen(
-                [f"{_PROGRAMS[0]}/rabbitmq-server"],
+                [f"{SBIN}/rabbitmq-server"],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                env=self._environ,
+                env=self.environ,
                 start_new_session=True,
                 cwd=self.folder,
             )
@@ -219,10 +229,10 @@ class Node(Server):
     def control(self, *words: Any, program: str = "rabbitmqctl") -> str:
         """Return what ``rabbitmqctl`` prints."""
         done = subprocess.run(
-            [f"{_PROGRAMS[0]}/{program}", "-q", "-n", self.name, *map(str, words)],
+            [f"{SBIN}/{program}", "-q", "-n", self.name, *map(str, words)],
             capture_output=True,
             text=True,
-            env=self._environ,
+            env=self.environ,
             timeout=60,
             check=False,
         )
@@ -243,33 +253,31 @@ class Node(Server):
 
 
 @contextmanager
-def one_node(more: str = "") -> Iterator[Node]:
+def one_node() -> Iterator[Node]:
     with public_folder("rabbitmq") as folder, ExitStack() as stack:
         names = Names(folder)
         stack.callback(names.close)
-        yield stack.enter_context(Node(names, more=more))
+        yield stack.enter_context(Node(names))
 
 
 @contextmanager
 def three_nodes() -> Iterator[list[Node]]:
-    """Yield the nodes of a cluster, of which the first is started first."""
-    numbers = ("one", "two", "three")
-    more = "cluster_formation.peer_discovery_backend = classic_config\n"
-    more += "\n".join(
-        f"cluster_formation.classic_config.nodes.{number} = {name}@localhost"
-        for number, name in enumerate(numbers, 1)
-    )
+    """Yield three nodes that do not run, and are not yet a cluster."""
     with public_folder("rabbitmq") as folder, ExitStack() as stack:
         names = Names(folder)
         stack.callback(names.close)
-        nodes = [Node(names, name, more) for name in numbers]
-        stack.enter_context(nodes[0])
-        for node in nodes[1:]:
+        nodes = [Node(names, name, "#") for name in ("mq1", "mq2", "mq3")]
+        for node in nodes:
             stack.callback(node.stop)
-            node.start()
-        for node in nodes[1:]:
-            node.wait_until(node.listens, "it does not listen")
         yield nodes
+
+
+def start_all(nodes: list[Node]) -> None:
+    """Start all nodes at a time, and wait until they listen."""
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.wait_until(node.listens, "it does not listen")
 
 
 @contextmanager

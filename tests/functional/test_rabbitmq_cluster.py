@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +14,15 @@ from tests.functional.rabbitmq import Node
 from tests.functional.rabbitmq import messages
 from tests.functional.rabbitmq import three_nodes
 from tests.functional.rabbitmq import why_no_broker
+from tests.functional.rabbitmq_page import SECRET
+from tests.functional.rabbitmq_page import Machines
+from tests.functional.test_rabbitmq_receiving import receiving
 from tests.support.queues import MESSAGE
 from tests.support.queues import RECIPIENTS
 from tests.support.queues import SENDER
+from tests.support.queues import wait
+from tests.support.service import Running
+from tests.support.service import command
 from tests.support.service import eventually
 
 from postcommit import AMQPMailer
@@ -31,11 +37,20 @@ QUEUE = "postcommit"
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[list[Node]]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     if reason := why_no_broker():
         pytest.skip(reason)
     with three_nodes() as nodes:
-        yield nodes
+        machines = Machines(nodes, tmp_path_factory.mktemp("machines"))
+        machines.set_up_the_broker()
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def nodes(machines: Machines) -> list[Node]:
+    nodes = list(machines.nodes.values())
+    QueueReceiver(url_of(nodes), QUEUE, "unused").declare()
+    return nodes
 
 
 @contextmanager
@@ -62,11 +77,45 @@ def leader_of(nodes: list[Node]) -> Node:
     return next(node for node in nodes if node.name == leader)
 
 
+def test_the_page_sets_up_a_cluster_a_mail_node_and_a_web_node(
+    machines: Machines,
+) -> None:
+    web = Store(str(machines.homes["web1"] / "spool" / "shop"))
+    entry = wait(web)
+    machines.set_up("mail1")
+    machines.set_up("web1")
+    words = machines.words_of("mail1", "receive")
+    with Running(*words) as receiver:
+        receiver.wait_for("receives from the queue 'postcommit'")
+        done = command(*machines.words_of("web1", "test-relay"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "handed over: 250 2.0.0 confirmed by the broker" in done.stdout
+        mail = Store(str(machines.homes["mail1"] / "spool" / "shop"))
+        done = command("flush", "--config", machines.homes["web1"] / "etc/shop.ini")
+        assert done.stdout.startswith("recipients: 2 sent"), done.stderr
+        eventually(lambda: len(list(mail.maildir)) == 2)
+        assert entry in os.listdir(mail.maildir.new)
+        done = command(*machines.words_of("mail1", "status"))
+        assert "receiver  connected to amqps://post@localhost" in done.stdout
+        receiver.signal(signal.SIGINT)
+        assert receiver.ended() == 0
+        assert SECRET not in receiver.log + done.stdout
+
+
+def test_the_certificates_of_the_page_pass_the_strict_rules(
+    machines: Machines,
+) -> None:
+    """They are the default since Python 3.13."""
+    for name in machines.nodes:
+        words = ["openssl verify -x509_strict -purpose sslserver"]
+        words += ["-verify_hostname localhost -CAfile ca.pem etc/server.pem"]
+        assert "OK" in machines.run(name, [" ".join(words)])
+
+
 def test_the_leader_is_killed_under_load_and_nothing_is_lost(
     nodes: list[Node], tmp_path: Path
 ) -> None:
     url = url_of(nodes)
-    QueueReceiver(url, QUEUE, "unused").declare()
     for node in nodes:
         node.wait_until(lambda node=node: node.keeps(QUEUE), "no queue")
     store = Store(str(tmp_path / "web"))
@@ -139,8 +188,5 @@ def test_a_node_that_was_cut_off_confirms_nothing_and_the_others_go_on(
         eventually(lambda: QueueProcessor(store.path, all_of_them).flush().sent)
         assert not list(store.maildir)
     receiver = QueueReceiver(url_of([*others, first]), QUEUE, mail.path)
-    thread = threading.Thread(target=receiver.run)
-    thread.start()
-    eventually(lambda: {*waiting} <= {*os.listdir(mail.maildir.new)})
-    receiver.stop()
-    thread.join()
+    with receiving(receiver):
+        eventually(lambda: {*waiting} <= {*os.listdir(mail.maildir.new)})

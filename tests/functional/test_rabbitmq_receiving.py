@@ -337,6 +337,37 @@ def test_a_disk_in_trouble_keeps_the_entries_with_the_broker(
     assert messages(node, queue) == []
 
 
+def test_a_disk_in_trouble_does_not_use_up_deliveries(
+    node: Node, store: Store
+) -> None:
+    """RabbitMQ 4 drops a message after 20 deliveries, and this queue after 2."""
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1}
+    with connected(node) as channel:
+        channel.queue_declare(
+            "impatient", durable=True, auto_delete=False, arguments=arguments
+        )
+    receiver = QueueReceiver(node.url(), "impatient", store.path)
+    attempts = 0
+    accept = receiver._accept
+
+    def counting() -> None:
+        nonlocal attempts
+        attempts += 1
+        accept()
+
+    receiver._accept = counting  # type: ignore[method-assign]
+    with receiving(receiver):
+        eventually(lambda: any(r.connected for r in receptions(store.path)))
+        os.rename(f"{store.path}/tmp", f"{store.path}/away")
+        name = publish(node, "impatient")
+        eventually(lambda: attempts > 3)
+        os.rename(f"{store.path}/away", f"{store.path}/tmp")
+        eventually(lambda: names(store, "new") == [name])
+        eventually(lambda: has_acknowledged(receiver))
+    with connected(node) as channel:
+        channel.queue_delete("impatient")
+
+
 def test_a_broker_that_starts_again_is_received_from(
     node: Node, queue: str, store: Store, receiver: QueueReceiver
 ) -> None:
