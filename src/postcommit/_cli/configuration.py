@@ -197,6 +197,9 @@ class Configuration:
             if name in self._given:
                 reason = "has no effect with amqp_url; remove one"
                 raise self._given[name].refused(reason)
+        if "receive_url" in self._given:
+            reason = "would hand over all that receive_url receives; use another file"
+            raise self._given["amqp_url"].refused(reason)
         mailer: AMQPMailer = build(IAMQPMailer, self._given)
         _read_early(mailer)
         return mailer
