@@ -139,7 +139,7 @@ def _written(seconds: float | None) -> bytes:
 
 
 def _parse_time(name: bytes, value: bytes) -> float | None:
-    """Return the seconds since the epoch in a line, or None if it has no value."""
+    """Return the seconds since the epoch in a line, or None without a value."""
     text = value.strip()
     if not text:
         return None

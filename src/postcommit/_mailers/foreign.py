@@ -52,7 +52,7 @@ log = Log("postcommit.mailers.foreign")
 # Beginnings of the errors of smtplib's `login` if it cannot try a password.
 _NO_LOGIN = ("No suitable authentication method", "Server AUTH mechanism infinite loop")
 
-# Errors that only come before a message: we say so, or there is no connection.
+# Errors that only come before a message: we say so, or the connection is missing.
 _BEFORE = (
     RelayError,
     ConnectionRefusedError,

@@ -52,7 +52,7 @@ class SendmailMailer(BaseMailer):
     they do not fit into its command line. The recipients of a call share one outcome,
     which the exit status of the program decides (sysexits.h). It is a failure of the
     relay if the program cannot be run, or lacks permission or configuration. Then the
-    outcomes of earlier calls stay, and the other recipients have none. The recipients
+    outcomes of earlier calls stay, and the others get no outcome. The recipients
     are uncertain if the program was killed or took too long. After a call that took too
     long, the others are deferred. A program that runs as another user cannot be killed:
     it is not waited for any longer.

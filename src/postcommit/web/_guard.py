@@ -25,7 +25,7 @@ from postcommit.web._http import Problem
 from postcommit.web._http import base_of
 
 
-# Content Security Policy of the pages. They have no script, and no style but ours.
+# Content Security Policy of the pages. They run without scripts, with our style only.
 PAGES = (
     "default-src 'none'; style-src 'self'; frame-src 'self'; form-action 'self';"
     " base-uri 'none'; frame-ancestors 'none'"

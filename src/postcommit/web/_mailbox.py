@@ -54,7 +54,7 @@ class Mailbox:
         self.path = os.path.abspath(path)
 
     def ids(self) -> list[str]:
-        """Return the ids of all messages, newest first. A missing folder has none."""
+        """Return the ids of all messages, newest first; empty without a folder."""
         try:
             names = os.listdir(self.path)
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Mailbox:
     def read(self, id: str, most: int = MOST + 1) -> tuple[bytes, int] | None:
         """Return the first `most` bytes of a message, and the number of all bytes.
 
-        None if there is no such message.
+        None if the message is missing.
         """
         if not _ID.fullmatch(id):
             return None

@@ -119,9 +119,9 @@ def shown(data: bytes) -> ShownMessage:
 
 
 def attachment(data: bytes, number: int) -> tuple[Attachment, bytes] | None:
-    """Return a part of the message and its content, or None if there is no such part.
+    """Return a part of the message and its content, or None if the part is missing.
 
-    Of a message that cannot be parsed, there is none.
+    A message that cannot be parsed does not have parts.
     """
     found = shown(data)
     for part in found.attachments:
@@ -135,7 +135,7 @@ def _parsed(source: bytes) -> Message:
 
 
 def _leaves(message: Any) -> list[Message]:
-    """Return the parts that have no parts. A message in a message is one part."""
+    """Return the parts without parts in them. A message in a message is one part."""
     if message.get_content_maintype() != "multipart" or not message.is_multipart():
         return [message]
     return [leaf for part in message.get_payload() for leaf in _leaves(part)]

@@ -51,7 +51,7 @@ def message_values(request: Any, message: ShownMessage, place: str) -> dict[str,
 
 
 def part_of_message(data: bytes, id: str, words: list[str]) -> Any | None:
-    """Return the response for a part of a message, None if there is no such part."""
+    """Return the response for a part of a message, None if the part is missing."""
     match words:
         case ["html"]:
             return _html(shown(data))
