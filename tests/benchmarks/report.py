@@ -37,7 +37,9 @@ library and the machine. Each question has a small table, a plot, and a link to 
 its figures. pyramid_mailer hands its mail to repoze.sendmail, so it is not measured.
 
 A figure is the median of its rounds. The rows of postcommit are bold. A *limit* does
-less than a mail queue has to do, so it shows what the machine allows.
+less than a mail queue has to do, so it shows what the machine allows. The tables about
+a queue on disk are for 4 workers, or for 1 thread with 1 message in a transaction. The
+plots and the full tables have the other numbers.
 
 ``tox -e bench`` measures everything again and writes these pages. For example,
 ``tox -e bench -- --only drain --rounds 5`` measures the first question only.
