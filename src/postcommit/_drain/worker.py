@@ -127,7 +127,8 @@ class Worker:
                     pipeline.offer(mail, key=claim)
                     self._conclude(pipeline.completed())
                 self._conclude(pipeline.drain())
-            self._end_removal()
+            if self._removing is not None:
+                self._settle(*self._removing)
             if self._in_flight:
                 name = self._in_flight[0].name
                 raise RuntimeError(f"{self._mailer!r} gave no report for {name}")
@@ -139,11 +140,13 @@ class Worker:
                 self._conclude(pipeline.completed())
             finally:
                 try:
-                    self._end_removal()
+                    if self._removing is not None:
+                        self._settle(*self._removing)
                     if mistake is not None:
                         self._suspect(mistake)
                 finally:
-                    self._release_all()
+                    if self._in_flight or self._ready or self._claimed:
+                        self._release_all()
 
     def _release_all(self) -> None:
         """Release what is left of all that was claimed."""
@@ -151,8 +154,7 @@ class Worker:
         for claims in (self._in_flight, self._ready, self._claimed):
             claims.clear()
         self._began.clear()
-        if left:
-            self._release(left)
+        self._release(left)
 
     def _suspect(self, mistake: Exception) -> None:
         """Suspect the messages that a mailer made a mistake at instead of a report.
@@ -209,7 +211,8 @@ class Worker:
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
         """Attribute each report, settle and announce it, and note it in the breaker."""
         for claim, report in reports:
-            self._end_removal()
+            if self._removing is not None:
+                self._settle(*self._removing)
             if claim in self._began:
                 self._note_part(claim)
             report, answered = self._breaker.attribute(claim.key, report)
@@ -220,14 +223,12 @@ class Worker:
             else:
                 self._settle(claim, report, answered)
 
-    def _end_removal(self) -> None:
-        """Settle and announce the report of which the entry is being removed."""
-        removing, self._removing = self._removing, None
-        if removing is not None:
-            self._settle(*removing)
-
     def _settle(self, claim: IClaim, report: DeliveryReport, answered: bool) -> None:
-        """Settle the entry, announce the report, and note it in the breaker."""
+        """Settle the entry, announce the report, and note it in the breaker.
+
+        If the removal of the entry has begun, this ends it.
+        """
+        self._removing = None
         trouble: object = report.relay_failure
         is_refused = report.too_many_connections and not (
             self.is_alone or self._is_probe
