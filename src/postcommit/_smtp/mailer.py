@@ -239,11 +239,17 @@ class SMTPMailer(BaseMailer):
         If the relay refuses one more connection, wait for that of another thread, for
         `connect_timeout` seconds at most.
         """
-        connection = checkout(self._pool, fresh=False, waits=True)
+        connection = self._checkout()
         if not connection.is_alive():
             self._pool.discard(connection)
-            connection = checkout(self._pool, fresh=True, waits=True)
+            connection = self._checkout(fresh=True)
         self._pool.checkin(connection)
+
+    def _checkout(self, *, fresh: bool = False) -> Connection:
+        try:
+            return self._pool.checkout(fresh=fresh)
+        except TooManyConnections as refusal:
+            return wait_for_another(self._pool, refusal)
 
     def read_certificates(self) -> None:
         """Read `cafile` and the system's certificates now, and keep them.
@@ -290,24 +296,19 @@ class Connections(Protocol):
         """
 
 
-def checkout(pool: Connections, *, fresh: bool, waits: bool) -> Connection:
-    """Return a connection, see `Connections.checkout`.
+def wait_for_another(pool: Connections, refusal: TooManyConnections) -> Connection:
+    """Return a connection of another thread, after the relay has refused one more.
 
-    If the relay refuses one more and `waits` is true, wait for another thread's
-    connection as long as connecting may take. One that has just come back need not be
-    `fresh`.
+    Wait for it as long as connecting may take. It need not be fresh. Raises the last
+    refusal if there is none.
     """
-    deadline = None
-    while True:
+    deadline = time.monotonic() + pool.relay.timeouts.connect
+    while pool.wait(deadline):
         try:
-            return pool.checkout(fresh=fresh and deadline is None)
-        except TooManyConnections:
-            if not waits:
-                raise
-            if deadline is None:
-                deadline = time.monotonic() + pool.relay.timeouts.connect
-            if not pool.wait(deadline):
-                raise
+            return pool.checkout()
+        except TooManyConnections as error:
+            refusal = error
+    raise refusal
 
 
 class SMTPPipeline(Pipeline):
@@ -356,10 +357,13 @@ class SMTPPipeline(Pipeline):
             elif self._connection is None:
                 fresh = dialogue.upcoming[0].has_moved
                 try:
-                    self._connection = checkout(
-                        self._pool, fresh=fresh, waits=self.waits
-                    )
-                    dialogue.link = self._connection
+                    try:
+                        connection = self._pool.checkout(fresh=fresh)
+                    except TooManyConnections as refusal:
+                        if not self.waits:
+                            raise
+                        connection = wait_for_another(self._pool, refusal)
+                    self._connection = dialogue.link = connection
                 except RelayError as error:
                     dialogue.failed(error)
             else:

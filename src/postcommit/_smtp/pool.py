@@ -322,11 +322,10 @@ class Pool:
         return self._returned > 0 or not (others or self._opening)
 
     def _came_back(self) -> None:
-        """Wake a thread that waits for a connection, if any."""
+        """Wake a thread that waits for a connection, if it still does."""
         with self._changed:
-            if self._waiting:
-                self._returned += 1
-                self._changed.notify_all()
+            self._returned += self._waiting > 0
+            self._changed.notify_all()
 
     def _open(self) -> Connection:
         """Return a new connection, which counts as busy."""
@@ -416,7 +415,8 @@ class Pool:
         if not keep:
             connection.quit()
             self._closed = time.monotonic()
-        self._came_back()
+        if self._waiting:
+            self._came_back()
 
     def discard(self, connection: Connection, *, is_lost: bool = True) -> None:
         """Take back a connection that cannot be used any more.
@@ -431,7 +431,8 @@ class Pool:
         if is_lost and is_new and connection.address is not None:
             self._addresses.failed(connection.address)
         connection.close()
-        self._came_back()
+        if self._waiting:
+            self._came_back()
 
     def close(self) -> None:
         """Close the idle connections now, the others when they are taken back."""
