@@ -30,6 +30,8 @@ from collections.abc import MutableMapping
 from collections.abc import Sequence
 from contextlib import closing
 from contextlib import suppress
+from dataclasses import dataclass
+from dataclasses import field
 from functools import partial
 from typing import Any
 from typing import NoReturn
@@ -407,7 +409,7 @@ class Store:
         than the disk.
         """
         with explained(f"{self.path}/{FAILED}", "keep a dead letter"):
-            if claim.is_large:
+            if claim.size > BEGINNING:
                 failed = self.subfolder(FAILED).new
                 target = f"{failed}/{claim.key}"
                 try:
@@ -719,35 +721,32 @@ def _check_writable(folder: str) -> None:
 
 
 @implementer(IClaim)
+@dataclass(eq=False, repr=False)
 class Claim:
     """The right to send one entry. See `IClaim`.
 
     `path` is where it is, `key` its name without the flags that it has in ``cur``,
     `links` the number of its names, `changed` its time of modification when it was
-    claimed. `entry` is what it says, once it was read.
+    claimed, `size` its number of bytes. `entry` is what it says, once it was read.
 
     No claim outlives the process that took it.
     """
 
-    entry: Entry
+    path: str
+    key: str
+    is_deferred: bool
+    links: int
+    changed: float
+    size: int
+    _lock: FileLock
+    #: Let others claim what is left of the entry. See `FileLock.release`.
+    release: Callable[..., None]
+    entry: Entry = field(init=False)
     #: Known when the entry was read.
     expires: float | None = None
     #: The queue, and the clock for `accepted`.
-    store: Store
-    clock = staticmethod(time.time)
-
-    def __init__(self, path: str, lock: FileLock, status: os.stat_result) -> None:
-        self.path = path
-        self.key = stem(path)
-        self.is_deferred = os.path.dirname(path).endswith("/cur")
-        self.links = status.st_nlink
-        self.changed = status.st_mtime
-        self._size = status.st_size
-        #: Whether the file has more than `BEGINNING` bytes.
-        self.is_large = status.st_size > BEGINNING
-        self._lock = lock
-        #: Let others claim what is left of the entry. See `FileLock.release`.
-        self.release = lock.release
+    store: Store = field(init=False)
+    clock: Callable[[], float] = time.time
 
     @classmethod
     def take(
@@ -776,7 +775,16 @@ class Claim:
                 # entry: then ours was removed, or replaced by another file.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.stat(path), locked):
-                        claim = cls(path, lock, locked)
+                        claim = cls(
+                            path=path,
+                            key=stem(path),
+                            is_deferred=os.path.dirname(path).endswith("/cur"),
+                            links=locked.st_nlink,
+                            changed=locked.st_mtime,
+                            size=locked.st_size,
+                            _lock=lock,
+                            release=lock.release,
+                        )
         finally:
             if claim is None:
                 lock.release()
@@ -822,7 +830,7 @@ class Claim:
 
         Reads no more than the beginning of such a file, however large it is.
         """
-        if self.is_large:
+        if self.size > BEGINNING:
             head = self.beginning()
             if not may_go_on(head):
                 parse_entry(head)
@@ -838,9 +846,9 @@ class Claim:
     def read_bytes(self) -> bytes:
         """Read the file as it is."""
         # One byte more than there are: then a short answer says that this is all.
-        data = piece = os.pread(self._lock.descriptor, self._size + 1, 0)
-        while piece and len(data) != self._size:
-            piece = os.pread(self._lock.descriptor, self._size + 1, len(data))
+        data = piece = os.pread(self._lock.descriptor, self.size + 1, 0)
+        while piece and len(data) != self.size:
+            piece = os.pread(self._lock.descriptor, self.size + 1, len(data))
             data += piece
         return data
 
