@@ -753,6 +753,7 @@ def test_an_error_in_a_pause_is_not_logged_again(
 ) -> None:
     drain = queue.drain()
     drain._breaker.failed("the relay is away")
+    drain._breaker._until += 600  # the pause lasts longer than the test
     caplog.clear()
 
     def fail(timeout: float) -> None:
