@@ -602,8 +602,7 @@ class Staging:
         """Raise `PublishError`. The commit is decided, so what was called off goes."""
         failure = PublishError(self._path, left, cause)
         _staging_log.critical("%s; in tmp: %s", failure, ", ".join(left) or "none")
-        if claims:
-            self._remove(claims)
+        self._remove(claims)
         raise failure from cause
 
     def _remove(self, claims: Sequence[Claim]) -> None:
