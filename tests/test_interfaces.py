@@ -61,6 +61,7 @@ from postcommit._transaction.event import MailUncertainEvent
 from postcommit._zcml import Option
 from postcommit.compat import repoze_sendmail
 from postcommit.compat import zope_sendmail
+from postcommit.pyramid import PageSettings
 from postcommit.pyramid import SessionDelivery
 from postcommit.testing import RecordingMailer
 from postcommit.testing.delivery import RecordingDelivery
@@ -131,6 +132,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.ISendmailMailer, SendmailMailer()),
         (interfaces.IFileMailer, FileMailer(str(tmp_path / "mail"))),
         (interfaces.IFailoverMailer, FailoverMailer([mailer])),
+        (interfaces.IQueuePage, PageSettings("/mail")),
         (interfaces.IPipeline, FailoverMailer([mailer]).pipeline()),
         (interfaces.IPipelineMailer, RecordingMailer()),
         (interfaces.IPipelineMailer, WatchedMailer(mailer, print)),

@@ -485,6 +485,22 @@ class QueueReason(Protocol):
         """How many entries were looked at."""
 
 
+class QueuePage(Protocol):
+    """The settings of a page for queues, see `IQueuePage`."""
+
+    @property
+    def path(self) -> str:
+        """The path of the page in the application."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names by which browsers reach the application."""
+
+    @property
+    def insecure(self) -> bool:
+        """Whether everybody may see the page."""
+
+
 class QueuePause(Protocol):
     """The queue pauses. Times are in seconds since the epoch."""
 

@@ -72,6 +72,7 @@ from postcommit._types import ProtocolName as ProtocolName
 from postcommit._types import QueueChange as QueueChange
 from postcommit._types import QueueEntry as QueueEntry
 from postcommit._types import QueueFinding as QueueFinding
+from postcommit._types import QueuePage as QueuePage
 from postcommit._types import QueuePause as QueuePause
 from postcommit._types import QueueReason as QueueReason
 from postcommit._types import QueueReception as QueueReception
@@ -145,6 +146,16 @@ def is_ip_address(value: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+#: Whether a text can be the path of a page of an application, such as ``/mail``.
+is_page_path = re.compile(r"(/[A-Za-z0-9._~-]+)+/?").fullmatch
+
+
+#: Whether a text can be the name or address of a host in a URL, without a port.
+is_url_host = re.compile(
+    r"[A-Za-z0-9_-][A-Za-z0-9._-]*|\[?[0-9A-Fa-f:.]+(%\w+)?\]?"
+).fullmatch
 
 
 # Outcomes of a message
@@ -1162,6 +1173,35 @@ class IMailQueue(Interface):
 
         Returns a result for each. Raises `QueueError` as `retry` does.
         """
+
+
+class IQueuePage(Interface):
+    """The page for queues in a Pyramid application, see `postcommit.web.pyramid`."""
+
+    taggedValue("settings_prefix", "web_")
+
+    path = TextLine(
+        title=_("Path"),
+        description=_("Path of the page in the application, such as /mail."),
+        constraint=is_page_path,
+    )
+    hosts = Tuple(
+        title=_("Hosts"),
+        description=_(
+            "Names by which browsers reach the application, without a port. A text has"
+            " blanks or commas between them. A request for any other host is refused."
+        ),
+        value_type=TextLine(constraint=is_url_host),
+        default=("localhost", "127.0.0.1", "::1"),
+        min_length=1,
+    )
+    insecure = Bool(
+        title=_("Insecure"),
+        description=_(
+            "Whether everybody may see the page, and delete mail. For development only."
+        ),
+        default=False,
+    )
 
 
 # Events

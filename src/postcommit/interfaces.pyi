@@ -50,6 +50,7 @@ from postcommit._types import ProtocolName as ProtocolName
 from postcommit._types import QueueChange as QueueChange
 from postcommit._types import QueueEntry as QueueEntry
 from postcommit._types import QueueFinding as QueueFinding
+from postcommit._types import QueuePage as QueuePage
 from postcommit._types import QueuePause as QueuePause
 from postcommit._types import QueueReason as QueueReason
 from postcommit._types import QueueReception as QueueReception
@@ -108,6 +109,7 @@ IQueuedMailDelivery: _Interface[QueuedMailDelivery]
 IOutboxMailDelivery: _Interface[OutboxMailDelivery]
 IMailQueueProcessor: _Interface[MailQueueProcessor]
 IMailQueue: _Interface[MailQueue]
+IQueuePage: _Interface[QueuePage]
 IMailEvent: _Interface[MailEvent]
 IMailSentEvent: _Interface[MailSentEvent]
 IMailErrorEvent: _Interface[MailErrorEvent]
@@ -125,6 +127,8 @@ can_be_path: Any
 is_database_url: Any
 can_be_queue: Any
 is_schema: Any
+is_page_path: Any
+is_url_host: Any
 def is_path(field: Any) -> bool: ...
 def can_be_host(value: str) -> bool: ...
 def is_ip_address(value: str) -> bool: ...

@@ -37,7 +37,6 @@ import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
-from typing import NamedTuple
 from typing import NoReturn
 
 import zope.event
@@ -63,6 +62,7 @@ from postcommit._build import build
 from postcommit._build import twin
 from postcommit._config.database import parse_database_url
 from postcommit._config.options import Given
+from postcommit._config.options import checked
 from postcommit._config.options import fields_of
 from postcommit._config.options import truth
 from postcommit._config.sources import from_settings
@@ -82,6 +82,7 @@ from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IOutboxMailDelivery
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import IQueuePage
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import MailDelivery
 from postcommit.interfaces import Sendable
@@ -101,33 +102,34 @@ _STARTER = "postcommit.starter"
 _FAILOVER = "failover"
 _NAME = re.compile(r"\w[\w-]*")
 
-# The path of a page, and a host without its port.
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")
-_HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")
-
 # The order of an action after those of the application.
 _LAST = 1000
 
-# Names of the settings of the page, and of all settings, without their prefix.
-_OF_PAGE = ("web_path", "web_hosts", "web_insecure")
+# Names of all settings, without their prefix.
 _KNOWN = (
     *(name for contract in MAILERS.values() for name in fields_of(contract)),
     *fields_of(IFailoverMailer),
     "failover_mailers",
     *fields_of(IMailQueueProcessor),
     *fields_of(IQueuedMailDelivery),
+    *fields_of(IQueuePage),
     *("mailer", "processor", "session"),
-    *_OF_PAGE,
 )
 
 
-class PageSettings(NamedTuple):
-    """The page for queues, see `postcommit.web.pyramid`. `prefix` is for errors."""
+@implementer(IQueuePage)
+class PageSettings:
+    """The settings of `postcommit.web.pyramid`. See `IQueuePage`."""
 
-    prefix: str
-    path: str
-    hosts: tuple[str, ...]
-    is_insecure: bool
+    def __init__(
+        self,
+        path: str,
+        hosts: tuple[str, ...] = IQueuePage["hosts"].default,
+        insecure: bool = IQueuePage["insecure"].default,
+    ) -> None:
+        self.path: str = checked(IQueuePage, "path", path).rstrip("/")
+        self.hosts: tuple[str, ...] = checked(IQueuePage, "hosts", hosts)
+        self.insecure: bool = checked(IQueuePage, "insecure", insecure)
 
 
 class Publisher:
@@ -241,7 +243,7 @@ class MailSettings:
     def __init__(
         self, settings: Mapping[str, Any], prefix: str, notify: Callable[[Any], Any]
     ) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
         further, own = _apart(settings, prefix)
         self._given = from_settings(own, prefix, _KNOWN)
         self.mailers: dict[str, SupportsSend] = self._mailers(further, notify)
@@ -294,34 +296,21 @@ class MailSettings:
     @property
     def page_option(self) -> Given | None:
         """A setting of the page of `postcommit.web.pyramid`, if there is one."""
-        return next((self._given[n] for n in _OF_PAGE if n in self._given), None)
+        names = fields_of(IQueuePage)
+        return next((self._given[name] for name in names if name in self._given), None)
 
     def page(self) -> PageSettings:
         """Return the settings of the page of `postcommit.web.pyramid`."""
-        path = self._given.get("web_path")
-        if path is None:
+        if "web_path" not in self._given:
             reason = "is needed by postcommit.web.pyramid, such as /mail"
-            raise OptionError(f"{self._prefix}web_path", MISSING, reason)
-        if not _PATH.fullmatch(str(path.value)):
-            raise path.refused("must be the path of a page, such as /mail")
-        insecure = self._given.get("web_insecure")
-        is_insecure = False if insecure is None else truth(insecure.value)
-        if insecure is not None and is_insecure is None:
-            raise insecure.refused("must be true or false")
-        hosts = self._given.get("web_hosts")
-        value = () if hosts is None else hosts.value
-        names = value.replace(",", " ").split() if isinstance(value, str) else value
-        if hosts is not None and not _are_hosts(names):
-            reason = "must be names of hosts, such as 'shop.example.org'"
-            raise hosts.refused(reason)
-        return PageSettings(
-            self._prefix, str(path.value).rstrip("/"), tuple(names), is_insecure is True
-        )
+            raise OptionError(f"{self.prefix}web_path", MISSING, reason)
+        page: PageSettings = build(IQueuePage, self._given, kind=PageSettings)
+        return page
 
     def _mailers(
         self, further: Mapping[str, dict[str, Given]], notify: Callable[[Any], Any]
     ) -> dict[str, SupportsSend]:
-        name = f"{self._prefix}mailer"
+        name = f"{self.prefix}mailer"
         chosen = self._given.get("mailer", Given("", name, "smtp"))
         names = [*MAILERS, *further]
         parts = self._failover_mailers(names)
@@ -329,15 +318,15 @@ class MailSettings:
             known = ", ".join((*names, _FAILOVER))
             raise chosen.refused(f"must be one of {known}{_hint(chosen.value, names)}")
         if chosen.value == _FAILOVER and not parts:
-            name = f"{self._prefix}failover_mailers"
+            name = f"{self.prefix}failover_mailers"
             raise OptionError(name, MISSING, "is needed by mailer=failover")
         needed = {"smtp", chosen.value, *parts}
         if "file" in needed and "folder" not in self._given:
-            name = f"{self._prefix}folder"
+            name = f"{self.prefix}folder"
             raise OptionError(name, MISSING, "is needed by the mailer 'file'")
         is_asked = fields_of(IAMQPMailer).keys() & self._given.keys()
         if ("amqp" in needed or is_asked) and "amqp_url" not in self._given:
-            name = f"{self._prefix}amqp_url"
+            name = f"{self.prefix}amqp_url"
             raise OptionError(name, MISSING, "is needed by the mailer 'amqp'")
         mailers = {
             name: build(contract, self._given, notify=notify)
@@ -371,9 +360,9 @@ class MailSettings:
         """Return the error for the further mailer `name`, which may be misspelt."""
         others = [other for other in further if "hostname" in further[other]]
         near = difflib.get_close_matches(name, others, 1)
-        hint = f"; or do you mean {self._prefix}{near[0]}?" if near else ""
+        hint = f"; or do you mean {self.prefix}{near[0]}?" if near else ""
         reason = f"is needed by the mailer {name!r}{hint}"
-        return OptionError(f"{self._prefix}{name}.host", MISSING, reason)
+        return OptionError(f"{self.prefix}{name}.host", MISSING, reason)
 
     def _warn_of_unused(
         self, used: set[str], mailers: Mapping[str, Any], parts: list[str]
@@ -382,22 +371,22 @@ class MailSettings:
 
         It is not an error, because the application may look the mailer up.
         """
-        chosen = f"{self._prefix}mailer"
+        chosen = f"{self.prefix}mailer"
         if parts and _FAILOVER not in used:
             told = "%sfailover_mailers has no effect on mail, unless the application"
             told += " looks up the mailer 'failover'; set %s = failover"
-            log.warning(told, self._prefix, chosen)
+            log.warning(told, self.prefix, chosen)
         for name in mailers.keys() - MAILERS.keys() - used:
             told = "%s%s: no other setting names this mailer, so it sends mail only if"
             told += " the application looks it up; add it to %sfailover_mailers"
-            log.warning(told, self._prefix, name, self._prefix)
+            log.warning(told, self.prefix, name, self.prefix)
 
     def _failover_mailers(self, names: list[str]) -> list[str]:
         """Return the names of the parts of the failover mailer, none without one."""
         given = self._given.get("failover_mailers")
         if given is None:
             for name in fields_of(IFailoverMailer).keys() & self._given.keys():
-                reason = f"has no effect without {self._prefix}failover_mailers"
+                reason = f"has no effect without {self.prefix}failover_mailers"
                 raise self._given[name].refused(reason)
             return []
         value = given.value
@@ -421,12 +410,6 @@ class MailSettings:
             check_place(queue_path.value)
         except QueueError as error:
             raise queue_path.refused(error.reason) from error
-
-
-def _are_hosts(names: object) -> bool:
-    return bool(names) and isinstance(names, list | tuple) and all(
-        isinstance(name, str) and _HOST.fullmatch(name) for name in names
-    )
 
 
 def _hint(name: object, names: list[str]) -> str:

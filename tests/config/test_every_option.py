@@ -39,10 +39,13 @@ from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IQueuedMailDelivery
+from postcommit.interfaces import IQueuePage
 from postcommit.interfaces import IQueueReceiver
 from postcommit.interfaces import ISendmailMailer
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import is_path
+from postcommit.pyramid import PAGE
+from postcommit.pyramid import SETTINGS
 from postcommit.testing import RecordingMailer
 
 
@@ -301,6 +304,29 @@ def test_an_option_reaches_the_receiver(
         expected = values.get(other, field.default)
         assert getattr(found, field.__name__) == expected, other
     assert found.queuePath == str(tmp_path)
+
+
+# The page of an application has settings only.
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+@pytest.mark.parametrize("name", fields_of(IQueuePage))
+def test_a_setting_reaches_the_page(name: str, is_text: bool) -> None:
+    examples: dict[str, tuple[str, Any]] = {
+        "web_path": ("/mail", "/mail"),
+        "web_hosts": ("mx.example.org, ::1", ("mx.example.org", "::1")),
+        "web_insecure": ("yes", True),
+    }
+    given = {one: examples[one] for one in {name, "web_path"}}
+    settings = {f"mail.{n}": text if is_text else v for n, (text, v) in given.items()}
+    config = Configurator(settings=settings)
+    config.registry[PAGE] = True
+    config.include("postcommit.pyramid")
+    page = config.registry[SETTINGS].page()
+    assert IQueuePage.providedBy(page)
+    for other, field in fields_of(IQueuePage).items():
+        expected = given[other][1] if other in given else field.default
+        assert getattr(page, field.__name__) == expected
 
 
 def test_every_schema_with_options_is_in_the_table() -> None:

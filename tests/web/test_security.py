@@ -167,7 +167,14 @@ def test_at_most_2_mib_of_a_message(app: Any, store: Store) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example.org", "evil.example.org:80", "localhost.evil.org", "", "[::1", "::"],
+    [
+        *("evil.example.org", "evil.example.org:80", "localhost.evil.org", ""),
+        *("[::1", "::", "::1", "[::2]", "localhost..", ".localhost", "localhost:x"),
+        *("evil@localhost", "localhost@evil.org", "localhost/evil", "localhost#evil"),
+        *("localhost?x", "localhost, evil.org", "localhost evil", "127.0.0.1.evil.org"),
+        *("127.1", "2130706433", "localhos\u0442", "localhost:80:80", " localhost"),
+        *("localhost\\evil", "[localhost]", "[127.0.0.1]:80.evil", "x" * 70_000),
+    ],
 )
 def test_a_host_that_is_not_in_the_list(
     app: Any, caplog: pytest.LogCaptureFixture, host: str
@@ -180,7 +187,11 @@ def test_a_host_that_is_not_in_the_list(
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:8025", "127.0.0.1:1", "[::1]:8025"]
+    "host",
+    [
+        *("localhost", "LOCALHOST:8025", "localhost.", "localhost.:8025", "localhost:"),
+        *("127.0.0.1:1", "[::1]:8025", "[::1]"),
+    ],
 )
 def test_a_host_of_this_machine(app: Any, host: str) -> None:
     app.get("/", headers={"Host": host})
@@ -310,6 +321,14 @@ def test_authorize_has_no_default(store: Store) -> None:
         make_app(store.path, authorize=None)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="hosts"):
         make_app(store.path, authorize=lambda request: "x", hosts="localhost")
+
+
+@pytest.mark.parametrize(
+    "host", ["shop.example.org:8025", "http://shop.example.org", "*", "", "a b", "ö.de"]
+)
+def test_a_host_that_no_request_can_have(store: Store, host: str) -> None:
+    with pytest.raises(OptionError, match="hosts"):
+        make_app(store.path, authorize=lambda request: "x", hosts=[host])
 
 
 @pytest.mark.parametrize("nobody", [None, "", False])

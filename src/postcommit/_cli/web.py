@@ -18,6 +18,7 @@ from postcommit.errors import MISSING
 from postcommit.errors import MissingExtraError
 from postcommit.errors import OptionError
 from postcommit.interfaces import is_database_url
+from postcommit.interfaces import is_url_host
 
 
 # Where the page is, unless told otherwise.
@@ -53,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
     if not _is_loopback(address) and options.password_file is None:
         reason = "can be reached by other machines, so it needs --password-file"
         raise OptionError("--listen", options.listen, reason)
+    for host in options.host:
+        if not is_url_host(host):
+            reason = "must be a name or an address, without a port"
+            raise OptionError("--host", host, reason)
     logs.set_up("info", "text")
     with Page(address, port, options.password_file, options.host) as page:
         for queue in options.queues:

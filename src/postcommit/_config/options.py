@@ -28,6 +28,7 @@ from zope.schema import Int
 from zope.schema import Object
 from zope.schema import Password
 from zope.schema import TextLine
+from zope.schema import Tuple
 from zope.schema import getFieldsInOrder
 from zope.schema.interfaces import IField
 from zope.schema.interfaces import ValidationError
@@ -46,7 +47,9 @@ from postcommit.interfaces import can_be_host
 from postcommit.interfaces import can_be_queue
 from postcommit.interfaces import is_database_url
 from postcommit.interfaces import is_ip_address
+from postcommit.interfaces import is_page_path
 from postcommit.interfaces import is_path
+from postcommit.interfaces import is_url_host
 
 
 _TRUE = frozenset({"true", "yes", "on", "t", "y", "1"})
@@ -55,7 +58,12 @@ _FALSE = frozenset({"false", "no", "off", "f", "n", "0"})
 _TYPES = ((Bool, "True or False"), (Int, "a whole number"), (Float, "a number"))
 
 # The values that the constraint of a field takes, for the text of an error.
-_CONSTRAINTS = {can_be_host: "a host name or address", is_ip_address: "an IP address"}
+_CONSTRAINTS = {
+    can_be_host: "a host name or address",
+    is_ip_address: "an IP address",
+    is_page_path: "the path of a page, such as /mail",
+    is_url_host: "a host name or address without a port",
+}
 
 
 # Names
@@ -125,6 +133,9 @@ def _from_text(field: IField, text: Any) -> Any:
     if isinstance(field, Bool) and isinstance(text, str):
         meant = truth(text)
         return text if meant is None else meant
+    if isinstance(field, Tuple):
+        words = text.replace(",", " ").split() if isinstance(text, str) else text
+        return tuple(words) if isinstance(words, list) else words
     if isinstance(field, Int | Float) and isinstance(text, str):
         with suppress(ValueError):
             return int(text) if isinstance(field, Int) else float(text)
@@ -187,6 +198,8 @@ def _expectation(field: IField) -> str:
         words = "one of " + ", ".join(repr(term.value) for term in field.vocabulary)
     elif isinstance(field, Object):
         words = f"an object that provides {field.schema.__name__}"
+    elif isinstance(field, Tuple):
+        words = f"one or more, each {_expectation(field.value_type)}"
     elif vars(field).get("constraint") in _CONSTRAINTS:
         words = _CONSTRAINTS[vars(field)["constraint"]]
     else:

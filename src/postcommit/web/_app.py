@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from typing import TypeAlias
 
+from postcommit._config.options import checked
 from postcommit._log import Log
 from postcommit._log import printable
 from postcommit._queue.queue import MailQueue
@@ -17,6 +18,7 @@ from postcommit.errors import ItemError
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
 from postcommit.errors import without_userinfo
+from postcommit.interfaces import IQueuePage
 from postcommit.web import _guard
 from postcommit.web import _mailbox_pages
 from postcommit.web import _queue_pages
@@ -67,7 +69,10 @@ def make_app(
         {name: MailQueue(path) for name, path in _named("queues", queues).items()},
         {name: Mailbox(path) for name, path in _named("mailboxes", mailboxes).items()},
         authorize,
-        frozenset(host.lower().strip("[]") for host in hosts),
+        frozenset(
+            host.lower().strip("[]")
+            for host in checked(IQueuePage, "hosts", tuple(hosts))
+        ),
     )
 
 

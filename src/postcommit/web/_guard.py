@@ -16,11 +16,12 @@ requests of a mail          nothing is fetched: ``default-src 'none'``
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import urlsplit
 
+from postcommit.interfaces import IQueuePage
 from postcommit.web._http import Problem
 from postcommit.web._http import base_of
 
@@ -37,7 +38,10 @@ PAGES = (
 MESSAGE = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 # Hosts that mean this machine.
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK: tuple[str, ...] = IQueuePage["hosts"].default
+
+# The Host of a request: a name or an address, and a port.
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w-][\w.-]*?)\.?)(?::\d*)?", re.ASCII)
 
 _COOKIE = "postcommit_form"
 TOKEN = "token"  # noqa: S105 - the name of the field of a form
@@ -53,17 +57,11 @@ def check_host(request: Any, hosts: Collection[str]) -> None:
     browser then takes both for the same site, but sends the other name as the Host.
     """
     given = str(request.environ.get("HTTP_HOST", ""))
-    if _host_name(given) not in hosts:
+    found = _HOST.fullmatch(given)
+    if found is None or (found[1] or found[2]).lower() not in hosts:
         reason = f"The host {given!r} is not one that this page is served for."
         note = "If it is right, add its name to the hosts of the page."
         raise Problem(403, reason, notes=(note,), is_logged=True)
-
-
-def _host_name(given: str) -> str:
-    try:
-        return urlsplit(f"//{given}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def check_post(request: Any) -> None:

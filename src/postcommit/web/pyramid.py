@@ -36,7 +36,6 @@ from postcommit.pyramid import PAGE
 from postcommit.pyramid import SETTINGS
 from postcommit.web._app import WebApp
 from postcommit.web._app import make_app
-from postcommit.web._guard import LOOPBACK
 
 
 PERMISSION = "postcommit.manage"
@@ -54,10 +53,11 @@ def includeme(config: Configurator) -> None:
     config.registry[PAGE] = True
     config.include("postcommit.pyramid")
     try:
-        page = config.registry[SETTINGS].page()
+        settings = config.registry[SETTINGS]
+        page = settings.page()
     except OptionError as error:
         raise ConfigurationError(str(error)) from error
-    app = functools.cache(lambda: _app(config.registry, page.hosts or LOOPBACK))
+    app = functools.cache(lambda: _app(config.registry, page.hosts))
 
     def view(request: Request) -> Any:
         user = request.authenticated_userid
@@ -70,11 +70,11 @@ def includeme(config: Configurator) -> None:
         config.add_view(
             view,
             route_name=name,
-            permission=NO_PERMISSION_REQUIRED if page.is_insecure else PERMISSION,
+            permission=NO_PERMISSION_REQUIRED if page.insecure else PERMISSION,
             require_csrf=False,  # the page has its own token
         )
-    if not page.is_insecure:
-        config.action(_ROUTE, _check_policy, args=(config.registry, page.prefix))
+    if not page.insecure:
+        config.action(_ROUTE, _check_policy, args=(config.registry, settings.prefix))
 
 
 def _check_policy(registry: Registry, prefix: str) -> None:
