@@ -96,6 +96,9 @@ log: logging.Logger = logging.getLogger("postcommit.pyramid")
 # `postcommit.web.pyramid` is included.
 SETTINGS = "postcommit.settings"
 PAGE = "postcommit.web"
+# Key of the environ of a request: returns a delivery in place of another one. See
+# `postcommit.web.debugtoolbar`.
+WATCH = "postcommit.watch"
 _STARTER = "postcommit.starter"
 
 # Name of the failover mailer; names of further mailers in settings.
@@ -158,6 +161,12 @@ def get_mail_delivery(request: Request, name: str = "") -> MailDelivery:
 
     Raises `ComponentLookupError` if this delivery is not registered.
     """
+    delivery = _bound_delivery(request, name)
+    watch = request.environ.get(WATCH)
+    return delivery if watch is None else watch(delivery)
+
+
+def _bound_delivery(request: Request, name: str) -> MailDelivery:
     delivery: MailDelivery = request.registry.getUtility(IMailDelivery, name)
     if isinstance(delivery, SessionDelivery):
         return delivery.of(request)
