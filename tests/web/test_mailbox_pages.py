@@ -163,3 +163,11 @@ def test_a_message_that_goes_meanwhile(
     text = words(app.get("/mailbox/mails"))
     assert "Kettle" in text
     assert "Teapot" not in text
+
+
+def test_a_very_long_subject(app: Any, mailbox: Path) -> None:
+    mailer = FileMailer(str(mailbox))
+    mailer.send("a@x.org", "b@x.org", b"Subject: " + b"x" * 50_000 + b"\n\ntext\n")
+    page = app.get("/mailbox/mails")
+    assert len(page.text) < 10_000
+    assert len(page.click("xxx").text) < 10_000

@@ -191,3 +191,51 @@ def test_links_are_bounded() -> None:
     links = links_in(many)
     assert len(links) == _message._MOST_LINKS
     assert len(links[0].target) == len(links[0].text) == _message._LONGEST_LINK
+
+
+# Messages that would need much time or memory
+
+
+def mixed(*parts: bytes) -> bytes:
+    head = b"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=B\n\n"
+    return head + b"".join(b"--B\n" + part + b"\n" for part in parts) + b"--B--\n"
+
+
+def test_one_image_that_is_shown_many_times() -> None:
+    """A hundred kilobytes would become a gigabyte."""
+    html = b"Content-Type: text/html\n\n" + b"<img src=cid:a>" * 10_000
+    image = b"Content-Type: image/png\nContent-ID: <a>\n\n" + b"x" * 100_000
+    message = shown(mixed(html, image))
+    assert message.html.count("data:image/png") > 10
+    assert message.html.count("cid:a") > 9000
+    assert len(message.html) < 3 * MOST
+
+
+def test_a_message_with_many_parts() -> None:
+    message = shown(mixed(*[b"Content-Type: text/csv\n\na,b"] * 10_000))
+    assert len(message.attachments) == 10_000
+    assert len(message.as_record()["attachments"]) == 200
+
+
+def test_a_message_of_parts_only() -> None:
+    message = shown(mixed(*[b""] * 200_000))
+    assert message.problem == "The message cannot be parsed."
+    assert message.attachments == []
+    assert message.source_text.startswith("MIME-Version")
+
+
+def test_the_beginning_of_a_very_long_header() -> None:
+    words = b"=?utf-8?q?x?= " * 80_000
+    message = shown(b"Subject: " + words + b"\nTo: a@x.org\n\ntext\n")
+    [(name, text)] = message.fields
+    assert name == "Subject"
+    assert text.startswith("xxxx")
+    assert len(text) < 200_000
+
+
+def test_links_beside_a_very_long_tag() -> None:
+    link = "<a href=/{}>text</a>"
+    html = link.format(1) + "<p>" * 200_000 + link.format(2)
+    assert [each.target for each in links_in(html)] == ["/1", "/2"]
+    html += "<p " + "a " * 200_000 + ">" + link.format(3)
+    assert [each.target for each in links_in(html)] == ["/1", "/2"]

@@ -303,6 +303,24 @@ def test_a_beginning_and_a_message_id_are_ids(app: Any, store: Store) -> None:
     assert id in app.get("/queue/queue/1@x.org")
 
 
+def test_a_very_long_subject_and_many_recipients(app: Any, store: Store) -> None:
+    """The rows of 200 such entries were 200 MB, and took minutes."""
+    many = ", ".join(f"u{number}@x.org" for number in range(20_000))
+    subject = "=?utf-8?q?=E2=98=95?= " * 30_000
+    head = f"X-Zope-From: s@x.org\nX-Zope-To: {many}\nSubject: {subject}\n"
+    write(store, "new/1700000000.M1P1Q1.web", head.encode() + b"\ntext\n")
+    page = app.get("/queue/queue")
+    assert "☕☕" in page
+    assert "u2@x.org +19997" in page
+    assert len(page.text) < 10_000
+    [entry] = app.get("/queue/queue.json").json["entries"]
+    assert len(entry["recipients"]) == 20_000
+    assert len(entry["subject"]) < 1000
+    page = app.get(f"/queue/queue/{entry['id']}")
+    assert "u99@x.org +19900" in page
+    assert len(page.text) < 20_000
+
+
 # Bad input
 
 
@@ -580,7 +598,13 @@ def test_a_form_goes_to_a_queue_only(app: Any, store: Store) -> None:
         app.post(path, {"token": token}, headers=SAME_ORIGIN, status=404)
 
 
-@pytest.mark.parametrize("query", ["did=retry&count=x", "did=x&count=1", "count=12345"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("did=retry&count=x", "did=x&count=1", "count=12345"),
+        *("did=retry&count=%C2%B2", "did=retry&count=12345"),
+    ],
+)
 def test_no_text_of_a_url_becomes_a_message(app: Any, query: str) -> None:
     assert 'role="status"' not in app.get(f"/queue/queue?{query}")
 

@@ -5,6 +5,7 @@ import logging
 import re
 from html.parser import HTMLParser
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from webob import Request
@@ -63,6 +64,9 @@ def filled(store: Store, mailbox: Any) -> Store:
     write(store, "new/1700000000.M1P1Q1.web", HOSTILE)
     FileMailer(str(mailbox)).send("a@x.org", "b@x.org", "Subject: x\n\ntext\n")
     return store
+
+
+FORM = "application/x-www-form-urlencoded"
 
 
 # Responses
@@ -287,6 +291,95 @@ def test_a_form_without_the_cookie(app: Any, store: Store) -> None:
     form.submit("action", value="delete", headers=SAME_ORIGIN, status=403)
 
 
+def posted(
+    app: Any, body: bytes, cookie: str = "postcommit_form=1", **environ: Any
+) -> Any:
+    """Send a form as a program does, which chooses the token itself."""
+    headers = {**SAME_ORIGIN, "Cookie": cookie}
+    request = Request.blank("/queue/queue", headers=headers, method="POST", body=body)
+    request.content_type = "application/x-www-form-urlencoded"
+    request.environ.update(environ)
+    return request.get_response(app.app)
+
+
+_CUT_OFF = {"CONTENT_LENGTH": "5000", "webob.is_body_seekable": False}
+_MULTIPART = (
+    b'--B\r\nContent-Disposition: form-data; name="token"\r\n\r\n1\r\n'
+    b'--B\r\nContent-Disposition: form-data; name="action"\r\n\r\nretry\r\n'
+    b'--B\r\nContent-Disposition: form-data; name="id"; filename="x"\r\n\r\n%b\r\n'
+    b"--B--\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "environ", "status"),
+    [
+        (b"token=1&action=retry&id=%b", {}, 303),
+        (b"token=1&token=1&action=retry&id=%b", {}, 403),
+        (b"token=2&token=1&action=retry&id=%b", {}, 403),
+        (b"action=retry&id=%b", {"QUERY_STRING": "token=1"}, 403),
+        (b"token=%%ff&action=retry&id=%b", {}, 403),
+        (b"token=1&action=retry&action=delete&id=%b&confirmed=1", {}, 400),
+        (b"token=1&action=retry&id=%%ff%%fe&x=%b", {}, 404),
+        (_MULTIPART, {"CONTENT_TYPE": "multipart/form-data; boundary=B"}, 415),
+        (_MULTIPART, {"CONTENT_TYPE": "multipart/form-data"}, 415),
+        (b'{"token": "1", "id": "%b"}', {"CONTENT_TYPE": "application/json"}, 415),
+        (b"token=1&action=retry&id=%b", {"CONTENT_TYPE": "text/plain"}, 415),
+        (b"token=1&action=retry&id=%b", {"CONTENT_TYPE": ""}, 415),
+        *(
+            (b"token=1&action=retry&id=%b", {"CONTENT_TYPE": f"{FORM}; charset={c}"}, s)
+            for c, s in (("utf-16", 415), ("nothing", 415), ("UTF-8", 303))
+        ),
+        (b"token=1&action=retry&id=%b", {"CONTENT_LENGTH": ""}, 411),
+        (b"token=1&action=retry&id=%b", {"CONTENT_LENGTH": "many"}, 411),
+        (b"token=1&action=retry&id=%b", {"CONTENT_LENGTH": "-1"}, 413),
+        (b"token=1&action=retry&id=%b", {"CONTENT_LENGTH": "65537"}, 413),
+        (b"token=1&action=retry&id=%b", _CUT_OFF, 400),
+        (
+            b"token=1&action=retry&id=%b",
+            {"CONTENT_LENGTH": "", "wsgi.input_terminated": True},
+            411,
+        ),
+    ],
+)
+def test_the_content_of_a_form(
+    app: Any, store: Store, body: bytes, environ: dict[str, Any], status: int
+) -> None:
+    defer(store, due=5000)
+    [entry] = MailQueue(store.path).list()
+    answer = posted(app, body % entry.id.encode(), **environ)
+    assert answer.status_int == status
+    is_due = next(MailQueue(store.path).list()).due != entry.due
+    assert is_due == (status == 303)
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        *("session=x; postcommit_form=1", "postcommit_form=1; ;;=; b"),
+        'session="a\\"; postcommit_form=1',
+    ],
+)
+def test_the_cookies_of_another_application(
+    app: Any, store: Store, cookie: str
+) -> None:
+    defer(store, due=5000)
+    [entry] = MailQueue(store.path).list()
+    body = b"token=1&action=retry&id=%b" % entry.id.encode()
+    assert posted(app, body, cookie).status_int == 303
+
+
+def test_a_refusal_does_not_repeat_a_long_request(
+    app: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in ("/queue/queue/" + "x" * 9000, "/queue/queue?state=" + "x" * 9000):
+        assert len(app.get(path, status="*").body) < 4000
+    long = "x" * 9000
+    page = Request.blank(f"/{long}", headers={"Host": long}).get_response(app.app)
+    assert len(page.body) < 4000
+    assert len(caplog.text) < 4000
+
+
 def test_a_form_that_is_too_large(app: Any, store: Store) -> None:
     app.post("/queue/queue", {"x": "y" * 70_000}, headers=SAME_ORIGIN, status=413)
 
@@ -302,9 +395,22 @@ def test_the_cookie(app: Any, store: Store) -> None:
     assert "secure" in page.headers["Set-Cookie"].lower()
 
 
+@pytest.mark.parametrize("mount", ["/a b", "/m\xc3\xa4il", "/a;b, c", '/"<x>', "/a/b/"])
+def test_a_mount_with_odd_characters(app: Any, store: Store, mount: str) -> None:
+    """The cookie and the links have the path as a browser has it in its address."""
+    wait(store)
+    page = app.get("/queue/queue", extra_environ={"SCRIPT_NAME": mount})
+    path = quote(mount.encode("latin-1").rstrip(b"/"), safe="/")
+    [place] = re.findall(r'Path=([^;]*)', page.headers["Set-Cookie"])
+    assert place == path
+    for link in re.findall(r'(?:href|action)="(/[^"]*)"', page.text):
+        assert link.startswith(f"{path}/")
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_another_method(app: Any, method: str) -> None:
-    app.request("/", method=method, status=405)
+    page = app.request("/", method=method, status=405)
+    assert page.headers["Allow"] == "GET, HEAD, POST"
 
 
 def test_head_is_get_without_its_body(app: Any, store: Store) -> None:

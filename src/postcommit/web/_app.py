@@ -42,6 +42,9 @@ Named: TypeAlias = str | Sequence[str] | Mapping[str, str]
 
 _READ = ("GET", "HEAD")
 
+# Maximum number of characters of a reason on a page and in the log.
+_LONGEST = 1000
+
 
 def make_app(
     queues: Named = (),
@@ -219,22 +222,27 @@ def _of_item(error: ItemError) -> Problem:
     return Problem(status, f"The id {error}.", choices=error.choices)
 
 
+def _cut(text: str) -> str:
+    """Return the beginning of a text that the request may have made very long."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def _answer(request: Any, problem: Problem) -> Any:
     if problem.is_logged:
         log.warning(
             "%s %s from %s was refused with %d: %s",
             request.method,
-            request.path_info,
+            _cut(request.path_info),
             request.remote_addr or "unknown",
             problem.status,
-            problem.reason,
+            _cut(problem.reason),
         )
-    reason = printable(problem.reason)
+    reason = _cut(printable(problem.reason))
     if request.path_info.endswith(".json"):
         value = {"error": reason, "notes": problem.notes, "choices": problem.choices}
-        return json_response(value, problem.status)
+        return _allowing(json_response(value, problem.status))
     place = request.path_info.rpartition("/")[0]
-    return page(
+    response = page(
         request,
         "problem",
         f"{problem.status}",
@@ -243,3 +251,11 @@ def _answer(request: Any, problem: Problem) -> Any:
         notes=[printable(note) for note in problem.notes],
         choices=[(id, f"{place}/{id}") for id in problem.choices],
     )
+    return _allowing(response)
+
+
+def _allowing(response: Any) -> Any:
+    """Return the response, with the methods that a refused one could have been."""
+    if response.status_int == 405:
+        response.headers["Allow"] = "GET, HEAD, POST"
+    return response

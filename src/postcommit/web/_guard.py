@@ -46,7 +46,8 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w-][\w.-]*?)\.?)(?::\d*)?", re.A
 _COOKIE = "postcommit_form"
 TOKEN = "token"  # noqa: S105 - the name of the field of a form
 
-# Maximum number of bytes of a form: the ids of some thousand entries.
+# The type of a form, and its maximum number of bytes: the ids of some thousand entries.
+_FORM = "application/x-www-form-urlencoded"
 _LONGEST_FORM = 1 << 16
 
 
@@ -77,14 +78,36 @@ def check_post(request: Any) -> None:
     if origin is not None and not _is_own(origin, request):
         reason = f"The request comes from another site (Origin: {origin})."
         raise Problem(403, reason, is_logged=True)
-    if (request.content_length or 0) > _LONGEST_FORM:
-        raise Problem(413, f"A form has {_LONGEST_FORM} bytes at most.")
-    given = str(request.POST.get(TOKEN, ""))
+    form = _form_of(request)
     wanted = str(request.cookies.get(_COOKIE, ""))
-    if not wanted or not hmac.compare_digest(given.encode(), wanted.encode()):
+    given = form.getall(TOKEN)
+    if not wanted or len(given) != 1 or not is_same(given[0], wanted):
         note = "Go back, load the page again, and repeat what you did."
         reason = "The token of the form is missing or out of date."
         raise Problem(403, reason, notes=(note,), is_logged=True)
+
+
+def is_same(given: str, wanted: str) -> bool:
+    """Compare two secrets, in a time that does not depend on them."""
+    return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def _form_of(request: Any) -> Any:
+    """Return the fields of the form. Raises a `Problem` for any other content.
+
+    A file or another charset would only come from a program, so a form has neither.
+    """
+    if request.content_type != _FORM or request.charset.lower() != "utf-8":
+        raise Problem(415, f"A form must be {_FORM} in UTF-8.")
+    length = request.content_length
+    if length is None:
+        raise Problem(411, "A form must have a Content-Length.")
+    if not 0 <= length <= _LONGEST_FORM:
+        raise Problem(413, f"A form has {_LONGEST_FORM} bytes at most.")
+    try:
+        return request.POST
+    except OSError:
+        raise Problem(400, "The form has ended too early.") from None
 
 
 def _is_own(origin: str, request: Any) -> bool:

@@ -42,8 +42,11 @@ class Problem(Exception):
 
 
 def base_of(request: Any) -> str:
-    """Return the path at which the page is mounted, without a slash at the end."""
-    return str(request.script_name).rstrip("/")
+    """Return the path at which the page is mounted, without a slash at the end.
+
+    It is quoted as a browser has it in its address, also for the path of a cookie.
+    """
+    return quote(str(request.script_name).rstrip("/"), safe="/~!$&'()*+=:@")
 
 
 def see_other(place: str) -> Any:

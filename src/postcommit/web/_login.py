@@ -3,18 +3,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 import secrets
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from postcommit._log import Log
 from postcommit.errors import MISSING
 from postcommit.errors import ConfigError
+from postcommit.web._guard import is_same
 from postcommit.web._guard import set_cookie
 from postcommit.web._http import Answer
 from postcommit.web._http import Problem
 from postcommit.web._http import Response
+from postcommit.web._http import base_of
 from postcommit.web._http import see_other
 
 
@@ -41,13 +43,15 @@ class TokenLogin:
         """Return the name of the user. Raises `Problem`, or `Answer` with a cookie."""
         given = request.GET.get("token")
         if given is not None and request.method == "GET":
-            if not _is_same(given, self.token):
+            if not is_same(given, self.token):
                 reason = "The token in the address is wrong."
                 raise Problem(403, reason, notes=(_HINT,), is_logged=True)
-            response = see_other(request.path)
+            # One slash: a browser would take two for the beginning of a host.
+            place = quote(request.path_info.lstrip("/"))
+            response = see_other(f"{base_of(request)}/{place}")
             set_cookie(request, response, self._cookie, self._session)
             raise Answer(response)
-        if not _is_same(request.cookies.get(self._cookie, ""), self._session):
+        if not is_same(request.cookies.get(self._cookie, ""), self._session):
             reason = "You may not see this page."
             raise Problem(403, reason, notes=(_HINT,), is_logged=True)
         return self._user
@@ -68,7 +72,7 @@ class PasswordLogin:
             decoded = ""
         name, _, password = decoded.partition(":")
         wanted = self._passwords.get(name, "")
-        if kind.lower() == "basic" and wanted and _is_same(password, wanted):
+        if kind.lower() == "basic" and wanted and is_same(password, wanted):
             return name
         if value:
             log.warning("A login from %s was refused", request.remote_addr or "unknown")
@@ -98,7 +102,3 @@ def passwords_of(path: str) -> dict[str, str]:
     if not passwords:
         raise ConfigError(path, "", MISSING, "has no line NAME:PASSWORD")
     return passwords
-
-
-def _is_same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())

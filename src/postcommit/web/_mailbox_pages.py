@@ -14,12 +14,18 @@ from postcommit.web._mailbox import Mailbox
 from postcommit.web._message import shown
 from postcommit.web._message_pages import message_values
 from postcommit.web._message_pages import part_of_message
+from postcommit.web._pages import cut
 from postcommit.web._pages import json_response
+from postcommit.web._pages import named
 from postcommit.web._pages import page
 
 
 # Maximum number of messages of one page.
 MOST_ROWS = 200
+
+# Maximum number of recipients that a row names, and that the page of a message names.
+_MOST_NAMED = 10
+_MOST_RECIPIENTS = 100
 
 
 def serve(
@@ -49,7 +55,7 @@ def serve(
     return page(
         request,
         "letter",
-        letter.subject or id,
+        cut(letter.subject) or id,
         mailbox_name=name,
         here=place,
         letter=_row(letter, time.time()),
@@ -91,9 +97,9 @@ def _list(
 def _row(letter: Letter, now: float) -> dict[str, Any]:
     return {
         "id": letter.id,
-        "subject": letter.subject,
-        "sender": letter.sender or "<>",
-        "recipients": ", ".join(letter.recipients),
+        "subject": cut(letter.subject),
+        "sender": cut(letter.sender) or "<>",
+        "recipients": named(letter.recipients, _MOST_NAMED),
         "age": duration(max(0.0, now - letter.written)),
         "size": size(letter.size),
     }
@@ -102,7 +108,7 @@ def _row(letter: Letter, now: float) -> dict[str, Any]:
 def _about(letter: Letter) -> list[tuple[str, str]]:
     return [
         ("Written", moment(letter.written)),
-        ("Envelope from", letter.sender or "<>"),
-        ("Envelope to", ", ".join(letter.recipients)),
+        ("Envelope from", cut(letter.sender) or "<>"),
+        ("Envelope to", named(letter.recipients, _MOST_RECIPIENTS)),
         ("Size", size(letter.size)),
     ]

@@ -22,9 +22,23 @@ log = Log("postcommit.web")
 # Maximum number of bytes of a message that are shown.
 MOST = 2 << 20
 
+# Maximum number of parts that a message may have, and of attachments that are listed.
+_MOST_PARTS = 20_000
+MOST_ATTACHMENTS = 200
+
 # Maximum number of links that are listed, and of characters of each.
 _MOST_LINKS = 200
 _LONGEST_LINK = 2000
+
+# Number of characters of HTML that are parsed at once, and maximum number of a tag. A
+# hostile message may have one tag with a million attributes.
+_CHUNK = 1 << 16
+_LONGEST_TAG = 1 << 17
+
+# Maximum number of bytes of a header that is shown as fields, and of characters that
+# the images of a message may add to its HTML, which may show one image many times.
+_LONGEST_HEADER = 1 << 17
+_LONGEST_IMAGES = 2 * MOST
 
 # Elements of a message that are made unknown to the browser. For some of them, such as
 # ``<object data>`` and ``<link rel="preconnect">``, Chromium opens a connection to the
@@ -83,7 +97,7 @@ class ShownMessage:
     @property
     def fields(self) -> list[tuple[str, str]]:
         """The fields of the header, decoded, in one line each."""
-        found = fields_of_header(header_of(self.source))
+        found = fields_of_header(header_of(self.source[:_LONGEST_HEADER]))
         return [(printable(name), printable(text)) for name, text in found]
 
     @property
@@ -99,7 +113,7 @@ class ShownMessage:
             "html": self.html,
             "source": self.source_text,
             "is_cut": self.is_cut,
-            "attachments": [vars(part) for part in self.attachments],
+            "attachments": [vars(p) for p in self.attachments[:MOST_ATTACHMENTS]],
             "links": [vars(link) for link in self.links],
         }
 
@@ -142,6 +156,8 @@ def _leaves(message: Any) -> list[Message]:
 
 
 def _read(message: ShownMessage) -> None:
+    if message.source.count(b"\n--") > _MOST_PARTS:
+        raise ValueError("the message has too many parts")
     images: dict[str, str] = {}
     text = html = None
     for number, part in enumerate(_leaves(_parsed(message.source))):
@@ -161,9 +177,22 @@ def _read(message: ShownMessage) -> None:
     message.text, message.html = text or "", html or ""
     message.links = links_in(message.html)
     # Images of the message itself are shown. Nothing is fetched for them.
-    html = _CID.sub(lambda found: images.get(found[1], found[0]), message.html)
+    html = _with_images(message.html, images)
     html, count = _HREF.subn("data-href", _CONNECTING.sub("<no-", html))
     message.html = html + _LINK_STYLE if count else html
+
+
+def _with_images(html: str, images: dict[str, str]) -> str:
+    """Put the images of the message into its HTML, as far as there is room."""
+    left = _LONGEST_IMAGES
+
+    def replaced(found: re.Match[str]) -> str:
+        nonlocal left
+        image = images.get(found[1], found[0])
+        left -= len(image)
+        return image if left >= 0 else found[0]
+
+    return _CID.sub(replaced, html)
 
 
 def _content(part: Message) -> bytes:
@@ -223,7 +252,10 @@ class _Links(HTMLParser):
 def links_in(html: str) -> list[Link]:
     """Return the first links in `html`, with their texts and targets in one line."""
     parser = _Links()
-    parser.feed(html)
+    for start in range(0, len(html), _CHUNK):
+        parser.feed(html[start : start + _CHUNK])
+        if len(parser.found) > _MOST_LINKS or len(parser.rawdata) > _LONGEST_TAG:
+            break
     return [
         Link(
             printable(" ".join("".join(texts).split())[:_LONGEST_LINK]),

@@ -9,6 +9,7 @@ from postcommit.web._http import Problem
 from postcommit.web._http import Response
 from postcommit.web._http import download
 from postcommit.web._message import MOST
+from postcommit.web._message import MOST_ATTACHMENTS
 from postcommit.web._message import ShownMessage
 from postcommit.web._message import attachment
 from postcommit.web._message import shown
@@ -43,7 +44,10 @@ def message_values(request: Any, message: ShownMessage, place: str) -> dict[str,
         "place": place,
         "view": view,
         "views": list(views.items()),
-        "attachments": [(part, size(part.size)) for part in message.attachments],
+        "attachments": [
+            (part, size(part.size)) for part in message.attachments[:MOST_ATTACHMENTS]
+        ],
+        "more_attachments": max(0, len(message.attachments) - MOST_ATTACHMENTS),
         "cut": f"Only the first {size(MOST)} of the message are shown."
         if message.is_cut
         else "",

@@ -2,14 +2,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from chameleon import PageTemplateLoader
 
+from postcommit._log import printable
 from postcommit.web._guard import form_token
 from postcommit.web._http import Response
 from postcommit.web._http import base_of
 
+
+# Maximum number of characters of a subject, an address or a reply in a row. A mail may
+# have a subject of a million.
+_LONGEST = 200
 
 _FOLDER = os.path.dirname(__file__)
 
@@ -30,6 +36,19 @@ def page(
         **values,
     )
     return Response(text=text, status=status, content_type="text/html")
+
+
+def cut(text: str) -> str:
+    """Return a text for a row: printable, and not longer than a row can show."""
+    begin = printable(text[:_LONGEST])
+    return begin if len(text) <= _LONGEST else f"{begin}..."
+
+
+def named(addresses: Sequence[str], most: int) -> str:
+    """Return the first `most` addresses for a row, and the number of the others."""
+    others = len(addresses) - most
+    shown = ", ".join(map(cut, addresses[:most]))
+    return f"{shown} +{others}" if others > 0 else shown
 
 
 def json_response(value: Any, status: int = 200) -> Any:

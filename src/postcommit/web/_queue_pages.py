@@ -38,7 +38,9 @@ from postcommit.web._message import MOST
 from postcommit.web._message import shown
 from postcommit.web._message_pages import message_values
 from postcommit.web._message_pages import part_of_message
+from postcommit.web._pages import cut
 from postcommit.web._pages import json_response
+from postcommit.web._pages import named
 from postcommit.web._pages import page
 
 
@@ -53,8 +55,10 @@ SEARCH_SECONDS = 2.0
 # Seconds for which the deferred entries of a queue are read.
 _SURVEY_SECONDS = 0.25
 
-# Maximum number of recipients that a row names, and of findings that an error shows.
+# Maximum number of recipients that a row names, and that the page of an entry names,
+# and of findings that an error shows.
 _MOST_NAMED = 3
+_MOST_RECIPIENTS = 100
 _MOST_FINDINGS = 10
 
 
@@ -250,7 +254,7 @@ class QueuePages:
         more = "" if is_over else wanted.query(start=str(position))
         if as_json:
             records = [
-                {**record_of_entry(e), "subject": e.subject} for e in found
+                {**record_of_entry(e), "subject": cut(e.subject)} for e in found
             ]
             value = {"entries": records, "next": f"?{more}" if more else None}
             return json_response({"queue": self._queue.name, **value})
@@ -289,7 +293,7 @@ class QueuePages:
         return page(
             self._request,
             "entry",
-            entry.subject or entry.id,
+            cut(entry.subject) or entry.id,
             queue_name=self._name,
             here=self._base,
             entry=_row(entry, time.time()),
@@ -302,7 +306,8 @@ class QueuePages:
 
     def _change(self, as_json: bool) -> Any:
         form = self._request.POST
-        action = next((a for a in ACTIONS if a.name == form.get("action")), None)
+        names = form.getall("action")
+        action = next((a for a in ACTIONS if [a.name] == names), None)
         ids = list(dict.fromkeys(form.getall("id")))
         if action is None or not hasattr(self._queue, action.method):
             raise Problem(400, "The form has no action that this queue knows.")
@@ -467,7 +472,8 @@ def _done(query: Any) -> str:
     """Return what the form that led here has done."""
     count = str(query.get("count", ""))
     for action in ACTIONS:
-        if action.name == query.get("did") and count.isdigit() and len(count) < 4:
+        is_number = count.isascii() and count.isdigit() and len(count) < 4
+        if action.name == query.get("did") and is_number:
             return f"{entries(int(count))} {action.done}."
     return ""
 
@@ -477,21 +483,21 @@ def _done(query: Any) -> str:
 
 def _row(entry: QueueEntry, now: float) -> dict[str, Any]:
     accepted = entry.changed if entry.accepted is None else entry.accepted
-    named = ", ".join(entry.recipients[:_MOST_NAMED])
-    others = len(entry.recipients) - _MOST_NAMED
     return {
         "id": entry.id,
         "state": entry.state.key,
         "state_title": entry.state.value,
-        "subject": printable(entry.subject),
-        "sender": printable(entry.sender) or "<>",
-        "recipients": printable(named) + (f" +{others}" if others > 0 else ""),
+        "subject": cut(entry.subject),
+        "sender": cut(entry.sender) or "<>",
+        "recipients": named(entry.recipients, _MOST_NAMED),
         "age": duration(now - accepted),
         "next": _next(entry, now),
         "attempts": entry.attempts,
         "size": size(entry.size),
-        "reply": printable(entry.last_reply or entry.problem),
+        "reply": cut(entry.last_reply or entry.problem),
     }
+
+
 
 
 def _next(entry: QueueEntry, now: float) -> str:
@@ -521,7 +527,7 @@ def _about(entry: QueueEntry, now: float) -> list[tuple[str, str]]:
         *about,
         ("Attempts", f"{entry.attempts}{uncertain}"),
         ("Last reply", printable(entry.last_reply) or "-"),
-        ("Message id", printable(entry.message_id) or "-"),
-        ("Envelope from", printable(entry.sender) or "<>"),
-        ("Envelope to", ", ".join(map(printable, entry.recipients))),
+        ("Message id", cut(entry.message_id) or "-"),
+        ("Envelope from", cut(entry.sender) or "<>"),
+        ("Envelope to", named(entry.recipients, _MOST_RECIPIENTS)),
     ]
