@@ -29,6 +29,7 @@ from tests.web.test_command import serving
 
 from postcommit import EntryState
 from postcommit import FileMailer
+from postcommit import ItemError
 from postcommit import MailQueue
 from postcommit import QueuedMailDelivery
 from postcommit._maildir.store import Store
@@ -63,6 +64,37 @@ top.location = "{url}/top"; parent.document.body.innerHTML = "gone"</script>
 <form id="f" action="{url}/form"><input name="a"></form><script>f.submit()</script>
 <a id="link" href="{url}/click" ping="{url}/ping">Open your account</a>
 <a id="top" href="{url}/target" target="_top">Another</a>
+<link
+rel=dns-prefetch href={url}><LINK/REL=preconnect/HREF="{url}"/>
+<l&#105;nk rel="preconnect" href="{url}"><base target="_top">
+<meta http-equiv="x-dns-prefetch-control" content="on">
+<meta http-equiv="Content-Security-Policy" content="default-src *">
+<style>@import "data:text/css,@import '{url}/nested.css'"; @import url({url}/layer)
+layer(x) supports(color: red); li {{ list-style-image: image-set("{url}/set" 1x) }}
+input[name=a] {{ cursor: url({url}/cursor), auto; mask: url({url}/mask#m) }}
+@namespace url({url}/namespace); p::before {{ content: url("{url}/content") }}
+div {{ filter: url("{url}/filter#f"); border-image: url({url}/border) 1 }}</style>
+<ul><li>one</li></ul><div style="background: \75rl({url}/escaped)">div</div>
+<iframe srcdoc="<img src='{url}/srcdoc'><link rel=preconnect href='{url}'>"></iframe>
+<img src="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'%3E%3Cimage
+href='{url}/inner'/%3E%3C/svg%3E"><img src="{url}/lazy" loading="eager">
+<svg><style>@import url({url}/svgstyle);</style><feImage href="{url}/feimage" />
+<filter id="f"><feImage xlink:href="{url}/xlink" /></filter><script href="{url}/s" />
+<foreignObject><iframe src="{url}/foreign"></iframe></foreignObject>
+<animate attributeName="href" to="{url}/animate" /><a xlink:href="{url}/a">x</a></svg>
+<math href="{url}/math"><mglyph src="{url}/mglyph" /><maction actiontype="statusline"
+xlink:href="{url}/maction">m</maction></math><table background="{url}/table"></table>
+<video><source src="{url}/source"><track default kind="captions" src="{url}/track">
+</video><noscript><img src="{url}/noscript"><link rel="preconnect" href="{url}">
+</noscript><template shadowrootmode="open"><img src="{url}/shadow"></template>
+<details open ontoggle="fetch('{url}/toggle')">d</details>
+<form action="{url}/post" method="post" target="_top"><button formaction="{url}/fa"
+autofocus>Win</button></form><map name="m"><area href="{url}/area"></map>
+<a href="data:text/html,<script>location='{url}/data'</script>">data</a>
+<a href="javascript:fetch('{url}/js')" autofocus>js</a><frameset><frame src="{url}/fs">
+</frameset><portal src="{url}/portal"></portal><applet code="{url}/applet"></applet>
+<object type="text/html" data="data:text/html,<img src='{url}/od'>"></object>
+<script type="speculationrules">{{"prefetch": [{{"urls": ["{url}/spec"]}}]}}</script>
 </body></html>
 """
 
@@ -107,7 +139,8 @@ def queue(tmp_path: Path, tracker: Tracker) -> MailQueue:
     store = Store(str(tmp_path / "queue"))
     bury(store)
     defer(store, due=5000)
-    kettle = ENTRY.replace(b"Teapot", b"Kettle").replace(b"a@x.org", b"kettle@x.org")
+    long = b"Kettle" + b"x" * 300  # wider than any window
+    kettle = ENTRY.replace(b"Teapot", long).replace(b"a@x.org", b"kettle@x.org")
     write(store, "new/1700000000.M1P1Q1.web", kettle)
     delivery = QueuedMailDelivery(store.path)
     with transaction.manager:
@@ -207,6 +240,14 @@ def test_a_person_looks_and_acts(page: Served, queue: MailQueue, width: int) -> 
         press(driver, "delete")
         wait_for(driver, "1 entry deleted.")
         assert list(queue.list(EntryState.DEFERRED)) == []
+
+        choose(driver, dead.id)
+        press(driver, "cancel")
+        wait_for(driver, "Mail that still waits is removed and not sent.")
+        press(driver, "cancel")
+        wait_for(driver, "1 entry cancelled.")
+        with pytest.raises(ItemError):
+            queue.show(dead.id)
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -320,7 +320,7 @@ class QueuePages:
             return page(
                 self._request,
                 "confirm",
-                f"{action.title}?",
+                f"{action.title} {entries(len(ids))}?",
                 queue_name=self._name,
                 here=self._base,
                 action=action,
