@@ -154,7 +154,8 @@ is_page_path = re.compile(r"(/[A-Za-z0-9._~-]+)+/?").fullmatch
 
 #: Whether a text can be the name or address of a host in a URL, without a port.
 is_url_host = re.compile(
-    r"[A-Za-z0-9_-][A-Za-z0-9._-]*|\[?[0-9A-Fa-f:.]+(%\w+)?\]?"
+    r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+    r"|\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%\w+)?\]?"
 ).fullmatch
 
 

@@ -130,6 +130,24 @@ def test_a_password(store: Store, tmp_path: Path) -> None:
             assert page.get("/", Authorization=wrong).status == 401
 
 
+def test_clients_of_http_1_0_and_a_proxy(store: Store) -> None:
+    """A request without a Host is refused, and a forwarded host is not believed."""
+    with serving("web", store.path, "--listen", "127.0.0.1:0") as page:
+        for head, status in [
+            ("GET / HTTP/1.0\r\n", b"403"),
+            ("GET / HTTP/1.1\r\nConnection: close\r\n", b"403"),
+            ("GET / HTTP/1.0\r\nHost: a\r\nX-Forwarded-Host: localhost\r\n", b"403"),
+            (f"GET {page.path} HTTP/1.0\r\nHost: localhost\r\n", b"303"),
+            (f"GET /{page.path} HTTP/1.0\r\nHost: localhost\r\n", b"303"),
+        ]:
+            with socket.create_connection(("127.0.0.1", page.port)) as connection:
+                connection.settimeout(PATIENCE)
+                connection.sendall(f"{head}\r\n".encode())
+                answer = b"".join(iter(lambda c=connection: c.recv(65536), b""))
+            assert answer.split()[1] == status
+            assert b"Location: //" not in answer
+
+
 def test_a_mailbox_alone(tmp_path: Path) -> None:
     folder = str(tmp_path / "mails")
     with serving("web", "--mailbox", folder, "--listen", "127.0.0.1:0") as page:
@@ -248,6 +266,32 @@ def test_the_passwords_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "passwords"
     path.write_text("a:b\n#c:d\n e:f:g \n")
     assert _login.passwords_of(str(path)) == {"a": "b", "e": "f:g"}
+    path.write_text("\ufeffa:b\r\n")  # as an editor of Windows writes it
+    assert _login.passwords_of(str(path)) == {"a": "b"}
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o600, 0), (0o640, 0), (0o604, 1)])
+def test_a_password_file_that_every_user_can_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warns: int
+) -> None:
+    path = tmp_path / "passwords"
+    path.write_text("olga:secret\n")
+    path.chmod(mode)
+    assert _login.passwords_of(str(path)) == {"olga": "secret"}
+    assert len(caplog.records) == warns
+    assert "secret" not in caplog.text
+    assert ("every user can read" in caplog.text) == bool(warns)
+
+
+@pytest.mark.parametrize("host", ["http://shop.example.org", "a:80", "*", ""])
+def test_a_host_that_no_request_can_have(
+    store: Store, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    with logging_restored():
+        assert main(["web", store.path, "--host", host]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"--host={host!r}" in line
+    assert "without a port" in line
 
 
 def test_help_names_the_command() -> None:

@@ -430,7 +430,8 @@ def test_authorize_has_no_default(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["shop.example.org:8025", "http://shop.example.org", "*", "", "a b", "ö.de"]
+    "host",
+    ["shop.example.org:8025", "a:80", "http://x.example.org", "*", "", "a b", "ö.de"],
 )
 def test_a_host_that_no_request_can_have(store: Store, host: str) -> None:
     with pytest.raises(OptionError, match="hosts"):

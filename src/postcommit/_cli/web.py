@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import logging
 import os
 import pwd
 import socket
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
             reason = "must be a name or an address, without a port"
             raise OptionError("--host", host, reason)
     logs.set_up("info", "text")
+    # A browser asks for several pages at once. That they wait is nothing to warn of.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     with Page(address, port, options.password_file, options.host) as page:
         for queue in options.queues:
             if not is_database_url(queue):

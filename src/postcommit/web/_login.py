@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -90,7 +91,9 @@ def passwords_of(path: str) -> dict[str, str]:
     `ConfigError` for another line. The error does not show the line.
     """
     passwords: dict[str, str] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        if os.fstat(file.fileno()).st_mode & 0o007:
+            log.warning("%s: every user can read the passwords; chmod 640 it", path)
         for number, line in enumerate(file, 1):
             name, colon, password = line.strip().partition(":")
             if not name or name.startswith("#"):
