@@ -1,12 +1,15 @@
 """The page in a Pyramid application: its settings, its policy, and what it shows."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyramid.authentication import AuthTktAuthenticationPolicy
 from pyramid.authorization import ACLAuthorizationPolicy
+from pyramid.authorization import ACLHelper
+from pyramid.authorization import Allow
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from pyramid.security import Allowed
@@ -204,3 +207,70 @@ def test_including_it_beside_postcommit_pyramid(store: Store) -> None:
         config.include(second)
         config.set_security_policy(Policy())
         TestApp(config.make_wsgi_app()).get("/mail", headers=OLGA)
+
+
+def test_behind_a_proxy_that_serves_it_below_a_path(store: Store) -> None:
+    """The application is at ``/shop``, and browsers speak HTTPS with the proxy."""
+    bury(store)
+    app = served(store, web_hosts="shop.example.org")
+    behind = {
+        **{"SCRIPT_NAME": "/shop", "wsgi.url_scheme": "https"},
+        **{"HTTP_HOST": "shop.example.org", "HTTP_X_FORWARDED_HOST": "evil.org"},
+    }
+    page = app.get("/mail/queue/queue", headers=OLGA, extra_environ=behind)
+    assert "Path=/shop/mail;" in page.headers["Set-Cookie"]
+    assert "secure" in page.headers["Set-Cookie"]
+    for link in re.findall(r'(?:href|action)="([^"#]+)"', page.text):
+        assert link.startswith("/shop/mail/"), link
+    cookie = page.headers["Set-Cookie"].partition(";")[0]
+    token = cookie.partition("=")[2]
+    [id] = re.findall(r'name="id" value="(\w+)"', page.text)
+    origin = {"Origin": "https://shop.example.org", "Cookie": cookie, **OLGA}
+    form = {"token": token, "action": "retry", "id": id}
+    answer = app.post(
+        "/mail/queue/queue", form, headers=origin, extra_environ=behind, status=303
+    )
+    assert answer.headers["Location"].startswith("/shop/mail/queue/queue?did=retry")
+    head = app.head("/mail/", headers=OLGA, extra_environ=behind)
+    assert (head.status_int, head.body) == (200, b"")
+
+
+class Root(dict[str, Any]):
+    """A tree of resources: views are found by traversal."""
+
+    __name__ = __parent__ = None
+
+
+def test_an_application_with_traversal(store: Store) -> None:
+    config = configured(store)
+    config.set_security_policy(Policy())
+    config.set_root_factory(lambda request: Root(mail=Root(), shop=Root()))
+    config.add_view(lambda c, r: f"view of {r.path}", context=Root, renderer="string")
+    app = TestApp(config.make_wsgi_app())
+    assert app.get("/shop").text == "view of /shop"
+    assert app.get("/").text == "view of /"
+    app.get("/mail", status=403)
+    assert 'href="/mail/queue/queue"' in app.get("/mail/", headers=OLGA)
+
+
+def test_a_permission_of_the_root_is_enough(store: Store) -> None:
+    """An ACL of the root factory, as in the tutorials of Pyramid."""
+    config = configured(store)
+    config.set_security_policy(ACLPolicy())
+    config.set_root_factory(Guarded)
+    app = TestApp(config.make_wsgi_app())
+    app.get("/mail/", headers=OLGA)
+    app.get("/mail/", headers={"X-User": "ann"}, status=403)
+
+
+class Guarded:
+    __acl__ = ((Allow, "olga", "postcommit.manage"),)
+
+    def __init__(self, request: Any) -> None:
+        pass
+
+
+class ACLPolicy(Policy):
+    def permits(self, request: Any, context: Any, permission: str) -> Any:
+        users = [self.authenticated_userid(request)]
+        return ACLHelper().permits(context, users, permission)

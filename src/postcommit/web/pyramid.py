@@ -26,6 +26,7 @@ from pyramid.interfaces import ISecurityPolicy
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.request import call_app_with_subpath_as_path_info
+from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
 
 from postcommit.errors import OptionError
@@ -62,7 +63,12 @@ def includeme(config: Configurator) -> None:
     def view(request: Request) -> Any:
         user = request.authenticated_userid
         request.environ[_USER] = "anonymous" if user is None else str(user)
-        return call_app_with_subpath_as_path_info(request, app())
+        served = call_app_with_subpath_as_path_info(request, app())
+        return _AsItIs(
+            app_iter=served.app_iter,
+            headerlist=served.headerlist,
+            status=served.status,
+        )
 
     # Two routes, because "/mail*subpath" would also match "/mailing".
     for name, pattern in ((_ROUTE, page.path), (f"{_ROUTE}.", f"{page.path}/*subpath")):
@@ -75,6 +81,17 @@ def includeme(config: Configurator) -> None:
         )
     if not page.insecure:
         config.action(_ROUTE, _check_policy, args=(config.registry, settings.prefix))
+
+
+class _AsItIs(Response):  # type: ignore[misc]
+    """A response whose ``Location`` stays a path.
+
+    WebOb would make it a whole URL, with the wrong scheme behind a proxy with TLS.
+    """
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        start_response(self.status, self.headerlist)
+        return self.app_iter
 
 
 def _check_policy(registry: Registry, prefix: str) -> None:
