@@ -1,6 +1,7 @@
 """The database wakes a processor by NOTIFY, if it was migrated so."""
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tests.contract.steps import stage
 from tests.support.mailers import ScriptedMailer
 from tests.support.postgres import cluster
 from tests.support.postgresplace import PostgresPlace
+from tests.support.proxy import LossyProxy
 from tests.support.service import eventually
 
 from postcommit import QueueProcessor
@@ -21,6 +23,9 @@ from postcommit._cli.main import main
 from postcommit._config.database import parse_database_url
 from postcommit._postgres import consumer as consumers
 from postcommit._postgres import listening
+from postcommit._postgres.connections import Connection
+from postcommit._postgres.connections import Connections
+from postcommit._postgres.listening import Listener
 from postcommit._postgres.operators import PostgresOperators
 from postcommit._postgres.queue import PostgresQueue
 from postcommit._postgres.schema import migrate
@@ -133,6 +138,51 @@ def test_a_listener_that_was_cut_off_comes_back(
     assert len(consumer.take(8)) == 1
     assert "does not listen until the database is back" in caplog.text
     consumer.close()
+
+
+class Counted(Connections):
+    """Connections that count how often one was asked for."""
+
+    count = 0
+
+    def take(self) -> Connection:
+        self.count += 1
+        return super().take()
+
+
+def test_trouble_is_logged_once(
+    notifying: PostgresPlace,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(listening, "_PAUSE", 0.01)
+    rung = threading.Event()
+    with LossyProxy(cluster().port) as proxy:
+        url = notifying.url.replace(f":{cluster().port}/", f":{proxy.port}/")
+        connections = Counted(parse_database_url(url))
+        listener = Listener(connections, notifying.schema, rung.set)
+        listener.start()
+        assert rung.wait(60)
+        proxy.go_away()
+        eventually(lambda: connections.count > 4)
+        assert caplog.text.count("does not listen until the database is back") == 1
+        rung.clear()
+        proxy.is_away = False
+        assert rung.wait(60)
+        listener.close()
+
+
+def test_a_drain_is_not_woken_for_another_queue(notifying: PostgresPlace) -> None:
+    rings = queue.SimpleQueue[None]()
+    connections = Connections(parse_database_url(notifying.url))
+    listener = Listener(connections, notifying.schema, lambda: rings.put(None))
+    listener.start()
+    rings.get(timeout=60)  # it has begun
+    notifying.execute("select pg_notify('postcommit', 'another')")
+    notifying.execute(INSERT)
+    rings.get(timeout=60)
+    listener.close()
+    assert rings.empty()
 
 
 def test_nobody_listens_by_default(postgres: PostgresPlace) -> None:

@@ -15,6 +15,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from postcommit._log import Log
@@ -82,15 +83,22 @@ class Listener:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._is_over.is_set():
-            try:
-                if not self._listen():
-                    return
-            except QueueError as error:
-                if not self._is_failing:
-                    self._is_failing = True
-                    log.warning("does not listen until the database is back: %s", error)
+        with self._waiting, self._ending:
+            while not self._is_over.is_set() and self._listens():
                 self._is_over.wait(_PAUSE)
+
+    def _listens(self) -> bool:
+        """Listen until the end, or until the connection is lost.
+
+        Return False if it is not possible.
+        """
+        try:
+            return self._listen()
+        except QueueError as error:
+            if not self._is_failing:
+                self._is_failing = True
+                log.warning("does not listen until the database is back: %s", error)
+            return True
 
     def _listen(self) -> bool:
         """Listen until the end. Return False if it is not possible.
@@ -128,15 +136,12 @@ class Listener:
             self._ring()
 
     def close(self) -> None:
-        """End the thread and its connection. Never raises. May be called again."""
-        if not self._is_over.is_set():
-            self._is_over.set()
+        """End the thread and its connection. Never raises."""
+        self._is_over.set()
+        with suppress(OSError):  # it may have ended
             self._ending.send(b"\0")
-            self._thread.join(_PATIENCE)
-            self._connections.close()
-            if not self._thread.is_alive():
-                self._waiting.close()
-                self._ending.close()
+        self._thread.join(_PATIENCE)
+        self._connections.close()
 
 
 def _is_behind_pooler(connection: Connection) -> bool:
