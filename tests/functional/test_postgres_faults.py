@@ -603,7 +603,8 @@ def _drain_while_it_is_killed(
                 is_decided = read.message_id in accepted
                 assert list(changes.recover([item], send=is_decided)) == [item]
         left = f"select count(*) from {schema}.entry".encode()
-        until(lambda: connection.execute(left).fetchone() == (0,), 60)
+        # Longer than the longest pause of a processor, which has seen many failures.
+        until(lambda: connection.execute(left).fetchone() == (0,), 400)
     assert processor.stop(30)
     sent = Counter(name for name, _ in mailer.sent)
     assert len(accepted) > 20

@@ -96,6 +96,10 @@ class Cluster:
         """Kill all its processes, as the death of the machine does."""
         assert self._process is not None
         pid = self._process.pid
+        # It must not fork meanwhile: a child that is left keeps the next server out.
+        os.kill(pid, signal.SIGSTOP)
+        while _state(pid) not in "TZ":
+            time.sleep(0.001)
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for each in (pid, *map(int, children)):
             try:
@@ -130,6 +134,11 @@ class Cluster:
     def connect(self) -> psycopg.Connection[Any]:
         """Return a connection that commits each statement."""
         return psycopg.connect(self.conninfo, autocommit=True)
+
+
+def _state(pid: int) -> str:
+    """Return the state of a process, such as T if it is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @functools.cache
