@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import transaction
@@ -37,6 +38,8 @@ from tests.support.mailers import LATER
 from tests.support.mailers import NEVER
 from tests.support.mailers import OK
 from tests.support.mailers import ScriptedMailer
+from tests.support.mailers import ScriptedPipeline
+from tests.support.mailers import ScriptedPipelineMailer
 
 
 ENTRY = Entry("s@x.org", ("a@x.org",), b"Message-Id: <1@x.org>\n\nText.\n")
@@ -747,4 +750,28 @@ def test_a_removal_is_ended_also_when_a_mailer_breaks_its_contract() -> None:
     with pytest.raises(KeyboardInterrupt):
         bench.worker.work(10)
     assert bench.steps[-2:] == ["settle 1", "announce"]
+    assert bench.consumer.released == [2]
+
+
+class Mistaken(ScriptedPipelineMailer):
+    """Raises at its third message."""
+
+    def send(self, fromaddr: str, toaddrs: Sequence[str], message: bytes) -> Any:
+        if len(self.attempts) == 2:
+            raise LookupError("a mistake")
+        return super().send(fromaddr, toaddrs, message)
+
+    def pipeline(self) -> ScriptedPipeline:
+        """Return one, because otherwise the `send` of this class would be used."""
+        return ScriptedPipeline(self)
+
+
+def test_a_message_that_was_sent_is_not_suspect_after_a_mistake_at_the_next() -> None:
+    bench = Removing(good, good, good, good)
+    bench.worker._mailer = bench.settler._mailer = Mistaken()
+    with pytest.raises(LookupError):
+        bench.worker.work(10)
+    assert bench.steps == ["begin 0", "settle 0", "begin 1", "settle 1"]
+    assert bench.settler.tally == Tally(2, 0, 0)
+    assert list(bench.breaker.suspects) == [2]
     assert bench.consumer.released == [2]
