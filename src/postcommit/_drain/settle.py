@@ -113,14 +113,6 @@ class Settler:
         name = f"{entry.name}.P{zlib.crc32(','.join(some).encode()):08x}"
         return replace(entry, recipients=some, doubts=(), name=name)
 
-    def begin(self, claim: IClaim, report: DeliveryReport) -> bool:
-        """Begin to remove the entry, if all of it was sent.
-
-        Returns False if the queue has to wait for it. Otherwise `settle` has to be
-        called with the same report, and nothing is announced before.
-        """
-        return _is_sent(claim, report) and self._consumer.begin_removal(claim)
-
     def settle(
         self, claim: IClaim, report: DeliveryReport, *, answered: bool = False
     ) -> None:
@@ -132,7 +124,7 @@ class Settler:
         """
         settlement = Settlement()  # if all are sent, the entry is removed
         try:
-            if not _is_sent(claim, report):
+            if not is_sent(claim, report):
                 report, settlement = self._decide(claim, report)
         except Exception as error:
             # An error of the program, or no memory: it concerns this entry only.
@@ -362,7 +354,7 @@ def _log_loss(claim: IClaim, report: DeliveryReport, settled: Settled) -> None:
 # Pure functions
 
 
-def _is_sent(claim: IClaim, report: DeliveryReport) -> bool:
+def is_sent(claim: IClaim, report: DeliveryReport) -> bool:
     """Return whether the message was sent to all recipients of the entry."""
     outcomes = report.outcomes
     return len(outcomes) == len(claim.entry.recipients) and all(

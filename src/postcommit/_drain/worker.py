@@ -17,6 +17,7 @@ from postcommit._drain.breaker import CircuitState
 from postcommit._drain.contract import IClaim
 from postcommit._drain.contract import IConsumer
 from postcommit._drain.settle import Settler
+from postcommit._drain.settle import is_sent
 from postcommit._log import Log
 from postcommit._mail.entry import Entry
 from postcommit._mail.message import message_id_of
@@ -36,6 +37,9 @@ log = Log("postcommit.drain.worker")
 # replies. These are the maximum number of entries, and of bytes that are read.
 _MOST_AHEAD = 8
 _BYTES_AHEAD = 1 << 16
+
+# Maximum number of removals without an answer. As many messages are on the wire.
+_MOST_REMOVALS = 2
 
 # An entry to many recipients is tried in parts of a few seconds, so that a stop soon
 # ends, and a crash makes few of them get it again. These are the maximum number of
@@ -79,8 +83,8 @@ class Worker:
     _portion: int = 1  # the number of entries to claim at a time
     _was_large: bool = False
     _transmissions: int = 2  # of a part
-    # Settled by the time that the next report is there.
-    _removing: tuple[IClaim, DeliveryReport, bool] | None = None
+    # Reports whose entries are being removed. They are not announced.
+    _removing: deque[tuple[IClaim, DeliveryReport, bool]] = field(default_factory=deque)
     # When a part of an entry was offered.
     _began: dict[IClaim, float] = field(default_factory=dict)
 
@@ -127,8 +131,8 @@ class Worker:
                     pipeline.offer(mail, key=claim)
                     self._conclude(pipeline.completed())
                 self._conclude(pipeline.drain())
-            if self._removing is not None:
-                self._settle(*self._removing)
+            if self._removing:
+                self._end_removals()
             if self._in_flight:
                 name = self._in_flight[0].name
                 raise RuntimeError(f"{self._mailer!r} gave no report for {name}")
@@ -140,8 +144,8 @@ class Worker:
                 self._conclude(pipeline.completed())
             finally:
                 try:
-                    if self._removing is not None:
-                        self._settle(*self._removing)
+                    if self._removing:
+                        self._end_removals()
                     if mistake is not None:
                         self._suspect(mistake)
                 finally:
@@ -154,6 +158,7 @@ class Worker:
         for claims in (self._in_flight, self._ready, self._claimed):
             claims.clear()
         self._began.clear()
+        self._removing.clear()
         self._release(left)
 
     def _suspect(self, mistake: Exception) -> None:
@@ -211,24 +216,34 @@ class Worker:
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:
         """Attribute each report, settle and announce it, and note it in the breaker."""
         for claim, report in reports:
-            if self._removing is not None:
-                self._settle(*self._removing)
+            # The next message follows at once, so the announcement is not late.
+            is_followed = self._portion > 1 and (self._ready or self._left)
+            goes_on = bool(is_followed) and is_sent(claim, report)
+            if self._removing:
+                self._end_removals(_MOST_REMOVALS - 1 if goes_on else 0)
             if claim in self._began:
                 self._note_part(claim)
             report, answered = self._breaker.attribute(claim.key, report)
-            # The next message follows at once, so the announcement is not late.
-            is_followed = self._portion > 1 and (self._ready or self._left)
-            if is_followed and self._settler.begin(claim, report):
-                self._removing = claim, report, answered
-            else:
-                self._settle(claim, report, answered)
+            if goes_on and self._consumer.begin_removal(claim):
+                self._removing.append((claim, report, answered))
+                continue
+            if self._removing:
+                self._end_removals()
+            self._settle(claim, report, answered)
+
+    def _end_removals(self, most: int = 0) -> None:
+        """Settle and announce reports whose entries are being removed.
+
+        The last ones, `most` of them, stay as they are.
+        """
+        while len(self._removing) > most:
+            self._settle(*self._removing.popleft())
 
     def _settle(self, claim: IClaim, report: DeliveryReport, answered: bool) -> None:
         """Settle the entry, announce the report, and note it in the breaker.
 
         If the removal of the entry has begun, this ends it.
         """
-        self._removing = None
         trouble: object = report.relay_failure
         is_refused = report.too_many_connections and not (
             self.is_alone or self._is_probe

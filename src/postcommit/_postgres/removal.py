@@ -2,7 +2,7 @@
 
 A worker sends the next message while the server commits the removal of the one before.
 The server executes a statement that it has got, also if this process is killed. So a
-removal that was begun is not in danger, and at most one of each worker has no answer.
+removal that was begun is not in danger. At most two of each worker have no answer.
 
 This is a level below the cursors of psycopg. A cursor waits for its answer, except in a
 pipeline, which takes more processor time than the wait.
