@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from tests.contract.steps import accept
 from tests.contract.steps import consume
+from tests.contract.steps import ids
 from tests.contract.steps import take_all
 from tests.support.postgres import cluster
 from tests.support.postgres import why_not
@@ -172,4 +173,41 @@ def test_a_lock_keeps_only_the_answer_waiting(postgres: PostgresPlace) -> None:
         assert consumer.begin_removal(claim)  # and returns
         assert len(postgres.look().queued) == 1
     assert consumer.settle(claim, Settlement()) is Settled.DONE
+    consumer.close()
+
+
+# Looks for new entries only
+
+
+def test_deferred_entries_have_their_turn_between_new_ones(
+    postgres: PostgresPlace,
+) -> None:
+    """As soon as a look finds fewer new entries than it may."""
+    queue = postgres.make()
+    names = [accept(queue) for _ in range(6)]
+    deferred = "update {schema}.entry set deferred = true where message_id = any(%s)"
+    postgres.execute(deferred, (names[:2],))
+    consumer = consume(queue)
+    looks = [consumer.take(2) for _ in range(2)]
+    names.append(accept(queue))
+    looks += [consumer.take(2) for _ in range(3)]
+    for claim in (claim for look in looks for claim in look):
+        claim.read()
+    found = [ids(look) for look in looks]
+    assert found == [names[2:4], names[4:6], [names[6]], names[:2], []]
+    consumer.close()
+
+
+def test_a_look_that_finds_no_new_entry_finds_the_others(
+    postgres: PostgresPlace,
+) -> None:
+    queue = postgres.make()
+    names = [accept(queue) for _ in range(3)]
+    deferred = "update {schema}.entry set deferred = true where message_id = %s"
+    postgres.execute(deferred, (names[2],))
+    consumer = consume(queue)
+    assert len(consumer.take(2)) == 2
+    [claim] = consumer.take(2)
+    claim.read()
+    assert ids([claim]) == [names[2]]
     consumer.close()

@@ -77,7 +77,7 @@ ranks (rank, low, high, is_due) as (
         true from at
     union all select 3::smallint, '-infinity', now, false from at)"""
 
-_TAKE = """{ranks},
+_DUE = """{ranks},
 due as materialized (
     select e.id from ranks r cross join lateral (
         select id from {schema}.entry
@@ -86,13 +86,24 @@ due as materialized (
         order by due limit %(most)s for update skip locked) e
     where not exists (select from {schema}.stopped)
     limit %(most)s)
-update {schema}.entry e set holder = %(me)s from due where e.id = due.id
+""".replace("{ranks}", _RANKS)
+
+# The same for new entries only. The server plans a statement each time that it executes
+# it, and this one in a fraction of the time.
+_NEW = """with due as materialized (
+    select id from {schema}.entry
+    where state = 'queued' and holder is null and rank = 0
+        and id <> all(%(avoid)s::uuid[])
+        and not exists (select from {schema}.stopped)
+    order by due limit %(most)s for update skip locked)
+"""
+
+_CLAIM = """update {schema}.entry e set holder = %(me)s from due where e.id = due.id
 returning e.rank, e.due, e.id,
     extract(epoch from greatest(e.accepted, e.not_before))::float8,
     extract(epoch from e.expires)::float8, e.sender, e.recipients, e.attempts,
     e.uncertain, e.doubts, e.last_reply,
-    case when octet_length(e.message) <= %(ahead)s then e.message end
-""".replace("{ranks}", _RANKS)
+    case when octet_length(e.message) <= %(ahead)s then e.message end"""
 
 # The seconds until the first of each rank is due. The one whose bounds end now may be
 # due later, so its upper bound does not matter.
@@ -172,6 +183,7 @@ class Consumer:
         self._avoided: list[Hashable] = []
         # Around a claim, and around what frees those of which the reply was lost.
         self._taking = threading.Lock()
+        self._are_new = False  # all that the last look has found
         self._may_hold_unknown = False
         self._listener: Listener | None = store.listener(self.ring)
         self._lease = Lease(store.own_connections(), store.lease_seconds, self._on_beat)
@@ -215,8 +227,7 @@ class Consumer:
             me = values["me"] = self._lease.id
             try:
                 self._free_unknown()
-                found = self._connections.rows(_TAKE, values, doing="claim entries")
-                found.sort(key=lambda row: row[:2])
+                found = self._find(values)
                 claims = [Claim(self._connections, me, row[2:]) for row in found]
                 self._held.update((claim.key, claim) for claim in claims)
             except BaseException:
@@ -225,6 +236,23 @@ class Consumer:
                 raise
         self._avoided = [] if claims else list(avoid)
         return list(claims)
+
+    def _find(self, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Claim rows, and return them in the order in which they are sent.
+
+        If the last look has found as many as it may, and new ones only, it looks for
+        new ones first.
+        """
+        statements = (_NEW, _DUE) if self._are_new else (_DUE,)
+        found: list[tuple[Any, ...]] = []
+        for statement in statements:
+            if not found:
+                found = self._connections.rows(
+                    statement + _CLAIM, values, doing="claim entries"
+                )
+        found.sort(key=lambda row: row[:2])
+        self._are_new = len(found) == values["most"] and found[-1][0] == 0
+        return found
 
     def _free_unknown(self) -> None:
         """Free what is held by us and was not returned. `_taking` must be held."""
