@@ -159,18 +159,26 @@ def test_a_delivery_is_replaced_by_one_of_its_kind(
     with recording(components) as outbox:
         with transaction.manager:
             send(components.getUtility(IMailDelivery, "queued"), bulk=True)
-        with pytest.raises(TypeError, match="bulk"):
+        with pytest.raises(OptionError, match="bulk"):
             send(components.getUtility(IMailDelivery, "direct"), bulk=True)
         assert len(outbox) == 1
     assert not (tmp_path / "queue").exists()
 
 
 def test_a_direct_delivery_refuses_terms() -> None:
-    delivery: Any = DirectMailDelivery(RecordingMailer())
-    for terms in ({"not_before": HOUR}, {"expires": HOUR}, {"bulk": True}):
-        with pytest.raises(TypeError, match=next(iter(terms))):
-            send(delivery, **terms)
+    mailer = RecordingMailer()
+    delivery: Any = DirectMailDelivery(mailer)
+    for name, value in [
+        *(("not_before", HOUR), ("not_before", "soon"), ("not_before", False)),
+        *(("expires", HOUR), ("expires", 0), ("bulk", True), ("bulk", None)),
+    ]:
+        with pytest.raises(OptionError, match="use a QueuedMailDelivery") as caught:
+            send(delivery, **{name: value})
+        assert (caught.value.name, caught.value.value) == (name, value)
     assert not IScheduledMailDelivery.providedBy(delivery)
+    with transaction.manager:
+        send(delivery, not_before=None, expires=None, bulk=False)
+    assert len(mailer.outbox) == 1
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])

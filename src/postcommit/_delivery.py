@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+from typing import Literal
 from typing import Self
 from typing import cast
 
@@ -212,18 +213,32 @@ class DirectMailDelivery(_MailDelivery):
         fromaddr: Address | None,
         toaddrs: Addresses | None,
         message: Sendable,
+        *,
+        not_before: None = None,
+        expires: None = None,
+        bulk: Literal[False] = False,
     ) -> str:
-        """Send `message` when the transaction commits, and return its message id.
+        """Transmit `message` when the transaction commits; return its message id.
 
         `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
         ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
         means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
         str with header and body.
 
-        Raises `AddressError` or `MessageError` for what cannot be sent. Raises the
-        exception of `transaction` if the transaction takes no more work, or if an
-        explicit manager has not begun one. See `IMailDelivery`.
+        Raises `AddressError` or `MessageError` for what cannot be sent. Raises
+        `OptionError` for `not_before`, `expires` and `bulk`, because only a delivery
+        with a queue can let mail wait. See `IMailDelivery`.
         """
+        options: tuple[tuple[str, Any, Any], ...] = (
+            ("not_before", not_before, None),
+            ("expires", expires, None),
+            ("bulk", bulk, False),
+        )
+        for name, value, default in options:
+            if value is not default:
+                reason = "needs a queue, and this delivery sends during the commit;"
+                reason += " use a QueuedMailDelivery (in Pyramid: mail.queue_path)"
+                raise OptionError(name, value, reason)
         return self._add(compose(fromaddr, toaddrs, message, self.default_sender))
 
     def _add(self, mail: Composed) -> str:

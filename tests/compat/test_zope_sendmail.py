@@ -1,6 +1,7 @@
 """The classes of zope.sendmail, with relays, queues and transactions."""
 from __future__ import annotations
 
+import email
 import shutil
 import smtplib
 import threading
@@ -13,11 +14,14 @@ import pytest
 import transaction
 
 from postcommit import QueueProcessor
+from postcommit.compat import repoze_sendmail
+from postcommit.compat import zope_sendmail
 from postcommit.compat.zope_sendmail import DirectMailDelivery
 from postcommit.compat.zope_sendmail import Maildir
 from postcommit.compat.zope_sendmail import QueuedMailDelivery
 from postcommit.compat.zope_sendmail import QueueProcessorThread
 from postcommit.compat.zope_sendmail import SMTPMailer
+from postcommit.errors import OptionError
 from tests.support.certificates import Authority
 from tests.support.smtpd import ScriptedRelay
 
@@ -590,3 +594,18 @@ class TestMaildir:
         for create in (False, True):
             with pytest.raises(ValueError, match="Maildir"):
                 Maildir(str(tmp_path), create)
+
+
+@pytest.mark.parametrize("library", [zope_sendmail, repoze_sendmail])
+def test_the_keywords_of_a_queue_are_passed_on(library: Any, tmp_path: Path) -> None:
+    message: Any = email.message_from_string("Message-Id: <1@x.org>\n\nx")
+    if library is zope_sendmail:
+        message = message.as_string()
+    direct = library.DirectMailDelivery(library.SMTPMailer("localhost"))
+    with pytest.raises(OptionError, match="bulk=True: needs a queue"):
+        direct.send("a@x.org", ["b@x.org"], message, bulk=True)
+    queued = library.QueuedMailDelivery(str(tmp_path / "queue"))
+    queued.send("a@x.org", ["b@x.org"], message, bulk=True)
+    transaction.commit()
+    assert [path.name for path in tmp_path.glob("queue/*/new/*")] != []
+    assert list(tmp_path.glob("queue/new/*")) == []

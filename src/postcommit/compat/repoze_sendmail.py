@@ -244,17 +244,18 @@ class _Delivery(ABC):
     def _delivery(self) -> Any:
         """Return the delivery of ours. Raises ValueError if it can never work."""
 
-    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any, **terms: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`.
 
-        Adds Message-Id and Date to `message` if they are missing, unless it is refused.
+        `terms` are the keywords of `IScheduledMailDelivery`, which need a queue. Adds
+        Message-Id and Date to `message` if they are missing, unless it is refused.
         Returns the message id with its angle brackets.
         """
         checked, sender = _checked(message), address(fromaddr)
         bound = self._delivery().bind(self.transaction_manager)
         with addresses_refused(sender):
             composed = compose(sender, addresses(toaddrs), checked)
-        bound.send(composed.sender, composed.recipients, composed.message)
+        bound.send(composed.sender, composed.recipients, composed.message, **terms)
         header = email.message_from_bytes(composed.header)
         for name in ("Message-Id", "Date"):
             if message[name] is None:

@@ -107,15 +107,16 @@ class DirectMailDelivery(Direct):
         is_asked = can_vote or IRelayCheck(mailer, None) is not None
         return _delivery.DirectMailDelivery(mailer, check_relay=is_asked)
 
-    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any, **terms: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`.
 
-        Raises ValueError for options of the mailer that can never work.
+        Raises ValueError for options of the mailer that can never work, and for
+        `terms`, which need a queue.
         """
         self._check_mailer()
         sender = address(fromaddr)
         with addresses_refused(sender):
-            return self._direct().send(sender, addresses(toaddrs), message)
+            return self._direct().send(sender, addresses(toaddrs), message, **terms)
 
 
 @implementer(IMailDelivery)
@@ -130,12 +131,15 @@ class QueuedMailDelivery:
         """The path of the queue, as it was given."""
         return self._path
 
-    def send(self, fromaddr: Any, toaddrs: Any, message: Any) -> str:
-        """Send `message` when the transaction commits, see `IMailDelivery`."""
+    def send(self, fromaddr: Any, toaddrs: Any, message: Any, **terms: Any) -> str:
+        """Send `message` when the transaction commits, see `IMailDelivery`.
+
+        `terms` are the keywords of `IScheduledMailDelivery`.
+        """
         delivery = queued_delivery(self.queuePath)
         sender = address(fromaddr)
         with addresses_refused(sender):
-            return delivery.send(sender, addresses(toaddrs), message)
+            return delivery.send(sender, addresses(toaddrs), message, **terms)
 
 
 class QueueProcessorThread(threading.Thread):
