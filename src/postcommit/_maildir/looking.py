@@ -33,6 +33,7 @@ from postcommit._maildir.entry import parse_beginning
 from postcommit._maildir.entry import stem
 from postcommit._maildir.files import READ_FLAGS
 from postcommit._maildir.files import explained
+from postcommit._maildir.files import unable
 from postcommit._maildir.item import DIGITS
 from postcommit._maildir.item import Details
 from postcommit._maildir.item import EntryState
@@ -529,6 +530,8 @@ def _names(folder: str, hidden: Counter[str]) -> Iterator[str]:
         found = os.scandir(folder)
     except FileNotFoundError:
         return  # no dead letter was kept yet
+    except OSError as error:
+        raise unable(folder, "look through the folder", error) from error
     with found:
         for entry in found:
             name = entry.name

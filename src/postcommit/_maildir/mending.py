@@ -118,8 +118,12 @@ class MaildirOperators:
         finally:
             with explained(self.name, "make the changes durable"):
                 maildir = self._store.maildir
-                for folder in ("new", "cur", "tmp", *_ROOMS):
-                    with suppress(FileNotFoundError):  # a room that nothing waits in
+                for folder in ("new", "cur", "tmp"):
+                    sync(maildir.folder(folder))
+                for folder in _ROOMS:
+                    # It is missing if nothing waits there. One that cannot be read has
+                    # not been changed, and must not keep a person from pausing.
+                    with suppress(FileNotFoundError, PermissionError):
                         sync(maildir.folder(folder))
                 # Making a deferred entry due does not change its folder. Without a
                 # new time of the folder, a processor would not read it again.
