@@ -9,13 +9,20 @@ import os
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 from postcommit._cli.main import main
 from tests.support.service import PATIENCE
 from tests.support.service import ROOT
 from tests.support.service import environment
+
+
+# A user without rights, and without a name.
+OTHER = 47110
 
 
 def as_user(uid: int, *argv: object) -> subprocess.CompletedProcess[str]:
@@ -41,6 +48,29 @@ def owners(folder: str) -> set[tuple[int, int]]:
         found |= {f"{path}/{name}" for name in folders + files}
     statuses = [os.lstat(path) for path in found]
     return {(status.st_uid, status.st_gid) for status in statuses}
+
+
+@contextmanager
+def without_rights(queue: Path, *paths: Path, mode: int) -> Iterator[None]:
+    """Act as a user who may do with `paths` what `mode` says, also if we are root.
+
+    All else below `queue` is open to everybody.
+    """
+    before = [path.stat().st_mode for path in paths]
+    for path in (queue, *queue.rglob("*")):
+        path.chmod(0o777)
+    for path in paths:
+        path.chmod(mode)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(OTHER)
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path, old in zip(paths, before, strict=True):
+            path.chmod(old)
 
 
 def _main(uid: int, argv: list[str]) -> int:

@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,11 @@ from transaction.interfaces import TransactionFailedError
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit._maildir import store as store_module
+from postcommit._maildir.cancellation import waiting
 from postcommit._maildir.gate import Gate
+from postcommit._maildir.item import EntryState
+from postcommit._maildir.maildir import Maildir
+from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.store import Claim
 from postcommit._maildir.store import Store
 from postcommit.errors import OptionError
@@ -30,6 +37,7 @@ from tests.support.transactions import Partner
 from tests.support.transactions import PartnerFailed
 from tests.support.transactions import failing
 from tests.support.transactions import mail
+from tests.support.users import without_rights
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -296,7 +304,111 @@ def test_an_interrupted_search_leaves_no_claim(
     assert post.delivery.cancel(name)
 
 
+# Files and folders of somebody else
+
+
+@pytest.fixture
+def shared() -> Iterator[Post]:
+    """A queue in a folder that other users than root may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="postcommit-"))
+    folder.chmod(0o755)
+    yield Post(folder / "queue")
+    shutil.rmtree(folder)
+
+
+def test_an_entry_that_cannot_be_read_is_not_taken_for_unknown(shared: Post) -> None:
+    name, other = shared.accepted(), shared.accepted("new", "2@x.org")
+    path = next(
+        path
+        for path in (shared.queue / "new").iterdir()
+        if b"1@x.org" in path.read_bytes()
+    )
+    with without_rights(shared.queue, path, mode=0):
+        assert shared.delivery.cancel(other), "it has nothing to do with this one"
+        for unknown in (name, "3@x.org"):
+            with pytest.raises(QueueError, match="look for the mail") as caught:
+                shared.delivery.cancel(unknown)
+            assert str(path) in str(caught.value)
+    assert shared.delivery.cancel(name)
+
+
+@pytest.mark.parametrize("way", ["new", "scheduled", "both", "deferred"])
+@pytest.mark.parametrize("with_partner", [True, False])
+def test_the_vote_refuses_what_could_not_be_removed(
+    shared: Post, way: str, with_partner: bool
+) -> None:
+    name = shared.accepted(way)
+    [path] = (
+        path
+        for folder in ("new", "cur", ".Later/new")
+        for path in (shared.queue / folder).glob("*")
+    )
+    partner = Partner(BEFORE)
+    if with_partner:
+        shared.manager.get().join(partner)
+    with without_rights(shared.queue, path.parent, mode=0o555):
+        assert shared.delivery.cancel(name)
+        with pytest.raises(QueueError, match="cannot remove the entry"):
+            shared.manager.commit()
+    assert "tpc_finish" not in partner.calls
+    assert shared.flush_later().sent == 1
+
+
+def test_a_room_that_cannot_be_read_keeps_nobody_from_pausing(shared: Post) -> None:
+    shared.accepted("scheduled")
+    shared.accepted("new", "2@x.org")
+    operators = MaildirOperators(str(shared.queue))
+    room = shared.queue / ".Later"
+    with without_rights(shared.queue, room, mode=0):
+        with operators.changes() as changes:
+            assert changes.stop("ann")
+            for item in operators.items([EntryState.WAITING]):
+                assert changes.hold(item)
+        with pytest.raises(QueueError, match=r"\.Later/new: cannot look through"):
+            operators.survey()
+    assert operators.survey().counts[EntryState.HELD] == 1
+
+
 # The entry moves while it is claimed
+
+
+def held_by_a_person(post: Post, way: str) -> None:
+    operators = MaildirOperators(str(post.queue))
+    with operators.changes() as changes:
+        for item in list(operators.items(EntryState)):
+            act = changes.release if item.state is EntryState.HELD else changes.hold
+            act(item)
+
+
+class Interrupted(Maildir):
+    """A Maildir in which a person acts before the folder of this number is read."""
+
+    def __init__(self, post: Post, way: str, number: int) -> None:
+        super().__init__(str(post.queue))
+        self.act = lambda: held_by_a_person(post, way)
+        self.left = number
+
+    def folder(self, name: str) -> str:
+        if self.left == 0:
+            self.act()
+        self.left -= 1
+        return super().folder(name)
+
+
+@ways
+@pytest.mark.parametrize("is_held", [True, False])
+def test_it_is_found_although_a_person_moves_it(
+    post: Post, way: str, is_held: bool
+) -> None:
+    """It is held, or released, before any one of the folders is read."""
+    name = post.accepted(way)
+    if is_held:
+        held_by_a_person(post, way)
+    for number in range(8):
+        maildir = Interrupted(post, way, number)
+        assert list(waiting(maildir, name)), number
+        assert maildir.left < 0, "the person has acted"
+        held_by_a_person(post, way)
 
 
 def moved_by_the_feeder(post: Post, way: str) -> None:

@@ -199,14 +199,16 @@ class Store:
             if message_id_of(bytes(item.head)) == message_id:
                 found.staged.append(item)
         try:
-            with explained(self.path, "look for the mail"):
-                for path in waiting(self.maildir, message_id):
-                    claim = self.claim(path)
-                    if claim is not None:
-                        found.claims.append(claim)
-        except BaseException:
+            for path in waiting(self.maildir, message_id):
+                claim = self.claim(path)
+                if claim is not None:
+                    found.claims.append(claim)
+        except BaseException as error:
             for claim in found.claims:
                 claim.release()
+            if isinstance(error, OSError) and not isinstance(error, QueueError):
+                place = error.filename or self.path
+                raise unable(place, "look for the mail", error) from error
             raise
         return found if found.claims or found.staged else None
 
@@ -531,7 +533,11 @@ class Staging:
         self.sort_key = f"~mail:queued:{maildir.path}"
 
     def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
-        staged, _, _ = _sorted(items)
+        staged, _, claims = _sorted(items)
+        for claim in claims:
+            with explained(claim.path, "remove the entry"):
+                if claim.store.still_has(claim):
+                    _check_writable(os.path.dirname(claim.path))
         if not staged:
             return
         with explained(self._path, "make the entries durable"):
