@@ -6,6 +6,7 @@ by default.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Any
@@ -216,8 +217,6 @@ class Queue(RuleBasedStateMachine):
 
         What is due further ahead than any entry is deferred is due, too: the clock was
         put back. Without `surely`, also what was due before the clock was put back.
-        A bulk entry is never sure: in a database it is due at the server's time when it
-        was accepted, and the clock of this machine may be behind that.
         """
         now = self.clock.now
         return {
@@ -225,7 +224,6 @@ class Queue(RuleBasedStateMachine):
             for name, kept in self.entries.items()
             if kept.holder is None
             and not now < kept.due <= now + 8000
-            and not (surely and kept.bulk)
             and (
                 kept.attempts
                 or kept.due
@@ -247,9 +245,14 @@ class Queue(RuleBasedStateMachine):
         drain.wait(min(drain.seconds_to_wait(), 0.01))
         self.note_what_is_due()
         claims = drain.take(most)
-        if not claims:
+        # A ring wakes one of the drains. The other one looks for a room, which was
+        # missing before, after some seconds.
+        until = time.monotonic() + 60
+        while not claims and time.monotonic() < until:
             let_in(drain)
             claims = drain.take(most)
+            if not self.free():
+                break
         assert len(claims) <= most
         names = [message_id_of(claim.read().message) for claim in claims]
         assert set(names) <= self.free(surely=False)

@@ -165,6 +165,59 @@ def test_new_entries_come_before_bulk_entries(place: Place) -> None:
     consumer.close()
 
 
+@pytest.mark.parametrize("terms", [None, Terms(bulk=True)])
+def test_a_processor_whose_clock_is_behind_takes_what_waits_for_no_time(
+    place: Place, terms: Terms | None
+) -> None:
+    queue, clock = place.make(), Clock()
+    clock.now -= 2 * 3600
+    consumer = consume(place.make(), clock)
+    name = accept(queue, terms=terms)
+    let_in(consumer)
+    assert ids(take_all(consumer)) == [name]
+    consumer.close()
+
+
+@pytest.mark.parametrize("is_scheduled", [False, True])
+def test_a_deferred_bulk_entry_is_an_ordinary_deferred_one(
+    place: Place, is_scheduled: bool
+) -> None:
+    queue, clock = place.make(), Clock()
+    consumer = consume(place.make(), clock)
+    begin = clock.now + 60 if is_scheduled else None
+    name = accept(queue, terms=Terms(begin, bulk=True))
+    clock.now += 61
+    let_in(consumer)
+    [claim] = take_all(consumer)
+    left = tried(claim.entry, *claim.entry.recipients)
+    consumer.settle(claim, Settlement(left=left, due=clock.now + 60))
+    other = accept(queue, terms=Terms(bulk=True))
+    clock.now += 61
+    claims = take_all(consumer)
+    let_in(consumer)
+    assert ids([*claims, *take_all(consumer)]) == [name, other]
+    consumer.close()
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_scheduled_entry_is_as_old_as_its_time(place: Place, bulk: bool) -> None:
+    """Otherwise one that waited for more than five days would never be deferred."""
+    queue, clock = place.make(), Clock()
+    consumer = consume(place.make(), clock)
+    begin = clock.now + 30 * 86400
+    accept(queue, terms=Terms(begin, bulk=bulk))
+    clock.now = begin + 5
+    let_in(consumer)
+    [claim] = take_all(consumer)
+    assert abs(claim.accepted - begin) < 1
+    left = tried(claim.entry, *claim.entry.recipients)
+    consumer.settle(claim, Settlement(left=left, due=clock.now + 60))
+    clock.now += 61
+    [claim] = take_all(consumer)
+    assert abs(claim.accepted - begin) < 1
+    consumer.close()
+
+
 def test_a_claim_says_when_its_entry_expires(place: Place) -> None:
     queue, clock = place.make(), Clock()
     expires = float(int(clock.now)) + 900.25

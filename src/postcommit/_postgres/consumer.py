@@ -63,9 +63,9 @@ _LONGEST = 1000
 
 # A scheduled entry is as old as the time when it was due, for its back-off and its end.
 #
-# Ranks: 0 is new and due whatever the clock says, 1 is scheduled, 2 deferred, 3 bulk.
-# A deferred entry that is due further ahead than any can be is due now: the clock was
-# put back.
+# Ranks: 0 is new, 1 scheduled, 2 deferred, 3 bulk, 4 bulk that is scheduled. An entry
+# of rank 0 or 3 waits for no time, so it is due whatever the clock says. A deferred
+# entry that is due further ahead than any can be is due now: the clock was put back.
 _RANKS = """
 with at as materialized (
     select coalesce(to_timestamp(%(now)s::float8), clock_timestamp()) as now),
@@ -75,7 +75,8 @@ ranks (rank, low, high, is_due) as (
     union all select 2::smallint, '-infinity', now, false from at
     union all select 2::smallint, now + %(far)s::float8 * interval '1 s', 'infinity',
         true from at
-    union all select 3::smallint, '-infinity', now, false from at)"""
+    union all select 3::smallint, '-infinity', 'infinity', true
+    union all select 4::smallint, '-infinity', now, false from at)"""
 
 _DUE = """{ranks},
 due as materialized (

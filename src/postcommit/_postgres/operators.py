@@ -122,7 +122,7 @@ from {schema}.entry where id = %(id)s"""
 
 _COUNTS = """
 select {case}, count(*),
-    count(*) filter (where rank = 0 or due <= clock_timestamp()),
+    count(*) filter (where rank in (0, 3) or due <= clock_timestamp()),
     extract(epoch from clock_timestamp() - min(due))::float8
 from {schema}.entry where state in ('queued', 'failed', 'held') group by 1
 """.replace("{case}", STATE)
@@ -145,9 +145,14 @@ _FREE = """id in (
     where id = %(id)s and holder is null and state in ('queued', 'failed', 'held')
     for update skip locked)"""
 
+# What is due now waits for nothing else. It is as old as before, but a scheduled entry
+# is not older than the time for which it waited.
+_NOW = """due = clock_timestamp(), not_before = null, bulk = false,
+    accepted = least(greatest(accepted, not_before), clock_timestamp())"""
+
 _RETRY = """
-update {schema}.entry set due = clock_timestamp(), not_before = null, bulk = false
-where state = 'queued' and {free}""".replace("{free}", _FREE)
+update {schema}.entry set {now}
+where state = 'queued' and {free}""".replace("{now}", _NOW).replace("{free}", _FREE)
 
 _HOLD = """
 update {schema}.entry set state = 'held' where state in ('queued', 'held') and {free}
@@ -171,8 +176,8 @@ from {schema}.entry where {scheduled}
 """.replace("{scheduled}", _STATES[EntryState.SCHEDULED])
 
 _REVIVE = """
-update {schema}.entry set state = 'queued', deferred = false, due = clock_timestamp()
-where state = 'failed' and {free}""".replace("{free}", _FREE)
+update {schema}.entry set state = 'queued', deferred = false, {now}
+where state = 'failed' and {free}""".replace("{now}", _NOW).replace("{free}", _FREE)
 
 _CANCEL = """
 delete from {schema}.entry where state in ('queued', 'held') and {free}

@@ -56,7 +56,8 @@ create table {schema}.entry (
     -- The last settlement. If its reply was lost, this shows that it took effect.
     settlement uuid,
     rank smallint generated always as (
-        case when bulk then 3 when deferred then 2
+        case when deferred then 2
+             when bulk then case when not_before is null then 3 else 4 end
              when not_before is not null then 1 else 0 end) stored,
     check ((state = 'prepared') = (batch is not null)),
     check (holder is null or state = 'queued'),

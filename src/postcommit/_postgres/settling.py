@@ -28,8 +28,8 @@ _MINE = """mine as materialized (
 _LETTER = """letter{n} as (
     insert into {schema}.entry (id, state, accepted, expires, bulk, sender, message_id,
         message, recipients, attempts, uncertain, doubts, last_reply)
-    select %(id{n})s, 'failed', accepted, expires, bulk, sender, message_id,
-        message, %(recipients{n})s::text[], %(attempts{n})s, %(uncertain{n})s,
+    select %(id{n})s, 'failed', greatest(accepted, not_before), expires, bulk, sender,
+        message_id, message, %(recipients{n})s::text[], %(attempts{n})s, %(uncertain{n})s,
         %(doubts{n})s::int[], %(last_reply{n})s
     from mine)"""
 
