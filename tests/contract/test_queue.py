@@ -277,6 +277,25 @@ def test_what_is_cancelled_is_not_taken_and_then_removed(
     consumer.close()
 
 
+@pytest.mark.parametrize("terms", [None, Terms(bulk=True)])
+def test_a_feeder_rests_while_what_is_due_may_be_called_off(
+    place: Place, terms: Terms | None
+) -> None:
+    queue = place.make()
+    name = accept(queue, terms=terms)
+    consumer = consume(place.make())
+    item = queue.cancel(name)
+    let_in(consumer)
+    assert take_all(consumer) == []
+    assert consumer.seconds_to_wait() > 0.1
+    consumer.wait(0)
+    queue.batch().discard([item])
+    consumer.wait(60)  # it is rung
+    let_in(consumer)
+    assert ids(take_all(consumer)) == [name]
+    consumer.close()
+
+
 def test_what_is_not_cancelled_in_the_end_is_taken(place: Place) -> None:
     queue = place.make()
     name = accept(queue)

@@ -58,6 +58,10 @@ log = Log("postcommit.postgres.consumer")
 # Seconds between two looks for entries that other processes have accepted.
 _POLL_SECONDS = 1.0
 
+# Seconds until the next look if all due entries are locked, for example by a sender
+# that calls them off. The end of its transaction rings only in its own process.
+_LOCKED_SECONDS = 0.2
+
 # Maximum length of the reason of a pause. A relay may give one of any length.
 _LONGEST = 1000
 
@@ -182,6 +186,7 @@ class Consumer:
         self._is_stopped = self._is_closed = False
         self._held: dict[Hashable, Claim] = {}
         self._avoided: list[Hashable] = []
+        self._is_in_vain = False  # the last look has found nothing
         # Around a claim, and around what frees those of which the reply was lost.
         self._taking = threading.Lock()
         self._are_new = False  # all that the last look has found
@@ -236,6 +241,7 @@ class Consumer:
                 self._lease.renew_soon()  # it may have been lost
                 raise
         self._avoided = [] if claims else list(avoid)
+        self._is_in_vain = not claims
         return list(claims)
 
     def _find(self, values: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -366,8 +372,12 @@ class Consumer:
         """Return for how many seconds nothing becomes due. See `IConsumer`.
 
         What the last look was to avoid does not count, because it would be avoided
-        again.
+        again. What it could not claim is locked, and is looked at again a little later.
         """
+        seconds = self._seconds_until_due()
+        return _LOCKED_SECONDS if self._is_in_vain and not seconds else seconds
+
+    def _seconds_until_due(self) -> float:
         values = {**self._bounds(), "avoid": self._avoided}
         [(seconds,)] = self._connections.rows(_NEXT, values, doing="look for entries")
         return math.inf if seconds is None else max(0.0, float(seconds))
@@ -401,7 +411,7 @@ class Consumer:
 
     def _is_one_due(self) -> bool:
         try:
-            return self.seconds_to_wait() == 0.0
+            return self._seconds_until_due() == 0.0
         except QueueError:
             return False  # the next look raises it
 

@@ -29,8 +29,8 @@ _LETTER = """letter{n} as (
     insert into {schema}.entry (id, state, accepted, expires, bulk, sender, message_id,
         message, recipients, attempts, uncertain, doubts, last_reply)
     select %(id{n})s, 'failed', greatest(accepted, not_before), expires, bulk, sender,
-        message_id, message, %(recipients{n})s::text[], %(attempts{n})s, %(uncertain{n})s,
-        %(doubts{n})s::int[], %(last_reply{n})s
+        message_id, message, %(recipients{n})s::text[], %(attempts{n})s,
+        %(uncertain{n})s, %(doubts{n})s::int[], %(last_reply{n})s
     from mine)"""
 
 _UPDATE = """update {schema}.entry e set holder = null, settlement = %(token)s,
