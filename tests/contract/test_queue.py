@@ -266,6 +266,7 @@ def test_what_is_cancelled_is_not_taken_and_then_removed(
     name, other = accept(queue, terms=terms), accept(queue)
     item = queue.cancel(name)
     assert item is not None
+    assert queue.cancel(name, [item]) is None, "once is enough"
     consumer = consume(place.make())
     let_in(consumer)
     assert ids(take_all(consumer)) == [other]

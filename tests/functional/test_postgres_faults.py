@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from tests.support.transactions import BEFORE
 from tests.support.transactions import Partner
 from tests.support.transactions import begun
 from tests.support.transactions import mail
+from transaction import TransactionManager
 
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
@@ -641,18 +643,43 @@ def test_a_mail_of_the_same_transaction_needs_no_statement(
     assert queued(postgres) == ["2@x.org"]
 
 
+def cancelled(place: PostgresPlace) -> tuple[uuid.UUID, Any]:
+    """Accept a mail and call it off. Return its key, and the end of its lock."""
+    delivery = QueuedMailDelivery(place.url)
+    delivery.send(ANN, BOB, mail("1@x.org"))
+    transaction.commit()
+    [(id,)] = place.execute("select id from {schema}.entry")
+    assert delivery.cancel("1@x.org")
+
+    def lose_the_lock() -> None:
+        for (pid,) in place.execute(f"select distinct pid from ({_LOCKED}) locks"):
+            place.execute("select pg_terminate_backend(%s)", [pid])
+        until(lambda: not place.execute(_LOCKED).fetchall())
+
+    return id, lose_the_lock
+
+
+def test_the_lock_is_lost_before_the_vote(postgres: PostgresPlace) -> None:
+    """The mail can be sent again, so the transaction must not commit."""
+    _, lose_the_lock = cancelled(postgres)
+    lose_the_lock()
+    partner = Partner(BEFORE)
+    transaction.get().join(partner)
+    with pytest.raises(QueueError, match="cannot remove what was called off: "):
+        transaction.commit()
+    transaction.abort()
+    assert "tpc_finish" not in partner.calls
+    assert QueueProcessor(postgres.url, ScriptedMailer()).flush().sent == 1
+
+
 def test_the_lock_is_lost_before_the_mail_is_removed(
     postgres: PostgresPlace, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The commit is decided, and the mail is sent all the same: it is said loudly."""
-    delivery = QueuedMailDelivery(postgres.url)
-    delivery.send(ANN, BOB, mail("1@x.org"))
-    transaction.commit()
-    [(id,)] = postgres.execute("select id from {schema}.entry")
-    assert delivery.cancel("1@x.org")
-    [(pid,)] = postgres.execute(_LOCKED)
-    postgres.execute("select pg_terminate_backend(%s)", [pid])
-    until(lambda: not postgres.execute(_LOCKED).fetchall())
+    id, lose_the_lock = cancelled(postgres)
+    partner = Partner(BEFORE)
+    partner.tpc_finish = lambda transaction: lose_the_lock()
+    transaction.get().join(partner)
     with pytest.raises(QueueError, match="cannot remove what was called off: "):
         transaction.commit()
     transaction.abort()
@@ -665,10 +692,53 @@ def test_the_lock_is_lost_before_the_mail_is_removed(
     assert QueueProcessor(postgres.url, mailer).flush().sent == 1
 
 
-def test_one_that_cannot_be_removed_is_no_hindrance_to_others(
+def test_an_interrupted_commit_says_what_may_be_sent(
+    postgres: PostgresPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = PostgresQueue(postgres.url)
+    item = queue.cancel(accept(queue))
+    batch = queue.batch()
+    batch.prepare([item])
+    batch.abandon([item])
+    assert "the commit was interrupted; called off, but may be sent: " in caplog.text
+    assert postgres.execute(_LOCKED).fetchall() == []
+    assert len(queued(postgres)) == 1
+
+
+def test_all_mails_of_a_transaction_are_called_off_by_one_connection(
     postgres: PostgresPlace,
 ) -> None:
-    """Two of four are refused by the database: the first error is raised."""
+    delivery = QueuedMailDelivery(postgres.url)
+    names = [delivery.send(ANN, BOB, mail(f"{n}@x.org")) for n in range(60)]
+    transaction.commit()
+    for name in names[:50]:
+        assert delivery.cancel(name)
+    assert not delivery.cancel(names[0])
+    savepoint = transaction.savepoint()
+    for name in names[50:]:
+        assert delivery.cancel(name)
+    assert not delivery.cancel("unknown@x.org")
+    count = f"select count(distinct pid) from ({_LOCKED}) locks"
+    assert postgres.execute(count).fetchone() == (1,)
+    other = QueuedMailDelivery(postgres.url).bind(TransactionManager())
+    assert not other.cancel(names[55])
+    savepoint.rollback()
+    assert other.cancel(names[55]), "it waits again"
+    assert not other.cancel(names[5])
+    assert delivery.cancel(names[56])
+    savepoint.rollback()
+    assert delivery.cancel(names[57])
+    transaction.commit()
+    left = sorted(name for name in names[50:] if name != names[57])
+    assert queued(postgres) == left
+    other.transaction_manager.commit()
+    assert queued(postgres) == sorted({*left} - {names[55]})
+    assert postgres.execute(_LOCKED).fetchall() == []
+
+
+def test_the_vote_refuses_what_the_database_does_not_remove(
+    postgres: PostgresPlace,
+) -> None:
     queue = PostgresQueue(postgres.url)
     names = [accept(queue) for _ in range(4)]
     postgres.execute(
@@ -680,10 +750,50 @@ def test_one_that_cannot_be_removed_is_no_hindrance_to_others(
         f" when (old.message_id in ('{names[1]}', '{names[2]}'))"
         " execute function {schema}.refuse()"
     )
-    items = [queue.cancel(name) for name in names]
+    items: list[Any] = []
+    for name in names:
+        items.append(queue.cancel(name, items))
+    batch = queue.batch()
+    with pytest.raises(QueueError, match=f"not ({names[1]}|{names[2]})"):
+        batch.prepare(items)
+    batch.discard(items)
+    assert queued(postgres) == sorted(names)
+    assert postgres.execute(_LOCKED).fetchall() == []
+
+
+def test_two_calls_that_share_nothing_both_take_effect(
+    postgres: PostgresPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first error is raised when both were tried."""
+    queue = PostgresQueue(postgres.url)
+    items = [queue.cancel(accept(queue)) for _ in range(3)]
     batch = queue.batch()
     batch.prepare(items)
-    with pytest.raises(QueueError, match=f"not {names[1]}"):
+    for item in items[:2]:
+        assert item is not None
+        item.locks._held.close()
+    with pytest.raises(QueueError, match="cannot remove what was called off"):
         batch.publish(items)
-    assert queued(postgres) == sorted(names[1:3])
-    assert postgres.execute(_LOCKED).fetchall() == []
+    assert caplog.text.count("and may be sent") == 2
+    assert len(queued(postgres)) == 2
+
+
+def test_a_failed_search_keeps_what_was_called_off_before(
+    postgres: PostgresPlace,
+) -> None:
+    role = f"nobody_{postgres.schema}"
+    postgres.execute(f"create role {role}")
+    delivery = QueuedMailDelivery(postgres.url)
+    for name in ("1@x.org", "2@x.org"):
+        delivery.send(ANN, BOB, mail(name))
+    transaction.commit()
+    assert delivery.cancel("1@x.org")
+    [resource] = transaction.get()._resources
+    held = resource.items[0].locks._held
+    held.execute(f"set local role {role}")
+    with pytest.raises(QueueError, match="look for the mail: permission denied"):
+        delivery.cancel("2@x.org")
+    held.execute("reset role")
+    transaction.commit()
+    assert queued(postgres) == ["2@x.org"]
+    postgres.execute(f"drop role {role}")

@@ -37,9 +37,11 @@ from postcommit._drain.schedule import Schedule
 from postcommit._log import Log
 from postcommit._mail.row import indexed
 from postcommit._mail.row import row
+from postcommit._postgres import cancellation
 from postcommit._postgres import listening
 from postcommit._postgres import schema
 from postcommit._postgres.cancellation import Cancellation
+from postcommit._postgres.cancellation import Locks
 from postcommit._postgres.cancellation import split
 from postcommit._postgres.connections import Connection
 from postcommit._postgres.connections import Connections
@@ -158,11 +160,13 @@ class PostgresQueue:
     ) -> Cancellation | None:
         """Lock what waits of a message, as an item for a `batch`. See `IQueue`.
 
-        Keeps a connection until the transaction ends.
+        Keeps a connection until the transaction ends, the same for all its items.
         """
         wanted = indexed(message_id)
-        rows = [row for row in split(staged)[0] if row["message_id"] == wanted]
-        found = Cancellation(self.connections, wanted, rows)
+        rows, earlier = split(staged)
+        rows = [row for row in rows if row["message_id"] == wanted]
+        locks = earlier[-1].locks if earlier else Locks(self.connections)
+        found = Cancellation(locks, wanted, rows)
         return found if found else None
 
 
@@ -183,7 +187,8 @@ class RowBatch:
 
     def prepare(self, items: Sequence[Any], *, alone: bool = False) -> None:
         """Prepare what is not called off. See `IBatch`."""
-        rows, _ = split(items)
+        rows, cancelled = split(items)
+        cancellation.prepare(cancelled)
         self._prepare(rows, alone=alone)
 
     def _prepare(self, items: Sequence[Any], *, alone: bool) -> None:
@@ -241,14 +246,14 @@ class RowBatch:
                 self._insert(rows[0])
         except PublishError:
             with suppress(QueueError):  # it is logged, and this error names the entries
-                _apply(cancelled)  # the commit is decided all the same
+                cancellation.apply(cancelled)  # the commit is decided all the same
             raise
         except QueueError:
             self.discard(items)
             raise
         finally:
             ring(self._name)
-        _apply(cancelled)
+        cancellation.apply(cancelled)
 
     def _insert(self, item: dict[str, Any]) -> None:
         """Insert the only entry of a transaction, and nothing else decides it."""
@@ -346,7 +351,11 @@ class RowBatch:
 
     def abandon(self, items: Sequence[Any]) -> None:
         """Leave what is prepared in doubt. See `IBatch`."""
-        rows, _ = split(items)
+        rows, cancelled = split(items)
+        ids = [id.hex for each in cancelled for id in each.ids]
+        if ids and os.getpid() == self._process:
+            text = "%s: the commit was interrupted; called off, but may be sent: %s"
+            log.critical(text, self._name, ", ".join(ids))
         self._release(items)
         if self._id is None or os.getpid() != self._process:
             return
@@ -378,15 +387,3 @@ def _insert(item: dict[str, Any], *, in_batch: bool = False) -> str:
         names, values = names + _IN_TERMS, values + _OF_TERMS
     text = _INSERT.replace("(id,", f"({names}id,", 1)
     return text.replace("(%(id)s", f"({values}%(id)s", 1)
-
-
-def _apply(cancelled: Sequence[Cancellation]) -> None:
-    """Delete what was called off. Raises the first error when all were tried."""
-    failure: QueueError | None = None
-    for item in cancelled:
-        try:
-            item.apply()
-        except QueueError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
