@@ -149,7 +149,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
         (interfaces.IQueuedMailDelivery, delivery),
         (interfaces.IScheduledMailDelivery, RecordingDelivery(RecordingMailer())),
         (interfaces.IOutboxMailDelivery, OutboxMailDelivery(Session())),
-        (interfaces.IMailDelivery, SessionDelivery("dbsession", "postcommit", None)),
+        (interfaces.IScheduledMailDelivery, SessionDelivery("x", "postcommit", None)),
         (interfaces.IMailDelivery, zope_sendmail.QueuedMailDelivery(queue)),
         (interfaces.IMailDelivery, zope_sendmail.DirectMailDelivery(mailer)),
         (interfaces.IMailDelivery, repoze_sendmail.QueuedMailDelivery(queue)),

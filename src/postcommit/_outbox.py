@@ -6,6 +6,7 @@ data, and it cannot be in doubt.
 """
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -15,10 +16,14 @@ from zope.interface import implementer
 
 from postcommit._config.options import checked
 from postcommit._config.options import checked_manager
+from postcommit._config.options import checked_message_id
 from postcommit._config.options import checked_sender
 from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._mail.message import compose
+from postcommit._mail.row import indexed
 from postcommit._mail.row import row
+from postcommit._mail.terms import in_utc
+from postcommit._mail.terms import terms_of
 from postcommit.errors import MissingExtraError
 from postcommit.errors import OptionError
 from postcommit.errors import QueueError
@@ -26,6 +31,7 @@ from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IOutboxMailDelivery
+from postcommit.interfaces import Moment
 from postcommit.interfaces import Sendable
 from postcommit.interfaces import TransactionManager
 
@@ -61,7 +67,7 @@ class OutboxMailDelivery(ReadOnlyOptions):
         self.schema = checked(IOutboxMailDelivery, "schema", schema)
         self.default_sender = checked_sender(default_sender)
         self.transaction_manager = checked_manager(transaction_manager)
-        self._insert, self._mark_changed = _sqlalchemy(self.schema)
+        self._insert, self._cancel, self._mark_changed = _sqlalchemy(self.schema)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.schema}>"
@@ -71,50 +77,90 @@ class OutboxMailDelivery(ReadOnlyOptions):
         fromaddr: Address | None,
         toaddrs: Addresses | None,
         message: Sendable,
+        *,
+        not_before: Moment | None = None,
+        expires: Moment | None = None,
+        bulk: bool = False,
     ) -> str:
         """Insert `message` now, and return its message id. See `IMailDelivery`.
+
+        The mail waits until `not_before`. It becomes a dead letter if it was not sent
+        before `expires`. With `bulk` it comes after all other mail. A time is an aware
+        datetime, the seconds since the epoch, or a timedelta from now.
 
         `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
         ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
         means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
         str with header and body.
 
-        Raises `AddressError` or `MessageError` for what cannot be sent, and
-        `QueueError` if the database is not PostgreSQL or has no tables of a queue. Also
-        raises the exceptions of SQLAlchemy. Then the transaction has failed, as after
-        any other statement.
+        Raises `AddressError` or `MessageError` for what cannot be sent, `OptionError`
+        for times at which it never could be, and `QueueError` if the database is not
+        PostgreSQL or has no tables of a queue. Also raises the exceptions of
+        SQLAlchemy. Then the transaction has failed, as after any other statement.
         """
+        terms = terms_of(not_before, expires, bulk, time.time())
         composed = compose(fromaddr, toaddrs, message, self.default_sender)
         message_id: str = composed.message_id
+        values = row(
+            self._name, composed.sender, composed.recipients, composed.message
+        )
+        if terms is not None:
+            begin = in_utc(terms.not_before)
+            values |= {"not_before": begin, "expires": in_utc(terms.expires)}
+            values["bulk"] = terms.bulk
+            if begin is not None:
+                values["due"] = begin
+        self._execute(self._insert, values)
+        return message_id
+
+    def cancel(self, message_id: str) -> bool:
+        """Delete a mail that has not been sent, when the transaction commits.
+
+        `message_id` is what `send` returned. Returns False if the mail is being sent,
+        was sent, or is unknown. Needs the rights to select, update and delete entries.
+        Errors are those of `send`. See `IScheduledMailDelivery`.
+        """
+        wanted = {"wanted": indexed(checked_message_id(message_id))}
+        return bool(self._execute(self._cancel, wanted).rowcount)
+
+    @property
+    def _name(self) -> str:
+        return f"the schema {self.schema}"
+
+    def _execute(self, statement: Any, values: dict[str, Any]) -> Any:
+        """Execute a statement in the transaction of the application."""
         session = self.session
         if hasattr(session, "registry"):
             session = session()  # that of this thread
         dialect = session.get_bind().dialect.name
-        name = f"the schema {self.schema}"
         if dialect != "postgresql":
-            raise QueueError(name, f"must be in PostgreSQL, not {dialect}")
-        values = row(name, composed.sender, composed.recipients, composed.message)
+            raise QueueError(self._name, f"must be in PostgreSQL, not {dialect}")
         try:
             # Not by the session, which would flush the application's objects first.
             # They may be incomplete.
-            session.connection().execute(self._insert, values)
+            done = session.connection().execute(statement, values)
         except Exception as error:
             if _is_table_missing(error):
                 reason = "has no tables of a queue in the database of the session; run"
-                raise QueueError(name, f"{reason} 'postcommit migrate URL'") from error
+                reason += " 'postcommit migrate URL'"
+                raise QueueError(self._name, reason) from error
             raise
         self._mark_changed(session, self.transaction_manager)
-        return message_id
+        return done
 
 
-def _sqlalchemy(schema: str) -> tuple[Any, Callable[..., None]]:
-    """Return the INSERT of an entry, and what says that a session has changed."""
+def _sqlalchemy(schema: str) -> tuple[Any, Any, Callable[..., None]]:
+    """Return the INSERT of an entry, the DELETE of one, and `mark_changed`.
+
+    The latter says that a session has changed.
+    """
     try:
         mark_changed = import_module("zope.sqlalchemy").mark_changed
         sa = import_module("sqlalchemy")
         types = import_module("sqlalchemy.dialects.postgresql")
     except ModuleNotFoundError as error:
         raise MissingExtraError("sqlalchemy", "zope.sqlalchemy") from error
+    moment = sa.DateTime(timezone=True)
     table = sa.table(
         "entry",
         sa.column("id", types.UUID(as_uuid=True)),
@@ -122,9 +168,21 @@ def _sqlalchemy(schema: str) -> tuple[Any, Callable[..., None]]:
         sa.column("recipients", types.ARRAY(sa.Text)),
         sa.column("message_id", sa.Text),
         sa.column("message", sa.LargeBinary),
+        *(sa.column(name, moment) for name in ("due", "not_before", "expires")),
+        sa.column("bulk", sa.Boolean),
+        sa.column("state", sa.Text),
+        sa.column("holder", types.UUID(as_uuid=True)),
         schema=schema,
     )
-    return table.insert(), mark_changed
+    # A processor passes over a locked row, and this over one that is being sent.
+    waiting = (
+        sa.select(table.c.id)
+        .where(table.c.message_id == sa.bindparam("wanted"))
+        .where(table.c.holder.is_(None), table.c.state.in_(["queued", "held"]))
+        .with_for_update(skip_locked=True)
+    )
+    cancel = table.delete().where(table.c.id.in_(waiting))
+    return table.insert(), cancel, mark_changed
 
 
 def _is_table_missing(error: Exception) -> bool:

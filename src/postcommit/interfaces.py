@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import Literal
 
 from zope.i18nmessageid import MessageFactory
 from zope.interface import Attribute
@@ -893,6 +894,22 @@ class IDirectMailDelivery(IMailDelivery, IDefaultSender):
     A delivery problem does not harm the commit: it is an event afterwards.
     """
 
+    def send(
+        fromaddr: Address | None,
+        toaddrs: Addresses | None,
+        message: Sendable,
+        *,
+        not_before: None = None,
+        expires: None = None,
+        bulk: Literal[False] = False,
+    ) -> str:
+        """Transmit `message` when the current transaction commits.
+
+        Arguments, the result and errors are those of `IMailDelivery.send`. Also raises
+        `OptionError` (a ValueError) for the keywords of `IScheduledMailDelivery`,
+        because only a delivery with a queue can let mail wait.
+        """
+
     mailer = Object(
         title=_("Mailer"),
         description=_("Transmits the messages."),
@@ -919,7 +936,7 @@ class IQueuedMailDelivery(IScheduledMailDelivery, IDefaultSender):
     )
 
 
-class IOutboxMailDelivery(IMailDelivery, IDefaultSender):
+class IOutboxMailDelivery(IScheduledMailDelivery, IDefaultSender):
     """Accepts messages into a queue in PostgreSQL, by the application's own session.
 
     The mail is a row of the application's own transaction, so the same COMMIT decides

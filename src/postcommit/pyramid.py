@@ -83,8 +83,10 @@ from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import IOutboxMailDelivery
 from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IQueuePage
+from postcommit.interfaces import IScheduledMailDelivery
 from postcommit.interfaces import ISMTPMailer
 from postcommit.interfaces import MailDelivery
+from postcommit.interfaces import Moment
 from postcommit.interfaces import Sendable
 from postcommit.interfaces import SupportsSend
 from postcommit.interfaces import is_database_url
@@ -189,7 +191,7 @@ def _warn_that_tm_is_missing() -> None:
     )
 
 
-@implementer(IMailDelivery)
+@implementer(IScheduledMailDelivery)
 class SessionDelivery:
     """Inserts mail by the session that a request has as its `attribute`.
 
@@ -225,12 +227,24 @@ class SessionDelivery:
         fromaddr: Address | None,
         toaddrs: Addresses | None,
         message: Sendable,
+        *,
+        not_before: Moment | None = None,
+        expires: Moment | None = None,
+        bulk: bool = False,
     ) -> NoReturn:
         """Raise RuntimeError: only a request has a session."""
-        raise RuntimeError(
-            "a mail is inserted by the session of a request: use request.mail_delivery"
-            " or get_mail_delivery(request)"
-        )
+        raise _session_is_missing()
+
+    def cancel(self, message_id: str) -> NoReturn:
+        """Raise RuntimeError: only a request has a session."""
+        raise _session_is_missing()
+
+
+def _session_is_missing() -> RuntimeError:
+    return RuntimeError(
+        "a mail is inserted by the session of a request: use request.mail_delivery"
+        " or get_mail_delivery(request)"
+    )
 
 
 # The settings

@@ -4,6 +4,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from pyramid.testing import DummyRequest
 from sqlalchemy import orm
+from tests.contract.steps import consume
+from tests.contract.steps import take_all
 from tests.support.mailers import ScriptedMailer
 from tests.support.postgres import cluster
 from tests.support.postgresplace import PostgresPlace
@@ -34,9 +39,15 @@ from postcommit.errors import QueueError
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IOutboxMailDelivery
 from postcommit.pyramid import get_mail_delivery
+from postcommit.testing import FakeClock
+from postcommit.testing import RecordingMailer
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
+
+_OPEN = """
+select query from pg_stat_activity
+where state like 'idle in transaction%' and query like '%{schema}%'"""
 
 
 class Base(orm.DeclarativeBase):
@@ -119,6 +130,92 @@ def test_mail_alone_is_committed(shop: Shop) -> None:
     shop.delivery().send(ANN, [ANN, BOB], mail("a@x.org"))
     shop.manager.commit()
     assert shop.committed() == ([], ["a@x.org"])
+
+
+def test_terms_are_columns_of_the_row(shop: Shop) -> None:
+    clock, mailer = FakeClock(), RecordingMailer()
+    processor = QueueProcessor(shop.place.url, mailer, clock=clock)
+    delivery = shop.delivery()
+    later = delivery.send(ANN, BOB, mail("later@x"), not_before=timedelta(hours=1))
+    code = delivery.send(ANN, BOB, mail("code@x"), expires=timedelta(minutes=15))
+    bulk = delivery.send(ANN, BOB, mail("bulk@x"), bulk=True)
+    past = datetime(2020, 1, 1, tzinfo=UTC)
+    new = delivery.send(ANN, BOB, mail("new@x"), not_before=past)
+    shop.manager.commit()
+    assert processor.flush().sent == 3
+    sent = [each.message_id for each in mailer.outbox]
+    assert {*sent[:2]} == {code, new}
+    assert sent[2:] == [bulk]
+    clock.advance(3601)
+    assert processor.flush().sent == 1
+    assert mailer.outbox[3].message_id == later
+    shop.manager.begin()
+    shop.delivery().send(ANN, BOB, mail("code@x"), expires=timedelta(hours=2))
+    shop.manager.commit()
+    clock.advance(7200)
+    assert processor.flush().rejected == 1
+
+
+def test_terms_that_can_never_be_kept_leave_the_transaction_alone(shop: Shop) -> None:
+    shop.session.add(Order(name="a"))
+    for terms in ({"expires": 5}, {"not_before": "soon"}, {"bulk": None}):
+        with pytest.raises(OptionError, match=next(iter(terms))):
+            shop.delivery().send(ANN, BOB, mail("a@x"), **terms)
+    with pytest.raises(OptionError, match="message id"):
+        shop.delivery().cancel("")
+    shop.manager.commit()
+    assert shop.committed() == (["a"], [])
+
+
+@pytest.mark.parametrize("terms", [{}, {"bulk": True}, {"not_before": 2e9}])
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_a_mail_is_called_off_with_the_data(
+    postgres: PostgresPlace, terms: Any, is_registered: bool
+) -> None:
+    shop = Shop(postgres, explicit())
+    if is_registered:
+        shop.registered()
+    shop.manager.begin()
+    name = shop.delivery().send(ANN, BOB, mail("a@x"), **terms)
+    shop.manager.commit()
+    for end in (shop.manager.abort, shop.manager.commit):
+        shop.manager.begin()
+        assert shop.delivery().cancel(f" <{name}> ") is True
+        assert shop.delivery().cancel(name) is False
+        assert QueueProcessor(postgres.url, ScriptedMailer()).flush().sent == 0
+        end()
+        assert shop.committed()[1] == [name] * (end == shop.manager.abort)
+    shop.manager.begin()
+    assert shop.delivery().cancel(name) is False, "it is unknown"
+    shop.manager.commit()
+    assert postgres.execute(_OPEN).fetchall() == []
+    shop.session.close()
+    shop.engine.dispose()
+
+
+def test_a_savepoint_takes_a_cancel_back(shop: Shop) -> None:
+    first = shop.delivery().send(ANN, BOB, mail("a@x"))
+    second = shop.delivery().send(ANN, BOB, mail("b@x"))
+    assert shop.delivery().cancel(first), "it was sent in the same transaction"
+    savepoint = shop.manager.savepoint()
+    assert shop.delivery().cancel(second)
+    savepoint.rollback()
+    shop.manager.commit()
+    assert shop.committed()[1] == [second]
+
+
+def test_what_is_being_sent_is_not_called_off(shop: Shop) -> None:
+    name = shop.delivery().send(ANN, BOB, mail("a@x"))
+    shop.manager.commit()
+    consumer = consume(shop.place.make())
+    claims = take_all(consumer)
+    shop.manager.begin()
+    assert not shop.delivery().cancel(name)
+    consumer.release(claims)
+    assert shop.delivery().cancel(name)
+    shop.manager.commit()
+    consumer.close()
+    assert shop.committed()[1] == []
 
 
 def test_an_unregistered_session_joins_the_transaction(postgres: PostgresPlace) -> None:

@@ -45,6 +45,11 @@ class Terms:
 NO_TERMS: Terms = Terms()
 
 
+def in_utc(seconds: float | None) -> datetime | None:
+    """Return a time of the terms as a datetime."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
 def terms_of(
     not_before: Moment | None, expires: Moment | None, bulk: bool, now: float
 ) -> Terms | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
 from typing import Any
 
 import zope.event
@@ -19,6 +17,7 @@ from postcommit._mail.report import Reply
 from postcommit._mail.report import Stage
 from postcommit._mail.report import judge
 from postcommit._mail.terms import NO_TERMS
+from postcommit._mail.terms import in_utc
 from postcommit._mailers.base import BaseMailer
 from postcommit._smtp.connection import parse
 from postcommit._transaction.event import Notify
@@ -148,13 +147,9 @@ class RecordingMailer(BaseMailer):
         if taken:
             message = to_crlf(mail.message)
             terms = getattr(mail, "terms", None) or NO_TERMS
-            begin, end = _in_utc(terms.not_before), _in_utc(terms.expires)
+            begin, end = in_utc(terms.not_before), in_utc(terms.expires)
             times = begin, end, terms.bulk
             self.outbox.add(Mail(mail.sender, taken, message_id, message, *times))
-
-
-def _in_utc(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _reply(text: str) -> Reply:
