@@ -34,6 +34,14 @@ from tests.support.transactions import mail
 
 ANN = "ann@example.org"
 HOUR = timedelta(hours=1)
+MESSAGE = """\
+Message-Id: <1@x.org>
+Date: Mon, 30 Nov 2026 08:00:00 +0000
+From: shop@example.org
+To: ann@example.org
+
+Hello.
+"""
 
 
 @pytest.fixture
@@ -207,3 +215,26 @@ def test_pyramid_passes_terms_on(tmp_path: Any, is_recorded: bool) -> None:
     else:
         use()
         assert len(list((queue / ".Later/new").iterdir())) == 1
+
+
+def test_a_mail_is_called_off_once_in_a_transaction() -> None:
+    mailer = RecordingMailer()
+    delivery = RecordingDelivery(mailer)
+    with transaction.manager:
+        name = delivery.send(None, None, MESSAGE, bulk=True)
+    assert delivery.cancel(name)
+    assert not delivery.cancel(name), "as with a queue"
+    transaction.abort()
+    assert delivery.cancel(name)
+    transaction.commit()
+    assert list(mailer.outbox) == []
+
+
+def test_the_same_message_is_sent_again_after_it_was_called_off() -> None:
+    mailer = RecordingMailer()
+    delivery = RecordingDelivery(mailer)
+    with transaction.manager:
+        name = delivery.send(None, None, MESSAGE, bulk=True)
+        assert delivery.cancel(name)
+        delivery.send(None, None, MESSAGE, bulk=True)
+    assert [mail.message_id for mail in mailer.outbox] == [name]

@@ -71,8 +71,11 @@ class RecordingDelivery(DirectMailDelivery):
         """
         wanted = checked_message_id(message_id)
         data_manager = self._data_manager()
+        earlier = [i for i in data_manager.items if isinstance(i, _CalledOff)]
+        gone = {id(mail) for item in earlier for mail in item.mails}
+        waiting = (mail for mail in self.mailer.outbox if _waits(mail, wanted))
         item = _CalledOff(
-            [mail for mail in self.mailer.outbox if _waits(mail, wanted)],
+            [mail for mail in waiting if id(mail) not in gone],
             [c for c in _accepted(data_manager.items) if c.message_id == wanted],
         )
         if not item.mails and not item.composed:
@@ -106,9 +109,11 @@ class _Recording(Transmitting):
 
 
 def _accepted(items: Sequence[Any]) -> list[Composed]:
-    called_off = [c for i in items if isinstance(i, _CalledOff) for c in i.composed]
+    cancelled = (item for item in items if isinstance(item, _CalledOff))
+    # The same message may be sent again after it was called off.
+    called_off = {id(composed) for item in cancelled for composed in item.composed}
     messages = (item for item in items if isinstance(item, Composed))
-    return [message for message in messages if message not in called_off]
+    return [message for message in messages if id(message) not in called_off]
 
 
 def _waits(mail: Mail, message_id: str) -> bool:
