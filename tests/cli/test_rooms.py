@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from transaction import TransactionManager
 
+from postcommit import QueuedMailDelivery
 from postcommit._cli import mending
 from postcommit._cli.main import main
 from postcommit._drain.schedule import Schedule
@@ -27,6 +29,7 @@ from postcommit._processor import QueueProcessor
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from postcommit.interfaces import Tally
+from postcommit.testing import FakeClock
 from postcommit.testing import RecordingMailer
 from tests.support.queues import bury
 from tests.support.queues import defer
@@ -472,3 +475,28 @@ def test_work_in_progress_stops_soon_after_a_pause(store: Store) -> None:
     assert not consumer.let_in()
     assert consumer.seconds_to_wait() == float("inf")
     consumer.close()
+
+
+def test_retry_refuses_what_has_expired(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be a dead letter again, and 'retry' said that it is tried."""
+    clock = FakeClock()
+    transactions = TransactionManager()
+    delivery = QueuedMailDelivery(store.path, transaction_manager=transactions)
+    delivery.send("a@x.org", "b@x.org", "x", expires=time.time() + 900)
+    transactions.commit()
+    clock.advance(1000)
+    processor = QueueProcessor(store.path, RecordingMailer(), clock=clock)
+    assert processor.flush().rejected == 1
+    dead = only(store, EntryState.FAILED)
+    assert main(["retry", store.path, dead.id]) == 0, "it has not expired yet"
+    capsys.readouterr()
+    [path] = (path for path in Path(store.path, "new").iterdir())
+    data = path.read_bytes()
+    path.write_bytes(re.sub(rb"(X-Zope-Expires: )\d+", rb"\g<1>1000000000", data))
+    assert flush(store).rejected == 1
+    assert main(["retry", store.path, dead.id]) == 1
+    told = capsys.readouterr()
+    assert f"{dead.id} cannot be sent: it expired at 2001-09-09 01:46:40" in told.err
+    assert states(store) == ["failed"]

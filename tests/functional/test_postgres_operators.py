@@ -484,3 +484,32 @@ def test_a_queue_is_paused_by_hand(filled: Filled) -> None:
         assert not changes.resume()
     assert len(consumer.take(8)) > 0
     consumer.close()
+
+
+def test_what_has_expired_is_not_retried(filled: Filled) -> None:
+    queue = PostgresOperators(filled.place.url)
+    filled.place.execute("update {schema}.entry set expires = 'epoch'")
+    [item] = queue.items([EntryState.FAILED])
+    said = "it expired at 1970-01-01 00:00:00 UTC"
+    with queue.changes() as changes, pytest.raises(EntryError, match=said):
+        changes.retry(item)
+
+
+def test_a_retried_entry_is_as_old_as_before(filled: Filled) -> None:
+    """A scheduled one is not older than its time, and not younger than now."""
+    place = filled.place
+    queue = PostgresOperators(place.url)
+    store = place.make()
+    accept(store, terms=Terms(not_before=4e9))
+    accept(store, terms=Terms(bulk=True))
+    place.execute("update {schema}.entry set accepted = now() - interval '30 days'")
+    with queue.changes() as changes:
+        for item in queue.items([EntryState.SCHEDULED, EntryState.DEFERRED]):
+            assert changes.retry(item)
+    ages = place.execute(
+        "select now() - accepted < interval '1 h', count(*), bool_and(not bulk)"
+        " from {schema}.entry where state = 'queued' and due <= now() and"
+        " not_before is null and not bulk group by 1 order by 1"
+    ).fetchall()
+    assert [young for young, *_ in ages] == [False, True]
+    assert ages[1][1] == 1

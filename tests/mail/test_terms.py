@@ -58,7 +58,9 @@ def test_without_terms_a_mail_is_an_ordinary_one() -> None:
     assert terms_of(None, None, False, NOW) is None
 
 
-@pytest.mark.parametrize("given", [at(-1), NOW, 0, -1, timedelta(-1), -math.inf])
+@pytest.mark.parametrize(
+    "given", [at(-1), NOW, 0, -1, timedelta(-1), -math.inf, -(10**400)]
+)
 def test_a_time_in_the_past_is_now(given: Any) -> None:
     assert terms_of(given, None, False, NOW) is None
     assert terms_of(given, None, True, NOW) == Terms(bulk=True)

@@ -83,10 +83,7 @@ def _seconds(name: str, moment: Moment | None, now: float) -> float | None:
     """Return `moment` in seconds since the epoch. Raises `OptionError`."""
     if moment is None:
         return None
-    try:
-        seconds = _since_the_epoch(name, moment, now)
-    except OverflowError:
-        seconds = math.inf
+    seconds = _since_the_epoch(name, moment, now)
     if math.isnan(seconds):
         raise OptionError(name, moment, f"is not a time; {_FORMS}")
     if seconds > now + _FARTHEST:
@@ -108,4 +105,7 @@ def _since_the_epoch(name: str, moment: Any, now: float) -> float:
         raise OptionError(name, moment, reason)
     if isinstance(moment, bool) or not isinstance(moment, int | float):
         raise OptionError(name, moment, f"is not a time; {_FORMS}")
-    return float(moment)
+    try:
+        return float(moment)
+    except OverflowError:
+        return -math.inf if moment < 0 else math.inf

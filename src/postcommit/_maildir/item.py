@@ -319,8 +319,8 @@ class IChanges(Interface):
 
         A scheduled entry no longer waits for its time, a bulk entry for other mail.
         Raises `EntryError` for a held entry, and for a dead letter that is not an
-        entry, or that is in the queue already. Raises `QueueError` for an entry in
-        doubt.
+        entry, that has expired, or that is in the queue already. Raises `QueueError`
+        for an entry in doubt.
         """
 
     def cancel(item: Item) -> bool:

@@ -257,6 +257,16 @@ def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
     )
 
 
+def check_can_be_sent(item: Item, read: Details | None) -> None:
+    """Raise `EntryError` for a dead letter that would be one again at once."""
+    if read is None or read.problem:
+        problem = "it is gone" if read is None else read.problem
+        raise EntryError(f"{item.id} cannot be sent: {problem}")
+    if read.expires is not None and read.expires <= time.time():
+        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(read.expires))
+        raise EntryError(f"{item.id} cannot be sent: it expired at {moment}")
+
+
 def _due(item: Item, changed: float) -> float | None:
     if item.state in (EntryState.WAITING, EntryState.SCHEDULED):
         return item.accepted or changed

@@ -163,10 +163,7 @@ class MaildirChanges:
         return True
 
     def _revive(self, dead: Item) -> None:
-        read = looking.details(dead)
-        if read is None or read.problem:
-            problem = "it is gone" if read is None else read.problem
-            raise EntryError(f"{dead.id} cannot be sent: {problem}")
+        looking.check_can_be_sent(dead, looking.details(dead))
         maildir = self._store.maildir
         target = f"{maildir.new}/{dead.name}"
         there = f"{dead.id} is in the queue already, under this name"

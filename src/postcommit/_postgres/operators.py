@@ -48,6 +48,7 @@ from postcommit._maildir.item import no_step
 from postcommit._maildir.looking import SAMPLE
 from postcommit._maildir.looking import UNKNOWN
 from postcommit._maildir.looking import ambiguous
+from postcommit._maildir.looking import check_can_be_sent
 from postcommit._maildir.looking import check_id
 from postcommit._maildir.looking import most_common
 from postcommit._maildir.presence import Pause
@@ -447,10 +448,7 @@ class PostgresChanges:
             raise EntryError(f"{item.id} is held; use 'postcommit release'")
         if item.state is not EntryState.FAILED:
             return self._change(_RETRY, item)
-        read = self._queue.details(item)
-        if read is None or read.problem:
-            problem = "it is gone" if read is None else read.problem
-            raise EntryError(f"{item.id} cannot be sent: {problem}")
+        check_can_be_sent(item, self._queue.details(item))
         return self._change(_REVIVE, item)
 
     def hold(self, item: Item) -> bool:
