@@ -641,6 +641,12 @@ def test_a_mail_of_the_same_transaction_needs_no_statement(
     assert postgres.execute(_LOCKED).fetchall() == []
     transaction.commit()
     assert queued(postgres) == ["2@x.org"]
+    delivery.send(ANN, BOB, mail("3@x.org"))
+    savepoint = transaction.savepoint()
+    assert delivery.cancel("3@x.org")
+    savepoint.rollback()
+    transaction.commit()
+    assert queued(postgres) == ["2@x.org", "3@x.org"]
 
 
 def cancelled(place: PostgresPlace) -> tuple[uuid.UUID, Any]:

@@ -263,6 +263,8 @@ def test_a_file_that_is_not_an_entry_is_no_obstacle(post: Post) -> None:
     name = post.accepted()
     (post.queue / "new" / "0").write_text("no entry")
     (post.queue / "new" / "1").symlink_to(post.queue / "nowhere")
+    (post.queue / "new" / ".sending-0").write_bytes(b"")
+    (post.queue / "new" / "2").mkdir()
     assert post.delivery.cancel(name)
 
 
@@ -325,6 +327,8 @@ def test_an_entry_that_cannot_be_read_is_not_taken_for_unknown(shared: Post) -> 
     )
     with without_rights(shared.queue, path, mode=0):
         assert shared.delivery.cancel(other), "it has nothing to do with this one"
+        operators = MaildirOperators(str(shared.queue))
+        assert not list(operators.items(EntryState, message_id=name)), "for a list"
         for unknown in (name, "3@x.org"):
             with pytest.raises(QueueError, match="look for the mail") as caught:
                 shared.delivery.cancel(unknown)

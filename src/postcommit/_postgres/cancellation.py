@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from typing import cast
 
 from postcommit._log import Log
 from postcommit._postgres.connections import Connection
@@ -83,15 +84,15 @@ class Locks:
 
     def delete(self, ids: Sequence[uuid.UUID]) -> None:
         """Delete rows, which takes effect with `commit`. Raises `QueueError`."""
-        if self._held is not None:
-            with self._connections.explained("remove what was called off"):
-                self._held.execute(self._connections.sql(_DELETE), {"ids": ids})
+        held = cast(Connection, self._held)  # there are rows, so it is kept
+        with self._connections.explained("remove what was called off"):
+            held.execute(self._connections.sql(_DELETE), {"ids": ids})
 
     def commit(self, ids: Sequence[uuid.UUID]) -> None:
         """Commit. Raises `QueueError`, and logs that the mail may be sent."""
-        held, self._held, self._ids = self._held, None, []
-        if held is None or os.getpid() != self._process:
+        if self._held is None or os.getpid() != self._process:
             return
+        held, self._held, self._ids = self._held, None, []
         try:
             with self._connections.explained("remove what was called off"):
                 held.execute(b"commit")
@@ -124,12 +125,11 @@ class Locks:
             held.execute(f"rollback to savepoint s{self.depth}".encode())
 
     def _end(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            explained = self._connections.explained("release the entries")
-            with suppress(QueueError), explained:
-                held.execute(b"rollback")
-            self._connections.give_back(held)
+        held, self._held = cast(Connection, self._held), None
+        explained = self._connections.explained("release the entries")
+        with suppress(QueueError), explained:
+            held.execute(b"rollback")
+        self._connections.give_back(held)
 
 
 class Cancellation:
