@@ -67,8 +67,10 @@ class Raiser:
         code = frame.f_code
         if not code.co_filename.startswith(OURS):
             return None
-        if code is FileLock.__init__.__code__:
-            self._held.add(id(frame.f_locals["self"]))
+        if code is FileLock.__init__.__code__:  # which other open files have, too
+            file = frame.f_locals["self"]
+            if isinstance(file, FileLock):
+                self._held.add(id(file))
         if event == "return" and code is FileLock.release.__code__:
             self._held.discard(id(frame.f_locals["self"]))
         if event == "line" and self._held and _can_fail(frame):
@@ -86,12 +88,15 @@ def _can_fail(frame: FrameType) -> bool:
     """Return whether an error can come from the instruction that is next.
 
     None comes from one that does nothing, nor from those at the end of a ``with``
-    before ``__exit__`` is called. After an error there, the lock would be held.
+    before ``__exit__`` is called, nor from the release of a lock that was acquired with
+    a time-out, for which there is no ``with``. After an error there, the lock would be
+    held.
     """
     instruction = frame.f_code.co_code[frame.f_lasti]
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
     is_end_of_with = instruction == LOAD_CONST and line.startswith("with ")
-    return instruction != NOP and not is_end_of_with
+    is_release = line.startswith("self._looking.release()")
+    return instruction != NOP and not is_end_of_with and not is_release
 
 
 def _send(queue: Path) -> None:
