@@ -895,7 +895,7 @@ def test_a_mailer_from_elsewhere_may_raise(hearing: Hearing) -> None:
 
 @implementer(IPipelineMailer)
 class Faithless(Mailer):
-    """Promises a report for each message, and gives just one."""
+    """Promises a report for each message; each pipeline gives just one."""
 
     def __init__(self, failure: Exception | None, notify: Any) -> None:
         super().__init__(notify=notify)
@@ -934,7 +934,8 @@ def test_a_mailer_that_breaks_its_contract_does_not_break_the_commit(
     assert told == [
         (MailSentEvent, "a@example.org"),
         (MailDeferredEvent, "b@example.org"),
-        (MailDeferredEvent, "c@example.org"),
+        # After an error, another pipeline is given the others.
+        (MailSentEvent if failure else MailDeferredEvent, "c@example.org"),
     ]
     assert "Faithless" in caplog.text
 

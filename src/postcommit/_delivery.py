@@ -321,13 +321,8 @@ class Transmitting:
     def publish(self, items: Sequence[Composed]) -> Callable[[], None]:
         """Transmit the messages, see `IBatch`. Never raises."""
         try:
-            self._transmit(items)
-        except Exception as error:
-            # The mailer breaks its contract, but the commit is decided.
-            log.exception("%r failed", self._mailer)
-            for number, item in enumerate(items):
-                if number not in self._reports:
-                    self._note([(number, from_exception(error, item))])
+            while self._offered < len(items):
+                self._transmit(items)
         except BaseException as interrupt:
             # Other resources may still have to finish: it is raised after the commit.
             self._interrupt = interrupt
@@ -337,13 +332,31 @@ class Transmitting:
         return self._publish_events
 
     def _transmit(self, items: Sequence[Composed]) -> None:
+        """Transmit the messages that the mailer was not offered yet.
+
+        If the mailer makes a mistake at one of them, it is offered those after it
+        by the next call. If it makes it before the first, none can be transmitted.
+        """
+        first = self._offered
+        try:
+            self._offer(items, first)
+        except Exception as error:
+            # The mailer breaks its contract, but the commit is decided.
+            log.exception("%r failed", self._mailer)
+            if self._offered == first:
+                self._offered = len(items)
+            for number in range(first, self._offered):
+                if number not in self._reports:
+                    self._note([(number, from_exception(error, items[number]))])
+
+    def _offer(self, items: Sequence[Composed], first: int) -> None:
         pipeline = pipeline_of(self._mailer)
         pipeline.waits = True
         before = committing.get()
         try:
             committing.set(self._transaction_manager)
             with pipeline:
-                for number, item in enumerate(items):
+                for number, item in enumerate(items[first:], first):
                     self._offered = number + 1
                     pipeline.offer(item, key=number)
                     self._note(pipeline.completed())

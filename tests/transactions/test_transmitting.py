@@ -10,6 +10,7 @@ from zope.interface import implementer
 from postcommit import DirectMailDelivery
 from postcommit import MailDeferredEvent
 from postcommit import MailSentEvent
+from postcommit._mail.message import message_id_of
 from postcommit._transaction.event import committing
 from postcommit.errors import OptionError
 from postcommit.interfaces import IRelayCheck
@@ -159,7 +160,8 @@ def test_what_was_sent_before_an_error_of_the_mailer_is_announced_as_sent(
 ) -> None:
     mailer = PipelineMailer(fails_at=1)
     begun(mailer, "a", "b", "c").commit()
-    assert mailer.steps == ["enter", "exit"]
+    # From then on it fails at each.
+    assert mailer.steps == ["enter", "exit"] * 2
     assert events_of(mailer) == [
         (MailSentEvent, "a@example.org"),
         (MailDeferredEvent, "b@example.org"),
@@ -167,6 +169,55 @@ def test_what_was_sent_before_an_error_of_the_mailer_is_announced_as_sent(
     ]
     assert "a mistake" in mailer.events[1].errorMessage  # type: ignore[attr-defined]
     assert "KeyError: 'a mistake'" in caplog.text
+
+
+class Picky(PipelineMailer):
+    """Makes a mistake at one message, whenever it is offered it."""
+
+    def __init__(self, *dislikes: bytes) -> None:
+        super().__init__()
+        self.dislikes = dislikes
+
+    def pipeline(self) -> Pipeline:
+        return PickyPipeline(self)
+
+
+class PickyPipeline(Pipeline):
+    def offer(self, mail: Outgoing, key: Any = None) -> None:
+        if any(word in mail.message for word in self.mailer.dislikes):
+            self.done += self.behind
+            self.behind = []
+            raise KeyError("a mistake")
+        super().offer(mail, key)
+
+
+@pytest.mark.parametrize("disliked", ["a", "b", "c", "d", "ab", "bc", "ad", "abcd"])
+def test_the_others_are_sent_if_a_mailer_makes_a_mistake_at_some(disliked: str) -> None:
+    mailer = Picky(*(f"<{name}@".encode() for name in disliked))
+    begun(mailer, "a", "b", "c", "d").commit()
+    assert [(kind, name[0]) for kind, name in events_of(mailer)] == [
+        (MailDeferredEvent if name in disliked else MailSentEvent, name)
+        for name in "abcd"
+    ]
+    offered = [message_id_of(taken.message)[0] for taken in mailer.attempts]
+    assert offered == [name for name in "abcd" if name not in disliked]
+
+
+class Closed(PipelineMailer):
+    """Cannot make a pipeline, and says so to each who asks."""
+
+    asked = 0
+
+    def pipeline(self) -> Pipeline:
+        self.asked += 1
+        raise KeyError("no pipeline")
+
+
+def test_a_mailer_without_its_pipeline_is_asked_once() -> None:
+    mailer = Closed()
+    begun(mailer, "a", "b").commit()
+    assert [kind for kind, _ in events_of(mailer)] == [MailDeferredEvent] * 2
+    assert mailer.asked == 1
 
 
 def test_a_mailer_that_forgets_a_message_is_named(
