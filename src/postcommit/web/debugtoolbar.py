@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 from typing import Any
 
 from chameleon import PageTemplateFile
 from pyramid.config import Configurator
 from pyramid.request import Request
-from pyramid_debugtoolbar.panels import DebugPanel  # type: ignore[import-untyped]
 from zope.interface import directlyProvides
 from zope.interface import providedBy
 
@@ -31,6 +31,15 @@ from postcommit.pyramid import WATCH
 from postcommit.web._message import shown
 
 
+if TYPE_CHECKING:
+
+    class DebugPanel:
+        """What a type checker has to know of the toolbar, which has no types."""
+
+else:
+    from pyramid_debugtoolbar.panels import DebugPanel
+
+
 # Maximum number of mails that a panel keeps, and of characters of each text. The
 # toolbar has the panels of the last hundred requests.
 _MOST_MAILS = 50
@@ -46,7 +55,7 @@ def includeme(config: Configurator) -> None:
     config.add_debugtoolbar_panel(MailPanel)
 
 
-class MailPanel(DebugPanel):  # type: ignore[misc]
+class MailPanel(DebugPanel):
     """The mail that one request has sent, with what became of its transaction."""
 
     name = "mail"
