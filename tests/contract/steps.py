@@ -78,12 +78,16 @@ def take_all(consumer: IConsumer, most: int = 8, **options: Any) -> list[Any]:
 def let_in(consumer: IConsumer) -> None:
     """Let in all scheduled and bulk entries whose turn it is, as a feeder would.
 
-    A queue on disk may rest before it looks again.
+    A queue on disk may rest before it looks again, longer on a slow machine.
     """
     consumer.let_in()
-    consumer.wait(min(consumer.seconds_to_wait(), 0.05))
-    while consumer.let_in():
-        pass
+    for _ in range(3):
+        rest = consumer.seconds_to_wait()
+        consumer.wait(rest if rest < 1 else 0.05)
+        while consumer.let_in():
+            pass
+        if rest >= 1:
+            break
 
 
 def ids(claims: list[Any]) -> list[str]:

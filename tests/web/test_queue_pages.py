@@ -412,7 +412,7 @@ def test_a_queue_that_cannot_be_checked_either(store: Store) -> None:
     folder.touch()
     app = TestApp(make_app(store.path, authorize=lambda request: "ann"))
     text = words(app.get("/", status=503))
-    assert f"{store.path}: cannot look through the queue: Not a directory" in text
+    assert f"{folder}: cannot look through the folder: Not a directory" in text
     assert f"{folder}: is a file; put the folder itself there" in text
     assert f"{store.path}: cannot check the queue: Not a directory" in text
 
