@@ -79,12 +79,19 @@ class Cluster:
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         command = as_postgres(PROGRAMS[-1] / "postgres", "-D", self.data, *options)
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
+        self._process = None
         while True:
+            # It ends at once while a process of a server that was killed is left.
+            if self._process is None or self._process.poll() is not None:
+                with (self.folder / "log").open("ab") as log:
+                    self._process = subprocess.Popen(
+                        command,
+                        cwd="/",
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                    )
             try:
                 psycopg.connect(self.conninfo).close()
                 return
@@ -100,20 +107,25 @@ class Cluster:
         os.kill(pid, signal.SIGSTOP)
         while _state(pid) not in "TZ":
             time.sleep(0.001)
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for each in (pid, *map(int, children)):
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        children = [int(child) for child in text.split()]
+        for each in (pid, *children):
             try:
                 os.kill(each, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        self._process.wait(30)
+        self._process.wait(60)
+        until = time.monotonic() + 60
+        while any(_state(child) not in "Z" for child in children):
+            assert time.monotonic() < until
+            time.sleep(0.001)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Stop it and remove its folder."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)  # a fast shutdown
-            self._process.wait(30)
+            self._process.wait(60)
         shutil.rmtree(self.folder)
 
     @property
@@ -137,8 +149,11 @@ class Cluster:
 
 
 def _state(pid: int) -> str:
-    """Return the state of a process, such as T if it is stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    """Return the state of a process, such as T if it is stopped, or Z if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
 
 
 @functools.cache
