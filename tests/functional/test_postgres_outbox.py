@@ -394,6 +394,8 @@ def test_a_request_sends_by_its_session(shop: Shop) -> None:
     assert shop.committed()[1] == ["1@x.org", "outbox1@x.org"]
     with pytest.raises(RuntimeError, match=r"request\.mail_delivery"):
         config.registry.getUtility(IMailDelivery).send(ANN, BOB, mail())
+    with pytest.raises(RuntimeError, match=r"request\.mail_delivery"):
+        config.registry.getUtility(IMailDelivery).cancel("1@x.org")
     request.dbsession = None
     with pytest.raises(ConfigurationError, match="session=dbsession"):
         get_mail_delivery(request)

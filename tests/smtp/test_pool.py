@@ -702,6 +702,21 @@ def test_nobody_waits_for_longer_than_connecting_may_take(relay, connect):
     thread.join(60)
 
 
+def test_a_connection_that_is_lost_makes_room_for_another(relay, connect):
+    limit_to(relay, 1)
+    mailer = connect(relay, connect_timeout=60)
+    pool = mailer._pool
+    lost = pool.checkout()
+    thread = threading.Thread(target=send, args=(mailer,))
+    thread.start()
+    eventually(lambda: pool._waiting)
+    lost.close()
+    relay.wait_until(lambda: not relay.open)
+    pool.discard(lost)
+    thread.join(60)
+    assert len(relay.messages) == 1
+
+
 def test_no_thread_waits_for_itself(relay, connect):
     """As a subscriber that sends while a processor of the same thread has one."""
     limit_to(relay, 1)

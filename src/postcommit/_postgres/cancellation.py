@@ -90,9 +90,7 @@ class Locks:
 
     def commit(self, ids: Sequence[uuid.UUID]) -> None:
         """Commit. Raises `QueueError`, and logs that the mail may be sent."""
-        if self._held is None or os.getpid() != self._process:
-            return
-        held, self._held, self._ids = self._held, None, []
+        held, self._held, self._ids = cast(Connection, self._held), None, []
         try:
             with self._connections.explained("remove what was called off"):
                 held.execute(b"commit")
