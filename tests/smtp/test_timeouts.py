@@ -157,3 +157,13 @@ def test_a_large_message_to_a_slow_reader(start, connect):
     relay.on("DATA", read_slowly)
     big = message(1) + (b"x" * 70 + b"\r\n") * 180_000
     assert told(connect(relay, timeout=2).send(SENDER, B, big)) == ["sent"]
+
+
+def test_no_time_is_left_for_a_reply(relay, connect):
+    """As after a part of a reply that came at the last moment."""
+    pool = connect(relay)._pool
+    connection = pool.checkout()
+    with pytest.raises(TimeoutError, match="timed out"):
+        connection.read(timeout=0)
+    pool.discard(connection)
+    relay.wait_until(lambda: not relay.open)
