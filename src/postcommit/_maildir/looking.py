@@ -79,25 +79,20 @@ SAMPLE = 300
 _LEAST_FREE = 64 << 20
 _LEAST_FILES = 1000
 
-# Where the entries of a state are, below the path of the queue.
+# Where the entries of a state are, below the path of the queue, in the order in which
+# an entry moves. Entries in doubt and dead letters are elsewhere.
 _FOLDERS = {
-    EntryState.WAITING: ("new",),
     EntryState.SCHEDULED: (f"{rooms.LATER}/new",),
-    EntryState.DEFERRED: ("cur",),
     EntryState.BULK: (f"{rooms.BULK}/new",),
     EntryState.HELD: (f"{rooms.HELD}/new", f"{rooms.HELD}/cur"),
+    EntryState.WAITING: ("new",),
+    EntryState.DEFERRED: ("cur",),
 }
 
-# The folders with the state of their entries, in the order in which an entry moves. An
-# entry in doubt is elsewhere. Names that begin with `REJECTED` are dead letters of
-# another library, in `_REJECTING`.
+# Each folder with the state of its entries, except for those in doubt. Names that begin
+# with `REJECTED` are dead letters of another library, in `_REJECTING`.
 _STATES = (
-    (EntryState.SCHEDULED, f"{rooms.LATER}/new"),
-    (EntryState.BULK, f"{rooms.BULK}/new"),
-    (EntryState.HELD, f"{rooms.HELD}/new"),
-    (EntryState.HELD, f"{rooms.HELD}/cur"),
-    (EntryState.WAITING, "new"),
-    (EntryState.DEFERRED, "cur"),
+    *((state, folder) for state, folders in _FOLDERS.items() for folder in folders),
     (EntryState.FAILED, f"{FAILED}/new"),
     (EntryState.FAILED, f"{FAILED}/cur"),
 )
@@ -265,6 +260,13 @@ def check_can_be_sent(item: Item, read: Details | None) -> None:
     if read.expires is not None and read.expires <= time.time():
         moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(read.expires))
         raise EntryError(f"{item.id} cannot be sent: it expired at {moment}")
+
+
+def check_waits(item: Item) -> None:
+    """Raise `EntryError` for a dead letter: nothing is left to call off."""
+    if item.state is EntryState.FAILED:
+        reason = "is a dead letter, which is not sent; delete it"
+        raise EntryError(f"{item.id} {reason}")
 
 
 def _due(item: Item, changed: float) -> float | None:

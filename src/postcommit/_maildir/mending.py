@@ -241,9 +241,7 @@ class MaildirChanges:
 
     def cancel(self, item: Item) -> bool:
         """Remove an entry that waits. See `IChanges`."""
-        if item.state is EntryState.FAILED:
-            reason = "is a dead letter, which is not sent; delete it"
-            raise EntryError(f"{item.id} {reason}")
+        looking.check_waits(item)
         return self.delete(item)
 
     def delete(self, item: Item) -> bool:

@@ -50,6 +50,7 @@ from postcommit._maildir.looking import UNKNOWN
 from postcommit._maildir.looking import ambiguous
 from postcommit._maildir.looking import check_can_be_sent
 from postcommit._maildir.looking import check_id
+from postcommit._maildir.looking import check_waits
 from postcommit._maildir.looking import most_common
 from postcommit._maildir.presence import Pause
 from postcommit._maildir.presence import Stopped
@@ -478,9 +479,7 @@ class PostgresChanges:
 
     def cancel(self, item: Item) -> bool:
         """Remove an entry that waits. See `IChanges`."""
-        if item.state is EntryState.FAILED:
-            reason = "is a dead letter, which is not sent; delete it"
-            raise EntryError(f"{item.id} {reason}")
+        check_waits(item)
         return self._remove(_CANCEL, item)
 
     def delete(self, item: Item) -> bool:
