@@ -12,8 +12,10 @@ from tests.functional.rabbitmq import Node
 from tests.functional.rabbitmq import connected
 from tests.functional.rabbitmq import one_node
 from tests.functional.rabbitmq import why_no_broker
+from tests.support.postgres import cluster
 from tests.support.postgres import why_not as no_postgres
 from tests.support.postgresplace import PostgresPlace
+from tests.support.proxy import LossyProxy
 from tests.support.smtpd import ScriptedRelay
 from tests.support.smtpd import well_treated
 
@@ -50,6 +52,19 @@ def postgres() -> Iterator[PostgresPlace]:
     place = PostgresPlace()
     yield place
     place.end()
+
+
+@pytest.fixture
+def proxy() -> Iterator[LossyProxy]:
+    """A proxy before the server of `postgres`, which loses what a test wants."""
+    with LossyProxy(cluster().port) as made:
+        yield made
+
+
+@pytest.fixture
+def url(postgres: PostgresPlace, proxy: LossyProxy) -> str:
+    """The URL of the queue of `postgres` behind the proxy."""
+    return postgres.url.replace(f":{cluster().port}/", f":{proxy.port}/")
 
 
 @pytest.fixture(scope="session")

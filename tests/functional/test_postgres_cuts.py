@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 from tests.contract.steps import ANN
@@ -30,12 +29,6 @@ STEP = int(os.environ.get("POSTCOMMIT_POSTGRES_STEP", "61"))
 _OPEN = """
 select from pg_stat_activity
 where state like 'idle in transaction%' and pid <> pg_backend_pid()"""
-
-
-@pytest.fixture
-def proxy() -> Iterator[LossyProxy]:
-    with LossyProxy(cluster().port) as made:
-        yield made
 
 
 @pytest.mark.parametrize("way", ["requests", "replies"])

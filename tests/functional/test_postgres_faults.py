@@ -10,7 +10,6 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +26,6 @@ from tests.contract.steps import tried
 from tests.support.mailers import ScriptedMailer
 from tests.support.postgres import SERVER_KILLS
 from tests.support.postgres import Cluster
-from tests.support.postgres import cluster
 from tests.support.postgres import why_not
 from tests.support.postgresplace import PostgresPlace
 from tests.support.proxy import LossyProxy
@@ -55,18 +53,6 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 # Number of parts in which the server is killed. They may run in different processes.
 _PARTS = 4
-
-
-@pytest.fixture
-def proxy() -> Iterator[LossyProxy]:
-    with LossyProxy(cluster().port) as made:
-        yield made
-
-
-@pytest.fixture
-def url(postgres: PostgresPlace, proxy: LossyProxy) -> str:
-    """The URL of the queue behind the proxy."""
-    return postgres.url.replace(f":{cluster().port}/", f":{proxy.port}/")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -29,18 +28,6 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 _BACKENDS = """
 select count(*) from pg_stat_activity where query like 'delete from "{0}".%%'"""
-
-
-@pytest.fixture
-def proxy() -> Iterator[LossyProxy]:
-    with LossyProxy(cluster().port) as made:
-        yield made
-
-
-@pytest.fixture
-def url(postgres: PostgresPlace, proxy: LossyProxy) -> str:
-    """The URL of the queue behind the proxy."""
-    return postgres.url.replace(f":{cluster().port}/", f":{proxy.port}/")
 
 
 def taken(queue: PostgresQueue, count: int) -> tuple[Any, list[Any]]:
