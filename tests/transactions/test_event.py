@@ -64,8 +64,6 @@ MIXED = report(
 )
 
 
-
-
 # What a report gives rise to
 
 

@@ -237,7 +237,6 @@ def _about(read: Details, now: float) -> Iterator[tuple[str, str]]:
         yield "" if number else "to", recipient
 
 
-
 # status
 
 

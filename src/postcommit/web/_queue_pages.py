@@ -498,8 +498,6 @@ def _row(entry: QueueEntry, now: float) -> dict[str, Any]:
     }
 
 
-
-
 def _next(entry: QueueEntry, now: float) -> str:
     if entry.due is None:
         return "-"
