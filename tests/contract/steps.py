@@ -90,6 +90,19 @@ def let_in(consumer: IConsumer) -> None:
             break
 
 
+def seconds_of_rest(consumer: IConsumer) -> float:
+    """Return for how many seconds nothing becomes due, after looks that found nothing.
+
+    A queue on disk that has rested looks once more, and on a slow machine the rest may
+    be over before it is asked.
+    """
+    until = time.monotonic() + 60
+    while not (seconds := consumer.seconds_to_wait()) and time.monotonic() < until:
+        let_in(consumer)
+        assert take_all(consumer) == []
+    return seconds
+
+
 def ids(claims: list[Any]) -> list[str]:
     """Return the message ids of claims, in their order."""
     return [message_id_of(claim.entry.message) for claim in claims]

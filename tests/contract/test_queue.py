@@ -31,6 +31,7 @@ from tests.contract.steps import accept
 from tests.contract.steps import consume
 from tests.contract.steps import ids
 from tests.contract.steps import let_in
+from tests.contract.steps import seconds_of_rest
 from tests.contract.steps import stage
 from tests.contract.steps import take_all
 from tests.contract.steps import tried
@@ -126,7 +127,7 @@ def test_scheduled_entries_are_taken_when_they_are_due(place: Place) -> None:
     names = [accept(queue, terms=Terms(clock.now + seconds)) for seconds in times]
     let_in(consumer)
     assert take_all(consumer) == []
-    assert 0 < consumer.seconds_to_wait() <= 60
+    assert 0 < seconds_of_rest(consumer) <= 60
     clock.now += 59.0
     let_in(consumer)
     assert take_all(consumer) == []
@@ -288,7 +289,7 @@ def test_a_feeder_rests_while_what_is_due_may_be_called_off(
     item = queue.cancel(name)
     let_in(consumer)
     assert take_all(consumer) == []
-    assert consumer.seconds_to_wait() > 0.1
+    assert seconds_of_rest(consumer) > 0
     consumer.wait(0)
     queue.batch().discard([item])
     consumer.wait(60)  # it is rung

@@ -260,7 +260,7 @@ def test_quit_into_a_closed_connection(relay, connect):
 
 
 def sweepers():
-    """The names of the threads that close idle connections."""
+    """The threads that close idle connections."""
     alive = threading.enumerate()
     return [thread for thread in alive if thread.name == "postcommit-smtp-idle"]
 
@@ -281,8 +281,8 @@ def test_two_hundred_mailers_leave_one_connection(relay):
     for number, mailer in enumerate(mailers):
         assert told(mailer.send(SENDER, B, message(number))) == ["sent"]
     assert (relay.connections, relay.open) == (1, 1)
-    assert descriptors() == before + 2  # the relay has the other end
-    assert len(sweepers()) == len(threads) + 1
+    assert descriptors() <= before + 2  # the relay has the other end
+    assert len(set(sweepers()) - set(threads)) == 1  # one of before may have ended
     pool = mailer._pool
     assert pool in pools._pools.values()
     del mailers, mailer, pool
@@ -292,7 +292,7 @@ def test_two_hundred_mailers_leave_one_connection(relay):
     assert not any(key[0].port == relay.port for key in pools._pools)
     for thread in set(sweepers()) - set(threads):
         thread.join(60)
-    assert len(sweepers()) <= len(threads)
+    assert set(sweepers()) <= set(threads)
 
 
 def test_mailers_that_are_used_once_and_dropped(relay):
@@ -303,7 +303,7 @@ def test_mailers_that_are_used_once_and_dropped(relay):
         relay.wait_until(lambda: not relay.open)
     for thread in set(sweepers()) - set(before):
         thread.join(60)
-    assert len(sweepers()) <= len(before)
+    assert set(sweepers()) <= set(before)
 
 
 def test_a_pool_that_is_gone_and_was_never_swept(relay):
