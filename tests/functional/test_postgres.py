@@ -681,10 +681,10 @@ def role(postgres: PostgresPlace) -> Any:
     postgres.execute(f"drop role {name}")
 
 
-def test_a_sender_alone_needs_to_insert_only(
+def test_a_sender_alone_only_inserts_and_reads_what_was_removed(
     postgres: PostgresPlace, role: Callable[..., str]
 ) -> None:
-    delivery = QueuedMailDelivery(role("insert on entry"))
+    delivery = QueuedMailDelivery(role("insert on entry", "select on removed"))
     delivery.send(ANN, BOB, mail("a@x.org"))
     transaction.commit()
     assert queued(postgres) == ["a@x.org"]
@@ -695,6 +695,7 @@ def test_a_sender_beside_others_needs_the_batches(
 ) -> None:
     url = role(
         "select, insert, update, delete on entry, batch",
+        "select on removed",
     )
     for end in (transaction.commit, transaction.abort):
         transaction.get().join(Partner(BEFORE))
@@ -710,6 +711,7 @@ def test_a_processor_needs_these_rights(
         "select, insert, update, delete on entry, process",
         "select, update on pace",
         "select on stopped, batch",
+        "select, delete on removed",
     )
     QueuedMailDelivery(url).send(ANN, BOB, mail("a@x.org"))
     transaction.commit()
@@ -741,7 +743,7 @@ def parse_role(url: str) -> str:
 def test_another_isolation_of_the_role_changes_nothing(
     postgres: PostgresPlace, role: Callable[..., str]
 ) -> None:
-    url = role("all on entry, batch, process, pace, stopped")
+    url = role("all on entry, batch, process, pace, stopped, removed")
     postgres.execute(
         f"alter role {parse_role(url)} set default_transaction_isolation"
         " = 'serializable'"

@@ -10,8 +10,16 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import transaction
 from tests.contract.steps import ANN
@@ -180,6 +188,104 @@ def test_a_lost_reply_to_a_commit_changes_nothing(
     assert proxy.losses == 1
     assert queued(postgres) == names
     assert postgres.execute("select from {schema}.batch").fetchall() == []
+
+
+def sent_and_removed(place: PostgresPlace) -> None:
+    assert QueueProcessor(place.url, ScriptedMailer()).flush().sent == 1
+
+
+def cancelled(place: PostgresPlace) -> None:
+    queue = place.make()
+    item = queue.cancel("1@x.org")
+    batch = queue.batch()
+    batch.prepare([item])
+    batch.publish([item])
+
+
+def deleted(place: PostgresPlace) -> None:
+    with PostgresOperators(place.url).changes() as changes:
+        [item] = PostgresOperators(place.url).items(list(EntryState))
+        assert changes.delete(item)
+
+
+def deleted_by_hand(place: PostgresPlace) -> None:
+    place.execute("delete from {schema}.entry")
+
+
+@contextmanager
+def committing_without_reply(
+    place: PostgresPlace, proxy: LossyProxy, url: str, **terms: Any
+) -> Iterator[Future[None]]:
+    """Commit one mail, whose reply is lost. The body lets the proxy come back."""
+    manager = TransactionManager(explicit=True)
+    with ThreadPoolExecutor(1) as pool:
+        manager.begin()
+        delivery = QueuedMailDelivery(url, transaction_manager=manager)
+        delivery.send(ANN, BOB, mail("1@x.org"), **terms)
+        proxy.lose_reply_to(b"insert into", and_go=True)
+        done = pool.submit(manager.commit)
+        until(lambda: proxy.is_away)
+        assert queued(place) == ["1@x.org"]
+        yield done
+
+
+@pytest.mark.parametrize(
+    "remove", [sent_and_removed, cancelled, deleted, deleted_by_hand]
+)
+def test_an_entry_that_is_removed_before_its_insert_is_repeated_stays_removed(
+    postgres: PostgresPlace,
+    proxy: LossyProxy,
+    url: str,
+    remove: Callable[[PostgresPlace], None],
+) -> None:
+    with committing_without_reply(postgres, proxy, url) as done:
+        remove(postgres)
+        proxy.is_away = False
+        done.result(60)
+    assert queued(postgres) == []
+    assert len(postgres.execute("select from {schema}.removed").fetchall()) == 1
+
+
+def test_an_insert_with_terms_is_repeated_like_any_other(
+    postgres: PostgresPlace, proxy: LossyProxy, url: str
+) -> None:
+    due = datetime.now(UTC) + timedelta(hours=1)
+    for remove, left in [(deleted_by_hand, []), (queued, ["1@x.org"])]:
+        with committing_without_reply(postgres, proxy, url, not_before=due) as done:
+            remove(postgres)
+            proxy.is_away = False
+            done.result(60)
+        assert queued(postgres) == left
+
+
+def test_a_repeated_insert_waits_for_a_removal(
+    postgres: PostgresPlace, proxy: LossyProxy, url: str
+) -> None:
+    """Its own statement does not see what was removed while it waited."""
+    waiting = "select from pg_locks where not granted"
+    with committing_without_reply(postgres, proxy, url) as done:
+        with psycopg.connect(postgres.url.partition("?")[0]) as remover:
+            remover.execute(f"delete from {postgres.schema}.entry".encode())
+            proxy.is_away = False
+            until(lambda: postgres.execute(waiting).fetchall())
+        done.result(60)
+    assert queued(postgres) == []
+
+
+def test_a_processor_forgets_what_was_removed(postgres: PostgresPlace) -> None:
+    delivery = QueuedMailDelivery(postgres.url)
+    for number in range(2):
+        delivery.send(ANN, BOB, mail(f"{number}@x.org"))
+        transaction.commit()
+    assert QueueProcessor(postgres.url, ScriptedMailer()).flush().sent == 2
+    old = "update {schema}.removed set at = at - interval '61 s' where ctid = '(0,1)'"
+    postgres.execute(old)
+    left = "select from {schema}.removed"
+    assert len(postgres.execute(left).fetchall()) == 2
+    consumer = consume(postgres.make())
+    consumer._lease.renew()
+    assert len(postgres.execute(left).fetchall()) == 1
+    consumer.close()
 
 
 @pytest.mark.usefixtures("impatient")

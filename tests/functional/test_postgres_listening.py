@@ -198,6 +198,7 @@ def test_a_sender_needs_no_more_rights(notifying: PostgresPlace) -> None:
         "usage on schema {schema}",
         "select on {schema}.version",
         "insert on {schema}.entry",
+        "select on {schema}.removed",
     ):
         notifying.execute(f"grant {grant} to {name}")
     accept(PostgresQueue(notifying.url.replace("//postgres@", f"//{name}@")))

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
+
+import psycopg
 
 from postcommit._config.database import parse_database_url
 from postcommit._postgres.queue import PostgresQueue
@@ -77,5 +80,9 @@ class PostgresPlace:
         )
 
     def end(self) -> None:
-        self.execute("drop schema {schema} cascade")
+        # The server may still execute a statement of a process that was killed.
+        for _ in range(10):
+            with suppress(psycopg.errors.DeadlockDetected):
+                self.execute("drop schema {schema} cascade")
+                break
         self.connection.close()

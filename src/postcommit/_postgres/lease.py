@@ -57,6 +57,10 @@ delete from {schema}.process
 where beat < clock_timestamp() - %(seconds)s::float8 * interval '1 s' and id <> %(me)s
 returning host, pid"""
 
+# No sender repeats its INSERT after a minute.
+_FORGET = """
+delete from {schema}.removed where at < clock_timestamp() - interval '1 minute'"""
+
 
 class Lease:
     """The lease of one drain. `seconds` is its length.
@@ -141,6 +145,7 @@ class Lease:
                 )
                 self._register()
             self._free_the_dead()
+            self._connections.count(_FORGET, doing="forget what was removed")
         self._is_failing = False
         self._on_beat()
 

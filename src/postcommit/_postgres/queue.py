@@ -16,9 +16,12 @@ connection ends. A batch without a lock is *in doubt*.
 
 If the connection is lost before the reply to a COMMIT, the same is done again: an
 INSERT with the same id, or an UPDATE of the same batch, changes nothing if it was done.
+An entry that was alone may have been sent and removed meanwhile. Its id is then in the
+table ``removed`` for a minute.
 """
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -28,6 +31,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from psycopg import Rollback
 from zope.interface import implementer
 
 from postcommit._config.database import parse_database_url
@@ -59,10 +63,14 @@ from postcommit.interfaces import IBatch
 
 log = Log("postcommit.postgres.queue")
 
-# Number of seconds for which a decided commit is tried again after a lost connection,
-# and the pause between two attempts.
+# Number of seconds for which a decided commit is tried again after its connection was
+# lost, and the pause between two attempts.
 _PATIENCE = 10.0
 _PAUSE = 0.2
+
+# Seconds after which an INSERT is not repeated. After a minute the database may have
+# forgotten that it has removed the entry.
+_TOO_LATE = 45.0
 
 # An ordinary entry. The other columns have defaults.
 _INSERT = """
@@ -80,6 +88,9 @@ _OF_TERMS = """coalesce(to_timestamp(%(not_before)s::float8), clock_timestamp())
 
 _NEW_BATCH = """
 insert into {schema}.batch (id, host, pid) values (%(batch)s, %(host)s, %(pid)s)"""
+
+# After the INSERT was repeated, so that a removal that it has waited for is seen.
+_WAS_REMOVED = "select from {schema}.removed where id = %(id)s"
 
 # Without parameters: the server executes several statements in one round trip.
 _BEGIN = "begin isolation level read committed; "
@@ -257,7 +268,7 @@ class RowBatch:
 
     def _insert(self, item: dict[str, Any]) -> None:
         """Insert the only entry of a transaction, and nothing else decides it."""
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TOO_LATE
         may_be_there = False
         sql = self._connections.sql(_insert(item))
         while True:
@@ -265,7 +276,10 @@ class RowBatch:
                 connection = self._connections.take()
                 try:
                     with self._connections.explained("accept the entry"):
-                        connection.execute(sql, item)
+                        if may_be_there:
+                            self._repeat(connection, sql, item)
+                        else:
+                            connection.execute(sql, item)
                         return
                 except QueueError as error:
                     may_be_there |= is_reply_lost(error)
@@ -275,15 +289,29 @@ class RowBatch:
             except QueueError as error:
                 if not may_be_there or not is_reply_lost(error):
                     raise
+                until = min(until, time.monotonic() + _PATIENCE)
+                time.sleep(_PAUSE)
                 if time.monotonic() > until:
                     reason = "the reply of the database was lost: the entry may have"
                     reason += f" been accepted, or not: {error.reason}"
                     raise QueueError(self._name, reason, scope="queue") from error
-                time.sleep(_PAUSE)
+
+    def _repeat(
+        self, connection: Connection, sql: bytes, item: dict[str, Any]
+    ) -> None:
+        """Insert an entry whose INSERT may have taken effect.
+
+        It may have been sent and removed since. Then nothing is inserted.
+        """
+        with connection.transaction():
+            connection.execute(sql, item)
+            removed = self._connections.sql(_WAS_REMOVED)
+            if connection.execute(removed, item).rowcount:
+                raise Rollback
 
     def _accept(self, items: Sequence[dict[str, Any]]) -> None:
         """Make the prepared entries queued ones: all resources have voted."""
-        until = time.monotonic() + _PATIENCE
+        until = math.inf
         may_be_done = False
         while True:
             try:
@@ -295,6 +323,7 @@ class RowBatch:
                     may_be_done |= is_reply_lost(error)
                     raise
             except QueueError as error:
+                until = min(until, time.monotonic() + _PATIENCE)
                 if not is_reply_lost(error) or time.monotonic() > until:
                     raise self._failed(items, error) from error
                 time.sleep(_PAUSE)
@@ -382,7 +411,7 @@ class RowBatch:
 
 def _insert(item: dict[str, Any], *, in_batch: bool = False) -> str:
     """Return the statement that inserts `item`."""
-    names, values = _IN_BATCH * in_batch, _OF_BATCH * in_batch
+    names, values = (_IN_BATCH, _OF_BATCH) if in_batch else ("alone, ", "true, ")
     if "bulk" in item:
         names, values = names + _IN_TERMS, values + _OF_TERMS
     text = _INSERT.replace("(id,", f"({names}id,", 1)

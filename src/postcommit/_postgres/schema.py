@@ -18,12 +18,13 @@ VERSION = 1
 
 # The rights that each part of the work needs, by table.
 Rights = dict[str, tuple[str, ...]]
-SENDER: Rights = {"entry": ("INSERT",)}
+SENDER: Rights = {"entry": ("INSERT",), "removed": ("SELECT",)}
 PROCESSOR: Rights = {
     "entry": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "process": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pace": ("SELECT", "UPDATE"),
     "stopped": ("SELECT",),
+    "removed": ("SELECT", "DELETE"),
 }
 READER: Rights = {
     "entry": ("SELECT",),

@@ -38,6 +38,8 @@ create table {schema}.entry (
     due timestamptz not null default clock_timestamp(),
     -- Whether it was tried, or put off, and waits until it is due.
     deferred boolean not null default false,
+    -- Whether one INSERT has accepted it, which is repeated if its reply is lost.
+    alone boolean not null default false,
     -- Terms of the sender: not sent before, not sent after, after all others.
     not_before timestamptz,
     expires timestamptz,
@@ -83,6 +85,25 @@ create index entry_holder on {schema}.entry (holder) where holder is not null;
 create index entry_batch on {schema}.entry (batch) where batch is not null;
 create index entry_message_id on {schema}.entry (message_id);
 create index entry_failed on {schema}.entry (due) where state in ('failed', 'held');
+
+-- The entries alone in their transaction that were removed within the last minute. If
+-- the reply to the INSERT of one was lost, this shows that it must not be repeated.
+create table {schema}.removed (
+    id uuid not null,
+    at timestamptz not null default clock_timestamp()
+);
+
+-- A trigger, because entries are removed by many statements. As its owner, because they
+-- are executed by roles that have no rights on the table.
+create function {schema}.note_removed() returns trigger language plpgsql
+security definer set search_path = pg_catalog as $$
+begin
+    insert into {schema}.removed (id) values (old.id);
+    return null;
+end $$;
+create trigger note_removed after delete on {schema}.entry for each row
+    when (old.alone and old.accepted > clock_timestamp() - interval '1 minute')
+    execute function {schema}.note_removed();
 
 -- The next free slot of the rate limit of all processors: one row.
 create table {schema}.pace (
