@@ -68,9 +68,10 @@ from mine join {schema}.entry e on e.id = mine.entry""",
 
 _REMOVE = {
     COLUMN: "delete from {schema}.entry where id = %(id)s and holder = %(me)s",
-    TABLE: """with mine as (delete from {schema}.claim
-    where entry = %(id)s and holder = %(me)s returning entry)
-delete from {schema}.entry e using mine where e.id = mine.entry""",
+    # The entry first: one who takes locks an entry, and then waits for its claim.
+    TABLE: """with gone as (delete from {schema}.entry e using {schema}.claim c
+    where e.id = %(id)s and c.entry = e.id and c.holder = %(me)s returning e.id)
+delete from {schema}.claim c using gone where c.entry = gone.id""",
 }
 
 _REGISTER = "insert into {schema}.process (id, host, pid) values (%(me)s, '', 0)"
