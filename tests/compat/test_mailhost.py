@@ -319,6 +319,25 @@ class TestSending:
         host._stopQueueProcessorThread()
         assert [message.recipients for message in relay.messages] == [(A,)]
 
+    def test_a_comment_is_refused_unless_the_mail_host_replaces_it(
+        self, relay: ScriptedRelay
+    ) -> None:
+        host, commented = host_of(relay), f"{A} (Shop)"
+        host.send(MESSAGE, mto=commented, immediate=True)
+        host.send(f"From: {S}\nTo: {commented}\n\nx\n", immediate=True)
+        assert [message.recipients for message in relay.messages] == [(A,), (A,)]
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            host.send(MESSAGE, mto=[commented])
+        with pytest.raises(smtplib.SMTPSenderRefused):
+            host.send(MESSAGE, mfrom=commented)
+        with pytest.raises(smtplib.SMTPSenderRefused):
+            host.send(f"From: {commented}\nTo: {A}\n\nx\n")
+
+    def test_immediate_mail_gets_a_message_id(self, relay: ScriptedRelay) -> None:
+        host_of(relay).send(MESSAGE, immediate=True)
+        [received] = relay.messages
+        assert parsed(received.data)["Message-Id"]
+
     def test_a_refused_sender_is_not_taken_for_a_refused_recipient(
         self, relay: ScriptedRelay
     ) -> None:
