@@ -35,7 +35,8 @@ _SHOWN = {
 class QueueLength(int):
     """The number of entries that wait. As text, it says if some need attention.
 
-    For example, ``3 (1 deferred, 2 dead letters; see: postcommit status /queue)``.
+    For example, ``5 (1 deferred, 2 dead letters; see: postcommit status /queue)``: five
+    entries wait, and one of these is deferred. Dead letters are not among the five.
     """
 
     def __new__(cls, survey: Survey, path: str) -> QueueLength:
