@@ -19,6 +19,7 @@ from postcommit._drain.contract import Settlement
 from postcommit._mail.message import message_id_of
 from tests.contract.places import Place
 from tests.contract.steps import ANN
+from tests.contract.steps import accept
 from tests.contract.steps import consume
 from tests.contract.steps import ids
 from tests.contract.steps import stage
@@ -103,6 +104,47 @@ def test_a_sender_that_is_killed_loses_nothing_and_sends_nothing_undecided(
     assert queued <= decided
     if not alone:  # then what was not accepted in one step was aborted by the kill
         assert decided - queued <= {seen.message_id for seen in look.in_doubt}
+
+
+def test_a_sender_that_is_killed_calls_off_all_it_said_and_nothing_else(
+    place: Place, kills: int, part: int
+) -> None:
+    chance = random.Random(part)
+    accepted: set[str] = set()
+    decided: set[str] = set()
+    done: set[str] = set()
+
+    def call_off(say: Say) -> None:
+        queue = place.make()
+        for number in range(10**6):
+            name = accept(queue, ANN)
+            say(f"accepted {name}")
+            item = queue.cancel(name)
+            assert item is not None
+            batch = queue.batch()
+            batch.prepare([item])
+            if number % 3 == 2:
+                batch.discard([item])
+                continue
+            say(f"decided {name}")
+            batch.publish([item])
+            say(f"done {name}")
+
+    for _ in range(kills):
+        for line in killed(call_off, chance.uniform(0.02, 0.2)):
+            what, name = line.split()
+            {"accepted": accepted, "decided": decided, "done": done}[what].add(name)
+    consumer = consume(place.make())
+    left = ids(take_all(consumer))
+    until = time.monotonic() + 60
+    while not accepted - decided <= set(left) and time.monotonic() < until:
+        time.sleep(0.05)  # a server may not know yet that the process is dead
+        left += ids(take_all(consumer))
+    consumer.close()
+    assert done
+    assert not done & set(left), "sent, though called off"
+    assert accepted - decided <= set(left), "lost"
+    assert sorted(left) == sorted(seen.message_id for seen in place.look().queued)
 
 
 def test_a_processor_that_is_killed_loses_nothing(

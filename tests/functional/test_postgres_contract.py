@@ -1,6 +1,6 @@
 """What every queue promises, in PostgreSQL: the tests of ``tests/contract`` again.
 
-500 processes are killed by default: 320 senders and 160 processors here, and 20 servers
+500 processes are killed by default: 360 senders and 120 processors here, and 20 servers
 in ``test_postgres_faults``. ``POSTCOMMIT_POSTGRES_KILLS`` is another number for all.
 """
 from __future__ import annotations
@@ -27,8 +27,8 @@ _PARTS = 8
 
 @pytest.fixture
 def kills() -> int:
-    """A part's share: each of three tests has a third of the kills of processes."""
-    return max(1, (KILLS - SERVER_KILLS) // 3 // _PARTS)
+    """A part's share: each of four tests has a quarter of the kills of processes."""
+    return max(1, (KILLS - SERVER_KILLS) // 4 // _PARTS)
 
 
 @pytest.fixture(params=range(_PARTS))
