@@ -101,6 +101,7 @@ begin
     insert into {schema}.removed (id) values (old.id);
     return null;
 end $$;
+revoke execute on function {schema}.note_removed() from public;
 create trigger note_removed after delete on {schema}.entry for each row
     when (old.alone and old.accepted > clock_timestamp() - interval '1 minute')
     execute function {schema}.note_removed();
