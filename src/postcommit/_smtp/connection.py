@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import itertools
+import os
 import re
 import select
 import socket
@@ -27,7 +28,6 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
@@ -219,7 +219,7 @@ def _bind(opened: socket.socket, source: str) -> None:
 def _is_something_else(path: str) -> bool:
     """Return True if `path` exists and is not a socket."""
     try:
-        return not stat.S_ISSOCK(Path(path).stat().st_mode)
+        return not stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return False
 
