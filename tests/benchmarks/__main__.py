@@ -22,6 +22,7 @@ from tests.benchmarks import machine
 from tests.benchmarks import mixed
 from tests.benchmarks import report
 from tests.benchmarks import rowclaims
+from tests.benchmarks import rowdepth
 from tests.benchmarks import rowdrain
 from tests.benchmarks import rowenqueue
 from tests.benchmarks import scale
@@ -45,6 +46,7 @@ RUNS: dict[str, tuple[ModuleType, list[str]]] = {
     "together": (together, []),
     "rowenqueue": (rowenqueue, []),
     "rowdrain": (rowdrain, []),
+    "rowdepth": (rowdepth, []),
     "rowclaims": (rowclaims, []),
     "broker": (broker, []),
     "import": (import_time, []),

@@ -195,6 +195,7 @@ PLOTS = {
     "together": _bars("rate", "processes"),
     "rowenqueue": _bars("rate", "threads"),
     "rowdrain": _bars("rate", "processes"),
+    "rowdepth": depth,
     "rowclaims": _bars("rate", "processes"),
     "broker": _bars("rate", "size"),
     "import": _bars("time"),

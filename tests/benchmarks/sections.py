@@ -6,6 +6,7 @@ may be in the module that measures, such as ``together.SECTION``.
 from __future__ import annotations
 
 from tests.benchmarks import rowclaims
+from tests.benchmarks import rowdepth
 from tests.benchmarks import rowdrain
 from tests.benchmarks import rowenqueue
 from tests.benchmarks import together
@@ -310,6 +311,7 @@ SECTIONS = {
     "together": together.SECTION,
     "rowenqueue": rowenqueue.SECTION,
     "rowdrain": rowdrain.SECTION,
+    "rowdepth": rowdepth.SECTION,
     "rowclaims": rowclaims.SECTION,
     "broker": _BROKER,
     "import": _IMPORT,
