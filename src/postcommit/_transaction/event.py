@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from dataclasses import field
@@ -97,24 +98,23 @@ class MailUncertainEvent(MailErrorEvent):
     """Given up, and may have arrived, see `IMailUncertainEvent`."""
 
 
-def events_of(report: DeliveryReport) -> list[MailEvent]:
-    """Return the events of `report`, none if `IMailer.send` has published them.
+def events_of(report: DeliveryReport) -> Iterator[MailEvent]:
+    """Yield the events of `report`, none if `IMailer.send` has published them.
 
     There is an event for each status and reply, with the recipients that share them. A
     relay failure defers the recipients without an outcome.
     """
     if report.announced:
-        return []
+        return
     message_id, failure = report.message_id, report.relay_failure
     groups: dict[tuple[Status, bool, Reply], list[Outcome]] = {}
     for outcome in report.outcomes:
         key = (outcome.status, outcome.given_up, outcome.reply)
         groups.setdefault(key, []).append(outcome)
-    events: list[MailEvent] = []
     for (status, given_up, reply), alike in groups.items():
         recipients = tuple(outcome.recipient for outcome in alike)
         if status is Status.SENT:
-            events.append(MailSentEvent(message_id, recipients=recipients))
+            yield MailSentEvent(message_id, recipients=recipients)
             continue
         kind: type[MailErrorEvent] = MailDeferredEvent
         if status is Status.REJECTED:
@@ -122,14 +122,12 @@ def events_of(report: DeliveryReport) -> list[MailEvent]:
         elif given_up:
             kind = MailUncertainEvent
         said = reply if reply.code else None
-        events.append(kind(message_id, str(reply), recipients=recipients, reply=said))
+        yield kind(message_id, str(reply), recipients=recipients, reply=said)
     if failure is not None and report.undecided:
         said = failure.reply if isinstance(failure.reply, Reply) else None
-        event = MailDeferredEvent(
+        yield MailDeferredEvent(
             message_id, str(failure), recipients=report.undecided, reply=said
         )
-        events.append(event)
-    return events
 
 
 def announce(
