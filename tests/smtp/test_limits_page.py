@@ -25,7 +25,7 @@ def row(reply):
 
 @pytest.mark.parametrize("reply", ["554 Too many recipients", "503 No recipients"])
 def test_exim_refuses_those_that_it_had_accepted(start, connect, reply):
-    assert row(EXIM).startswith("Nothing to do: the mailer offers those")
+    assert row(EXIM).startswith("Nothing to do: the mailer first sends")
     relay = start()
     offered = []
 
