@@ -31,9 +31,12 @@ where backend_type = 'client backend' and pid <> pg_backend_pid()"""
 _NUMBERS = """
 select sum(n_tup_upd + n_tup_del),
     sum(n_tup_upd + n_tup_del) filter (where relname = 'entry'),
-    pg_current_wal_insert_lsn() - '0/0',
-    (select wal_sync from pg_stat_wal)
+    pg_current_wal_insert_lsn() - '0/0', ({syncs})
 from pg_stat_user_tables where schemaname = %(schema)s"""
+
+# How often the log was synced, since PostgreSQL 18 and before.
+_SYNCS = "select sum(fsyncs) from pg_stat_io where object = 'wal'"
+_SYNCS_BEFORE = "select wal_sync from pg_stat_wal"
 
 
 @contextmanager
@@ -95,5 +98,7 @@ class Account:
             while connection.execute(_OTHERS).fetchone() != (0,):
                 assert time.monotonic() < until, "somebody stays connected"
                 time.sleep(0.01)  # they write their numbers at their end
-            found = connection.execute(_NUMBERS, {"schema": self._url.schema})
+            is_new = connection.info.server_version >= 180_000
+            text = _NUMBERS.replace("{syncs}", _SYNCS if is_new else _SYNCS_BEFORE)
+            found = connection.execute(text.encode(), {"schema": self._url.schema})
             return tuple(map(float, found.fetchone() or ()))

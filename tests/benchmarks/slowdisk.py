@@ -3,7 +3,7 @@
 The disk is a file in memory, shown by a FUSE file system that answers each ``fsync``
 only after a while, and nothing else late; ext4 is mounted on it by a loop device. So
 what the kernel writes together, when several threads sync at once, it writes together
-here. It takes root, ``/dev/fuse``, mfusepy, and the Debian packages ``libfuse3-3`` and
+here. It takes root, ``/dev/fuse``, mfusepy, and the Debian packages ``fuse3`` and
 ``e2fsprogs``; `why_not` tells what is missing.
 """
 from __future__ import annotations
@@ -42,7 +42,7 @@ def why_not() -> str:
     if not shutil.which("mkfs.ext4"):
         return "a slow disk needs mkfs.ext4, of the Debian package e2fsprogs"
     if not ctypes.util.find_library("fuse3"):
-        return "a slow disk needs the Debian package libfuse3-3"
+        return "a slow disk needs the Debian package fuse3"
     if not importlib.util.find_spec("mfusepy"):
         return "a slow disk needs mfusepy"
     return ""

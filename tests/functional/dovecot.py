@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -48,6 +49,23 @@ service lmtp {{
 """
 
 
+def configured(text: str) -> str:
+    """Return a configuration of Dovecot 2.3 as the installed version has it."""
+    command = [str(PROGRAM), "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True)
+    if version.stdout.startswith("2.3."):
+        return text
+    passwords = " {\n  driver = passwd-file\n  args ="
+    for before, now in [
+        (passwords, " passwd-file {\n  passwd_file_path ="),
+        ("mail_location = maildir:", "mail_driver = maildir\nmail_path = "),
+        ("    address =", "    listen ="),
+        ("%u", "%{user}"),
+    ]:
+        text = text.replace(before, now)
+    return f"dovecot_config_version = 2.4.0\ndovecot_storage_version = 2.4.0\n{text}"
+
+
 def why_not() -> str:
     """Return why Dovecot cannot be started here; empty if it can."""
     if PROGRAM is None or not _LMTP.exists():
@@ -73,9 +91,8 @@ class Dovecot(Program):
         (self.folder / "mail" / "eve@example.org").mkdir(0o700, parents=True)
         os.chown(self.folder / "mail", owner.pw_uid, owner.pw_gid)
         configuration = self.folder / "dovecot.conf"
-        configuration.write_text(
-            _CONFIGURATION.format(folder=self.folder, port=self.port)
-        )
+        text = _CONFIGURATION.format(folder=self.folder, port=self.port)
+        configuration.write_text(configured(text))
         rest = f"{owner.pw_uid}:{owner.pw_gid}::{self.folder}/mail::\n"
         users = "".join(f"{u}@example.org::{rest}" for u in ("ann", "bob", "eve"))
         (self.folder / "users").write_text(users)
@@ -87,8 +104,8 @@ class Dovecot(Program):
 
     def mailbox(self, user: str) -> list[Message]:
         """Return what was delivered to `user`."""
-        folder = self.folder / "mail" / f"{user}@example.org" / "new"
-        paths = sorted(folder.iterdir()) if folder.exists() else []
+        folder = self.folder / "mail" / f"{user}@example.org"
+        paths = sorted([*folder.glob("new/*"), *folder.glob("cur/*")])
         return [message_from_bytes(path.read_bytes()) for path in paths]
 
 

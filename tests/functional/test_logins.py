@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.functional.dovecot import PROGRAM
+from tests.functional.dovecot import configured
 from tests.functional.postfix import Postfix
 from tests.functional.servers import Program
 from tests.functional.servers import public_folder
@@ -19,8 +20,6 @@ from tests.support.service import eventually
 
 from postcommit import SMTPMailer
 
-
-PROGRAM = shutil.which("dovecot", path="/usr/sbin:/usr/local/sbin")
 
 _CONFIGURATION = """\
 base_dir = {folder}/run
@@ -41,7 +40,7 @@ service anvil {{
   }}
 }}
 service auth {{
-  inet_listener {{
+  inet_listener passwords {{
     address = 127.0.0.1
     port = {port}
   }}
@@ -60,9 +59,8 @@ class Passwords(Program):
         """Configure it, and return the command that starts it in the foreground."""
         (self.folder / "users").write_text(f"me:{self._stored}\n")
         configuration = self.folder / "dovecot.conf"
-        configuration.write_text(
-            _CONFIGURATION.format(folder=self.folder, port=self.port)
-        )
+        text = _CONFIGURATION.format(folder=self.folder, port=self.port)
+        configuration.write_text(configured(text))
         return [PROGRAM, "-F", "-c", configuration]
 
 

@@ -56,8 +56,9 @@ def sell_by_pyramid(server: Popen[str], count: int) -> Iterator[str]:
         if number % 4 == 1:
             get("order_and_abort", item)
         elif number % 4 == 2:
-            with pytest.raises(urllib.error.HTTPError, match="500"):
+            with pytest.raises(urllib.error.HTTPError, match="500") as caught:
                 get("order_and_fail", item)
+            caught.value.close()
         else:
             get("order", item)
             yield f"Your {item}"

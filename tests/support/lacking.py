@@ -1,7 +1,7 @@
 """A file system that lacks what others have: colons in names, locks, pipes, links.
 
 It shows a folder through FUSE and refuses what it is told to. It takes root,
-``/dev/fuse``, mfusepy, and the Debian package ``libfuse3-3``.
+``/dev/fuse``, mfusepy, and the Debian package ``fuse3``.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _why_not() -> str:
     if not os.path.exists("/dev/fuse"):
         return "needs /dev/fuse"
     if not ctypes.util.find_library("fuse3"):
-        return "needs the Debian package libfuse3-3"
+        return "needs the Debian package fuse3"
     if not importlib.util.find_spec("mfusepy"):
         return "needs mfusepy"
     return ""
