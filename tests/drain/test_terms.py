@@ -1,4 +1,4 @@
-"""Mail that waits, expires or steps back, from `send` to the relay."""
+"""Mail that waits, expires or goes last, from `send` to the relay."""
 from __future__ import annotations
 
 import logging
