@@ -78,6 +78,10 @@ _SEVERAL = 2
 _FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
 
 
+# All recipients got the mail, so the entry is removed.
+_REMOVE = Settlement()
+
+
 @dataclass(eq=False, repr=False)
 class Settler:
     """Settles the entries of one drain. Several threads may use it.
@@ -122,7 +126,7 @@ class Settler:
         Then it is one of the `unsettled`. `answered` is kept for `settle_again`. If an
         error of the program prevents a decision, the entry is tried later.
         """
-        settlement = Settlement()  # if all are sent, the entry is removed
+        settlement = _REMOVE
         try:
             if not is_sent(claim, report):
                 report, settlement = self._decide(claim, report)

@@ -767,10 +767,10 @@ class Claim:
             lock = FileLock(path)
         except FileNotFoundError:
             return None
-        claim = None
+        claim, key = None, stem(path)
         try:
             if locks is not None:
-                locks[stem(path)] = lock
+                locks[key] = lock
             if lock.acquire():
                 locked = os.fstat(lock.descriptor)
                 if not stat.S_ISREG(locked.st_mode):
@@ -782,8 +782,8 @@ class Claim:
                     if os.path.samestat(os.stat(path), locked):
                         claim = cls(
                             path=path,
-                            key=stem(path),
-                            is_deferred=os.path.dirname(path).endswith("/cur"),
+                            key=key,
+                            is_deferred=path.rpartition("/")[0].endswith("/cur"),
                             links=locked.st_nlink,
                             changed=locked.st_mtime,
                             size=locked.st_size,

@@ -71,7 +71,14 @@ _SHORT = 128
 _INSTEAD = "\N{REPLACEMENT CHARACTER}"
 
 _CODE = re.compile(rb"([2-5][0-9][0-9])(?![0-9])[ \t-]?")
-_LAST = re.compile(rb"[2-5][0-9][0-9](?![0-9-])")
+
+# A whole reply. Its last line has a code without a hyphen. Between the first line and
+# the last, a line without a code is text.
+_WHOLE = re.compile(
+    rb"(?:[2-5][0-9][0-9]-[^\n]*\n(?:(?!{last})[^\n]*\n)*)?{last}[^\n]*\n".replace(
+        b"{last}", rb"[2-5][0-9][0-9](?![0-9-])"
+    )
+)
 _OLD_AUTH = re.compile("AUTH=", re.IGNORECASE)
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z)")
 
@@ -300,20 +307,21 @@ class Connection:
         slowly it comes. Raises TimeoutError if the reply is not complete in time,
         `RelayError` if it is not a reply, another OSError if the connection is lost.
         """
-        limit = timeout
-        if limit is None:
-            limit = getattr(self.relay.timeouts, TIMEOUT_OF[stage])
-        deadline = time.monotonic() + limit
         taken = take(self._data, self._position)
-        while taken is None:
-            self._bound(limit)
-            received = self._socket.recv(_READ_SIZE)
-            if not received:
-                raise ConnectionResetError("the relay closed the connection")
-            self._data = self._data[self._position :] + received
-            self._position = 0
-            taken = take(self._data, 0)
-            limit = deadline - time.monotonic()
+        if taken is None:
+            limit = timeout
+            if limit is None:
+                limit = getattr(self.relay.timeouts, TIMEOUT_OF[stage])
+            deadline = time.monotonic() + limit
+            while taken is None:
+                self._bound(limit)
+                received = self._socket.recv(_READ_SIZE)
+                if not received:
+                    raise ConnectionResetError("the relay closed the connection")
+                self._data = self._data[self._position :] + received
+                self._position = 0
+                taken = take(self._data, 0)
+                limit = deadline - time.monotonic()
         reply, self._position = taken
         if reply.code < 400 or stage is Stage.SESSION:
             return reply
@@ -620,18 +628,16 @@ def take(data: bytes, start: int) -> tuple[Reply, int] | None:
     None if it is not complete yet. Raises `RelayError` if its first line lacks a code,
     or if it is longer than `MAX_REPLY`.
     """
-    end = start
-    while True:
-        line, end = end, data.find(b"\n", end) + 1
-        if (end or len(data)) - start > MAX_REPLY:
-            raise RelayError(f"the relay's reply is longer than {MAX_REPLY} bytes")
-        if not end:
-            return None
-        if _LAST.match(data, line):
-            found = data[start:end]
-            return (_parse_short if len(found) <= _SHORT else parse)(found), end
-        if line == start and not _CODE.match(data, line):
-            raise _not_smtp(data[line:end])
+    found = _WHOLE.match(data, start)
+    end = len(data) if found is None else found.end()
+    if end - start > MAX_REPLY:
+        raise RelayError(f"the relay's reply is longer than {MAX_REPLY} bytes")
+    if found is not None:
+        return (parse if end - start > _SHORT else _parse_short)(found[0]), end
+    first = data.find(b"\n", start) + 1
+    if first and not _CODE.match(data, start):
+        raise _not_smtp(data[start:first])
+    return None
 
 
 def parse(data: bytes) -> Reply:

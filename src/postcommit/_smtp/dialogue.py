@@ -520,20 +520,20 @@ class Transmission:
 
     def take(self, step: Step | Loss, index: int, reply: Reply) -> None:
         """Do what a cell of `REPLIES` says."""
-        settle = self.account.settle
+        account = self.account
         if step is Step.GO_ON:
             return
         if step is Step.ACCEPT:
-            if index not in self.account.outcomes:
+            if index not in account.outcomes:
                 self.accepted.append(index)
                 # A refusal before was not about the number.
                 self.limit, self.is_sure = None, False
         elif step is Step.SEND_ALL:
-            settle(self.indices, Status.SENT, reply)
+            account.settle(self.indices, Status.SENT, reply)
         elif step is Step.CONTENT:
             self.is_welcome = True
         elif step is Step.SEND_ONE:
-            settle((index,), Status.SENT, reply)
+            account.settle((index,), Status.SENT, reply)
         elif step is Step.LEAVE:
             self.left.append(index)
             self.limit = self.tried
@@ -541,13 +541,13 @@ class Transmission:
                 self.is_sure = True
                 self._stop()
         elif step in (Step.DEFER_ONE, Step.REJECT_ONE):
-            is_final = step is Step.REJECT_ONE
-            settle((index,), Status.REJECTED if is_final else Status.DEFERRED, reply)
+            status = Status.REJECTED if step is Step.REJECT_ONE else Status.DEFERRED
+            account.settle((index,), status, reply)
             self.refused += not may_be_about_number(reply)
         elif step is Step.DEFER_ALL:
-            settle(self._own(), Status.DEFERRED, reply)
+            account.settle(self._own(), Status.DEFERRED, reply)
         else:  # REJECT_ALL
-            settle(self._own(), Status.REJECTED, reply)
+            account.settle(self._own(), Status.REJECTED, reply)
 
     @property
     def tried(self) -> int:

@@ -375,7 +375,7 @@ class SMTPPipeline(Pipeline):
     def _converse(self, connection: Connection) -> None:
         """Listen, then speak."""
         dialogue = self._dialogue
-        is_lost = True
+        is_lost, data = True, b""
         try:
             for stage in dialogue.awaited():
                 dialogue.receive(connection.read(stage))
@@ -396,7 +396,7 @@ class SMTPPipeline(Pipeline):
                 self._pool.pipelining = False
             self._pool.discard(connection, is_lost=is_lost)
             self._connection = None
-        elif not dialogue.awaited():
+        elif not data:
             dialogue.link = self._connection = None
             # The relay may take fewer messages on a connection than the pool allows.
             is_used_up = connection.messages >= dialogue.most_messages
