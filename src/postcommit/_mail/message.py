@@ -23,6 +23,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any
 from typing import TypeAlias
+from typing import cast
 
 from postcommit._mail.address import domain_in_ascii
 from postcommit._mail.address import parse_address
@@ -53,12 +54,16 @@ _LINE_END = re.compile(rb"\r\n?|\n")
 # The name of a field is not longer than a line may be (RFC 5322, 2.1.1).
 _NAME = rb"[!-9;-~]{1,998}[ \t]*:"
 _FOLDED = rb"[^\r\n]*(?:(?:\r\n?|\n)[ \t][^\r\n]*)*(?:\r\n?|\n|\Z)"
-_HEADER = re.compile(rb"(?:" + _NAME + _FOLDED + rb")*")
 
 # The line before a message in a mailbox file. It is not a part of the message.
-_UNIX_FROM = re.compile(
+_UNIX_FROM = (
     rb">?From \S* +(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[^\r\n]* \d\d?:\d\d[^\r\n]*"
     rb"(?:\r\n?|\n)(?=" + _NAME + rb")"
+)
+
+# All before the body; its group is the header. Any data begins with it.
+_HEADER = re.compile(
+    rb"(?:" + _UNIX_FROM + rb")?((?:" + _NAME + _FOLDED + rb")*)(?:\r\n?|\n)?"
 )
 
 # The rest of a field after its name, in a header whose line ends are LF or CRLF: its
@@ -284,15 +289,10 @@ def _split(data: bytes) -> tuple[bytes, memoryview, bytes]:
     A message that does not begin with a field is all body. The body begins at the first
     line that is not a field, even if no blank line stands before it.
     """
-    unix_from = _UNIX_FROM.match(data)
-    start = unix_from.end() if unix_from else 0
-    found = _HEADER.match(data, start)
-    end = found.end() if found else start
-    blank = _LINE_END.match(data, end)
-    body = memoryview(data)[blank.end() if blank else end :]
+    found = cast("re.Match[bytes]", _HEADER.match(data))
+    header, start, body = found[1], found.start(1), memoryview(data)[found.end() :]
     first = data.find(b"\n", start)
     end_of_line = b"\r\n" if data[start : first + 1].endswith(b"\r\n") else b"\n"
-    header = data[start:end]
     if header.count(b"\r") != header.count(b"\r\n"):
         header = _LINE_END.sub(end_of_line, header)
     if header and not header.endswith(b"\n"):
