@@ -77,7 +77,6 @@ _SEVERAL = 2
 
 _FOR_NOW = (Status.DEFERRED, Status.UNCERTAIN)
 
-
 # All recipients got the mail, so the entry is removed.
 _REMOVE = Settlement()
 

@@ -74,11 +74,9 @@ _CODE = re.compile(rb"([2-5][0-9][0-9])(?![0-9])[ \t-]?")
 
 # A whole reply. Its last line has a code without a hyphen. Between the first line and
 # the last, a line without a code is text.
-_WHOLE = re.compile(
-    rb"(?:[2-5][0-9][0-9]-[^\n]*\n(?:(?!{last})[^\n]*\n)*)?{last}[^\n]*\n".replace(
-        b"{last}", rb"[2-5][0-9][0-9](?![0-9-])"
-    )
-)
+_LAST = rb"[2-5][0-9][0-9](?![0-9-])"
+_BEFORE = rb"[2-5][0-9][0-9]-[^\n]*\n(?:(?!" + _LAST + rb")[^\n]*\n)*"
+_WHOLE = re.compile(rb"(?:" + _BEFORE + rb")?" + _LAST + rb"[^\n]*\n")
 _OLD_AUTH = re.compile("AUTH=", re.IGNORECASE)
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z)")
 
