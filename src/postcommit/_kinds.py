@@ -1,23 +1,21 @@
 """Opens the queue at a place: a folder, or a URL such as ``postgresql://host/db``.
 
-This is the only module that knows which kinds there are. The module of a database is
+This is the only module that knows which kinds there are. The modules of a database are
 imported when its queue is opened, so an application without one never imports psycopg.
-What only operators need is imported when they do.
+Those of a folder are imported at once. A command of root becomes the owner of a queue,
+who may not be allowed to read them.
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from postcommit._config.database import parse_database_url
 from postcommit._drain.contract import IQueue
+from postcommit._maildir.item import IOperators
 from postcommit._maildir.mark import check_queue_path
+from postcommit._maildir.mending import MaildirOperators
+from postcommit._maildir.moving import IMoving
+from postcommit._maildir.moving import MaildirMoving
 from postcommit._maildir.store import Store
 from postcommit.interfaces import is_database_url
-
-
-if TYPE_CHECKING:
-    from postcommit._maildir.item import IOperators
-    from postcommit._maildir.moving import IMoving
 
 
 def open_queue(place: str) -> IQueue:
@@ -42,8 +40,6 @@ def open_operators(place: str, *, adopt: bool = False) -> IOperators:
         from postcommit._postgres.operators import PostgresOperators
 
         return PostgresOperators(place)
-    from postcommit._maildir.mending import MaildirOperators
-
     return MaildirOperators(place, adopt=adopt)
 
 
@@ -56,8 +52,6 @@ def open_moving(place: str) -> IMoving:
         from postcommit._postgres.moving import PostgresMoving
 
         return PostgresMoving(place)
-    from postcommit._maildir.moving import MaildirMoving
-
     return MaildirMoving(place)
 
 
