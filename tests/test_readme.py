@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import textwrap
@@ -22,6 +21,7 @@ from postcommit._transaction.event import MailRejectedEvent
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import ISMTPMailer
+from tests.support.ports import free_port
 
 
 ROOT = Path(__file__).parent.parent
@@ -40,11 +40,6 @@ def components():
     setup.setUp()
     yield
     setup.tearDown()
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def test_the_example(tmp_path):

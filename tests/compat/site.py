@@ -4,7 +4,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
 from tests.support.service import PATIENCE
 from tests.support.service import environment
 
@@ -49,12 +49,6 @@ transaction.commit()
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
 def _program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
@@ -68,7 +62,7 @@ class Site:
     def __init__(self, folder: Path, relay: int, *, with_line: bool) -> None:
         self.folder = folder
         self.queue = folder / "queue"
-        self.port = _free_port()
+        self.port = free_port()
         self._process: Any = None
         self._environment = environment(PYTHONWARNINGS="ignore")
         self._run("mkwsgiinstance", "-d", folder, "-u", "admin:secret")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ import amqp
 from tests.functional.servers import Server
 from tests.functional.servers import public_folder
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 
 
 _PROGRAMS = glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")
@@ -70,12 +70,6 @@ USER = f"mail:{PASSWORD.replace(' ', '%20')}"
 def why_no_broker() -> str:
     """Return why no broker can be started here; empty if it can."""
     return "" if _PROGRAMS else "the Debian package rabbitmq-server is not installed"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port: int = reserved.getsockname()[1]
-        return port
 
 
 class Names:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from typing import Self
 
+from tests.support.ports import free_port
+
 
 @contextmanager
 def public_folder(name: str) -> Iterator[Path]:
@@ -36,8 +38,7 @@ class Server(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            self.port: int = reserved.getsockname()[1]
+        self.port = free_port()
 
     def __enter__(self) -> Self:
         self.start()

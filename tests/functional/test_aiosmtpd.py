@@ -1,7 +1,6 @@
 """From one process through another to aiosmtpd."""
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from tests.support.ports import free_port
 
 
 SENDER = """
@@ -49,9 +49,7 @@ class Mailbox:
 
 @pytest.fixture
 def server() -> Iterator[Controller]:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    controller = Controller(Mailbox(), hostname="127.0.0.1", port=port)
+    controller = Controller(Mailbox(), hostname="127.0.0.1", port=free_port())
     controller.start()
     yield controller
     controller.stop()

@@ -17,8 +17,8 @@ from tests.functional.rabbitmq import LARGEST
 from tests.functional.rabbitmq import PASSWORD
 from tests.functional.rabbitmq import Node
 from tests.functional.rabbitmq import connected
-from tests.functional.rabbitmq import free_port
 from tests.functional.rabbitmq import messages
+from tests.support.ports import free_port
 from tests.support.queues import ENTRY
 from tests.support.queues import MESSAGE
 from tests.support.queues import RECIPIENTS

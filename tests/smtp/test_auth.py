@@ -5,7 +5,6 @@ import base64
 import hashlib
 import logging
 import signal
-import socket
 import threading
 import traceback
 
@@ -26,6 +25,7 @@ from tests.smtp.messages import SENDER
 from tests.smtp.messages import B
 from tests.smtp.messages import told
 from tests.support import logins as server_side
+from tests.support.ports import free_port
 
 
 USERS = {"me": "s3cr3t"}
@@ -705,12 +705,6 @@ def test_a_short_password_is_not_looked_for_in_words(start, connect):
 
 
 # aiosmtpd
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("password", ["s3cr3t", "wrong"])

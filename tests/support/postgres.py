@@ -7,7 +7,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from postcommit._config.database import parse_database_url
 from postcommit._postgres.schema import migrate
+from tests.support.ports import free_port
 
 
 # Debian does not put the server into the path.
@@ -54,8 +54,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="postcommit-postgres-"))
         if not os.geteuid():
             shutil.chown(self.folder, _USER, _USER)
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            self.port: int = reserved.getsockname()[1]
+        self.port = free_port()
         self.data = self.folder / "data"
         self._is_durable = is_durable
         self._process: subprocess.Popen[bytes] | None = None
