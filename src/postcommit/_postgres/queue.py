@@ -16,7 +16,7 @@ connection ends. A batch without a lock is *in doubt*.
 
 If the connection is lost before the reply to a COMMIT, the same is done again: an
 INSERT with the same id, or an UPDATE of the same batch, changes nothing if it was done.
-An entry that was alone may have been sent and removed meanwhile. Its id is then in the
+An entry that was alone may have been sent and removed since. Its id is then in the
 table ``removed`` for a minute.
 """
 from __future__ import annotations
@@ -78,13 +78,15 @@ insert into {schema}.entry (id, sender, recipients, message_id, message)
 values (%(id)s, %(sender)s, %(recipients)s::text[], %(message_id)s, %(message)b)
 on conflict do nothing"""
 
-# The same with the columns of a batch, and with terms.
-_IN_BATCH = "state, batch, "
-_OF_BATCH = "'prepared', %(batch)s, "
-_IN_TERMS = "due, not_before, expires, bulk, "
-_OF_TERMS = """coalesce(to_timestamp(%(not_before)s::float8), clock_timestamp()),
+# More columns and their values: of an entry that is alone, or in a batch, and of terms.
+_ALONE = "alone, ", "true, "
+_IN_BATCH = "state, batch, ", "'prepared', %(batch)s, "
+_TERMS = (
+    "due, not_before, expires, bulk, ",
+    """coalesce(to_timestamp(%(not_before)s::float8), clock_timestamp()),
     to_timestamp(%(not_before)s::float8), to_timestamp(%(expires)s::float8),
-    %(bulk)s, """
+    %(bulk)s, """,
+)
 
 _NEW_BATCH = """
 insert into {schema}.batch (id, host, pid) values (%(batch)s, %(host)s, %(pid)s)"""
@@ -411,8 +413,8 @@ class RowBatch:
 
 def _insert(item: dict[str, Any], *, in_batch: bool = False) -> str:
     """Return the statement that inserts `item`."""
-    names, values = (_IN_BATCH, _OF_BATCH) if in_batch else ("alone, ", "true, ")
+    names, values = _IN_BATCH if in_batch else _ALONE
     if "bulk" in item:
-        names, values = names + _IN_TERMS, values + _OF_TERMS
+        names, values = names + _TERMS[0], values + _TERMS[1]
     text = _INSERT.replace("(id,", f"({names}id,", 1)
     return text.replace("(%(id)s", f"({values}%(id)s", 1)
