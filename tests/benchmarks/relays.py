@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.ports import free_port
+
 
 SBIN = "/usr/sbin:/usr/local/sbin:/usr/bin"
 
@@ -40,7 +42,7 @@ def program(name: str) -> str:
 @contextmanager
 def sink() -> Iterator[int]:
     """Run smtp-sink on a free port."""
-    port = _free_port()
+    port = free_port()
     command = [program("smtp-sink"), "-u", "nobody", f"127.0.0.1:{port}", "1000"]
     with _running(command, port):
         yield port
@@ -62,7 +64,7 @@ def certify(folder: Path) -> tuple[str, str]:
 @contextmanager
 def stunnel(folder: Path, port: int, certificate: str) -> Iterator[int]:
     """Run stunnel before `port`."""
-    listening = _free_port()
+    listening = free_port()
     configuration = folder / "stunnel.conf"
     configuration.write_text(
         f"foreground = yes\npid =\n[smtps]\naccept = 127.0.0.1:{listening}\n"
@@ -75,7 +77,7 @@ def stunnel(folder: Path, port: int, certificate: str) -> Iterator[int]:
 @contextmanager
 def starttls(port: int, certificate: str) -> Iterator[int]:
     """Run a front that offers STARTTLS before `port`."""
-    listening = _free_port()
+    listening = free_port()
     command = [sys.executable, "-m", "tests.benchmarks.starttls"]
     with _running([*command, str(listening), str(port), certificate], listening):
         yield listening
@@ -98,12 +100,6 @@ def way(folder: Path, *, tls: str = "none", delay: float = 0) -> Iterator[Way]:
 
             port = stack.enter_context(DelayingProxy(port, delay / 1000)).port
         yield Way(port, tls, cafile)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port: int = reserved.getsockname()[1]
-    return port
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import trustme
 from postcommit._cli.main import main
 from tests.support.certificates import Authority
 from tests.support.hosts import Hosts
-from tests.support.hosts import free_port
+from tests.support.ports import free_port
 from tests.support.service import command
 from tests.support.service import to
 from tests.support.smtpd import ScriptedRelay

@@ -26,6 +26,7 @@ from tests.contract.steps import ids
 from tests.contract.steps import stage
 from tests.contract.steps import take_all
 from tests.contract.steps import tried
+from tests.support.service import eventually
 
 
 Say = Callable[[str], None]
@@ -101,14 +102,14 @@ def test_a_sender_that_is_killed_loses_nothing_and_sends_nothing_undecided(
             what, *names = line.split()
             found = {"accepted": accepted, "decided": decided, "aborted": aborted}
             found[what] |= set(names)
-    look = place.look()
-    until = time.monotonic() + 60
-    # What is alone is accepted in one step, or was aborted by the kill.
-    while not (alone or decided <= names_of(look.queued + look.in_doubt)):
-        assert time.monotonic() < until, "neither accepted nor in doubt"
-        time.sleep(0.05)  # a server may not know yet that the process is dead
-        look = place.look()
-    queued = names_of(look.queued)
+    if not alone:  # otherwise what was not accepted in one step was aborted by the kill
+
+        def is_accepted_or_in_doubt() -> bool:
+            look = place.look()
+            return decided <= names_of(look.queued + look.in_doubt)
+
+        eventually(is_accepted_or_in_doubt)  # a server may not know yet of the death
+    queued = names_of(place.look().queued)
     assert accepted
     assert accepted <= queued, "lost"
     assert not aborted & queued
@@ -144,11 +145,13 @@ def test_a_sender_that_is_killed_calls_off_all_it_said_and_nothing_else(
             what, name = line.split()
             {"accepted": accepted, "decided": decided, "done": done}[what].add(name)
     consumer = consume(place.make())
-    left = ids(take_all(consumer))
-    until = time.monotonic() + 60
-    while names_of(place.look().queued) != set(left) and time.monotonic() < until:
-        time.sleep(0.05)  # a server may not know yet that the process is dead
-        left += ids(take_all(consumer))
+    left: list[str] = []
+
+    def is_taken() -> bool:
+        left.extend(ids(take_all(consumer)))
+        return names_of(place.look().queued) == set(left)
+
+    eventually(is_taken)  # a server may not know yet that the process is dead
     consumer.close()
     assert done
     assert not done & set(left), "sent, though called off"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.support.certificates import Authority
 from tests.support.hosts import Hosts
-from tests.support.hosts import free_port
+from tests.support.ports import free_port
 from tests.support.script import Hangup
 from tests.support.smtpd import ScriptedRelay
 

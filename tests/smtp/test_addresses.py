@@ -24,7 +24,7 @@ from tests.smtp.messages import B
 from tests.smtp.messages import message
 from tests.smtp.messages import told
 from tests.support.hosts import Hosts
-from tests.support.hosts import free_port
+from tests.support.ports import free_port
 from tests.support.smtpd import ScriptedRelay
 
 

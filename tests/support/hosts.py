@@ -9,31 +9,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 
 _CLONE_NEWNS = 0x20000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
-
-
-def free_port(*addresses: str) -> int:
-    """Return a port that is free at each of `addresses`."""
-    while True:
-        with ExitStack() as stack:
-            port = 0
-            try:
-                for address in addresses:
-                    bound = stack.enter_context(socket.socket())
-                    bound.bind((address, port))
-                    port = bound.getsockname()[1]
-            except OSError:
-                continue
-            return port
 
 
 class Hosts:

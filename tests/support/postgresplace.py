@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -13,6 +12,7 @@ from tests.contract.places import Look
 from tests.contract.places import Seen
 from tests.contract.steps import consume
 from tests.support.postgres import cluster
+from tests.support.service import eventually
 
 
 _LOOK = """
@@ -81,8 +81,13 @@ class PostgresPlace:
 
     def end(self) -> None:
         # The server may still execute a statement of a process that was killed.
-        for _ in range(10):
-            with suppress(psycopg.errors.DeadlockDetected):
-                self.execute("drop schema {schema} cascade")
-                break
+        eventually(self._is_dropped)
         self.connection.close()
+
+    def _is_dropped(self) -> bool:
+        """Drop the schema. Return False if a statement was in the way."""
+        try:
+            self.execute("drop schema {schema} cascade")
+        except psycopg.errors.DeadlockDetected:
+            return False
+        return True
