@@ -32,6 +32,7 @@ from tests.support.transactions import files
 from tests.support.transactions import mail
 from tests.support.troubled import Hearing
 from tests.support.troubled import drain_without_descriptors
+from tests.support.troubled import start_without_descriptors
 
 from postcommit import QueueProcessor
 from postcommit._drain import breaker
@@ -206,6 +207,25 @@ def test_a_fault_at_any_call_of_a_processor_delays_and_loses_nothing(
 
 
 @needs_strace
+def test_a_fault_at_any_call_on_the_pipe_of_a_queue_delays_at_most(
+    injector: Injector, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").mkdir()
+    queue = tmp_path / "whole" / "queue"
+    fill(queue)
+    whole = injector.run("drain", queue=str(queue), events=len(TOLD))
+    calls = {(c.name, c.number) for c in whole.calls if "/.wakeup" in c.text}
+    assert {"mknodat", "openat", "newfstatat"} & {name for name, _ in calls}
+    for name, number in sorted(calls):
+        queue = tmp_path / f"{name}-{number}" / "queue"
+        queue.parent.mkdir()
+        fill(queue)
+        inject = f"{name}:error=EIO:when={number}"
+        fate = injector.run("drain", inject=inject, queue=str(queue), events=len(TOLD))
+        check_drainer(fate, queue)
+
+
+@needs_strace
 @pytest.mark.parametrize(
     ("fault", "where"),
     [
@@ -336,3 +356,15 @@ def test_without_descriptors_everything_waits(tmp_path: Path) -> None:
     (queue / "new").mkdir(0o700)
     told = children.call(drain_without_descriptors, str(queue), str(held), len(TOLD))
     check_drainer(Fate(json.loads(told), []), queue)
+
+
+def test_a_start_without_descriptors_names_the_queue(tmp_path: Path) -> None:
+    queue = tmp_path / "queue"
+    Store(str(queue))
+    told = children.call(start_without_descriptors, str(queue))
+    *refused, last = json.loads(told)
+    assert not last
+    assert refused == [
+        f"{queue}: cannot {doing}: Too many open files"
+        for doing in ("open the Maildir", "open a pipe")
+    ]

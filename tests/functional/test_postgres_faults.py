@@ -1,6 +1,7 @@
 """The database, its connections and the processors fail, at the worst moment."""
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -50,6 +51,7 @@ from postcommit._drain.contract import Settlement
 from postcommit._maildir.item import EntryState
 from postcommit._postgres import lease as leases
 from postcommit._postgres import queue as module
+from postcommit._postgres.connections import is_reply_lost
 from postcommit._postgres.lease import Lease
 from postcommit._postgres.operators import PostgresOperators
 from postcommit._postgres.queue import PostgresQueue
@@ -88,6 +90,18 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 # The database is away
+
+
+def test_a_socket_that_fails_may_have_lost_a_reply(postgres: PostgresPlace) -> None:
+    connections = postgres.make().connections
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    with (
+        pytest.raises(QueueError, match="cannot look: Too many open files") as caught,
+        connections.explained("look"),
+    ):
+        raise error
+    assert caught.value.scope == "queue"
+    assert is_reply_lost(caught.value)
 
 
 def test_away_at_send(proxy: LossyProxy, url: str) -> None:

@@ -1,6 +1,7 @@
 """The database wakes a processor by NOTIFY, if it was migrated so."""
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from tests.contract.steps import ANN
 from tests.contract.steps import accept
 from tests.contract.steps import consume
 from tests.contract.steps import stage
+from tests.support import children
 from tests.support.mailers import ScriptedMailer
 from tests.support.postgres import cluster
 from tests.support.postgresplace import PostgresPlace
 from tests.support.proxy import LossyProxy
 from tests.support.service import eventually
+from tests.support.troubled import start_without_descriptors
 
 from postcommit import QueueProcessor
 from postcommit._cli.main import main
@@ -236,3 +239,15 @@ def test_a_running_processor_listens_and_stops(notifying: PostgresPlace) -> None
     eventually(lambda: mailer.sent)
     assert processor.stop(30)
     eventually(lambda: not notifying.execute(f"select {LISTENERS}").rowcount)
+
+
+def test_a_start_without_descriptors_is_refused_and_leaves_nothing(
+    notifying: PostgresPlace,
+) -> None:
+    name = notifying.make().name
+    told = children.call(start_without_descriptors, notifying.url)
+    *refused, last = json.loads(told)
+    assert not last
+    assert any("cannot listen: Too many open files" in text for text in refused)
+    assert all(text.startswith(name) for text in refused)
+    assert not notifying.execute("select from {schema}.process").fetchall()

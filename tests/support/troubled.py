@@ -1,6 +1,7 @@
 """What the children of ``tests.support.injected`` do, while calls fail."""
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -130,3 +131,27 @@ def drain_without_descriptors(queue: str, held: str, events: int) -> None:
     ledger.append(("done" if mailer.all_told.wait(30) else "hangs",))
     processor.stop()
     print(json.dumps(ledger))
+
+
+def start_without_descriptors(queue: str) -> None:
+    """Start a processor until enough descriptors are left; print what is raised."""
+    processor = QueueProcessor(queue, Hearing(lambda *words: None, 1), workers=1)
+    processor.start()  # from now on, nothing is imported
+    processor.stop()
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, limit))
+    taken: list[int] = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.dup(1))
+    refused = []
+    while not refused or refused[-1]:
+        try:
+            processor.start()
+            refused.append("")
+        except QueueError as error:
+            refused.append(str(error))
+        gc.collect()  # what one attempt has opened is not left to the next
+        os.close(taken.pop())
+    processor.stop()
+    print(json.dumps(refused))

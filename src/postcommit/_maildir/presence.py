@@ -36,6 +36,7 @@ from postcommit._maildir.files import CREATE
 from postcommit._maildir.files import READ_FLAGS
 from postcommit._maildir.files import FileLock
 from postcommit._maildir.files import OpenFile
+from postcommit._maildir.files import explained
 from postcommit._maildir.files import give_to_owner
 from postcommit._maildir.files import open_pipe
 from postcommit._maildir.files import remove
@@ -143,7 +144,8 @@ class Wakeup:
 
     def __init__(self, queue_path: str) -> None:
         self._path = f"{queue_path}/{WAKEUP}"
-        self._inside = open_pipe()
+        with explained(queue_path, "open a pipe"):
+            self._inside = open_pipe()
         self._outside: list[OpenFile] = []
         self._lock = threading.RLock()  # a signal handler may ring
         self._trouble = self._missing = ""
@@ -156,6 +158,7 @@ class Wakeup:
         """Open the queue's pipe, in place of a pipe that no commit finds."""
         try:
             pipe = open_wakeup(os.path.dirname(self._path))
+            found = os.fstat(pipe.descriptor)
         except OSError as error:
             if self._missing != str(error):
                 self._missing = str(error)
@@ -166,7 +169,7 @@ class Wakeup:
             if self._inside[1].descriptor == -1:
                 pipe.close()  # it was closed in the meantime
                 return
-            self._found = os.fstat(pipe.descriptor)
+            self._found = found
             lost, self._outside = self._outside, [pipe]
             for old in lost:
                 with suppress(OSError):

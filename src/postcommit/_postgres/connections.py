@@ -183,10 +183,12 @@ class Connections:
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
-        """Raise `QueueError` instead of an error of psycopg."""
+        """Raise `QueueError` instead of an error of psycopg, or of a socket."""
         try:
             yield
-        except psycopg.Error as error:
+        except QueueError:
+            raise
+        except (psycopg.Error, OSError) as error:  # OSError: no descriptor is left
             raise failure(self.name, doing, error) from error
 
     def close(self) -> None:
@@ -212,8 +214,11 @@ def has_ended(connection: Connection) -> bool:
     return bool(poll.poll(0))
 
 
-def failure(name: str, doing: str, error: psycopg.Error) -> QueueError:
-    """Return the `QueueError` for an error of psycopg."""
+def failure(name: str, doing: str, error: psycopg.Error | OSError) -> QueueError:
+    """Return the `QueueError` for an error of psycopg, or of a socket."""
+    if isinstance(error, OSError):
+        reason = f"cannot {doing}: {error.strerror}"
+        return QueueError(name, reason, error, scope="queue")
     state = error.sqlstate or ""
     # The details of a server may have a whole row, with addresses and the message.
     said = one_line(error.diag.message_primary or str(error).strip())
@@ -227,6 +232,8 @@ def failure(name: str, doing: str, error: psycopg.Error) -> QueueError:
 def is_reply_lost(error: QueueError) -> bool:
     """Return whether the statement may have taken effect, although it failed."""
     cause = error.__cause__
+    if isinstance(cause, OSError):
+        return True
     if not isinstance(cause, psycopg.OperationalError):
         return False
     return cause.sqlstate is None or cause.sqlstate.startswith(_LOST)

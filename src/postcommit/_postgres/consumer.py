@@ -194,7 +194,12 @@ class Consumer:
         self._listener: Listener | None = store.listener(self.ring)
         self._lease = Lease(store.own_connections(), store.lease_seconds, self._on_beat)
         if self._listener is not None:
-            self._listener.start()
+            try:
+                self._listener.start()
+            except BaseException:
+                self._lease.close()
+                self._connections.close()
+                raise
         _drains[self._name].add(self)
 
     @property

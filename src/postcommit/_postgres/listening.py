@@ -77,9 +77,10 @@ class Listener:
         )
 
     def start(self) -> None:
-        """Begin to listen, in a thread."""
-        # A byte in this pair ends the wait for the server.
-        self._waiting, self._ending = socket.socketpair()
+        """Begin to listen, in a thread. Raises `QueueError`, or RuntimeError."""
+        with self._connections.explained("listen"):
+            # A byte in this pair ends the wait for the server.
+            self._waiting, self._ending = socket.socketpair()
         self._thread.start()
 
     def _run(self) -> None:
