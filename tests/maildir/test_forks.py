@@ -125,6 +125,42 @@ def test_a_signal_handler_may_fork_while_its_thread_opens_a_file(
     assert children.call(_fork_in_a_signal_handler, str(tmp_path)) == "done\n"
 
 
+class _Signals(OpenFile):
+    """Has a signal arrive as soon as it is closed."""
+
+    def close(self) -> None:
+        super().close()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def _open_in_a_child_that_closes_its_copies(path: str) -> None:
+    Path(path).touch()
+    opened: list[FileLock] = []
+
+    def on_signal(*_: object) -> None:
+        if not opened:
+            opened.append(FileLock(path))
+
+    signal.signal(signal.SIGUSR1, on_signal)
+    file = _Signals(path, os.O_RDONLY)
+    child = os.fork()
+    if not child:
+        assert open_below(path) == [path]  # it was opened by the handler
+        grandchild = os.fork()
+        if not grandchild:
+            os._exit(len(open_below(path)))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+    print(os.waitpid(child, 0)[1], file.descriptor > 0)
+
+
+def test_a_file_that_a_new_child_opens_is_closed_in_its_own_child(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "file")
+    told = children.call(_open_in_a_child_that_closes_its_copies, path)
+    assert told == "0 True\n"
+
+
 def _fork_while_an_open_hangs(folder: str) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     # To open a named pipe waits for its other end, as a dead file server would.

@@ -20,13 +20,13 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 from postcommit import _forks as forks
 from postcommit._log import Log
@@ -78,7 +78,7 @@ class OpenFile:
             if guard.thread:
                 guard.wait(self)
             self.descriptor = os.open(path, flags | self._flags, mode)
-            guard.open.add(self)
+            guard.open[self.descriptor] = ref(self)
         finally:
             guard.busy.pop(self, None)
 
@@ -161,7 +161,8 @@ def open_pipe() -> tuple[OpenFile, OpenFile]:
         if guard.thread:
             guard.wait(reader)
         reader.descriptor, writer.descriptor = os.pipe()
-        guard.open |= {reader, writer}
+        for end in (reader, writer):
+            guard.open[end.descriptor] = ref(end)
         os.set_blocking(reader.descriptor, False)
         os.set_blocking(writer.descriptor, False)
     finally:
@@ -172,12 +173,13 @@ def open_pipe() -> tuple[OpenFile, OpenFile]:
 class _Guard:
     """The open files of this process, and its forks.
 
-    `thread` forks now, or 0. `busy` has the files that are just opened
-    or closed, and by which thread.
+    `open` has them by their descriptors, and closed files whose descriptors were not
+    used again. `thread` forks now, or 0. `busy` has the files that are just opened or
+    closed, and by which thread.
     """
 
     def __init__(self) -> None:
-        self.open: WeakSet[OpenFile] = WeakSet()
+        self.open: dict[int, ref[OpenFile]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -219,10 +221,12 @@ class _Guard:
         """Close the copies of a child, in which no other thread runs."""
         self._begin()
         # The objects, not only their descriptors: a child gets the same numbers again.
-        for copy in list(self.open):
-            copy._is_locked = False  # the lock is the parent's
-            with suppress(OSError):
-                copy.close()
+        for known in list(self.open.values()):
+            copy = known()
+            if copy is not None:
+                copy._is_locked = False  # the lock is the parent's
+                with suppress(OSError):
+                    copy.close()
 
 
 _guard = _Guard()
@@ -230,20 +234,20 @@ forks.register(_guard, _Guard.in_child)
 os.register_at_fork(before=_guard.before, after_in_parent=_guard.after)
 
 
-@contextmanager
-def explained(
-    path: str, doing: str, kind: type[QueueError] = QueueError
-) -> Iterator[None]:
-    """Turn an OSError of the body into a `QueueError` that names `path`.
+@dataclass
+class explained(AbstractContextManager[Any]):
+    """Turns an OSError of the body into a `QueueError` that names `path`.
 
-    `kind` is the class of the error.
+    `kind` is the class of the error. A `QueueError` stays as it is.
     """
-    try:
-        yield
-    except QueueError:
-        raise
-    except OSError as error:
-        raise unable(path, doing, error, kind) from error
+
+    path: str
+    doing: str
+    kind: type[QueueError] = QueueError
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, QueueError):
+            raise unable(self.path, self.doing, error, self.kind) from error
 
 
 def optional(name: str) -> Any:
