@@ -112,7 +112,7 @@ def test_each_object_keeps_its_contract(tmp_path: Path) -> None:
     delivery = QueuedMailDelivery(queue)
     store = Store(queue)
     manager = delivery.transaction_manager
-    data_manager = DataManager(delivery, store.batch(), manager.get(), manager)
+    data_manager = DataManager.of(delivery, store.batch, manager)
     writer = store.maildir.newMessage()
     writer.abort()
     with transaction.manager:

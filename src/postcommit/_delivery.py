@@ -142,7 +142,9 @@ class QueuedMailDelivery(_MailDelivery):
         if not_before is not None or expires is not None or bulk is not False:
             terms = terms_of(not_before, expires, bulk, time.time())
         mail = compose(fromaddr, toaddrs, message, self.default_sender)
-        data_manager = self._data_manager()
+        data_manager = DataManager.of(
+            self._owner, lambda: self._queue().batch(), self.transaction_manager
+        )
         item = self._queue().stage(
             mail.sender,
             mail.recipients,
@@ -160,19 +162,14 @@ class QueuedMailDelivery(_MailDelivery):
         was sent, or is unknown. See `IScheduledMailDelivery`.
         """
         wanted = checked_message_id(message_id)
-        data_manager = self._data_manager()
+        data_manager = DataManager.of(
+            self._owner, lambda: self._queue().batch(), self.transaction_manager
+        )
         item = self._queue().cancel(wanted, data_manager.items)
         if item is None:
             return False
         data_manager.add(item)
         return True
-
-    def _data_manager(self) -> DataManager:
-        """Return the data manager of the current transaction."""
-        manager = self.transaction_manager
-        return DataManager.of(
-            self._owner, manager.get(), self._queue().batch, manager
-        )
 
 
 @implementer(IDirectMailDelivery)
@@ -244,13 +241,9 @@ class DirectMailDelivery(_MailDelivery):
     def _add(self, mail: Composed) -> str:
         """Add a message to the current transaction, and return its message id."""
         _ = mail.message  # copied now: when the commit is decided, nothing may fail
-        self._data_manager().add(mail)
-        return mail.message_id
-
-    def _data_manager(self) -> DataManager:
-        """Return the data manager of the current transaction."""
         manager = self.transaction_manager
-        return DataManager.of(self._owner, manager.get(), self._batch, manager)
+        DataManager.of(self._owner, self._batch, manager).add(mail)
+        return mail.message_id
 
     def _batch(self) -> Batch:
         return Transmitting(

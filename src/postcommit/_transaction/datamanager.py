@@ -88,21 +88,22 @@ class DataManager:
     transaction_manager: ITransactionManager
     items: list[Any] = field(default_factory=list)
     _phase: Phase = Phase.JOINED
-    # A forked child has a copy, and another id.
+    # A forked child has a copy, and another id. The system is asked each time: uWSGI,
+    # for example, forks without Python's hooks, and other hooks may come before ours.
     _process: int = field(default_factory=os.getpid)
 
     @classmethod
     def of(
         cls,
         owner: object,
-        transaction: ITransaction,
         make_batch: Callable[[], Batch],
         transaction_manager: ITransactionManager,
     ) -> DataManager:
-        """Return the data manager of `owner` in `transaction`.
+        """Return the data manager of `owner` in the current transaction.
 
         A new one joins the transaction with its first item.
         """
+        transaction = transaction_manager.get()
         try:
             found = transaction.data(owner)
         except KeyError:

@@ -16,6 +16,7 @@ from postcommit._delivery import Transmitting
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.terms import terms_of
+from postcommit._transaction.datamanager import DataManager
 from postcommit.interfaces import Address
 from postcommit.interfaces import Addresses
 from postcommit.interfaces import Batch
@@ -70,7 +71,8 @@ class RecordingDelivery(DirectMailDelivery):
         Returns False if no such mail waits. See `IScheduledMailDelivery`.
         """
         wanted = checked_message_id(message_id)
-        data_manager = self._data_manager()
+        manager = self.transaction_manager
+        data_manager = DataManager.of(self._owner, self._batch, manager)
         earlier = [i for i in data_manager.items if isinstance(i, _CalledOff)]
         gone = {id(mail) for item in earlier for mail in item.mails}
         waiting = (mail for mail in self.mailer.outbox if _waits(mail, wanted))

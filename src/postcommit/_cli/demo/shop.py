@@ -70,10 +70,10 @@ class Shop:
 
     def order(self, item: str, *customers: str) -> None:
         """Book an order, and send the mail. Both wait for `commit`."""
-        current = self._transactions.begin()
+        self._transactions.begin()
         self._tell(f"begin: an order for a {item}")
         book, manager = self._book, self._transactions
-        DataManager.of(book, current, lambda: book, manager).add(item)
+        DataManager.of(book, lambda: book, manager).add(item)
         self._delivery.send(SENDER, customers, _confirmation(item, customers))
         self._tell(f"send() to {', '.join(customers)}")
 
