@@ -149,6 +149,18 @@ def test_recipients_that_are_no_iterable_are_a_type_error() -> None:
         parse_recipients(3)  # type: ignore[arg-type]
 
 
+class Row:
+    """A row of a database, whose values have names and no order."""
+
+    def __getitem__(self, name: str) -> str:
+        return {"address": "ann@example.org"}[name]
+
+
+def test_recipients_that_have_names_and_no_order_are_a_type_error() -> None:
+    with pytest.raises(AddressTypeError, match="Row"):
+        parse_recipients(Row())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("null", ["", b"", "<>", b"<>"])
 def test_the_null_sender_is_a_sender_but_no_recipient(null: str | bytes) -> None:
     assert parse_sender(null) == ""

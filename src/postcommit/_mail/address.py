@@ -64,14 +64,14 @@ def parse_address(value: Address) -> str:
 
     Raises `AddressError`, which names `value` and says what is wrong.
     """
-    if isinstance(value, bytes):
+    if isinstance(value, str):
+        # A template's subclass of str would escape the brackets that we put around it.
+        text = str.__str__(value)
+    elif isinstance(value, bytes):
         try:
             text = value.decode()
         except UnicodeDecodeError as error:
             raise AddressError(value, f"it is not UTF-8: {error}") from error
-    elif isinstance(value, str):
-        # A template's subclass of str would escape the brackets that we put around it.
-        text = str.__str__(value)
     else:
         raise AddressTypeError(
             value, f"an address is a str or bytes, not {type(value).__name__}"

@@ -23,7 +23,6 @@ from functools import partial
 from io import BytesIO
 from typing import Any
 from typing import TypeAlias
-from typing import cast
 
 from postcommit._mail.address import domain_in_ascii
 from postcommit._mail.address import parse_address
@@ -52,8 +51,9 @@ _NO_DOMAIN = "localhost.localdomain"
 _LINE_END = re.compile(rb"\r\n?|\n")
 
 # The name of a field is not longer than a line may be (RFC 5322, 2.1.1).
-_NAME = rb"[!-9;-~]{1,998}[ \t]*:"
-_FOLDED = rb"[^\r\n]*(?:(?:\r\n?|\n)[ \t][^\r\n]*)*(?:\r\n?|\n|\Z)"
+_NAME = rb"[!-9;-~]{1,998}+[ \t]*:"
+_LINE = rb"[^\r\n]*+(?:\r\n?|\n|\Z)"
+_FOLDED = _LINE + rb"(?:[ \t]" + _LINE + rb")*"
 
 # The line before a message in a mailbox file. It is not a part of the message.
 _UNIX_FROM = (
@@ -289,12 +289,14 @@ def _split(data: bytes) -> tuple[bytes, memoryview, bytes]:
     A message that does not begin with a field is all body. The body begins at the first
     line that is not a field, even if no blank line stands before it.
     """
-    found = cast("re.Match[bytes]", _HEADER.match(data))
-    header, start, body = found[1], found.start(1), memoryview(data)[found.end() :]
-    first = data.find(b"\n", start)
-    end_of_line = b"\r\n" if data[start : first + 1].endswith(b"\r\n") else b"\n"
-    if header.count(b"\r") != header.count(b"\r\n"):
-        header = _LINE_END.sub(end_of_line, header)
+    found: Any = _HEADER.match(data)
+    header, body, end_of_line = found[1], memoryview(data)[found.end() :], b"\n"
+    if b"\r" in data:
+        start = found.start(1)
+        if data[start : data.find(b"\n", start) + 1].endswith(b"\r\n"):
+            end_of_line = b"\r\n"
+        if header.count(b"\r") != header.count(b"\r\n"):
+            header = _LINE_END.sub(end_of_line, header)
     if header and not header.endswith(b"\n"):
         header += end_of_line
     return header, body, end_of_line
@@ -324,8 +326,13 @@ def message_id_of(data: bytes) -> str:
         return ""  # no header
     end = _END_OF_HEADER.search(data)
     found = _MESSAGE_ID.search(data, 0, end.end() if end else len(data))
+    return _id_in(found[1]) if found else ""
+
+
+def _id_in(value: bytes) -> str:
+    """Return the id in the value of a field, ``''`` if it is malformed."""
     try:
-        good = found and _GOOD_ID.fullmatch(found[1].strip(b" \t\r\n").decode())
+        good = _GOOD_ID.fullmatch(value.strip(b" \t\r\n").decode())
     except UnicodeDecodeError:
         return ""
     return good[1] if good and good[1].isprintable() else ""
@@ -341,7 +348,7 @@ def _message_id(header: bytes) -> str:
         return ""
     if len(values) > 1:
         raise MessageError(f"the header has {len(values)} Message-Id fields, not one")
-    found = message_id_of(header)
+    found = _id_in(values[0])
     if not found:
         value = shown(values[0].decode("utf-8", "backslashreplace").strip())
         raise MessageError(f"malformed Message-Id {value}: it must be like <a@b>")
