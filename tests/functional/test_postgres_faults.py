@@ -51,6 +51,7 @@ from postcommit._drain.contract import Settlement
 from postcommit._maildir.item import EntryState
 from postcommit._postgres import lease as leases
 from postcommit._postgres import queue as module
+from postcommit._postgres.connections import failure
 from postcommit._postgres.connections import is_reply_lost
 from postcommit._postgres.lease import Lease
 from postcommit._postgres.operators import PostgresOperators
@@ -102,6 +103,11 @@ def test_a_socket_that_fails_may_have_lost_a_reply(postgres: PostgresPlace) -> N
         raise error
     assert caught.value.scope == "queue"
     assert is_reply_lost(caught.value)
+
+
+def test_an_error_without_a_number_keeps_its_text() -> None:
+    error = failure("postgresql://db/shop", "look", TimeoutError("timed out"))
+    assert error.reason == "cannot look: timed out"
 
 
 def test_away_at_send(proxy: LossyProxy, url: str) -> None:

@@ -217,7 +217,7 @@ def has_ended(connection: Connection) -> bool:
 def failure(name: str, doing: str, error: psycopg.Error | OSError) -> QueueError:
     """Return the `QueueError` for an error of psycopg, or of a socket."""
     if isinstance(error, OSError):
-        reason = f"cannot {doing}: {error.strerror}"
+        reason = f"cannot {doing}: {error.strerror or error}"
         return QueueError(name, reason, error, scope="queue")
     state = error.sqlstate or ""
     # The details of a server may have a whole row, with addresses and the message.
