@@ -658,7 +658,7 @@ def test_a_relay_that_repeats_it_is_not_quoted(start, connect, caplog, mechanism
     assert_kept(str(failure) + caplog.text)
 
 
-def repeating(relay, before, after):
+def repeating(relay, before, after, part=slice(None)):
     """Have `relay` refuse each login with the last line of it between two texts."""
 
     def act(dialogue, initial):
@@ -668,7 +668,7 @@ def repeating(relay, before, after):
                 break
             dialogue.say(b"334 " + challenge + b"\r\n")
             lines.append(dialogue.read_line(limit=12288))
-        relay.reply("AUTH", before + lines[-1].encode() + after, times=1)
+        relay.reply("AUTH", before + lines[-1].encode()[part] + after, times=1)
 
     relay.exchange = act
 
@@ -685,6 +685,19 @@ def test_a_relay_that_repeats_the_command_is_not_quoted(
         failure = mailer.send(SENDER, B, MESSAGE).relay_failure
     assert failure.reply.text == "What is ***?"
     assert_kept(str(failure) + caplog.text)
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"])
+@pytest.mark.parametrize("cut", [slice(0, 20), slice(12, None), slice(3, -3)])
+def test_a_relay_that_repeats_a_part_of_the_command_is_not_quoted(
+    start, connect, caplog, mechanism, cut
+):
+    relay = start(tokens=["x"], users=USERS, mechanisms=[mechanism])
+    repeating(relay, b"500 5.5.1 What is ", b"?\r\n", cut)
+    mailer = connect(relay, username="me", **secret_for(mechanism))
+    with caplog.at_level(logging.DEBUG):
+        failure = mailer.send(SENDER, B, MESSAGE).relay_failure
+    assert failure.reply.text == "What is ***?"
 
 
 def test_a_reply_that_is_not_smtp_is_not_quoted_either(start, connect, caplog):

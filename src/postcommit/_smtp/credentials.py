@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from stringprep import in_table_b1
 from stringprep import in_table_c12
 from typing import Any
@@ -41,8 +43,9 @@ _MAX_INITIAL = 360
 # Maximum number of iterations of SCRAM, about a second. The relay chooses the number.
 _MOST_ITERATIONS = 2_000_000
 
-# Minimum number of characters of a text that is masked in a reply.
+# Minimum numbers of characters of a text that is masked in a reply, and of its parts.
 _LEAST_MASKED = 4
+_LEAST_PART = 6
 
 _CANCEL = "*"
 
@@ -231,15 +234,23 @@ def _reply_to(line: str, command: _Command, name: str) -> Reply:
 
 
 def _without(hidden: Sequence[str], reply: Reply) -> Reply:
-    """Return `reply` without the texts that are `hidden`.
+    """Return `reply` without the texts that are `hidden`, and without parts of them.
 
-    A shorter text than `_LEAST_MASKED` may be a part of any word.
+    A relay may quote a line as far as it has read it. What is shorter may be a part of
+    any word.
     """
-    text = reply.text
-    for one in sorted(hidden, key=len, reverse=True):
-        if len(one) >= _LEAST_MASKED:
-            text = text.replace(one, "***")
-    return replace(reply, text=text)
+    parts = {one for one in hidden if _LEAST_MASKED <= len(one) < _LEAST_PART}
+    for one in hidden:
+        ends = range(_LEAST_PART, len(one) + 1)
+        parts.update(one[end - _LEAST_PART : end] for end in ends)
+    is_hidden = [False] * len(reply.text)
+    for size in {len(part) for part in parts}:
+        for end in range(size, len(reply.text) + 1):
+            if reply.text[end - size : end] in parts:
+                is_hidden[end - size : end] = [True] * size
+    runs = groupby(zip(is_hidden, reply.text, strict=True), key=itemgetter(0))
+    shown = ("***" if hides else "".join(c for _, c in run) for hides, run in runs)
+    return replace(reply, text="".join(shown))
 
 
 def _encode(response: bytes) -> str:
