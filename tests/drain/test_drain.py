@@ -81,11 +81,11 @@ def queue(tmp_path: Path, request: pytest.FixtureRequest) -> Queue:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    files, threads = set(os.listdir("/proc/self/fd")), threading.active_count()
+    files, threads = set(os.listdir("/proc/self/fd")), set(threading.enumerate())
     yield
     # What other tests have left may well end meanwhile.
     assert set(os.listdir("/proc/self/fd")) <= files
-    assert threading.active_count() <= threads
+    assert set(threading.enumerate()) <= threads
 
 
 @pytest.fixture

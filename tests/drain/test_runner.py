@@ -72,6 +72,7 @@ def test_it_can_be_started_and_stopped_again_and_again(
     processor: QueueProcessor, delivery: QueuedMailDelivery, mailer: ScriptedMailer
 ) -> None:
     assert processor.stop()
+    threads = set(threading.enumerate())
     for count in range(1, 4):
         processor.start()
         processor.start()
@@ -81,7 +82,7 @@ def test_it_can_be_started_and_stopped_again_and_again(
         assert processor.stop(10)
     send(delivery)
     assert processor.flush() == Tally(1, 0, 0)
-    assert not [t for t in threading.enumerate() if "postcommit" in t.name]
+    assert set(threading.enumerate()) <= threads
 
 
 def test_where_there_is_no_thread_to_be_had_nothing_is_left_of_a_start(
@@ -136,11 +137,12 @@ def test_it_says_whether_it_runs(processor: QueueProcessor) -> None:
 
 
 def test_starting_twice_starts_one_thread(processor: QueueProcessor) -> None:
+    others = set(threading.enumerate())
     processor.start()
-    before = threading.active_count()
+    ours = set(threading.enumerate()) - others
     processor.start()
-    assert threading.active_count() == before
-    assert all(t.daemon for t in threading.enumerate() if "postcommit" in t.name)
+    assert set(threading.enumerate()) - others == ours
+    assert all(thread.daemon for thread in ours)
 
 
 def test_run_works_until_another_thread_stops_it(
@@ -162,13 +164,13 @@ def test_to_run_what_is_started_waits_and_starts_no_second_drain(
     processor: QueueProcessor, delivery: QueuedMailDelivery, mailer: ScriptedMailer
 ) -> None:
     processor.start()
-    before = threading.active_count()
+    threads = set(threading.enumerate())
     other = threading.Thread(target=processor.run)
     other.start()
     send(delivery)
     eventually(lambda: mailer.sent)
     assert other.is_alive()
-    assert threading.active_count() == before + 1
+    assert set(threading.enumerate()) - threads == {other}
     assert processor.stop(10)
     other.join(60)
     assert not other.is_alive()
@@ -621,6 +623,7 @@ def test_an_option_that_can_never_work_is_refused_by_name(
 def test_a_path_that_is_no_queue_is_the_callers_error(
     tmp_path: Path, mailer: ScriptedMailer, method: str
 ) -> None:
+    threads = set(threading.enumerate())
     (tmp_path / "file").touch()
     for path, error in [
         (tmp_path / "file", NotAMaildirError),
@@ -631,7 +634,7 @@ def test_a_path_that_is_no_queue_is_the_callers_error(
         with pytest.raises(error, match=path.name):
             getattr(processor, method)()
         assert processor.stop(0)
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= threads
 
 
 # Idle
