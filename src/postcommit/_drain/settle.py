@@ -218,10 +218,17 @@ class Settler:
         self.unsettled.pop(claim, None)
         if settled is not Settled.DONE:
             _log_loss(claim, report, settled)
-        statuses = [outcome.status for outcome in report.outcomes]
-        sent, rejected = map(statuses.count, (Status.SENT, Status.REJECTED))
-        given_up = sum(outcome.given_up for outcome in report.outcomes)
-        counts = sent, len(statuses) - sent - rejected - given_up, rejected, given_up
+        sent = deferred = rejected = given_up = 0
+        for outcome in report.outcomes:
+            if outcome.status is Status.SENT:
+                sent += 1
+            elif outcome.status is Status.REJECTED:
+                rejected += 1
+            elif outcome.given_up:
+                given_up += 1
+            else:
+                deferred += 1
+        counts = sent, deferred, rejected, given_up
         with self._lock:
             self.tally = Tally(*map(add, self.tally, counts))
         announce(report, notify_of(self._mailer), transaction.manager)

@@ -27,6 +27,7 @@ from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from typing import TYPE_CHECKING
@@ -536,18 +537,19 @@ class Scan:
         return self._schedule.seconds_until(due, self._clock())
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Pass:
     """One pass over a folder, part by part, each in the order of the names."""
 
     _parts: Iterator[list[str]]
     is_deferred: bool = False
-    count: int = 0
-    _paths: list[str] = field(default_factory=list)
-    _at: int = 0
-    _end: int = 0
-    _skipped: list[tuple[int, int]] = field(default_factory=list)
-    _is_crowded: bool = False
+    count: int = field(default=0, init=False)
+    _paths: Sequence[str] = field(default=(), init=False)
+    _at: int = field(default=0, init=False)
+    _end: int = field(default=0, init=False)
+    # The beginnings and ends of what was passed over, because another process is there.
+    _skipped: deque[tuple[int, int]] = field(default_factory=deque, init=False)
+    _is_crowded: bool = field(default=False, init=False)
 
     def next(self) -> str | None:
         """Return the next path, or None at the end."""
@@ -560,7 +562,7 @@ class _Pass:
                     self.count += 1
                     return path
             if self._skipped:
-                self._at, self._end = self._skipped.pop(0)
+                self._at, self._end = self._skipped.popleft()
                 continue
             self._paths = next(self._parts, [])
             self._at, self._end, self._is_crowded = 0, len(self._paths), False

@@ -79,7 +79,7 @@ def unique_name(seconds: float | None = None) -> str:
     """Return a name for a new message: ``<s>.M<µs>P<pid>Q<count>R<random>.<host>``.
 
     Names sort by time, `seconds` since the epoch, now by default. All but the random
-    bits can be equal in two containers.
+    bits can be equal in two containers, or in two copies of a virtual machine.
     """
     microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
     whole, rest = divmod(microseconds, 1_000_000)
@@ -184,9 +184,8 @@ class Maildir:
         is_nameless = nameless and _names_later[self.identity]
         message = Staged(self, name or unique_name(), folder)
         try:
-            named = message.path, CREATE
-            file = OpenFile(*((self.tmp, _NAMELESS) if is_nameless else named))
-            message._file = file
+            where = (self.tmp, _NAMELESS) if is_nameless else (message.path, CREATE)
+            message._file = file = OpenFile(*where)
             try:
                 if self.is_foreign:
                     give_to_owner(file.descriptor, self.tmp)

@@ -670,9 +670,9 @@ def _sorted(
     items: Sequence[Any],
 ) -> tuple[Sequence[Staged], list[Staged], list[Claim]]:
     """Return what is accepted, what was staged and called off, and what is removed."""
-    cancelled = [item for item in items if isinstance(item, Cancellation)]
-    if not cancelled:
+    if Cancellation not in map(type, items):
         return items, [], []
+    cancelled = [item for item in items if isinstance(item, Cancellation)]
     staged = (item for item in items if isinstance(item, Staged))
     called_off = [item for each in cancelled for item in each.staged]
     accepted = [item for item in staged if item not in called_off]
@@ -778,18 +778,19 @@ class Claim:
                     raise QueueError(path, reason)
                 # Between our opening and locking it, its holder may have settled the
                 # entry: then ours was removed, or replaced by another file.
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.stat(path), locked):
-                        claim = cls(
-                            path=path,
-                            key=key,
-                            is_deferred=path.rpartition("/")[0].endswith("/cur"),
-                            links=locked.st_nlink,
-                            changed=locked.st_mtime,
-                            size=locked.st_size,
-                            _lock=lock,
-                            release=lock.release,
-                        )
+                if os.path.samestat(os.stat(path), locked):
+                    claim = cls(
+                        path=path,
+                        key=key,
+                        is_deferred=path.rpartition("/")[0].endswith("/cur"),
+                        links=locked.st_nlink,
+                        changed=locked.st_mtime,
+                        size=locked.st_size,
+                        _lock=lock,
+                        release=lock.release,
+                    )
+        except FileNotFoundError:
+            pass
         finally:
             if claim is None:
                 lock.release()

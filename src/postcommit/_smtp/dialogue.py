@@ -322,20 +322,21 @@ class Account:
         self.extensions: Mapping[str, str] | None = None
         self.fitted: bytes | Reply = b""
         self.stuffed = b""
-        # An address that would be something else on the wire is rejected now: a line
-        # break in it, for example, would begin another command.
-        concerned: list[Sequence[int]] = [(index,) for index in self.everybody]
-        envelope = [*zip(concerned, self.recipients, strict=True)]
+        envelope: list[tuple[Sequence[int], str]] = [
+            ((index,), address) for index, address in enumerate(self.recipients)
+        ]
         if self.sender:
             envelope.append((self.everybody, self.sender))
-        for indices, address in envelope:
+        # An address that would be something else on the wire is rejected now: a line
+        # break in it, for example, would begin another command.
+        for concerned, address in envelope:
             try:
                 if parse_address(address) == address:
                     continue
                 fault = f"Not a bare address: {address!r}"
             except AddressError as error:
                 fault = str(error)
-            self.settle(indices, Status.REJECTED, Reply(0, "5.1.3", fault))
+            self.settle(concerned, Status.REJECTED, Reply(0, "5.1.3", fault))
 
     def fit(self, extensions: Mapping[str, str]) -> bytes | Reply:
         """Return the message as a relay with `extensions` takes it, or why it cannot.
@@ -414,7 +415,7 @@ def _was_replied(outcome: Outcome) -> bool:
     return outcome.reply.code != 0 or outcome.status is Status.UNCERTAIN
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Transmission:
     """A message and some of its recipients (`indices`), on one connection.
 
@@ -432,18 +433,19 @@ class Transmission:
     account: Account
     indices: Sequence[int]
     has_moved: bool = False
-    state: State = State.UPCOMING
-    commands: list[Command] = field(default_factory=list)
-    written: int = 0  # number of commands
-    answered: int = 0  # number of commands
-    content: bytes = b""
     accepted: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
-    refused: int = 0
-    limit: int | None = None
-    is_sure: bool = False
-    doubtful: int | None = None
-    is_welcome: bool = False
+    # How each begins. Attributes of the class, so that a new one costs less.
+    state: State = field(default=State.UPCOMING, init=False)
+    commands: Sequence[Command] = field(default=(), init=False)
+    written: int = field(default=0, init=False)  # number of commands
+    answered: int = field(default=0, init=False)  # number of commands
+    content: bytes = field(default=b"", init=False)
+    refused: int = field(default=0, init=False)
+    limit: int | None = field(default=None, init=False)
+    is_sure: bool = field(default=False, init=False)
+    doubtful: int | None = field(default=None, init=False)
+    is_welcome: bool = field(default=False, init=False)
 
     def prepare(self, link: Link) -> bool:
         """Make the commands and the content for `link`.
@@ -559,7 +561,7 @@ class Transmission:
         rest = self.commands[self.written :]
         if len(rest) > 1:
             self.left += [command.recipient for command in rest[:-1]]
-            self.commands[self.written :] = [_DATA]
+            self.commands = [*self.commands[: self.written], _DATA]
 
     def _own(self) -> Sequence[int]:
         """Return the recipients that are not left for the next transmission."""

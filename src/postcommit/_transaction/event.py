@@ -191,37 +191,44 @@ def log_report(report: DeliveryReport) -> None:
     """
     if report.announced:
         return
-    lines: list[tuple[int, str, str, str, object]] = []
     for outcome in report.outcomes:
         level = logging.WARNING
         if outcome.status is Status.SENT:
             level = logging.INFO
         elif outcome.status is Status.REJECTED or outcome.given_up:
             level = logging.ERROR
-        status, more = outcome.status.value, ", given up" * outcome.given_up
-        lines.append((level, outcome.recipient, status, more, outcome.reply))
-    if report.relay_failure is not None:
+        if log.isEnabledFor(level):  # what follows costs more than this check
+            status, more = outcome.status.value, ", given up" * outcome.given_up
+            _log(level, report, outcome.recipient, status, more, outcome.reply)
+    failure = report.relay_failure
+    if failure is not None:
         for recipient in report.undecided:
             more = ": the relay failed"
-            failed = (logging.ERROR, recipient, "not sent", more, report.relay_failure)
-            lines.append(failed)
-    for level, recipient, status, more, reply in lines:
-        if not log.isEnabledFor(level):
-            continue  # the arguments cost more than this check
-        log.log(
-            level,
-            "<%s> to %s: %s: %s",
-            report.message_id,
-            recipient,
-            f"{status}{more}",
-            reply,
-            extra={
-                "message_id": report.message_id,
-                "recipients": (recipient,),
-                "status": status,
-                "reply": reply,
-            },
-        )
+            _log(logging.ERROR, report, recipient, "not sent", more, failure)
+
+
+def _log(
+    level: int,
+    report: DeliveryReport,
+    recipient: str,
+    status: str,
+    more: str,
+    reply: object,
+) -> None:
+    log.log(
+        level,
+        "<%s> to %s: %s: %s",
+        report.message_id,
+        recipient,
+        f"{status}{more}",
+        reply,
+        extra={
+            "message_id": report.message_id,
+            "recipients": (recipient,),
+            "status": status,
+            "reply": reply,
+        },
+    )
 
 
 def dispatch_events(
