@@ -294,6 +294,9 @@ class ScriptedRelay(Record):
         with self.changed:
             self.connections += 1
             cut = self.cuts.pop(0) if self.cuts else None
+            if cut is not None:
+                # The system must not take all of a large message in our place.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
             dialogue = Dialogue(self, connection, self.connections, cut)
             self._dialogues.add(dialogue)
             self.most_open = max(self.most_open, len(self._dialogues))
