@@ -117,6 +117,13 @@ def test_odd_messages_lose_nothing(message: bytes, kept: bytes) -> None:
     assert rest == kept
 
 
+def test_a_long_line_like_that_of_a_mailbox_file_takes_no_longer_than_others() -> None:
+    """A square of its length would be half an hour."""
+    line = b"From ann Mon " + b"1:23 " * 400_000
+    composed = sent(line + b"\nText.")
+    assert bytes(composed.body) == line + b"\nText."
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_message_whose_text_is_kept(data: bytes) -> None:
     try:

@@ -57,8 +57,8 @@ _FOLDED = _LINE + rb"(?:[ \t]" + _LINE + rb")*"
 
 # The line before a message in a mailbox file. It is not a part of the message.
 _UNIX_FROM = (
-    rb">?From \S* +(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[^\r\n]* \d\d?:\d\d[^\r\n]*"
-    rb"(?:\r\n?|\n)(?=" + _NAME + rb")"
+    rb">?From \S* +(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)(?=[^\r\n]* \d\d?:\d\d)"
+    rb"[^\r\n]*+(?:\r\n?|\n)(?=" + _NAME + rb")"
 )
 
 # All before the body; its group is the header. Any data begins with it.
