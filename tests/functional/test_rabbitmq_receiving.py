@@ -147,7 +147,7 @@ def contents(store: Store) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in Path(store.path).rglob("*/[0-9]*")
-        if ".Failed" not in path.parts
+        if path.parent.name != "tmp" and ".Failed" not in path.parts
     }
 
 
