@@ -144,6 +144,52 @@ def test_the_password_may_be_in_a_file(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("password", ""),
+        ("amqp_password", "amqp_url = amqps://u@broker"),
+        ("receive_password", "receive_url = amqps://u@broker"),
+    ],
+)
+def test_each_password_comes_from_the_first_source_that_has_it(
+    name: str, option: str, tmp_path: Path
+) -> None:
+    text = f"[postcommit]\nqueue_path = q\nusername = u\n{option}\n"
+    ini = ("--config", file(tmp_path, f"{text}{name} = file\n"))
+    for source in ("credentials", "argument"):
+        (tmp_path / source).mkdir()
+        (tmp_path / source / name).write_text(source)
+    flag = name.replace("_", "-")
+    argument = (f"--{flag}-file", f"{tmp_path}/argument/{name}")
+    variable = {f"POSTCOMMIT_{name.upper()}": "variable"}
+    folder = {"CREDENTIALS_DIRECTORY": f"{tmp_path}/credentials"}
+    for argv, environ, expected in (
+        ((*argument, *ini), {**variable, **folder}, "argument"),
+        (ini, {**variable, **folder}, "variable"),
+        (ini, folder, "credentials"),
+        (ini, {}, "file"),
+    ):
+        # A password of another option does not matter.
+        others: list[dict[str, str]] = [{}]
+        if name != "password":
+            others.append({"POSTCOMMIT_PASSWORD": "other"})
+        for other in others:
+            found = password_of(name, *argv, environ={**other, **environ})
+            assert found == expected
+    (tmp_path / "credentials" / name).write_text("not\na password\n")
+    environ = {**variable, **folder}
+    assert password_of(name, *ini, environ=environ) == "variable", "it was read"
+
+
+def password_of(name: str, *argv: str, environ: Mapping[str, str]) -> str:
+    command = "receive" if name == "receive_password" else "run"
+    options = cli._parser().parse_args([command, *argv])
+    found = Configuration(options, environ)
+    made: Any = found.receiver() if command == "receive" else found.mailer()
+    return str(made.password)
+
+
 def test_systemd_may_have_no_password_for_us(tmp_path: Path) -> None:
     folder = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     assert told("q", environ=folder).mailer().password is None

@@ -3,11 +3,11 @@
 The first of these sources that has an option wins:
 
 1. The command line.
-2. The environment. For example, ``POSTCOMMIT_PORT`` is the option ``port``. The
-   password may also be in the file ``password`` in systemd's
-   ``$CREDENTIALS_DIRECTORY``.
-3. The file that ``--config``, or ``POSTCOMMIT_CONFIG``, names.
-4. The default in `postcommit.interfaces`.
+2. The environment. For example, ``POSTCOMMIT_PORT`` is the option ``port``.
+3. For a password, the file of its name in systemd's ``$CREDENTIALS_DIRECTORY``, such
+   as ``amqp_password``.
+4. The file that ``--config``, or ``POSTCOMMIT_CONFIG``, names.
+5. The default in `postcommit.interfaces`.
 
 There may be several relays. ``--failover`` names hosts that are used with the same
 options as the first one. A section ``[postcommit:NAME]`` of the file is a relay that
@@ -322,8 +322,7 @@ def _collected(
     variables = sources.from_environment(environ, (*_KNOWN, "config"))
     config = variables.pop("config", None)
     found = {**variables, **told}
-    if sources.SECRET not in found:
-        found |= sources.credentials(environ)
+    found |= sources.credentials(environ, found)
     path = options.config or (config and config.value)
     further: dict[str, dict[str, Given]] = {}
     if path:

@@ -90,10 +90,16 @@ def from_environment(
     return with_password(found)
 
 
-def credentials(environ: Mapping[str, str]) -> dict[str, Given]:
-    """Return the passwords in systemd's ``$CREDENTIALS_DIRECTORY``, by their names."""
+def credentials(
+    environ: Mapping[str, str], found: Collection[str]
+) -> dict[str, Given]:
+    """Return the passwords in systemd's ``$CREDENTIALS_DIRECTORY``, by their names.
+
+    Those in `found`, from a source that wins over this one, are not read.
+    """
     folder = environ.get("CREDENTIALS_DIRECTORY")
-    paths = {name: os.path.join(folder, name) for name in _SECRETS} if folder else {}
+    wanted = [name for name in _SECRETS if name not in found] if folder else []
+    paths = {name: os.path.join(folder or "", name) for name in wanted}
     return with_password(
         {
             f"{name}_file": Given("credentials", f"{name}_file", path)
