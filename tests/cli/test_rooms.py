@@ -26,6 +26,7 @@ from postcommit._maildir.presence import STOPPED
 from postcommit._maildir.presence import ring
 from postcommit._maildir.store import Store
 from postcommit._processor import QueueProcessor
+from postcommit._queue.selection import Selection
 from postcommit.errors import EntryError
 from postcommit.errors import QueueError
 from postcommit.interfaces import Tally
@@ -99,6 +100,61 @@ def test_times_are_shown(store: Store, capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(r"^expires +20.* UTC", shown, re.MULTILINE)
     assert re.search(r"^accepted .* 0s ago$", shown, re.MULTILINE)
     assert "state       scheduled; 'postcommit retry' sends it now" in shown
+
+
+def test_the_age_of_scheduled_mail_begins_when_it_was_sent(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options mean the column AGE, and never the time for which the mail waits."""
+    five_days, two_hours = (time.time() - seconds for seconds in (432000, 7200))
+    names = [schedule(store, due) for due in (90000.0, 90000.0, -60.0, 90000.0)]
+    folder = Path(store.path, ".Later/new")
+    for name, sent in zip(names, (five_days, two_hours) * 2, strict=True):
+        os.utime(folder / name, (sent, sent))
+    hold(store, names[1])
+    # Another program may have written a file with a name that says no time.
+    unnamed = write(store, "new/web.1.x")
+    os.utime(unnamed, (five_days, five_days))
+
+    def listed(*words: str) -> tuple[int, set[str]]:
+        assert main(["list", store.path, *words]) == 0
+        rows = capsys.readouterr().out.splitlines()[1:]
+        return len(rows), {row.split()[1] for row in rows}
+
+    assert listed("--older", "1d") == (3, {"5d"})
+    assert listed("--scheduled", "--older", "1d") == (2, {"5d"})
+    assert listed("--newer", "1d") == (2, {"2h"})
+    assert listed("--held", "--newer", "1d") == (1, {"2h"})
+    assert listed("--older", "1d", "--newer", "5d") == (0, set())
+    assert listed("--older", "1d", "--to", "a@x.org") == (3, {"5d"})
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        (["retry"], ["scheduled", "waiting"]),
+        (["hold"], ["held", "scheduled"]),
+        (["delete", "--yes"], ["scheduled"]),
+    ],
+)
+def test_scheduled_mail_is_changed_by_its_age(
+    store: Store, command: list[str], left: list[str]
+) -> None:
+    old = Path(store.path, ".Later/new", schedule(store, 86400.0))
+    os.utime(old, (time.time() - 7200,) * 2)
+    young = schedule(store, 60.0)
+    age = ("--scheduled", "--older", "1h")
+    assert main([*command, store.path, "ALL", *age]) == 0
+    assert states(store) == left
+    assert only(store, EntryState.SCHEDULED).name == young
+
+
+def test_an_entry_that_is_sent_during_a_search_has_no_age(store: Store) -> None:
+    schedule(store)
+    queue = MaildirOperators(store.path)
+    wanted = Selection((EntryState.SCHEDULED,), newer=60.0)
+    gone = Path(only(store, EntryState.SCHEDULED).place)
+    assert list(wanted.items(queue, step=gone.unlink)) == []
 
 
 def test_a_message_id_finds_an_entry_in_every_state(

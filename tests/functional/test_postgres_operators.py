@@ -31,6 +31,7 @@ from postcommit._maildir.item import IChanges
 from postcommit._maildir.item import IOperators
 from postcommit._postgres import checking
 from postcommit._postgres.operators import PostgresOperators
+from postcommit._queue.selection import Selection
 from postcommit.errors import EntryError
 from postcommit.errors import ItemError
 from postcommit.errors import QueueError
@@ -484,6 +485,20 @@ def test_a_queue_is_paused_by_hand(filled: Filled) -> None:
         assert not changes.resume()
     assert len(consumer.take(8)) > 0
     consumer.close()
+
+
+def test_the_age_of_scheduled_mail_begins_when_it_was_sent(filled: Filled) -> None:
+    place = filled.place
+    queue = PostgresOperators(place.url)
+    place.execute("update {schema}.entry set accepted = now() - interval '2 h'")
+    young = accept(place.make(), terms=Terms(not_before=4e9))
+    older = Selection((EntryState.SCHEDULED,), older=3600.0)
+    newer = Selection((EntryState.SCHEDULED,), newer=3600.0)
+    assert list(older.details(queue)) == []
+    assert [read.message_id for read in newer.details(queue)] == [young]
+    place.execute("update {schema}.entry set accepted = now() - interval '2 h'")
+    assert [read.message_id for read in older.details(queue)] == [young]
+    assert list(newer.details(queue)) == []
 
 
 def test_what_has_expired_is_not_retried(filled: Filled) -> None:

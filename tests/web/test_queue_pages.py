@@ -175,6 +175,18 @@ def test_a_search(app: Any, store: Store, query: str, count: int) -> None:
     assert form.submit().text.count('<td class="choose">') == count
 
 
+def test_the_age_of_scheduled_mail_begins_when_it_was_sent(
+    app: Any, store: Store
+) -> None:
+    for seconds in (432000, 7200):
+        name = schedule(store, 90000.0)
+        os.utime(f"{store.path}/.Later/new/{name}", (time.time() - seconds,) * 2)
+    for query, age in (("older=1d", "5d"), ("newer=1d", "2h")):
+        page = app.get(f"/queue/queue?state=scheduled&{query}")
+        assert page.text.count('<td class="choose">') == 1
+        assert f" {age} " in words(page)
+
+
 def test_a_page_has_200_rows_and_leads_to_the_next(app: Any, store: Store) -> None:
     names = [f"17{number:08d}.M1P1Q1.web" for number in range(450)]
     for name in names:

@@ -33,6 +33,7 @@ from postcommit._queue.attention import attention
 from postcommit._queue.record import key_of
 from postcommit._queue.record import record_of_entry
 from postcommit._queue.record import record_of_queue
+from postcommit._queue.values import age
 from postcommit._queue.values import ago
 from postcommit._queue.values import duration
 from postcommit._queue.values import moment
@@ -127,10 +128,9 @@ def run_list(options: argparse.Namespace) -> int:
 
 def _row(read: Details, now: float) -> list[str]:
     item = read.item
-    accepted = read.changed if read.accepted is None else read.accepted
     return [
         item.id,
-        duration(now - accepted),
+        duration(age(read, now)),
         _next(read, now),
         str(read.attempts),
         size(read.size),

@@ -12,6 +12,8 @@ from postcommit._maildir.item import IOperators
 from postcommit._maildir.item import Item
 from postcommit._maildir.item import Step
 from postcommit._maildir.item import no_step
+from postcommit._maildir.rooms import is_scheduled
+from postcommit._queue.values import age
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Selection:
     `recipient` and `sender` are an address, a domain such as ``@example.org``, or a
     pattern with ``*``. `message_id` has no angle brackets. `search` is a part of an
     address, of the message id or of the subject, in any case. An entry was accepted
-    more than `older` and less than `newer` seconds ago.
+    more than `older` and less than `newer` seconds ago, also if it is scheduled.
     """
 
     states: tuple[EntryState, ...]
@@ -68,15 +70,25 @@ class Selection:
             step()
 
         for item in queue.items(self.states, message_id=self.message_id, step=count):
-            if looked_at > start and self._has_age(item):
+            if looked_at > start and self._has_age(queue, item):
                 yield item
 
-    def _has_age(self, item: Item) -> bool:
+    def _has_age(self, queue: IOperators, item: Item) -> bool:
         if self.older is None and self.newer is None:
             return True
-        age = time.time() - (item.accepted or 0.0)
-        return (self.older is None or age > self.older) and (
-            self.newer is None or age < self.newer
+        now = time.time()
+        if item.accepted is None or is_scheduled(item.name):
+            # The name does not say when the entry was accepted, but its file does. A
+            # file for each entry would be slow in a large queue. These are few: what is
+            # in ``.Later`` or was there, and what other programs have named.
+            read = queue.details(item)
+            if read is None:
+                return False
+            seconds = age(read, now)
+        else:
+            seconds = now - item.accepted
+        return (self.older is None or seconds > self.older) and (
+            self.newer is None or seconds < self.newer
         )
 
     def _has_addresses(self, read: Details) -> bool:

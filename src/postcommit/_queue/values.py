@@ -4,6 +4,11 @@ from __future__ import annotations
 import re
 from datetime import UTC
 from datetime import datetime
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from postcommit.interfaces import QueueEntry
 
 
 _UNITS = (("d", 86400, 1_000_000), ("h", 3600, 24), ("m", 60, 60), ("s", 1, 60))
@@ -25,6 +30,14 @@ def duration(seconds: float) -> str:
         parts.pop(0)
     told = "".join(f"{count}{name}" for name, count in parts[:2] if count)
     return ("-" if seconds < 0 else "") + (told or "0s")
+
+
+def age(entry: QueueEntry, now: float) -> float:
+    """Return for how many seconds an entry has been in the queue.
+
+    If it is unknown when the entry was accepted, this is since it was written last.
+    """
+    return now - (entry.changed if entry.accepted is None else entry.accepted)
 
 
 def seconds_of(text: str) -> float:

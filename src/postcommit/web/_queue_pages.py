@@ -21,6 +21,7 @@ from postcommit._maildir.item import is_whole_id
 from postcommit._queue.queue import MailQueue
 from postcommit._queue.record import record_of_entry
 from postcommit._queue.record import record_of_queue
+from postcommit._queue.values import age
 from postcommit._queue.values import ago
 from postcommit._queue.values import duration
 from postcommit._queue.values import entries
@@ -482,7 +483,6 @@ def _done(query: Any) -> str:
 
 
 def _row(entry: QueueEntry, now: float) -> dict[str, Any]:
-    accepted = entry.changed if entry.accepted is None else entry.accepted
     return {
         "id": entry.id,
         "state": entry.state.key,
@@ -490,7 +490,7 @@ def _row(entry: QueueEntry, now: float) -> dict[str, Any]:
         "subject": cut(entry.subject),
         "sender": cut(entry.sender) or "<>",
         "recipients": named(entry.recipients, _MOST_NAMED),
-        "age": duration(now - accepted),
+        "age": duration(age(entry, now)),
         "next": _next(entry, now),
         "attempts": entry.attempts,
         "size": size(entry.size),
