@@ -616,6 +616,10 @@ class QueueStatus(Protocol):
         """When the next scheduled entry is due, or None without one."""
 
     @property
+    def oldest_bulk(self) -> float | None:
+        """When the first bulk entry began to wait for other mail, or None."""
+
+    @property
     def foreign_claims(self) -> int:
         """How many entries a processor of another library is sending."""
 

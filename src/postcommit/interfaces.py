@@ -1101,10 +1101,10 @@ class IMailQueue(Interface):
     ) -> tuple[str, ...]:
         """Return a sentence, with advice, for each thing that needs attention.
 
-        An entry may be due for `warn_age` seconds, and the queue may pause for
-        `warn_paused` seconds while something is due. There may be `warn_failed` dead
-        letters, None is without limit. `needs_processor` is false if a timer runs
-        ``postcommit flush``.
+        An entry may be due for `warn_age` seconds, and a bulk entry may wait for as
+        long if no processor is running. The queue may pause for `warn_paused` seconds
+        while something is due. There may be `warn_failed` dead letters, None is without
+        limit. `needs_processor` is false if a timer runs ``postcommit flush``.
         """
 
     def check() -> Iterator[QueueFinding]:

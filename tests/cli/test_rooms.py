@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import Item
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._maildir.presence import STOPPED
+from postcommit._maildir.presence import Wakeup
 from postcommit._maildir.presence import ring
 from postcommit._maildir.store import Store
 from postcommit._processor import QueueProcessor
@@ -215,6 +217,44 @@ def test_what_should_have_been_sent_needs_attention(
     out = capsys.readouterr().out
     assert "1  due now, the oldest for 2h" in out
     assert "attention: an entry is due for 2h: no processor lives" in out
+
+
+def test_bulk_mail_that_no_processor_sends_needs_attention(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a processor it is late like other mail. Otherwise it may wait."""
+
+    def complaints(*words: str) -> list[str]:
+        status = main(["status", store.path, "--json", *words])
+        [told] = objects(capsys.readouterr().out)
+        assert status == bool(told["attention"])
+        return list(told["attention"])
+
+    schedule(store, 3600, bulk=True)
+    assert complaints("--warn-age", "0") == []
+    name = wait_behind(store)
+    aged = f"{int(name[:10]) - 7200}{name[10:]}"
+    folder = Path(store.path, ".Bulk/new")
+    assert complaints() == []
+    os.rename(folder / name, folder / aged)
+    wait_behind(store)
+    [told] = complaints()
+    assert told.startswith("a bulk entry waits for 2h: no processor")
+    assert "'postcommit run'" in told
+    assert complaints("--no-processor") == [told]
+    assert complaints("--warn-age", "1d") == []
+    assert main(["pause", store.path]) == 0
+    capsys.readouterr()
+    assert complaints() == ["a bulk entry waits for 2h: the queue pauses"]
+    assert main(["resume", store.path]) == 0
+    capsys.readouterr()
+    with closing(Wakeup(store.path)):
+        assert complaints("--warn-age", "0") == []
+    # Bulk mail waits for all other mail, which comes first here, too.
+    wait(store)
+    assert complaints("--no-processor", "--warn-age", "1h") == []
+    [told] = complaints("--warn-age", "1h")
+    assert told.startswith("1 due")
 
 
 def test_check_finds_nothing_wrong_with_rooms(

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.postgresplace import PostgresPlace
 from tests.support.smtpd import ScriptedRelay
 from zope.interface.verify import verifyObject
 
+from postcommit import MailQueue
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit._cli.main import main
@@ -163,6 +165,29 @@ def test_a_survey_counts_all(filled: Filled) -> None:
     assert seen.pause.next_attempt - seen.pause.since == pytest.approx(60, abs=1)
     consumer.clear()
     assert queue.survey().pause is None
+    consumer.close()
+
+
+def test_bulk_mail_that_no_processor_sends_needs_attention(
+    postgres: PostgresPlace,
+) -> None:
+    queue = MailQueue(postgres.url)
+    store = postgres.make()
+    now = time.time()
+    assert queue.status().oldest_bulk is None
+    accept(store, terms=Terms(not_before=now + 7200, bulk=True))
+    assert queue.status().oldest_bulk is None
+    accept(store, terms=Terms(bulk=True))
+    postgres.execute("update {schema}.entry set due = now() - interval '2 h' where bulk"
+        " and not_before is null")
+    accept(store, terms=Terms(bulk=True))
+    seen = queue.status()
+    assert seen.oldest_bulk == pytest.approx(now - 7200, abs=600)
+    assert (seen.due, seen.oldest_due, seen.counts[EntryState.BULK]) == (0, None, 2)
+    [said] = queue.attention(seen)
+    assert said.startswith("a bulk entry waits for 2h")
+    consumer = consume(store)
+    assert queue.attention(queue.status(), warn_age=0.0) == ()
     consumer.close()
 
 

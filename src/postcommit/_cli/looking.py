@@ -251,8 +251,8 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="AGE",
         type=selection.seconds,
         default=900.0,
-        help="exit with 1 if an entry is due for longer than this: 90 (seconds),"
-        " 15m, 2h, 3d (default: 15m)",
+        help="exit with 1 if an entry is due, or a bulk entry waits and no processor"
+        " is running, for longer than this: 90 (seconds), 15m, 2h, 3d (default: 15m)",
     )
     text = "a timer runs 'postcommit flush': do not warn because no processor lives"
     parser.add_argument("--no-processor", action="store_true", help=text)

@@ -277,7 +277,8 @@ class Survey:
     receivers from a broker. `mailbox` says why this
     is probably a person's mailbox. It is empty for a queue. `shortages` say what the
     disk has too little of. `next_scheduled` is when the next scheduled entry is due.
-    `stopped` says who has paused the queue by hand.
+    `oldest_bulk` is when the first bulk entry began to wait for other mail. `stopped`
+    says who has paused the queue by hand.
     """
 
     counts: Mapping[EntryState, int]
@@ -293,6 +294,7 @@ class Survey:
     next_scheduled: float | None = None
     stopped: Stopped | None = None
     receptions: tuple[Reception, ...] = ()
+    oldest_bulk: float | None = None
 
 
 @dataclass(frozen=True)

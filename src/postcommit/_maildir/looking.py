@@ -483,12 +483,13 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
         failed = hidden[REJECTED]
         for name in ("new", "cur"):
             failed += sum(1 for _ in _names(f"{store.path}/{FAILED}/{name}", hidden))
+        bulk = _new(f"{store.path}/{rooms.BULK}/new", Counter())
         counts = {
             EntryState.WAITING: waiting,
             EntryState.SCHEDULED: scheduled,
             EntryState.DEFERRED: deferred,
-            EntryState.BULK: _count(store, EntryState.BULK),
-            EntryState.HELD: _count(store, EntryState.HELD),
+            EntryState.BULK: bulk.count,
+            EntryState.HELD: _held(store),
             EntryState.FAILED: failed,
             EntryState.IN_DOUBT: sum(1 for _ in items(store, [EntryState.IN_DOUBT])),
         }
@@ -506,6 +507,7 @@ def survey(store: Store, now: float, most_seconds: float) -> Survey:
             next_scheduled,
             stopped(store.path),
             tuple(receptions(store.path)),
+            bulk.oldest,
         )
 
 
@@ -553,8 +555,8 @@ def _names(folder: str, hidden: Counter[str]) -> Iterator[str]:
                 hidden.update(p for p in (REJECTED, SENDING) if name.startswith(p))
 
 
-def _count(store: Store, state: EntryState) -> int:
-    folders = map(store.maildir.folder, _FOLDERS[state])
+def _held(store: Store) -> int:
+    folders = map(store.maildir.folder, _FOLDERS[EntryState.HELD])
     return sum(1 for folder in folders for _ in _names(folder, Counter()))
 
 
@@ -575,7 +577,7 @@ def _scheduled(store: Store, now: float, due: _Due) -> tuple[int, float | None]:
 
 
 def _new(folder: str, hidden: Counter[str]) -> _Due:
-    """Return what is due in ``new``: all of it, since the first name was given."""
+    """Return what waits in ``new``: all of it, since the first name was given."""
     due, first = _Due(), ""
     for name in _names(folder, hidden):
         due.count += 1

@@ -344,15 +344,16 @@ class PostgresOperators:
     def survey(self, most_seconds: float = 2.0) -> Survey:
         """Count the entries. See `IOperators`. All of them are looked at."""
         counts = dict.fromkeys(EntryState, 0)
-        due, oldest = 0, None
+        due, ages = 0, {}
         for name, count, due_now, age in self._rows(_COUNTS):
             state = STATES[name]
             counts[state] = count
-            if state in _TRIED and due_now:
-                due += due_now
-                oldest = age if oldest is None else max(oldest, age)
+            if due_now:
+                ages[state] = age
+                due += due_now if state in _TRIED else 0
         counts[EntryState.IN_DOUBT] = sum(1 for _ in self.items([EntryState.IN_DOUBT]))
         now = time.time()  # ages were taken, so the clocks may differ
+        since = {state: now - age for state, age in ages.items()}
         reasons = {
             EntryState.DEFERRED: self._replies("queued", deferred=True),
             EntryState.FAILED: self._replies("failed", deferred=False),
@@ -362,7 +363,7 @@ class PostgresOperators:
             counts,
             {state: reason for state, reason in reasons.items() if reason},
             due,
-            None if oldest is None else now - oldest,
+            min((since[state] for state in _TRIED if state in since), default=None),
             counts[EntryState.DEFERRED],
             0,
             max((now - silent for silent, *_ in found), default=None),
@@ -376,6 +377,7 @@ class PostgresOperators:
             ),
             next_scheduled=self._next_scheduled(now),
             stopped=self.stopped(now),
+            oldest_bulk=since.get(EntryState.BULK),
         )
 
     def _next_scheduled(self, now: float) -> float | None:

@@ -21,8 +21,9 @@ _START = "'postcommit run' or 'postcommit flush'"
 class Limits:
     """The limits from which on something needs attention.
 
-    An entry may be due for `age` seconds, and the queue may pause for `paused` seconds
-    while something is due. There may be `failed` dead letters, None is without limit.
+    An entry may be due for `age` seconds, and a bulk entry may wait for as long if no
+    processor runs. The queue may pause for `paused` seconds while something is due.
+    There may be `failed` dead letters, None is without limit.
     `needs_processor` is false if a timer runs ``postcommit flush``.
     """
 
@@ -65,16 +66,22 @@ def attention(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
 
 
 def _late(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
-    """Yield why mail that is due is not sent."""
+    """Yield why mail is not sent that is due, or bulk mail without a processor.
+
+    While a processor runs, bulk mail may wait for all other mail, for any time.
+    """
     # A processor locks the note of its pause, so the note shows that it lives.
     lives = seen.heartbeat is not None or seen.pause is not None
-    if seen.oldest_due is not None and now - seen.oldest_due > limits.age:
-        if seen.pause or seen.stopped:
-            hint = "the queue pauses"
-        elif lives:
-            hint = "the processor's log tells why; 'postcommit test-relay'"
-        else:
-            hint = f"no processor lives; {_START}"
-        yield f"an entry is due for {duration(now - seen.oldest_due)}: {hint}"
+    if seen.pause or seen.stopped:
+        hint = "the queue pauses"
+    elif lives:
+        hint = "the processor's log tells why; 'postcommit test-relay'"
+    else:
+        hint = f"no processor lives; {_START}"
+    due, bulk = seen.oldest_due, seen.oldest_bulk
+    if due is not None and now - due > limits.age:
+        yield f"an entry is due for {duration(now - due)}: {hint}"
     elif seen.due and not lives and limits.needs_processor:
         yield f"{seen.due} due, and no processor lives; {_START}"
+    elif not (seen.due or lives) and bulk is not None and now - bulk > limits.age:
+        yield f"a bulk entry waits for {duration(now - bulk)}: {hint}"
