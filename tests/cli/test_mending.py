@@ -104,7 +104,9 @@ def test_retry_leaves_what_cannot_be_sent_and_goes_on(
     assert main(["retry", store.path, "ALL", "--failed"]) == 1
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
-    assert "cannot be sent: there is no envelope\n" in err
+    [dead] = MaildirOperators(store.path).items([EntryState.FAILED])
+    said = f"postcommit: {dead.id}: it cannot be sent: there is no envelope\n"
+    assert err.startswith(said)
     assert err.endswith("\n1 entry will be retried, 1 skipped\n")
     assert path.exists()
 

@@ -381,16 +381,21 @@ def test_what_cannot_be_held_is_said(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(store)
-    assert main(["hold", store.path, only(store, EntryState.FAILED).id]) == 1
-    assert "is a dead letter, which is never tried" in capsys.readouterr().err
+    dead = only(store, EntryState.FAILED).id
+    assert main(["hold", store.path, dead]) == 1
+    said = f"postcommit: {dead}: it is a dead letter, which is never tried\n"
+    assert said in capsys.readouterr().err
     assert main(["hold", store.path, only(store, EntryState.IN_DOUBT).id]) == 2
     assert "is in doubt" in capsys.readouterr().err
-    assert main(["release", store.path, only(store, EntryState.WAITING).id]) == 1
-    assert "is not held but waiting" in capsys.readouterr().err
+    waiting = only(store, EntryState.WAITING).id
+    assert main(["release", store.path, waiting]) == 1
+    said = f"postcommit: {waiting}: it is not held but waiting\n"
+    assert said in capsys.readouterr().err
     hold(store, only(store, EntryState.WAITING).name)
     assert main(["hold", store.path, only(store, EntryState.HELD).id]) == 0
     assert main(["retry", store.path, only(store, EntryState.HELD).id]) == 1
-    assert "is held; use 'postcommit release'" in capsys.readouterr().err
+    said = f"postcommit: {waiting}: it is held; use 'postcommit release'\n"
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_being_sent_is_not_held(
@@ -594,5 +599,6 @@ def test_retry_refuses_what_has_expired(
     assert flush(store).rejected == 1
     assert main(["retry", store.path, dead.id]) == 1
     told = capsys.readouterr()
-    assert f"{dead.id} cannot be sent: it expired at 2001-09-09 01:46:40" in told.err
+    said = "it cannot be sent: it expired at 2001-09-09 01:46:40 UTC"
+    assert f"postcommit: {dead.id}: {said}\n" in told.err
     assert states(store) == ["failed"]

@@ -132,7 +132,7 @@ def test_a_dead_letter_that_is_no_entry_stays_one(
     bury(store)
     dead = only(queue, EntryState.FAILED)
     Path(dead.place).write_bytes(b"X-Zope-Unreadable: too odd\nx")
-    with pytest.raises(EntryError, match=f"{dead.id} cannot be sent: too odd"):
+    with pytest.raises(EntryError, match=r"^it cannot be sent: too odd"):
         changes.retry(dead)
     assert only(queue, EntryState.FAILED) == dead
 

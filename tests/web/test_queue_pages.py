@@ -636,7 +636,7 @@ def test_cancel_a_selection(
     answer = browser.act(question, "cancel", status=200)
     text = words(answer)
     assert f"{len(ids) - 1} entries cancelled, 1 skipped" in text
-    assert f"{dead} is a dead letter, which is not sent; delete it" in text
+    assert f"{dead} skipped it is a dead letter, which is not sent; delete it" in text
     assert {entry.state for entry in MailQueue(store.path).list()} == {
         *(EntryState.FAILED, EntryState.IN_DOUBT)
     }

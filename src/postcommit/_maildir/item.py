@@ -313,7 +313,8 @@ class IChanges(Interface):
     """Changes of entries by an operator. Entries that are being sent are not touched.
 
     A method raises `EntryError` for an entry that it cannot change, and `QueueError`
-    if the queue is in trouble.
+    if the queue is in trouble. The text of an `EntryError` calls the entry "it", and
+    is shown behind its id.
     """
 
     def retry(item: Item) -> bool:

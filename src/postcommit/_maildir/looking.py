@@ -252,21 +252,20 @@ def _details(item: Item, file: io.FileIO, found: os.stat_result) -> Details:
     )
 
 
-def check_can_be_sent(item: Item, read: Details | None) -> None:
+def check_can_be_sent(read: Details | None) -> None:
     """Raise `EntryError` for a dead letter that would be one again at once."""
     if read is None or read.problem:
         problem = "it is gone" if read is None else read.problem
-        raise EntryError(f"{item.id} cannot be sent: {problem}")
+        raise EntryError(f"it cannot be sent: {problem}")
     if read.expires is not None and read.expires <= time.time():
         moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(read.expires))
-        raise EntryError(f"{item.id} cannot be sent: it expired at {moment}")
+        raise EntryError(f"it cannot be sent: it expired at {moment}")
 
 
 def check_waits(item: Item) -> None:
     """Raise `EntryError` for a dead letter: nothing is left to call off."""
     if item.state is EntryState.FAILED:
-        reason = "is a dead letter, which is not sent; delete it"
-        raise EntryError(f"{item.id} {reason}")
+        raise EntryError("it is a dead letter, which is not sent; delete it")
 
 
 def _due(item: Item, changed: float) -> float | None:

@@ -145,7 +145,7 @@ class MaildirChanges:
         if item.state is EntryState.WAITING:
             return os.path.exists(item.place)  # it is due already
         if item.state is EntryState.HELD:
-            raise EntryError(f"{item.id} is held; use 'postcommit release'")
+            raise EntryError("it is held; use 'postcommit release'")
         claim = self._claim(item)
         if claim is None:
             return False
@@ -163,10 +163,10 @@ class MaildirChanges:
         return True
 
     def _revive(self, dead: Item) -> None:
-        looking.check_can_be_sent(dead, looking.details(dead))
+        looking.check_can_be_sent(looking.details(dead))
         maildir = self._store.maildir
         target = f"{maildir.new}/{dead.name}"
-        there = f"{dead.id} is in the queue already, under this name"
+        there = "it is in the queue already, under this name"
         if os.path.lexists(f"{maildir.cur}/{dead.name}:2,"):
             raise EntryError(there)
         try:
@@ -191,7 +191,7 @@ class MaildirChanges:
         if item.state is EntryState.IN_DOUBT:
             raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
         if item.state is EntryState.FAILED:
-            raise EntryError(f"{item.id} is a dead letter, which is never tried")
+            raise EntryError("it is a dead letter, which is never tried")
         if item.state is EntryState.HELD:
             return os.path.exists(item.place)
         is_deferred = item.state is EntryState.DEFERRED
@@ -210,7 +210,7 @@ class MaildirChanges:
     def release(self, item: Item) -> bool:
         """Let a held entry be tried again. See `IChanges`."""
         if item.state is not EntryState.HELD:
-            raise EntryError(f"{item.id} is not held but {item.state.value}")
+            raise EntryError(f"it is not held but {item.state.value}")
         claim = self._claim(item)
         if claim is None:
             return False

@@ -448,10 +448,10 @@ class PostgresChanges:
         if item.state is EntryState.IN_DOUBT:
             raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
         if item.state is EntryState.HELD:
-            raise EntryError(f"{item.id} is held; use 'postcommit release'")
+            raise EntryError("it is held; use 'postcommit release'")
         if item.state is not EntryState.FAILED:
             return self._change(_RETRY, item)
-        check_can_be_sent(item, self._queue.details(item))
+        check_can_be_sent(self._queue.details(item))
         return self._change(_REVIVE, item)
 
     def hold(self, item: Item) -> bool:
@@ -459,13 +459,13 @@ class PostgresChanges:
         if item.state is EntryState.IN_DOUBT:
             raise QueueError(item.place, "is in doubt; use 'postcommit recover'")
         if item.state is EntryState.FAILED:
-            raise EntryError(f"{item.id} is a dead letter, which is never tried")
+            raise EntryError("it is a dead letter, which is never tried")
         return self._change(_HOLD, item)
 
     def release(self, item: Item) -> bool:
         """Let a held entry be tried again. See `IChanges`."""
         if item.state is not EntryState.HELD:
-            raise EntryError(f"{item.id} is not held but {item.state.value}")
+            raise EntryError(f"it is not held but {item.state.value}")
         return self._change(_RELEASE, item)
 
     def stop(self, who: str, reason: str = "") -> bool:
