@@ -138,6 +138,10 @@ def test_a_mailbox_is_refused_and_left_as_it_is(
         ["retry", "ALL"],
         ["delete", "ALL", "--yes"],
         ["recover", "--send"],
+        ["hold"],
+        ["release"],
+        ["pause"],
+        ["resume"],
     ],
 )
 def test_commands_refuse_a_mailbox(
@@ -145,7 +149,9 @@ def test_commands_refuse_a_mailbox(
 ) -> None:
     before = contents(mailbox)
     assert cli.main([command[0], str(mailbox), *command[1:]]) == 2
-    assert "person's mailbox" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), "only the refusal"
+    assert "person's mailbox" in err
     assert contents(mailbox) == before
 
 

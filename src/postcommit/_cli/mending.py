@@ -340,9 +340,9 @@ def run_recover(options: argparse.Namespace) -> int:
                 raise ItemError(item.id, f"is not in doubt but {item.state.value}")
     done = "accepted" if options.send else "removed"
     count = 0
-    if not items:
-        print("nothing is in doubt")
     with queue.changes() as changes:
+        if not items:
+            print("nothing is in doubt")
         for item in changes.recover(items, send=options.send):
             print(f"{done}  {selection.line(item)}")
             count += 1
