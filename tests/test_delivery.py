@@ -1323,7 +1323,7 @@ def _fork(kind: str, queue: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["queued", "direct"])
-def test_a_forked_child_that_begins_anew_harms_nothing(
+def test_a_forked_child_that_begins_again_harms_nothing(
     kind: str, queue: Path
 ) -> None:
     children.call(_fork, kind, str(queue))

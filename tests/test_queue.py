@@ -73,11 +73,11 @@ def test_the_status(queue: MailQueue, store: Store) -> None:
     assert status.reasons[EntryState.FAILED].reply == "550 5.1.1 No such user"
     assert queue.attention(status) == (
         "1 in doubt; 'postcommit recover' sends or drops them",
-        "1 due, and no processor lives; 'postcommit run' or 'postcommit flush'",
+        "1 due, processor not running; 'postcommit run' or 'postcommit flush'",
     )
     in_doubt, failed = queue.attention(status, needs_processor=False, warn_failed=0)
     assert in_doubt.startswith("1 in doubt")
-    assert failed == "1 dead letters; 'postcommit list --failed'"
+    assert failed == "1 dead letter; 'postcommit list --failed'"
 
 
 def test_a_list_has_the_states_that_are_asked_for(

@@ -457,7 +457,7 @@ def test_status(store: Store) -> None:
     assert lines[:4] == [
         "       1  waiting, never tried",
         "       1  deferred; most often (1 of 1): 450 4.2.0 Later",
-        "       1  dead letters; most often (1 of 1): 550 5.1.1 No such user",
+        "       1  dead letter; most often (1 of 1): 550 5.1.1 No such user",
         "       1  in doubt",
     ]
     assert re.fullmatch(r" {7}1  due now, the oldest for .+s", lines[4])
@@ -465,7 +465,7 @@ def test_status(store: Store) -> None:
     assert lines[6].split()[0] == item.id
     assert lines[7:] == [
         "attention: 1 in doubt; 'postcommit recover' sends or drops them",
-        "attention: 1 due, and no processor lives; 'postcommit run' or"
+        "attention: 1 due, processor not running; 'postcommit run' or"
         " 'postcommit flush'",
     ]
 
@@ -495,7 +495,7 @@ def test_status_tells_a_processor_that_hangs(
         wakeup.close()
     out = capsys.readouterr().out
     assert re.search(r"attention: the processor hangs, no sign of life for 5m", out)
-    assert "an entry is due for 1h6m: the processor's log tells why" in out
+    assert "an entry is due for 1h6m: the processor's log says why" in out
 
 
 def test_status_warns_as_asked(
@@ -507,7 +507,7 @@ def test_status_warns_as_asked(
     argv = ["status", store.path, "--no-processor"]
     assert main(argv) == 0
     assert main([*argv, "--warn-age", "5m"]) == 1
-    assert "an entry is due for 10m: no processor lives" in capsys.readouterr().out
+    assert "an entry is due for 10m: processor not running" in capsys.readouterr().out
     assert main([*argv, "--warn-failed", "2"]) == 0
     assert main([*argv, "--warn-failed", "1"]) == 1
     assert "2 dead letters; 'postcommit list --failed'" in capsys.readouterr().out
@@ -526,11 +526,11 @@ def test_status_says_at_once_that_no_processor_lives(
     assert attention() == []  # nothing is due
     wait(store)
     assert attention() == [
-        "1 due, and no processor lives; 'postcommit run' or 'postcommit flush'"
+        "1 due, processor not running; 'postcommit run' or 'postcommit flush'"
     ]
     assert attention("--no-processor") == []
     os.utime(f"{store.path}/cur/{deferred}:2,", (time.time() - 1,) * 2)
-    assert attention()[0].startswith("2 due, and no processor lives")
+    assert attention()[0].startswith("2 due, processor not running")
     wakeup = Wakeup(store.path)
     try:
         assert attention() == []
@@ -673,7 +673,7 @@ def test_status_for_programs(store: Store, capsys: pytest.CaptureFixture[str]) -
         "receivers": [],
         "attention": [
             "1 in doubt; 'postcommit recover' sends or drops them",
-            "1 due, and no processor lives; 'postcommit run' or 'postcommit flush'",
+            "1 due, processor not running; 'postcommit run' or 'postcommit flush'",
         ],
     }
 

@@ -274,7 +274,7 @@ def test_delete_of_all_needs_yes_where_nobody_can_be_asked(
     fill(store)
     given(monkeypatch, "")
     assert main(["delete", store.path, "ALL"]) == 2
-    told = "postcommit: 'ALL' needs --yes where nobody can be asked\n"
+    told = "postcommit: 'ALL' needs --yes without a terminal\n"
     assert capsys.readouterr().err == told
     assert len(ids(store, *EntryState)) == 4
     assert main(["delete", store.path, "ALL", "--yes"]) == 0

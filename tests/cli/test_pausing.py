@@ -76,7 +76,7 @@ def test_a_refused_login_is_told_and_no_password(
         assert "sesame" not in service.log
 
 
-def test_one_that_was_killed_says_nothing_and_the_next_one_begins_anew(
+def test_one_that_was_killed_says_nothing_and_the_next_one_begins_again(
     relay: ScriptedRelay, store: Store, status: Callable[[], dict[str, Any]]
 ) -> None:
     relay.down()

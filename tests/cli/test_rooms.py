@@ -216,7 +216,7 @@ def test_what_should_have_been_sent_needs_attention(
     assert main(["status", store.path]) == 1
     out = capsys.readouterr().out
     assert "1  due now, the oldest for 2h" in out
-    assert "attention: an entry is due for 2h: no processor lives" in out
+    assert "attention: an entry is due for 2h: processor not running" in out
 
 
 def test_bulk_mail_that_no_processor_sends_needs_attention(
@@ -239,7 +239,7 @@ def test_bulk_mail_that_no_processor_sends_needs_attention(
     os.rename(folder / name, folder / aged)
     wait_behind(store)
     [told] = complaints()
-    assert told.startswith("a bulk entry waits for 2h: no processor")
+    assert told.startswith("a bulk entry waits for 2h: processor not running; ")
     assert "'postcommit run'" in told
     assert complaints("--no-processor") == [told]
     assert complaints("--warn-age", "1d") == []

@@ -165,7 +165,7 @@ TOLD = {
 
 
 def check_drainer(fate: Fate, queue: Path, successes: int = 0) -> None:
-    """Check that all is settled; a trouble is told anew after a success only."""
+    """Check that all is settled; a trouble is logged again after a success only."""
     assert fate.told("done"), "it hangs"
     sent = Counter(map(tuple, fate.told("sent")))
     assert sent == {(f"{n}@x.org", GOOD): 1 for n in range(3)}, "lost, or sent twice"
@@ -331,7 +331,7 @@ def test_a_folder_without_permission_delays_what_is_done_in_it(
     drainer = Drainer(queue, caplog)
 
     def refuse() -> None:
-        (queue / ".wakeup").touch()  # no pipe, so nothing that is made anew
+        (queue / ".wakeup").touch()  # no pipe, so nothing that is made again
         (queue / folder).chmod(mode)
         drainer.start()
         drainer.wait_for_trouble()

@@ -58,7 +58,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A queue whose relay refuses the login; its processor lives."""
+    """A queue whose relay refuses the login; its processor is running."""
     store = Store(str(tmp_path / "paused"))
     for number in range(12):
         write(store, f"new/{NOW - 1860}.M{number:06d}P8697Q{number}.web1")

@@ -31,7 +31,7 @@ def test_the_page(postgres: PostgresPlace) -> None:
     fill(postgres)
     app = TestApp(make_app({"shop": postgres.url}, authorize=lambda request: "ann"))
     page = app.get("/")
-    assert "1</b> dead letters" in page
+    assert "1</b> dead letter" in page
     assert "1</b> waiting" in page
     assert "Kettle" in app.get("/queue/shop?search=BOB@")
     [dead] = app.get("/queue/shop.json?state=failed").json["entries"]

@@ -389,7 +389,7 @@ def test_it_is_written_once_unless_the_reason_changes(
     assert names(queue) == [".paused"]
 
 
-def test_a_new_pause_begins_anew(
+def test_a_new_pause_begins_again(
     queue: str, note: PauseNote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for now in (1000.0, 5000.0):

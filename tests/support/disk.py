@@ -199,7 +199,7 @@ class Disk:
         folder, name = self._folder(call.path)
         assert folder is not None
         if call.name in ("mknod", "mknodat"):
-            return  # a pipe, which is made anew when it is missing
+            return  # a pipe, which is made again when it is missing
         at = folder, call.begin, call.end, name
         if call.name in ("mkdir", "mkdirat"):
             self._change(*at, Node(is_folder=True))
@@ -232,7 +232,7 @@ def read(root: Path) -> State:
 def write(state: State, root: Path) -> None:
     """Have just that in the folder `root`."""
     root.mkdir(exist_ok=True)
-    # Files are made anew, folders are kept: to make them takes long.
+    # Files are made again, folders are kept: to make them takes long.
     for path in sorted(root.rglob("*"), reverse=True):
         wanted = state.get(str(path.relative_to(root)), "nothing")
         if not path.is_dir():

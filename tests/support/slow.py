@@ -55,7 +55,7 @@ SLOW = (
     "tests/smtp/test_timeouts.py::test_a_byte_at_a_time",
     "tests/smtp/test_tls.py::test_a_fork_while_certificates_are_read",
     "tests/transactions/test_datamanager.py::test_a_forked_child",
-    "tests/test_delivery.py::test_a_forked_child_that_begins_anew",
+    "tests/test_delivery.py::test_a_forked_child_that_begins_again",
     "tests/test_pyramid.py::test_a_forked_process_has_one_of_its_own",
 )
 

@@ -65,7 +65,7 @@ _GAUGES = {
     "oldest_due_seconds": "For how long the oldest entry is due.",
     "next_scheduled_seconds": "In how many seconds the next scheduled entry is due.",
     "processor_alive": "Whether a processor of the queue is running.",
-    "heartbeat_seconds": "How long ago a living processor gave a sign of life.",
+    "heartbeat_seconds": "How long ago a running processor gave a sign of life.",
     "paused": "Whether relay or disk are in trouble.",
     "paused_seconds": "For how long it has paused.",
     "paused_by_hand": "Whether a person has paused the queue.",
@@ -254,7 +254,7 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit with 1 if an entry is due, or a bulk entry waits and no processor"
         " is running, for longer than this: 90 (seconds), 15m, 2h, 3d (default: 15m)",
     )
-    text = "a timer runs 'postcommit flush': do not warn because no processor lives"
+    text = "a timer runs 'postcommit flush': do not warn if no processor is running"
     parser.add_argument("--no-processor", action="store_true", help=text)
     parser.add_argument(
         "--warn-paused",
@@ -308,7 +308,7 @@ def _print_survey(seen: Survey, now: float) -> None:
         if count or state not in _RARE:
             when = _next_time(seen, now) if state is EntryState.SCHEDULED else ""
             shown = _shown(seen.reasons.get(state))
-            print(f"{count:>8}  {state.title}{when}{shown}")
+            print(f"{count:>8}  {state.title_of(count)}{when}{shown}")
     if seen.looked_at < seen.counts[EntryState.DEFERRED]:
         late += f"; {seen.looked_at} of the deferred were asked, there may be more"
     print(f"{seen.due:>8}  due now{late}")

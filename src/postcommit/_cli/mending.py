@@ -204,7 +204,7 @@ def _is_confirmed(count: int, options: argparse.Namespace) -> bool:
         print(question, end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     if selection.ALL in options.ids:
-        raise ItemError(selection.ALL, "needs --yes where nobody can be asked")
+        raise ItemError(selection.ALL, "needs --yes without a terminal")
     return True
 
 

@@ -131,7 +131,8 @@ class Service:
                 self._is_reload_due = False
                 self._reload()
             if self._drainer.processor.last_sign is None:
-                log.critical("the processor has died; this service ends, start it anew")
+                told = "the processor has died; this service ends, start it again"
+                log.critical(told)
                 return 1
             if self._drainer.is_alive(time.monotonic()):
                 self._supervisor.alive()

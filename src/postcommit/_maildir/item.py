@@ -149,6 +149,11 @@ class EntryState(enum.Enum):
         state.title, state.about, state.advice = title, about, advice
         return state
 
+    def title_of(self, count: int) -> str:
+        """Return the title for a number of such entries: "dead letter" for one."""
+        is_one = self is EntryState.FAILED and count == 1
+        return "dead letter" if is_one else self.title
+
     @property
     def key(self) -> str:
         return str(self.value).replace(" ", "_")

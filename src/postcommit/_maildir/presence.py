@@ -81,10 +81,10 @@ def ring(queue_path: str) -> None:
 
 
 def heartbeat(queue_path: str) -> float | None:
-    """Return when a living processor of the queue gave its last sign of life.
+    """Return when a running processor of the queue gave its last sign of life.
 
-    In seconds since the epoch, or None if no processor lives. Raises OSError if that
-    cannot be found out.
+    In seconds since the epoch, or None if no processor is running. Raises OSError if
+    that cannot be found out.
     """
     path = f"{queue_path}/{WAKEUP}"
     try:

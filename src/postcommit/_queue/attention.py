@@ -45,7 +45,7 @@ def attention(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
     paused = seen.pause
     if paused and seen.due and now - paused.since > limits.paused:
         text = f"{duration(now - paused.since)}: {printable(paused.reason)}"
-        hint = "'postcommit test-relay' or 'postcommit check' tell more"
+        hint = "'postcommit test-relay' or 'postcommit check' shows more"
         yield f"the queue has paused for {text}; {hint}"
     by_hand = seen.stopped
     if by_hand and seen.due and now - by_hand.since > limits.paused:
@@ -62,7 +62,8 @@ def attention(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
         yield f"the queue {problem}; make room before the next commit fails"
     failed = seen.counts[EntryState.FAILED]
     if limits.failed is not None and failed > limits.failed:
-        yield f"{failed} dead letters; 'postcommit list --failed'"
+        dead = EntryState.FAILED.title_of(failed)
+        yield f"{failed} {dead}; 'postcommit list --failed'"
 
 
 def _late(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
@@ -70,18 +71,18 @@ def _late(seen: QueueStatus, now: float, limits: Limits) -> Iterator[str]:
 
     While a processor runs, bulk mail may wait for all other mail, for any time.
     """
-    # A processor locks the note of its pause, so the note shows that it lives.
-    lives = seen.heartbeat is not None or seen.pause is not None
+    # A processor locks the note of its pause, so the note shows that it runs.
+    is_running = seen.heartbeat is not None or seen.pause is not None
     if seen.pause or seen.stopped:
         hint = "the queue pauses"
-    elif lives:
-        hint = "the processor's log tells why; 'postcommit test-relay'"
+    elif is_running:
+        hint = "the processor's log says why; 'postcommit test-relay'"
     else:
-        hint = f"no processor lives; {_START}"
+        hint = f"processor not running; {_START}"
     due, bulk = seen.oldest_due, seen.oldest_bulk
     if due is not None and now - due > limits.age:
         yield f"an entry is due for {duration(now - due)}: {hint}"
-    elif seen.due and not lives and limits.needs_processor:
-        yield f"{seen.due} due, and no processor lives; {_START}"
-    elif not (seen.due or lives) and bulk is not None and now - bulk > limits.age:
+    elif seen.due and not is_running and limits.needs_processor:
+        yield f"{seen.due} due, processor not running; {_START}"
+    elif not (seen.due or is_running) and bulk is not None and now - bulk > limits.age:
         yield f"a bulk entry waits for {duration(now - bulk)}: {hint}"

@@ -181,7 +181,7 @@ def _card(name: str, queue: MailQueue) -> dict[str, Any]:
     card["record"] = record_of_queue(queue.name, seen, now, attention)
     card["attention"] = attention
     card["counts"] = [
-        (state.key, state.title, count, _reason(seen.reasons.get(state)))
+        (state.key, state.title_of(count), count, _reason(seen.reasons.get(state)))
         for state, count in seen.counts.items()
     ]
     card["facts"] = list(_facts(seen, now))
