@@ -704,6 +704,43 @@ def test_a_sender_beside_others_needs_the_batches(
     assert queued(postgres) == ["a@x.org"]
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_refused_insert_leaves_nothing_behind_and_says_nothing_else(
+    postgres: PostgresPlace,
+    role: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+    is_alone: bool,
+) -> None:
+    delivery = QueuedMailDelivery(role("insert on entry", "select on removed"))
+    delivery.send(ANN, BOB, mail("a@x.org"))
+    if is_alone:
+        delivery.send(ANN, BOB, mail("b@x.org"))
+    else:
+        transaction.get().join(Partner(BEFORE))
+    with pytest.raises(QueueError, match="permission denied for table batch"):
+        transaction.commit()
+    transaction.abort()
+    assert "Left behind" not in caplog.text
+    assert postgres.execute("select from {schema}.entry").fetchall() == []
+
+
+def test_an_entry_that_may_not_be_removed_is_left_behind_and_logged(
+    postgres: PostgresPlace,
+    role: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The role may insert into both tables, but not lock the row of the batch."""
+    url = role("insert on entry, batch", "select on removed")
+    delivery = QueuedMailDelivery(url)
+    for name in ("a@x.org", "b@x.org"):
+        delivery.send(ANN, BOB, mail(name))
+    with pytest.raises(QueueError, match="permission denied for table batch"):
+        transaction.commit()
+    transaction.abort()
+    assert "Left behind, and in doubt: batch" in caplog.text
+    assert len(postgres.look().in_doubt) == 2
+
+
 def test_a_processor_needs_these_rights(
     postgres: PostgresPlace, role: Callable[..., str]
 ) -> None:

@@ -187,6 +187,25 @@ def test_an_abort_while_it_is_away_is_logged(
     until(lambda: len(postgres.look().in_doubt) == 1)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_entries_whose_insert_has_no_reply_may_be_left_behind_and_are_logged(
+    postgres: PostgresPlace,
+    proxy: LossyProxy,
+    url: str,
+    caplog: pytest.LogCaptureFixture,
+    count: int,
+) -> None:
+    queue = PostgresQueue(url)
+    batch = queue.batch()
+    items = [stage(queue)[1] for _ in range(count)]
+    proxy.lose_reply_to(b"insert into", and_go=True)
+    with pytest.raises(QueueError, match="make the entries durable"):
+        batch.prepare(items)
+    batch.discard(items)
+    assert "Left behind, and in doubt: batch" in caplog.text
+    until(lambda: len(postgres.look().in_doubt) == count)
+
+
 # Replies are lost
 
 

@@ -191,7 +191,7 @@ class RowBatch:
         self._name = name
         self._connections = connections
         self._process = os.getpid()
-        self._id: uuid.UUID | None = None  # of the row, once it may be there
+        self._id: uuid.UUID | None = None  # of the row, while it may be there
         self._held: Connection | None = None  # has the lock of the row
         # After ordinary storages; before «~sqlalchemy:», which commits in its vote.
         self.sort_key = f"~mail:queued:{name}"
@@ -214,14 +214,27 @@ class RowBatch:
             return
         held = self._connections.take()
         try:
-            with self._connections.explained("make the entries durable"):
-                self._id = uuid.uuid4()
-                self._insert_all(held, items)
+            self._insert_batch(held, items)
+            with self._connections.explained("lock the entries"):
                 held.execute(self._sql(_BEGIN + _LOCK), prepare=False)
         except BaseException:
             held.close()
             raise
         self._held = held
+
+    def _insert_batch(self, held: Connection, items: Sequence[Any]) -> None:
+        """Insert the batch and its entries. Forget its id if the server refuses them.
+
+        Any other failure, such as an interrupt, may come after they were inserted.
+        """
+        self._id = uuid.uuid4()
+        try:
+            with self._connections.explained("make the entries durable"):
+                self._insert_all(held, items)
+        except QueueError as error:
+            if not is_reply_lost(error):
+                self._id = None
+            raise
 
     def _insert_all(self, held: Connection, items: Sequence[Any]) -> None:
         """Insert the batch and its entries in one transaction."""
