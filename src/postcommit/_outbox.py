@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import transaction
 from zope.interface import implementer
@@ -20,6 +21,7 @@ from postcommit._config.options import checked_message_id
 from postcommit._config.options import checked_sender
 from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._mail.message import compose
+from postcommit._mail.row import check_version
 from postcommit._mail.row import indexed
 from postcommit._mail.row import row
 from postcommit._mail.terms import in_utc
@@ -34,6 +36,13 @@ from postcommit.interfaces import IOutboxMailDelivery
 from postcommit.interfaces import Moment
 from postcommit.interfaces import Sendable
 from postcommit.interfaces import TransactionManager
+
+
+# The schemas whose version was checked, by the pool of their connections. A request may
+# have a delivery, a session and an engine of its own, but not a pool.
+_checked: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+_MAY_READ = "select has_table_privilege(to_regclass(:table), 'select')"
 
 
 @implementer(IOutboxMailDelivery)
@@ -95,8 +104,9 @@ class OutboxMailDelivery(ReadOnlyOptions):
 
         Raises `AddressError` or `MessageError` for what cannot be sent, `OptionError`
         for times at which it never could be, and `QueueError` if the database is not
-        PostgreSQL or has no tables of a queue. Also raises the exceptions of
-        SQLAlchemy. Then the transaction has failed, as after any other statement.
+        PostgreSQL, or has no tables of a queue or those of another version. Also raises
+        the exceptions of SQLAlchemy. Then the transaction has failed, as after any
+        other statement.
         """
         terms = terms_of(not_before, expires, bulk, time.time())
         composed = compose(fromaddr, toaddrs, message, self.default_sender)
@@ -138,7 +148,9 @@ class OutboxMailDelivery(ReadOnlyOptions):
         try:
             # Not by the session, which would flush the application's objects first.
             # They may be incomplete.
-            done = session.connection().execute(statement, values)
+            connection = session.connection()
+            self._check_version(connection)
+            done = connection.execute(statement, values)
         except Exception as error:
             if _is_table_missing(error):
                 reason = "has no tables of a queue in the database of the session; run"
@@ -147,6 +159,27 @@ class OutboxMailDelivery(ReadOnlyOptions):
             raise
         self._mark_changed(session, self.transaction_manager)
         return done
+
+    def _check_version(self, connection: Any) -> None:
+        """Check the version of the tables, once for each pool of connections.
+
+        An outbox needs no right to read the version. A statement that is refused would
+        end the transaction of the application, so the right is looked up first. Without
+        it, nothing is checked.
+        """
+        known = _checked.setdefault(connection.engine.pool, set())
+        if self.schema in known:
+            return
+        sa = import_module("sqlalchemy")
+        table = {"table": f'"{self.schema}".version'}
+        may_read = connection.execute(sa.text(_MAY_READ), table).scalar()
+        if may_read is None:
+            return  # there is no table: the statement of the caller says what to do
+        if may_read:
+            version = sa.table("version", sa.column("number"), schema=self.schema)
+            number = connection.execute(sa.select(version.c.number)).scalar()
+            check_version(self._name, number or 0)
+        known.add(self.schema)
 
 
 def _sqlalchemy(schema: str) -> tuple[Any, Any, Callable[..., None]]:

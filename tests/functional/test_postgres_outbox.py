@@ -324,6 +324,57 @@ def test_missing_tables_are_named_with_the_command(shop: Shop) -> None:
         delivery.send(ANN, BOB, mail())
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "postcommit migrate URL"), (2, "newer postcommit")]
+)
+def test_tables_of_another_version_are_refused_as_by_a_queued_delivery(
+    shop: Shop, number: int, said: str
+) -> None:
+    shop.place.execute("update {schema}.version set number = %s", [number])
+    shop.session.add(Order(name="a"))
+    with pytest.raises(QueueError, match=f"version {number}.*{said}"):
+        shop.delivery().send(ANN, BOB, mail())
+    with pytest.raises(QueueError, match=f"version {number}.*{said}"):
+        shop.delivery().cancel("a@x")
+    with pytest.raises(QueueError, match=f"version {number}"):
+        QueuedMailDelivery(shop.place.url).send(ANN, BOB, mail())
+    transaction.abort()
+    shop.manager.commit()
+    assert shop.committed() == (["a"], []), "the transaction may go on without it"
+    shop.place.execute("delete from {schema}.version")
+    shop.manager.begin()
+    with pytest.raises(QueueError, match="version 0"):
+        shop.delivery().send(ANN, BOB, mail())
+
+
+def test_the_version_is_read_once_for_all_deliveries_of_an_engine(
+    shop: Shop,
+) -> None:
+    statements: list[str] = []
+
+    def note(*args: Any) -> None:
+        statements.append(args[2])
+
+    sqlalchemy.event.listen(shop.engine, "before_cursor_execute", note)
+    for number in range(3):
+        shop.delivery().send(ANN, BOB, mail(f"{number}@x"))
+        shop.manager.commit()
+        shop.manager.begin()
+    words = [each.split()[0].lower() for each in statements]
+    assert words == ["select", "select", "insert", "insert", "insert"]
+    other = PostgresPlace()
+    try:
+        other.execute("update {schema}.version set number = 2")
+        delivery = OutboxMailDelivery(
+            shop.session, schema=other.schema, transaction_manager=shop.manager
+        )
+        with pytest.raises(QueueError, match="version 2"):
+            delivery.send(ANN, BOB, mail())
+    finally:
+        shop.manager.abort()
+        other.end()
+
+
 def test_other_errors_are_those_of_sqlalchemy(shop: Shop) -> None:
     shop.place.execute("alter table {schema}.entry alter message_id type varchar(3)")
     with pytest.raises(sqlalchemy.exc.DataError):

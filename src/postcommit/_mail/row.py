@@ -9,6 +9,9 @@ from postcommit._mail.message import message_id_of
 from postcommit.errors import QueueError
 
 
+# The version of the tables that this code works with.
+VERSION = 1
+
 # Maximum number of bytes of a message. A dump of the database writes two digits for
 # each byte, and a value has 1 GB at most.
 MOST_BYTES = 500_000_000
@@ -35,6 +38,19 @@ def row(
         "message_id": indexed(message_id_of(message)),
         "message": message,
     }
+
+
+def check_version(name: str, number: int, url: str = "URL") -> None:
+    """Raise `QueueError` if the tables have not our `VERSION` but this `number`.
+
+    `name` is that of the queue, and `url` the argument for ``postcommit migrate``.
+    """
+    if number > VERSION:
+        reason = f"has tables of version {number}, and this postcommit knows"
+        raise QueueError(name, f"{reason} {VERSION}; install a newer postcommit")
+    if number < VERSION:
+        reason = f"has tables of version {number} instead of {VERSION}"
+        raise QueueError(name, f"{reason}; run 'postcommit migrate {url}'")
 
 
 def indexed(message_id: str) -> str:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 import psycopg
 
 from postcommit._config.database import DatabaseURL
+from postcommit._mail.row import VERSION
+from postcommit._mail.row import check_version
 from postcommit._postgres import listening
 from postcommit._postgres.connections import Connection
 from postcommit._postgres.connections import Connections
 from postcommit.errors import QueueError
 
-
-# The version of the tables that this code works with.
-VERSION = 1
 
 # The rights that each part of the work needs, by table.
 Rights = dict[str, tuple[str, ...]]
@@ -96,8 +95,7 @@ def _migrate(
     connection.execute(connections.sql("lock table {schema}.version"))
     found = connection.execute(connections.sql("select number from {schema}.version"))
     before = (found.fetchone() or (0,))[0]
-    if before != VERSION:
-        raise _other_version(url.name, before)
+    check_version(url.name, before, url.name)
     return Migration(before, VERSION)
 
 
@@ -131,8 +129,7 @@ def check(connections: Connections, url: DatabaseURL, rights: Rights) -> None:
             raise _not_ours(url) from error
         raise
     number, isolation = found[0] if found else (0, "")
-    if number != VERSION:
-        raise _other_version(url.name, number)
+    check_version(url.name, number, url.name)
     connections.begins = isolation != "read committed"
     for table, names in rights.items():
         for right in names:
@@ -145,11 +142,3 @@ def check(connections: Connections, url: DatabaseURL, rights: Rights) -> None:
 def _not_ours(url: DatabaseURL) -> QueueError:
     reason = f"has tables of another program in the schema {url.schema}; choose a"
     return QueueError(url.name, f"{reason} schema for the queue by postcommit_schema")
-
-
-def _other_version(name: str, number: int) -> QueueError:
-    if number > VERSION:
-        reason = f"has tables of version {number}, and this postcommit knows"
-        return QueueError(name, f"{reason} {VERSION}; install a newer postcommit")
-    reason = f"has tables of version {number} instead of {VERSION}"
-    return QueueError(name, f"{reason}; run 'postcommit migrate {name}'")
