@@ -39,6 +39,7 @@ from postcommit._config.database import parse_database_url
 from postcommit._drain.contract import Terms
 from postcommit._mail.row import MOST_BYTES
 from postcommit._mail.row import row
+from postcommit._maildir.item import EntryState
 from postcommit._postgres.operators import PostgresOperators
 from postcommit._postgres.queue import PostgresQueue
 from postcommit._postgres.schema import migrate
@@ -46,6 +47,7 @@ from postcommit.errors import OptionError
 from postcommit.errors import PublishError
 from postcommit.errors import QueueError
 from postcommit.interfaces import IMailDelivery
+from postcommit.testing import FakeClock
 
 
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -217,6 +219,58 @@ def test_a_value_that_no_entry_can_have_is_refused(
     insert = f"insert into {{schema}}.entry (sender, recipients, message, {column})"
     with pytest.raises(psycopg.errors.CheckViolation, match="entry_"):
         postgres.execute(f"{insert} values ('', array['{BOB}'], 'x', {value})")
+
+
+@pytest.mark.parametrize("state", ["queued", "held"])
+def test_a_row_that_waits_must_be_due_at_its_time(
+    postgres: PostgresPlace, state: str
+) -> None:
+    """Otherwise it is sent at once, because its due time has the default."""
+    columns = "sender, recipients, message, state, not_before"
+    insert = f"insert into {{schema}}.entry ({columns}"
+    row = f"values ('', array['{BOB}'], E'Subject: x\\n\\n', '{state}'"
+    later = "date_trunc('day', now()) + interval '2 days'"
+    with pytest.raises(psycopg.errors.CheckViolation, match="entry_not_before"):
+        postgres.execute(f"{insert}) {row}, {later})")
+    with pytest.raises(psycopg.errors.CheckViolation, match="entry_not_before"):
+        postgres.execute(f"{insert}, due) {row}, {later}, {later} - interval '1 ms')")
+    postgres.execute(f"{insert}, due) {row}, {later}, {later})")
+    postgres.execute(f"{insert}) {row}, now() - interval '1 day')")
+    assert QueueProcessor(postgres.url, ScriptedMailer()).flush().sent == (
+        state == "queued"
+    )
+
+
+def test_a_scheduled_entry_is_settled_although_the_clock_was_put_back(
+    postgres: PostgresPlace,
+) -> None:
+    """Its new due time, and that of its dead letter, may be before its time."""
+    clock, queue = FakeClock(), postgres.make()
+    terms = Terms(not_before=clock() + 3600)
+    for recipient in ("dave@x.org", "later@x.org", "never@x.org", "lost@x.org"):
+        accept(queue, recipient, terms=terms)
+        accept(queue, recipient, "eve@x.org", "no@x.org", terms=terms)
+    clock.advance(3601)
+    consumer = consume(queue, clock)
+    for claim in consumer.take(4):
+        consumer.postpone(claim, clock() - 3600)
+    consumer.close()
+    early = "select from {schema}.entry where due < not_before"
+    assert len(postgres.execute(early).fetchall()) == 4
+    operators = PostgresOperators(postgres.url)
+    with operators.changes() as changes:
+        for item in operators.items([EntryState.DEFERRED]):
+            assert changes.hold(item)
+        for item in operators.items([EntryState.HELD]):
+            assert changes.release(item)
+    mailer = ScriptedMailer()
+    mailer.outcomes["no"] = mailer.outcomes["never"]
+    assert QueueProcessor(postgres.url, mailer, clock=clock).flush().sent == 6
+    assert postgres.execute(early).fetchall(), "the dead letters"
+    with operators.changes() as changes:
+        for item in operators.items([EntryState.FAILED]):
+            assert changes.retry(item)
+    assert postgres.look().failed == []
 
 
 def test_doubts_that_do_not_fit_the_recipients_are_not_used(

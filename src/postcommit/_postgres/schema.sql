@@ -63,6 +63,10 @@ create table {schema}.entry (
              when not_before is not null then 1 else 0 end) stored,
     check ((state = 'prepared') = (batch is not null)),
     check (holder is null or state = 'queued'),
+    -- Only `due` decides when an entry is taken. The clock may have been put back before
+    -- an entry was tried, so this says nothing about what was tried.
+    constraint entry_not_before check (
+        state = 'failed' or deferred or due >= not_before),
     -- Other times cannot be read by Python. In the year 9999 each of them can.
     constraint entry_times check (
         least(accepted, due, not_before, expires) >= '1970-01-01 00:00+00'
