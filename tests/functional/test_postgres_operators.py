@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +28,7 @@ from postcommit import MailQueue
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
 from postcommit._cli.main import main
+from postcommit._config.database import parse_database_url
 from postcommit._drain.contract import Settlement
 from postcommit._mail.terms import Terms
 from postcommit._maildir.entry import parse_entry
@@ -371,6 +375,68 @@ def test_check_finds_what_slows_it_down(
         findings = list(PostgresOperators(postgres.url).check())
     assert any("dead rows" in finding.problem for finding in findings)
     assert any("pg_terminate_backend" in finding.advice for finding in findings)
+
+
+@pytest.fixture
+def drainer(postgres: PostgresPlace) -> Iterator[str]:
+    """The name of a role that may do all with the queue, and see no statistics."""
+    name = f"drainer_{postgres.schema}"
+    for statement in (
+        f"create role {name} login",
+        f"grant usage on schema {{schema}} to {name}",
+        f"grant all on all tables in schema {{schema}} to {name}",
+    ):
+        postgres.execute(statement)
+    yield name
+    postgres.execute(f"drop owned by {name}")
+    postgres.execute(f"drop role {name}")
+
+
+@pytest.mark.parametrize("grant", ["pg_read_all_stats", "pg_monitor"])
+def test_check_logs_what_it_cannot_see(
+    postgres: PostgresPlace,
+    drainer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    grant: str,
+) -> None:
+    """The columns of other roles' transactions are NULL then, without an error."""
+    monkeypatch.setattr(checking, "_LONG", 0.0)
+    url = postgres.url.replace("//postgres@", f"//{drainer}@")
+
+    def sees_it() -> bool:
+        findings = list(PostgresOperators(url).check())
+        return any("pg_terminate_backend" in finding.advice for finding in findings)
+
+    with cluster().connect() as other, other.transaction():
+        other.execute("select pg_current_xact_id()")
+        other.execute("declare c cursor for select 1")
+        assert not sees_it()
+        [record] = caplog.records
+        assert f"'grant pg_read_all_stats to {drainer}'" in record.getMessage()
+        postgres.execute(f"grant {grant} to {drainer}")
+        assert sees_it()
+    assert len(caplog.records) == 1
+
+
+def test_what_check_cannot_see_is_a_line_and_not_a_finding(
+    postgres: PostgresPlace, drainer: str
+) -> None:
+    url = postgres.url.replace("//postgres@", f"//{drainer}@")
+    code = "import sys; from postcommit._cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert [line.split(";")[0] for line in done.stderr.splitlines()] == [
+        f"{parse_database_url(url).name}: long transactions of other roles, and"
+        " standbys that are behind, cannot be seen"
+    ]
+    assert "cannot be seen" not in done.stdout
+    assert "fsync = off" in done.stdout
+    assert done.returncode == 1
 
 
 def test_an_error_of_the_database_is_not_taken_for_a_lack_of_rights(

@@ -28,6 +28,7 @@ from ZODB.MappingStorage import MappingStorage
 from postcommit import OutboxMailDelivery
 from postcommit import QueuedMailDelivery
 from postcommit import QueueProcessor
+from postcommit._config.database import parse_database_url
 from postcommit._maildir.item import EntryState
 from postcommit._postgres import checking
 from postcommit._postgres.operators import PostgresOperators
@@ -153,6 +154,34 @@ def test_a_fail_over(
     sent = Counter(name for name, _ in mailer.sent)
     assert set(accepted) <= set(sent), "lost"
     assert max(sent.values()) == 1, "twice"
+
+
+def test_a_standby_is_seen_with_the_right_to_see_it_only(
+    servers: tuple[Cluster, Standby],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(checking, "_BEHIND", -1)
+    primary = servers[0]
+    url = primary.new_queue()
+    schema = parse_database_url(url).schema
+    url = url.replace("//postgres@", "//drainer@")
+
+    def sees_it() -> bool:
+        found = [finding.problem for finding in PostgresOperators(url).check()]
+        return any("has a standby" in problem for problem in found)
+
+    with primary.connect() as connection:
+        for statement in (
+            "create role drainer login",
+            f"grant usage on schema {schema} to drainer",
+            f"grant all on all tables in schema {schema} to drainer",
+        ):
+            connection.execute(statement.encode())
+        assert not sees_it()
+        assert "standbys that are behind, cannot be seen" in caplog.text
+        connection.execute("grant pg_read_all_stats to drainer")
+        eventually(sees_it)
 
 
 def test_a_standby_that_is_behind_loses_the_last_mails(

@@ -4,12 +4,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from postcommit._config.database import DatabaseURL
+from postcommit._log import Log
 from postcommit._maildir.item import Finding
 from postcommit._postgres import schema
 from postcommit._postgres.connections import Connections
 from postcommit._postgres.lease import LEASE_SECONDS
 from postcommit.errors import QueueError
 
+
+log = Log("postcommit.postgres.checking")
 
 # From these numbers on there is a finding: of dead rows, of seconds of a transaction,
 # of bytes that a standby is behind.
@@ -23,6 +26,11 @@ _AHEAD = 86400.0
 _DEAD_ROWS = """
 select n_dead_tup from pg_stat_user_tables
 where relid = '{schema}.entry'::regclass and n_dead_tup > %(many)s"""
+
+# Whether the role sees the transactions of other roles, and how far standbys are
+# behind. Otherwise these columns are NULL, without an error.
+_SEES = """
+select pg_has_role('pg_read_all_stats', 'usage'), quote_ident(current_user)"""
 
 _TRANSACTIONS = """
 select pid, coalesce(usename, ''), extract(epoch from now() - xact_start)::float8
@@ -60,14 +68,23 @@ _UNSAFE = {
 
 
 def check(connections: Connections, url: DatabaseURL) -> Iterator[Finding]:
-    """Yield what is wrong. See `IOperators.check`."""
+    """Yield what is wrong, and log what the role cannot see. See `IOperators`."""
     try:
         schema.check(connections, url, schema.PROCESSOR)
     except QueueError as error:
         problem = f"cannot be drained by this role: {error.reason}"
         yield Finding(url.name, problem, "grant what is missing, if it is to drain")
+    _log_what_is_hidden(connections, url)
     yield from _server(connections, url)
     yield from _rows(connections, url)
+
+
+def _log_what_is_hidden(connections: Connections, url: DatabaseURL) -> None:
+    [(sees, role)] = connections.rows(_SEES, doing="check the queue")
+    if not sees:
+        text = "%s: long transactions of other roles, and standbys that are behind,"
+        text += " cannot be seen; 'grant pg_read_all_stats to %s', in psql"
+        log.warning(text, url.name, role)
 
 
 def _server(connections: Connections, url: DatabaseURL) -> Iterator[Finding]:
