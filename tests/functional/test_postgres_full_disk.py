@@ -1,7 +1,8 @@
-"""The disk of the database is full: commits fail before anything is decided.
+"""The disk of the database is full: no accepted mail is lost, and none is sent twice.
 
 Either the tables have no room, and single statements fail. Or the log has none, and the
-server goes down.
+server goes down. Most transactions fail before anything is decided. The finish writes
+rows, too, so it may fail when others have committed. Then the entries are in doubt.
 """
 from __future__ import annotations
 

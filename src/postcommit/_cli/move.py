@@ -1,8 +1,8 @@
 """``postcommit move``: moves the entries of a queue between a folder and a database.
 
-Each entry is claimed, kept in the other queue, and then removed. So it may be
-interrupted, and run again. If it is killed between these two steps, and the processor
-of the other queue sends the entry before the next run, it is sent twice.
+Each entry is claimed, kept in the other queue, and then removed. The command may be
+interrupted, and run again. If it is killed before the removal, the entry is in both
+queues. If a processor of either queue sends it before the next run, it is sent twice.
 """
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Wakes a drain by NOTIFY, if ``postcommit migrate --notify`` has asked for it.
 
 A trigger on the table of entries notifies, whoever accepts an entry: a delivery, an
-outbox, or another program. It is off by default, because a COMMIT with a NOTIFY takes a
-lock on the whole database, so that commits wait for each other. Without it, a drain
-looks once a second, and it still does so with it.
+outbox, or another program. It is off by default, because commits with a NOTIFY wait for
+each other: each takes a lock of the whole cluster, that is all databases of the server.
+A drain looks once a second, with or without it.
 
 LISTEN is state of a session. So a thread has a connection of its own for it. Behind a
 pooler it does not listen, and logs a warning. A pooler is recognised by the process id:
