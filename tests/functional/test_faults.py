@@ -14,6 +14,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,6 +73,12 @@ def injections(fate: Fate, queue: Path) -> list[str]:
     ]
     dice = random.Random(FAULTS)
     return dice.sample(every, min(FAULTS, len(every)))
+
+
+def on_the_pipe(fate: Fate, queue: Path) -> list[str]:
+    """Return an injection for each call that touches the pipe of a queue."""
+    calls = {(c.name, c.number) for c in fate.calls if f"{queue}/.wakeup" in c.text}
+    return [f"{name}:error=EIO:when={number}" for name, number in sorted(calls)]
 
 
 def hits(fate: Fate, queue: Path) -> list[Traced]:
@@ -185,8 +192,9 @@ def check_drainer(fate: Fate, queue: Path, successes: int = 0) -> None:
 
 
 @needs_strace
+@pytest.mark.parametrize("chosen", [injections, on_the_pipe])
 def test_a_fault_at_any_call_of_a_processor_delays_and_loses_nothing(
-    injector: Injector, tmp_path: Path
+    injector: Injector, tmp_path: Path, chosen: Callable[[Fate, Path], list[str]]
 ) -> None:
     (tmp_path / "whole").mkdir()
     queue = tmp_path / "whole" / "queue"
@@ -194,7 +202,7 @@ def test_a_fault_at_any_call_of_a_processor_delays_and_loses_nothing(
     whole = injector.run("drain", queue=str(queue), events=len(TOLD))
     check_drainer(whole, queue)
     seen: Counter[str] = Counter()
-    for inject in injections(whole, queue):
+    for inject in chosen(whole, queue):
         print(inject)
         queue = tmp_path / inject / "queue"
         queue.parent.mkdir()
@@ -204,25 +212,6 @@ def test_a_fault_at_any_call_of_a_processor_delays_and_loses_nothing(
         seen["faults"] += bool(hits(fate, queue))
     log.info("%s", dict(seen))
     assert seen["faults"] > 0
-
-
-@needs_strace
-def test_a_fault_at_any_call_on_the_pipe_of_a_queue_delays_at_most(
-    injector: Injector, tmp_path: Path
-) -> None:
-    (tmp_path / "whole").mkdir()
-    queue = tmp_path / "whole" / "queue"
-    fill(queue)
-    whole = injector.run("drain", queue=str(queue), events=len(TOLD))
-    calls = {(c.name, c.number) for c in whole.calls if "/.wakeup" in c.text}
-    assert {"mknodat", "openat", "newfstatat"} & {name for name, _ in calls}
-    for name, number in sorted(calls):
-        queue = tmp_path / f"{name}-{number}" / "queue"
-        queue.parent.mkdir()
-        fill(queue)
-        inject = f"{name}:error=EIO:when={number}"
-        fate = injector.run("drain", inject=inject, queue=str(queue), events=len(TOLD))
-        check_drainer(fate, queue)
 
 
 @needs_strace
