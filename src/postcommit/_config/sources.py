@@ -98,8 +98,9 @@ def credentials(
     Those in `found`, from a source that wins over this one, are not read.
     """
     folder = environ.get("CREDENTIALS_DIRECTORY")
-    wanted = [name for name in _SECRETS if name not in found] if folder else []
-    paths = {name: os.path.join(folder or "", name) for name in wanted}
+    if not folder:
+        return {}
+    paths = {name: os.path.join(folder, name) for name in _SECRETS if name not in found}
     return with_password(
         {
             f"{name}_file": Given("credentials", f"{name}_file", path)
