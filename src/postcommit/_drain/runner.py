@@ -486,7 +486,7 @@ class Crew:
         """End what `begin` began. `is_more` says that there may be more to take.
 
         `is_refused` says that the relay took no connection of this worker, while others
-        were in use. `is_paused` says that a pause has begun meanwhile: the relay is
+        were in use. `is_paused` says that a pause began during the work: the relay is
         away, and has not refused connections because of their number.
         """
         with self._feeder:

@@ -341,7 +341,7 @@ def _log_lost_report(
 
 
 def _log_loss(claim: IClaim, report: DeliveryReport, settled: Settled) -> None:
-    """Log that a person or another processor has had the entry meanwhile."""
+    """Log that a person or another processor took the entry during the attempt."""
     if settled is Settled.REMOVED:
         log.warning(
             "%s: somebody has removed it during the attempt; it is not tried again",

@@ -210,7 +210,7 @@ class Worker:
     def _release(self, claims: list[IClaim]) -> None:
         """Release entries that may be tried again at once."""
         self._consumer.release(claims)
-        # Another worker may have looked for them in vain while we had them.
+        # Another worker may have looked and found nothing while we had them.
         self._found_nothing = False
 
     def _conclude(self, reports: Iterable[tuple[IClaim, DeliveryReport]]) -> None:

@@ -276,12 +276,12 @@ class Survey:
     reply in a state, if any. `due` is the number of entries that are due now,
     `oldest_due` is when the first of them became due. For these two, only `looked_at`
     of the deferred entries were read. In a large queue these are not all.
-    `foreign_claims` counts the entries that a processor of
-    another library is sending. `heartbeat` is the last sign of life of a running
-    processor, `pause` is the note of a processor that pauses, `receptions` are those of
-    receivers from a broker. `mailbox` says why this
-    is probably a person's mailbox. It is empty for a queue. `shortages` say what the
-    disk has too little of. `next_scheduled` is when the next scheduled entry is due.
+    `foreign_claims` counts the entries that a processor of another library is sending.
+    `heartbeat` is the last sign of life of a running processor, `pause` is the note of
+    a processor that pauses, `receptions` are those of receivers from a broker.
+    `mailbox` says why this is probably a person's mailbox. It is empty for a queue.
+    `shortages` say what the disk has too little of. `next_scheduled` is when the next
+    scheduled entry is due.
     `oldest_bulk` is when the first bulk entry began to wait for other mail. `stopped`
     says who has paused the queue by hand.
     """
