@@ -195,8 +195,12 @@ def _check_version(checkout: str) -> None:
     show = [sys.executable, "-c", "import postcommit; print(postcommit.__file__)"]
     command = _at(lambda: show, checkout)
     shown = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
-    if not shown.startswith(os.path.join(checkout, "src") + os.sep):
+    source = os.path.join(checkout, "src")
+    if not shown.startswith(source + os.sep):
         raise SystemExit(f"{checkout}: no postcommit in its src, but {shown!r}")
+    # As pip does when it installs a package. Otherwise each process would compile the
+    # modules, and its peak memory would be that of the compiler.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", source], check=True)
 
 
 def print_ratios(results: Sequence[Result]) -> None:
