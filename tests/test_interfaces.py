@@ -26,8 +26,8 @@ from postcommit._amqp.mailer import AMQPMailer
 from postcommit._amqp.receiver import QueueReceiver
 from postcommit._cli.demo.shop import OrderBook
 from postcommit._cli.progress import WatchedMailer
-from postcommit._delivery import DirectMailDelivery
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._drain.schedule import Schedule
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome

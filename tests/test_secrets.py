@@ -25,8 +25,8 @@ from postcommit._cli import main as cli
 from postcommit._cli.configuration import Configuration
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
-from postcommit._delivery import DirectMailDelivery
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._maildir.maildir import Maildir
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.sendmail import SendmailMailer

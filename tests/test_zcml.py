@@ -35,8 +35,8 @@ from zope.sendmail.interfaces import IMailDelivery as IOlderMailDelivery
 from zope.sendmail.interfaces import IMailer as IOlderMailer
 
 from postcommit import _zcml as zcml
-from postcommit._delivery import DirectMailDelivery
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor

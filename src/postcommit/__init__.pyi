@@ -2,8 +2,8 @@
 
 from postcommit._amqp.mailer import AMQPMailer as AMQPMailer
 from postcommit._amqp.receiver import QueueReceiver as QueueReceiver
-from postcommit._delivery import DirectMailDelivery as DirectMailDelivery
-from postcommit._delivery import QueuedMailDelivery as QueuedMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery as DirectMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery as QueuedMailDelivery
 from postcommit._mail.report import DeliveryReport as DeliveryReport
 from postcommit._mail.report import Outcome as Outcome
 from postcommit._mail.report import Reply as Reply

@@ -17,8 +17,8 @@ from postcommit._amqp.mailer import AMQPMailer
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
-from postcommit._delivery import DirectMailDelivery
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._log import Log
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer

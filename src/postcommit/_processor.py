@@ -18,7 +18,7 @@ from postcommit._config.readonly import ReadOnlyOptions
 from postcommit._drain.runner import Drain
 from postcommit._drain.runner import Pace
 from postcommit._drain.schedule import Schedule
-from postcommit._kinds import open_queue
+from postcommit._kinds.queue import open_queue
 from postcommit.errors import OptionError
 from postcommit.interfaces import IMailQueueProcessor
 from postcommit.interfaces import SupportsSend

@@ -35,8 +35,8 @@ from postcommit._config import legacy
 from postcommit._config.options import Given
 from postcommit._config.options import fields_of
 from postcommit._config.options import parsed
-from postcommit._delivery import QueuedMailDelivery
-from postcommit._kinds import check_place
+from postcommit._delivery.queued import QueuedMailDelivery
+from postcommit._kinds.queue import check_place
 from postcommit.errors import OptionError
 from postcommit.errors import masked
 from postcommit.interfaces import IAMQPMailer

@@ -14,8 +14,8 @@ from typing_extensions import TypeIs
 
 from postcommit._amqp.mailer import AMQPMailer
 from postcommit._amqp.receiver import QueueReceiver
-from postcommit._delivery import DirectMailDelivery
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._mailers.failover import FailoverMailer
 from postcommit._mailers.file import FileMailer
 from postcommit._mailers.sendmail import SendmailMailer

@@ -66,7 +66,7 @@ from postcommit._config.options import checked
 from postcommit._config.options import fields_of
 from postcommit._config.options import truth
 from postcommit._config.sources import from_settings
-from postcommit._kinds import check_place
+from postcommit._kinds.queue import check_place
 from postcommit._outbox import OutboxMailDelivery
 from postcommit.errors import MISSING
 from postcommit.errors import OptionError

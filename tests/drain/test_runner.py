@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import transaction
 
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._maildir.consumer import Consumer
 from postcommit._maildir.presence import heartbeat
 from postcommit._maildir.store import Store

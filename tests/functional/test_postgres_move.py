@@ -26,9 +26,9 @@ from zope.interface.verify import verifyObject
 from postcommit._cli.main import main
 from postcommit._drain.contract import Settlement
 from postcommit._drain.contract import Terms
-from postcommit._kinds import open_moving
-from postcommit._kinds import open_operators
-from postcommit._kinds import open_queue
+from postcommit._kinds.operators import open_moving
+from postcommit._kinds.operators import open_operators
+from postcommit._kinds.queue import open_queue
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.moving import IMoving
 from postcommit._maildir.store import Store

@@ -15,7 +15,7 @@ from zope.sendmail.delivery import QueuedMailDelivery as OlderDelivery
 from zope.sendmail.maildir import Maildir as OlderMaildir
 
 from postcommit._cli import main as cli
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.maildir import Maildir
 from postcommit._maildir.mark import _head

@@ -22,7 +22,7 @@ from transaction.interfaces import TransientError
 from ZODB.DB import DB
 from ZODB.POSException import ConflictError
 
-from postcommit._delivery import DirectMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Outcome
 from postcommit._mail.report import Reply

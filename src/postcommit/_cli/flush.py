@@ -17,7 +17,7 @@ from postcommit._cli.output import printable
 from postcommit._cli.progress import Progress
 from postcommit._cli.progress import WatchedMailer
 from postcommit._cli.service import check_queue
-from postcommit._kinds import open_operators
+from postcommit._kinds.operators import open_operators
 from postcommit._log import one_line
 from postcommit._maildir.item import EntryState
 from postcommit._processor import QueueProcessor

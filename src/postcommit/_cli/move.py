@@ -10,8 +10,8 @@ import argparse
 
 from postcommit._cli import selection
 from postcommit._cli.owner import act_as_owner
-from postcommit._kinds import open_moving
-from postcommit._kinds import open_operators
+from postcommit._kinds.operators import open_moving
+from postcommit._kinds.operators import open_operators
 from postcommit._maildir.item import EntryState
 from postcommit._queue.values import entries
 from postcommit.errors import OptionError

@@ -30,7 +30,7 @@ from postcommit._cli.service import TAKEN
 from postcommit._cli.service import Signals
 from postcommit._cli.service import Supervisor
 from postcommit._cli.service import check_queue
-from postcommit._kinds import name_of
+from postcommit._kinds.queue import name_of
 from postcommit._maildir.mounts import REMOTE_ADVICE
 from postcommit._maildir.mounts import remoteness
 from postcommit._mailers.failover import FailoverMailer

@@ -11,7 +11,7 @@ from postcommit._cli.output import Meter
 from postcommit._cli.output import printable
 from postcommit._cli.owner import act_as_owner
 from postcommit._config.database import parse_database_url
-from postcommit._kinds import open_operators
+from postcommit._kinds.operators import open_operators
 from postcommit._mail.message import bare_id
 from postcommit._maildir.item import EntryState
 from postcommit._maildir.item import IOperators

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from postcommit._cli import logs
 from postcommit._cli.owner import act_as_owner
-from postcommit._kinds import open_operators
+from postcommit._kinds.operators import open_operators
 from postcommit.errors import MISSING
 from postcommit.errors import MissingExtraError
 from postcommit.errors import OptionError

@@ -11,8 +11,8 @@ from zope.interface import implementer
 
 from postcommit._config.options import checked_queue_path
 from postcommit._config.readonly import ReadOnlyOptions
-from postcommit._kinds import name_of
-from postcommit._kinds import open_operators
+from postcommit._kinds.operators import open_operators
+from postcommit._kinds.queue import name_of
 from postcommit._maildir.entry import parse_entry
 from postcommit._maildir.files import explained
 from postcommit._maildir.item import Details

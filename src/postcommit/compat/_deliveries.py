@@ -7,8 +7,8 @@ from abc import abstractmethod
 from functools import lru_cache
 from typing import Any
 
-from postcommit._delivery import DirectMailDelivery
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit.compat._relay import OlderMailer
 from postcommit.interfaces import is_database_url
 

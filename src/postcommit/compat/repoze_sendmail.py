@@ -24,7 +24,8 @@ from typing import Any
 import transaction
 from zope.interface import implementer
 
-from postcommit import _delivery
+from postcommit._delivery import direct
+from postcommit._delivery import queued
 from postcommit._mail.message import compose
 from postcommit._mailers import sendmail
 from postcommit.compat._deliveries import Direct
@@ -274,13 +275,13 @@ class DirectMailDelivery(_Delivery, Direct):
         _Delivery.__init__(self, transaction_manager)
         Direct.__init__(self, mailer)
 
-    def _made(self, mailer: Any) -> _delivery.DirectMailDelivery:
+    def _made(self, mailer: Any) -> direct.DirectMailDelivery:
         # A mailer with a pipeline, and an `IMailer`, take bytes.
         is_new = hasattr(type(mailer), "pipeline") or IMailer.providedBy(mailer)
         takes_bytes = mailer if is_new else SendOnly(mailer, email.message_from_bytes)
-        return _delivery.DirectMailDelivery(takes_bytes)
+        return direct.DirectMailDelivery(takes_bytes)
 
-    def _delivery(self) -> _delivery.DirectMailDelivery:
+    def _delivery(self) -> direct.DirectMailDelivery:
         self._check_mailer()
         return self._direct()
 
@@ -298,5 +299,5 @@ class QueuedMailDelivery(_Delivery):
         """The path of the queue, as it was given."""
         return self._path
 
-    def _delivery(self) -> _delivery.QueuedMailDelivery:
+    def _delivery(self) -> queued.QueuedMailDelivery:
         return queued_delivery(self.queuePath)

@@ -18,7 +18,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from postcommit import _delivery
+from postcommit._delivery import direct
 from postcommit._maildir.maildir import Maildir
 from postcommit._processor import QueueProcessor
 from postcommit.compat._deliveries import Direct
@@ -102,10 +102,10 @@ class DirectMailDelivery(Direct):
         super().__init__(mailer)
         self._direct()  # raises if it is not a mailer
 
-    def _made(self, mailer: Any) -> _delivery.DirectMailDelivery:
+    def _made(self, mailer: Any) -> direct.DirectMailDelivery:
         can_vote = callable(getattr(mailer, "vote", None))
         is_asked = can_vote or IRelayCheck(mailer, None) is not None
-        return _delivery.DirectMailDelivery(mailer, check_relay=is_asked)
+        return direct.DirectMailDelivery(mailer, check_relay=is_asked)
 
     def send(self, fromaddr: Any, toaddrs: Any, message: Any, **terms: Any) -> str:
         """Send `message` when the transaction commits, see `IMailDelivery`.

@@ -11,8 +11,8 @@ from typing import cast
 from zope.interface import implementer_only
 
 from postcommit._config.options import checked_message_id
-from postcommit._delivery import DirectMailDelivery
-from postcommit._delivery import Transmitting
+from postcommit._delivery.direct import DirectMailDelivery
+from postcommit._delivery.direct import Transmitting
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.terms import terms_of

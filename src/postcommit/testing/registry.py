@@ -11,7 +11,7 @@ from zope.component import getGlobalSiteManager
 from zope.interface import implementer
 from zope.interface.interfaces import IComponents
 
-from postcommit._delivery import DirectMailDelivery
+from postcommit._delivery.direct import DirectMailDelivery
 from postcommit.interfaces import IMailDelivery
 from postcommit.interfaces import IMailer
 from postcommit.interfaces import IMailQueueProcessor

@@ -8,7 +8,7 @@ from email.message import EmailMessage
 from transaction import TransactionManager
 from zope.interface import implementer
 
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._transaction.datamanager import DataManager
 from postcommit.interfaces import IBatch
 

@@ -15,7 +15,7 @@ import zope.event
 
 from postcommit._cli.demo.shop import Shop
 from postcommit._cli.demo.timeline import Timeline
-from postcommit._delivery import QueuedMailDelivery
+from postcommit._delivery.queued import QueuedMailDelivery
 from postcommit._maildir.mending import MaildirOperators
 from postcommit._mailers.file import FileMailer
 from postcommit._processor import QueueProcessor

@@ -1,36 +1,24 @@
-"""The deliveries: an application looks one up and calls its `send`."""
+"""Transmits mail while the transaction commits."""
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
-import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 from typing import Literal
-from typing import Self
 from typing import cast
 
-import transaction
 from zope.interface import implementer
 
 from postcommit._config.options import checked_mailer
-from postcommit._config.options import checked_manager
-from postcommit._config.options import checked_message_id
-from postcommit._config.options import checked_queue_path
-from postcommit._config.options import checked_sender
-from postcommit._config.readonly import ReadOnlyOptions
-from postcommit._kinds import name_of
-from postcommit._kinds import open_queue
+from postcommit._delivery.base import BaseDelivery
 from postcommit._log import Log
 from postcommit._mail.message import Composed
 from postcommit._mail.message import compose
 from postcommit._mail.report import DeliveryReport
 from postcommit._mail.report import Reply
-from postcommit._mail.terms import terms_of
 from postcommit._mailers.foreign import from_exception
 from postcommit._mailers.foreign import notify_of
 from postcommit._mailers.foreign import pipeline_of
@@ -46,9 +34,7 @@ from postcommit.interfaces import Batch
 from postcommit.interfaces import IBatch
 from postcommit.interfaces import IDefaultSender
 from postcommit.interfaces import IDirectMailDelivery
-from postcommit.interfaces import IQueuedMailDelivery
 from postcommit.interfaces import IRelayCheck
-from postcommit.interfaces import Moment
 from postcommit.interfaces import Sendable
 from postcommit.interfaces import Status
 from postcommit.interfaces import SupportsSend
@@ -60,120 +46,8 @@ log = Log("postcommit.delivery")
 _numbers = itertools.count(1)
 
 
-class _MailDelivery(ReadOnlyOptions):
-    """What both deliveries have: the transaction's manager and a default sender."""
-
-    transaction_manager: TransactionManager
-    default_sender: str | None
-
-    def __init__(
-        self,
-        default_sender: str | None,
-        transaction_manager: TransactionManager | None,
-    ) -> None:
-        if transaction_manager is None:
-            transaction_manager = transaction.manager
-        self.transaction_manager = checked_manager(transaction_manager)
-        self.default_sender = checked_sender(default_sender)
-        # Shared with the copies that `bind` makes: one data manager for all of them.
-        self._owner = object()
-
-    def bind(self, transaction_manager: TransactionManager) -> Self:
-        """Return a copy that joins the transactions of another manager.
-
-        Raises `OptionError` if `transaction_manager` is not a transaction manager.
-        """
-        bound = copy.copy(self)
-        bound.transaction_manager = checked_manager(transaction_manager)
-        return bound
-
-
-@implementer(IQueuedMailDelivery)
-class QueuedMailDelivery(_MailDelivery):
-    """Accepts messages into a queue, see `IQueuedMailDelivery`.
-
-    Raises `OptionError` for a text that can never be a path or a URL. The first `send`
-    opens the queue. It creates a folder that is missing, and raises `QueueError` if the
-    parent is missing, or if the path is a file or another folder. A queue in a database
-    must be there.
-    """
-
-    def __init__(
-        self,
-        queuePath: str,
-        *,
-        default_sender: str | None = IDefaultSender["default_sender"].default,
-        transaction_manager: TransactionManager | None = None,
-    ) -> None:
-        super().__init__(default_sender, transaction_manager)
-        self.queuePath: str = checked_queue_path(IQueuedMailDelivery, queuePath)
-        # Opened once, also for the copies that `bind` makes.
-        self._queue = functools.cache(functools.partial(open_queue, self.queuePath))
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {name_of(self.queuePath)}>"
-
-    def send(
-        self,
-        fromaddr: Address | None,
-        toaddrs: Addresses | None,
-        message: Sendable,
-        *,
-        not_before: Moment | None = None,
-        expires: Moment | None = None,
-        bulk: bool = False,
-    ) -> str:
-        """Send `message` when the transaction has committed; return its message id.
-
-        The mail waits until `not_before`. It becomes a dead letter if it was not sent
-        before `expires`. With `bulk` it comes after all other mail. A time is an aware
-        datetime, the seconds since the epoch, or a timedelta from now.
-
-        `fromaddr` is the envelope's sender, for example ``"shop@example.org"``, and
-        ``""`` is the null sender. `toaddrs` is one address or an iterable of them. None
-        means the addresses of the header. `message` is an `EmailMessage`, bytes, or a
-        str with header and body.
-
-        Raises `AddressError`, `MessageError` or `QueueError` for what cannot be sent,
-        and `OptionError` for times at which it never could be. See `IMailDelivery` and
-        `IScheduledMailDelivery`.
-        """
-        terms = None  # those of an ordinary mail
-        if not_before is not None or expires is not None or bulk is not False:
-            terms = terms_of(not_before, expires, bulk, time.time())
-        mail = compose(fromaddr, toaddrs, message, self.default_sender)
-        data_manager = DataManager.of(
-            self._owner, lambda: self._queue().batch(), self.transaction_manager
-        )
-        item = self._queue().stage(
-            mail.sender,
-            mail.recipients,
-            (mail.header, mail.body),
-            terms=terms,
-            is_first=not data_manager.items,
-        )
-        data_manager.add(item)
-        return mail.message_id
-
-    def cancel(self, message_id: str) -> bool:
-        """Call off a mail that has not been sent, when the transaction commits.
-
-        `message_id` is what `send` returned. Returns False if the mail is being sent,
-        was sent, or is unknown. See `IScheduledMailDelivery`.
-        """
-        wanted = checked_message_id(message_id)
-        data_manager = DataManager.of(
-            self._owner, lambda: self._queue().batch(), self.transaction_manager
-        )
-        item = self._queue().cancel(wanted, data_manager.items)
-        if item is None:
-            return False
-        data_manager.add(item)
-        return True
-
-
 @implementer(IDirectMailDelivery)
-class DirectMailDelivery(_MailDelivery):
+class DirectMailDelivery(BaseDelivery):
     """Transmits while the transaction commits, see `IDirectMailDelivery`.
 
     With `check_relay` the vote asks the mailer whether its relay answers, and the

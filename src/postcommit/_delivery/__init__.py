@@ -1,0 +1,1 @@
+"""Direct and queued delivery: an application looks one up and calls its `send`."""
