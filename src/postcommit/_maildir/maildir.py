@@ -10,10 +10,8 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-import shutil
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -468,7 +466,8 @@ def create_maildir(path: str, *, owner_of: str = "") -> None:
     given. Raises OSError.
     """
     parent = os.path.dirname(os.path.abspath(path))
-    building = tempfile.mkdtemp(prefix=".maildir-", dir=parent)
+    building = f"{parent}/.maildir-{os.urandom(8).hex()}"
+    os.mkdir(building, 0o700)
     try:
         for name in FOLDERS:
             os.mkdir(f"{building}/{name}", 0o700)
@@ -480,7 +479,9 @@ def create_maildir(path: str, *, owner_of: str = "") -> None:
         sync(building)
         os.rename(building, path)
     except OSError:
-        shutil.rmtree(building)
+        for name in (*FOLDERS, ""):
+            with suppress(FileNotFoundError):
+                os.rmdir(f"{building}/{name}")
         if not os.path.isdir(path):
             raise
         # Otherwise another process was faster: rename(2) replaces no folder
