@@ -34,6 +34,10 @@ from postcommit.errors import MessageError
 # Maximum octets of a line without its end (RFC 5322, 2.1.1).
 _MOST_OCTETS = 998
 
+# The rest of a field after its name, in a header whose line ends are LF or CRLF: its
+# value with all folded lines.
+VALUE: bytes = rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)"
+
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
 _NAME = re.compile("[!-9;-~]+")
@@ -64,15 +68,21 @@ _SPECIALS = re.compile(r'[][\\()<>@,:;".]')
 # Addresses
 
 
-def mailboxes_of(message: Message, name: str) -> list[str]:
-    """Return the mailboxes of all fields `name` of a message object, in order.
+def mailboxes_of(source: Message | bytes, name: str) -> list[str]:
+    """Return the mailboxes of all fields `name`, in order.
 
-    Raises `AddressError` for text that is not a list of addresses. The standard library
-    would drop a part of it, for example all after the semicolon in
+    `source` is a message object, or a header whose line ends are LF or CRLF. Raises
+    `AddressError` for text that is not a list of addresses. The standard library would
+    drop a part of it, for example all after the semicolon in
     ``ann@example.org; bob@example.org``.
     """
+    if isinstance(source, bytes):
+        field = re.compile(rb"^" + name.encode() + VALUE, re.IGNORECASE | re.MULTILINE)
+        # A display name that is not UTF-8 is harmless: only the address is used.
+        values = (value.decode("utf-8", "replace") for value in field.findall(source))
+        return [mailbox for value in values for mailbox in mailboxes_in(value)]
     found: list[str] = []
-    for key, value in message.raw_items():
+    for key, value in source.raw_items():
         if key.lower() != name.lower():
             continue
         addresses = getattr(value, "addresses", None)

@@ -10,7 +10,6 @@ import copy
 import re
 import secrets
 import time
-from collections.abc import Callable
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field
@@ -19,18 +18,16 @@ from email.generator import BytesGenerator
 from email.message import Message
 from email.policy import Policy
 from email.utils import formatdate
-from functools import partial
 from io import BytesIO
 from typing import Any
-from typing import TypeAlias
 
 from postcommit._mail.address import domain_in_ascii
 from postcommit._mail.address import parse_address
 from postcommit._mail.address import parse_recipients
 from postcommit._mail.address import parse_sender
+from postcommit._mail.headers import VALUE
 from postcommit._mail.headers import field_policy
 from postcommit._mail.headers import from_field
-from postcommit._mail.headers import mailboxes_in
 from postcommit._mail.headers import mailboxes_of
 from postcommit._mail.terms import Terms
 from postcommit.errors import AddressError
@@ -51,8 +48,8 @@ _NO_DOMAIN = "localhost.localdomain"
 _LINE_END = re.compile(rb"\r\n?|\n")
 
 # The name of a field is not longer than a line may be (RFC 5322, 2.1.1).
-_NAME = rb"[!-9;-~]{1,998}+[ \t]*:"
-_LINE = rb"[^\r\n]*+(?:\r\n?|\n|\Z)"
+_NAME = rb"[!-9;-~]{1,998}+[ \t]*+:"
+_LINE = rb"[^\r\n]*+(?:\n|\r\n?|\Z)"
 _FOLDED = _LINE + rb"(?:[ \t]" + _LINE + rb")*"
 
 # The line before a message in a mailbox file. It is not a part of the message.
@@ -63,17 +60,14 @@ _UNIX_FROM = (
 
 # All before the body; its group is the header. Any data begins with it.
 _HEADER = re.compile(
-    rb"(?:" + _UNIX_FROM + rb")?((?:" + _NAME + _FOLDED + rb")*)(?:\r\n?|\n)?"
+    rb"(?:" + _UNIX_FROM + rb")?((?:" + _NAME + _FOLDED + rb")*)(?:\n|\r\n?)?"
 )
 
-# The rest of a field after its name, in a header whose line ends are LF or CRLF: its
-# value with all folded lines.
-_VALUE = rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)"
-_MESSAGE_ID = re.compile(rb"^Message-Id" + _VALUE, re.IGNORECASE | re.MULTILINE)
+_MESSAGE_ID = re.compile(rb"^Message-Id" + VALUE, re.IGNORECASE | re.MULTILINE)
 _DATE = re.compile(rb"^Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _RESENT = re.compile(rb"^Resent-Date[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _FROM = re.compile(rb"^(?:From|Sender)[ \t]*:", re.IGNORECASE | re.MULTILINE)
-_BCC = re.compile(rb"^(?:Resent-)?Bcc" + _VALUE, re.IGNORECASE | re.MULTILINE)
+_BCC = re.compile(rb"^(?:Resent-)?Bcc" + VALUE, re.IGNORECASE | re.MULTILINE)
 _END_OF_HEADER = re.compile(rb"\n\r?\n")
 
 _GOOD_ID = re.compile(r"<([^<>\s]+)>")
@@ -114,9 +108,6 @@ _NOT_FLATTENED = (
     *(RecursionError, TypeError, ValueError),
 )
 
-# Returns the mailboxes of all fields with a name, in order.
-_Mailboxes: TypeAlias = Callable[[str], list[str]]
-
 
 def compose(
     fromaddr: Address | None,
@@ -135,23 +126,20 @@ def compose(
     if fromaddr is None and default_sender is not None and not _FROM.search(header):
         fromaddr = default_sender
         added.append(from_field(default_sender, end_of_line.decode()))
-    mailboxes: _Mailboxes = (
-        partial(mailboxes_of, message)
-        if isinstance(message, Message)
-        else partial(_mailboxes, header)
-    )
+    # Where the addresses are.
+    source = message if isinstance(message, Message) else header
     # Searching for the letters is faster than searching for a field.
     lowered = header.lower()
     prefix = ""
     if (fromaddr is None or toaddrs is None) and b"resent-date" in lowered:
         prefix = _prefix(header)
-    sender, recipients = _envelope(fromaddr, toaddrs, mailboxes, prefix)
+    sender, recipients = _envelope(fromaddr, toaddrs, source, prefix)
     if b"bcc" in lowered:
         header = _BCC.sub(b"", header)
     message_id = _message_id(header) if b"message-id" in lowered else ""
     if not message_id:
         # Unique, and it cannot be guessed (RFC 5322, 3.6.4).
-        domain = domain_in_ascii(sender) or _domain_of_from(mailboxes) or _NO_DOMAIN
+        domain = domain_in_ascii(sender) or _domain_of_from(source) or _NO_DOMAIN
         message_id = f"{time.time_ns()}.{secrets.token_hex(8)}@{domain}"
         added += [b"Message-Id: <", message_id.encode(), b">", end_of_line]
     if b"\ndate:" not in lowered and not _DATE.search(header):
@@ -291,7 +279,7 @@ def _split(data: bytes) -> tuple[bytes, memoryview, bytes]:
     """
     found: Any = _HEADER.match(data)
     header, body, end_of_line = found[1], memoryview(data)[found.end() :], b"\n"
-    if b"\r" in data:
+    if b"\r" in (found[0] or data):
         start = found.start(1)
         if data[start : data.find(b"\n", start) + 1].endswith(b"\r\n"):
             end_of_line = b"\r\n"
@@ -355,9 +343,9 @@ def _message_id(header: bytes) -> str:
     return found
 
 
-def _domain_of_from(mailboxes: _Mailboxes) -> str:
+def _domain_of_from(source: Message | bytes) -> str:
     try:
-        return domain_in_ascii(parse_address(mailboxes("From")[0]))
+        return domain_in_ascii(parse_address(mailboxes_of(source, "From")[0]))
     except (AddressError, IndexError):
         return ""
 
@@ -368,19 +356,19 @@ def _domain_of_from(mailboxes: _Mailboxes) -> str:
 def _envelope(
     fromaddr: Address | None,
     toaddrs: Addresses | None,
-    mailboxes: _Mailboxes,
+    source: Message | bytes,
     prefix: str,
 ) -> tuple[str, tuple[str, ...]]:
-    """Return sender and recipients. Those that are None are in the header.
+    """Return sender and recipients. Those that are None are in `source`.
 
     The names of their fields begin with `prefix`.
     """
     if fromaddr is None:
         name = f"{prefix}Sender"
-        found = mailboxes(name)
+        found = mailboxes_of(source, name)
         if not found:
             name = f"{prefix}From"
-            found = mailboxes(name)
+            found = mailboxes_of(source, name)
         if not found:
             reason = f"the header has no {prefix}Sender or {name}; pass fromaddr"
             raise AddressError(None, reason)
@@ -393,7 +381,7 @@ def _envelope(
         sender = parse_sender(fromaddr)
     if toaddrs is None:
         names = [f"{prefix}{name}" for name in ("To", "Cc", "Bcc")]
-        toaddrs = [mailbox for name in names for mailbox in mailboxes(name)]
+        toaddrs = [mailbox for name in names for mailbox in mailboxes_of(source, name)]
         if not toaddrs:
             reason = f"no address in {names[0]}, {names[1]} or {names[2]}; pass toaddrs"
             raise AddressError(None, reason)
@@ -411,11 +399,3 @@ def _prefix(header: bytes) -> str:
         reason = f"the header has {times} Resent-Date fields; pass fromaddr and toaddrs"
         raise AddressError(None, reason)
     return "Resent-" if times else ""
-
-
-def _mailboxes(header: bytes, name: str) -> list[str]:
-    """Return the mailboxes of the fields `name` in the bytes of a header."""
-    field = re.compile(rb"^" + name.encode() + _VALUE, re.IGNORECASE | re.MULTILINE)
-    # A display name that is not UTF-8 is harmless, because only the address is used.
-    values = (value.decode("utf-8", "replace") for value in field.findall(header))
-    return [mailbox for value in values for mailbox in mailboxes_in(value)]

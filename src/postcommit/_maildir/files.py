@@ -282,7 +282,7 @@ def unable(
 
 
 def sync(path: str) -> None:
-    """Have the folder at `path` written to the disk."""
+    """Have the folder at `path` written to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

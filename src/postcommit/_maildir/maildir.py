@@ -67,9 +67,6 @@ _COARSENESS = 3.0
 # A file that is there for a moment, to learn what a file system can do.
 PROBE = ".probe"
 
-# Folders in which a file can get its name later, as far as this process has tried.
-_names_later: dict[tuple[str, int, int], bool] = {}
-
 _NEEDED = "which a queue needs; put the queue on another one, such as ext4"
 
 
@@ -80,9 +77,9 @@ def unique_name(seconds: float | None = None) -> str:
     bits can be equal in two containers, or in two copies of a virtual machine.
     """
     microseconds = time.time_ns() // 1000 if seconds is None else int(seconds * 1e6)
-    whole, rest = divmod(microseconds, 1_000_000)
+    digits = f"{microseconds:016}"
     unique = f"P{os.getpid()}Q{next(_counter)}R{os.urandom(8).hex()}"
-    return f"{whole:010d}.M{rest:06d}{unique}.{_HOST}"
+    return f"{digits[:-6]}.M{digits[-6:]}{unique}.{_HOST}"
 
 
 def another_name(path: str) -> str:
@@ -111,6 +108,9 @@ class Maildir:
     is_foreign: bool
     #: Another one if the folder was replaced.
     identity: tuple[str, int, int]
+
+    # Whether a file can get its name later. None: it was not tried.
+    _names_later: bool | None = None
 
     def __init__(self, dirname: str, create: bool = False) -> None:
         self.path: str = os.fsdecode(dirname)
@@ -177,9 +177,9 @@ class Maildir:
         to do, and nothing is left if the process dies.
         Raises `QueueError` if it cannot be written. Then nothing is left.
         """
-        if nameless and self.identity not in _names_later:
-            _names_later[self.identity] = try_out(self.tmp)[1]
-        is_nameless = nameless and _names_later[self.identity]
+        if nameless and self._names_later is None:
+            self._names_later = try_out(self.tmp)[1]
+        is_nameless = nameless and self._names_later
         message = Staged(self, name or unique_name(), folder)
         try:
             where = (self.tmp, _NAMELESS) if is_nameless else (message.path, CREATE)
@@ -257,11 +257,9 @@ class Staged:
 
     def sync(self) -> None:
         """Have its content on the disk."""
-        if self._file is not None:
-            os.fsync(self._file.descriptor)
-            return
-        with closing(OpenFile(self.path, os.O_RDONLY)) as file:
-            os.fsync(file.descriptor)
+        # By an open file that the children of a fork close. It closes itself.
+        file = self._file or OpenFile(self.path, os.O_RDONLY)
+        os.fsync(file.descriptor)
 
     def give_name(self) -> None:
         """Give the file its name in ``tmp``, if it is still without."""
@@ -295,10 +293,7 @@ class Staged:
             if self._file is not None or not os.path.lexists(path):
                 raise
         self.path = path
-        if self._file is not None:
-            with suppress(OSError):  # all that matters is synced
-                self._file.close()
-            self._file = None
+        self._file = None  # it closes itself; should that fail, all is synced
 
     def commit(self) -> None:
         if self._aborted:
