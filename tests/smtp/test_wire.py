@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies
 
 from postcommit._smtp.connection import _BLOCK
+from postcommit._smtp.dialogue import END_OF_DATA
 from postcommit._smtp.dialogue import Account
 from postcommit._smtp.dialogue import complete
 from postcommit._smtp.mailer import SMTPMailer
@@ -54,7 +55,7 @@ def wired(request):
 def stuffed(message):
     account = Account(Taken(SENDER, (B,), message))
     account.fit({"8BITMIME": ""})
-    return account.stuffed
+    return account.stuffed + END_OF_DATA
 
 
 def deliver(wired, messages):

@@ -342,7 +342,8 @@ class Account:
         """Return the message as a relay with `extensions` takes it, or why it cannot.
 
         Without 8BITMIME it is encoded in ASCII. With SIZE there is a limit of bytes. It
-        is kept, also as it is sent (`stuffed`), for all transmissions on a connection.
+        is kept for all transmissions on a connection, also with its dots doubled
+        (`stuffed`). Most messages are the same object in all three forms.
         """
         if self.extensions is extensions:
             return self.fitted
@@ -369,7 +370,7 @@ class Account:
                 stuffed = stuffed.replace(b"\n.", b"\n..")
             if stuffed.startswith(b"."):
                 stuffed = b"." + stuffed
-            self.stuffed = stuffed + END_OF_DATA
+            self.stuffed = stuffed
         return fitted
 
     def settle(self, indices: Sequence[int], status: Status, reply: Reply) -> None:
@@ -770,38 +771,39 @@ class Dialogue:
         if link is None:
             raise RuntimeError("there is no connection")
         size = GROUP if link.pipelining else 1
-        content = envelope = b""
+        content = dot = envelope = b""
         if leaving is not None:
             group = leaving.next_group(size)
             if group:
                 return group
             is_lmtp = link.relay.protocol == "lmtp"
             if leaving.is_welcome:
-                content = leaving.content if leaving.accepted else END_OF_DATA
+                content, dot = leaving.content if leaving.accepted else b"", END_OF_DATA
                 if is_lmtp and not leaving.accepted:
                     # The final dot has as many replies as recipients were accepted,
                     # and to stop here takes none.
                     leaving.state, self.link, self._offered = State.DONE, None, None
                     return b""
-            link.is_dirty = not content or not leaving.accepted
+            link.is_dirty = not dot or not leaving.accepted
             self._offered = None
             if leaving.left or leaving.doubtful is not None:
                 self._leave(leaving, link)
-        if link.pipelining or not content:
+        if link.pipelining or not dot:
             # If this raises, nothing of the content has left: it is not ENDING yet.
             self._offered = self._next(link)
             if self._offered is not None:
                 envelope = self._offered.next_group(size)
         if leaving is not None:
-            if content:
+            if dot:
                 leaving.state, self._ended = State.ENDING, leaving
                 accepted = leaving.accepted
                 leaving.commands = list(map(_final, accepted)) if is_lmtp else _ENDS
                 leaving.answered, leaving.written = 0, len(leaving.commands)
-                self._dot = len(content)
+                self._dot = len(content) + len(dot)
             else:
                 leaving.state = State.DONE
-        return content + envelope
+        # One copy of the content, which may be large.
+        return b"".join((content, dot, envelope))
 
     def _leave(self, leaving: Transmission, link: Link) -> None:
         """Have those follow who were left, and learn the limit of the relay."""
