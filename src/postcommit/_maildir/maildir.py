@@ -154,8 +154,9 @@ class Maildir:
         folder = f"{self.path}/{name}"
         with os.scandir(folder) as entries:
             names = (e.name for e in entries if not e.name.startswith("."))
-            while part := sorted(itertools.islice(names, _PART)):
-                yield [f"{folder}/{found}" for found in part]
+            paths = (f"{folder}/{name}" for name in names)
+            while part := sorted(itertools.islice(paths, _PART)):
+                yield part
 
     def newMessage(self) -> MaildirMessageWriter:
         """Create a file in ``tmp`` and return its writer."""
