@@ -17,9 +17,9 @@ from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
-from tests.benchmarks.harness import measured
 from tests.benchmarks.harness import program
 from tests.benchmarks.harness import versions
+from tests.benchmarks.measured import measured
 
 
 _HEADER = b"Message-Id: <1@x.org>\nSubject: x\n\n"

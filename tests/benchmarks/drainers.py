@@ -11,13 +11,11 @@ import os
 import smtplib
 import socket
 import ssl
-import subprocess
 import threading
 from contextlib import closing
 from typing import BinaryIO
 
-from tests.benchmarks.harness import measured
-from tests.benchmarks.relays import program
+from tests.benchmarks.measured import measured
 
 
 def postcommit(options: argparse.Namespace) -> None:
@@ -131,6 +129,10 @@ def _entry(path: str) -> list[bytes]:
 
 def source(options: argparse.Namespace) -> None:
     """Postfix's generator: it reads no file, and sends one message many times."""
+    import subprocess
+
+    from tests.benchmarks.relays import program
+
     command = [program("smtp-source"), "-d", "-s", str(options.workers)]
     command += ["-m", str(options.count), "-l", str(options.size)]
     command.append(f"127.0.0.1:{options.port}")

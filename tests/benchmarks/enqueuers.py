@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import transaction
 
-from tests.benchmarks.harness import measured
+from tests.benchmarks.measured import measured
 from tests.benchmarks.message import MESSAGE
 
 
@@ -150,7 +148,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
-    queue = str(Path(tempfile.mkdtemp(dir=options.folder)) / "queue")
+    parent = os.path.join(options.folder, f"{options.kind}-{os.urandom(4).hex()}")
+    os.mkdir(parent)
+    queue = os.path.join(parent, "queue")
     transact = KINDS[options.kind](queue)
     transact(1)
 

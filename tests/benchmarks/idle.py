@@ -24,12 +24,12 @@ from pathlib import Path
 from tests.benchmarks.drain import fill
 from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
-from tests.benchmarks.harness import peak_memory
 from tests.benchmarks.harness import program
-from tests.benchmarks.harness import status
 from tests.benchmarks.idlers import KINDS
 from tests.benchmarks.idlers import Kind
 from tests.benchmarks.idlers import zope
+from tests.benchmarks.measured import peak_memory
+from tests.benchmarks.measured import status
 from tests.benchmarks.relays import sink
 from tests.benchmarks.scale import defer
 

@@ -30,8 +30,8 @@ from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
 from tests.benchmarks.harness import program
-from tests.benchmarks.harness import tell
 from tests.benchmarks.harness import versions
+from tests.benchmarks.measured import tell
 from tests.benchmarks.relays import sink
 
 

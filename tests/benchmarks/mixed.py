@@ -27,11 +27,11 @@ from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
-from tests.benchmarks.harness import peak_memory
-from tests.benchmarks.harness import processor_time
 from tests.benchmarks.harness import program
-from tests.benchmarks.harness import tell
 from tests.benchmarks.harness import versions
+from tests.benchmarks.measured import peak_memory
+from tests.benchmarks.measured import processor_time
+from tests.benchmarks.measured import tell
 from tests.benchmarks.relays import sink
 
 

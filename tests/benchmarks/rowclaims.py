@@ -24,8 +24,8 @@ from tests.benchmarks.harness import Contestant
 from tests.benchmarks.harness import Result
 from tests.benchmarks.harness import common_options
 from tests.benchmarks.harness import interleave
-from tests.benchmarks.harness import measured
 from tests.benchmarks.harness import program
+from tests.benchmarks.measured import measured
 from tests.benchmarks.rowdrainers import in_processes
 from tests.benchmarks.section import Section
 from tests.support.postgres import Cluster

@@ -18,7 +18,7 @@ from contextlib import closing
 from contextlib import contextmanager
 from typing import Any
 
-from tests.benchmarks.harness import measured
+from tests.benchmarks.measured import measured
 
 
 # Sends all that is in the queue, with one process of several.

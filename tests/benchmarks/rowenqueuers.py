@@ -18,7 +18,7 @@ import psycopg
 import transaction
 
 from postcommit._config.database import parse_database_url
-from tests.benchmarks.harness import measured
+from tests.benchmarks.measured import measured
 from tests.benchmarks.message import MESSAGE
 
 
