@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -267,6 +268,36 @@ def test_a_subscriber_may_send_mail(
     send(delivery)
     eventually(lambda: len(mailer.sent) == 2)
     assert [r for _, r in mailer.sent] == ["ann@x.org", "boss@x.org"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_no_commit_is_missed_where_nothing_is_polled(
+    delivery: QueuedMailDelivery, mailer: ScriptedMailer, workers: int
+) -> None:
+    """Whatever the workers do when it rings, and whenever their look has begun."""
+    pauses = random.Random(workers)
+    mailer.before = lambda taken: time.sleep(pauses.choice([0, 0, 0.0005, 0.003]))
+    processor = QueueProcessor(
+        delivery.queuePath, mailer, workers=workers, pollingInterval=3_600_000
+    )
+
+    def commit() -> None:
+        bound = delivery.bind(transaction.TransactionManager())
+        for _ in range(150):
+            with bound.transaction_manager:
+                bound.send("shop@x.org", "ann@x.org", "Subject: x\n\n")
+            time.sleep(pauses.choice([0, 0.0002, 0.001, 0.004]))
+
+    processor.start()
+    try:
+        senders = [threading.Thread(target=commit) for _ in range(3)]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        eventually(lambda: len(mailer.sent) == 450)
+    finally:
+        processor.stop()
 
 
 # Processes

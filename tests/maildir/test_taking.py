@@ -65,14 +65,26 @@ def forget_changes(store: Store) -> None:
 # Take
 
 
-def test_what_came_during_an_earlier_look_is_found_in_the_same_call(
+def test_what_came_before_the_feeder_woke_is_found_in_the_same_call(
     store: Store, consumer: Consumer
 ) -> None:
     first = wait(store)
     claims = consumer.take(1)
     second = wait(store)
-    claims += consumer.take(1)
+    consumer.wait(0)
+    claims += consumer.take(1)  # which goes on with the look that began before
     assert keys(claims) == [first, second]
+
+
+def test_what_came_after_the_feeder_woke_is_left_to_its_next_wake(
+    store: Store, consumer: Consumer
+) -> None:
+    """One look is enough for each wake, because what comes later rings."""
+    first = wait(store)
+    claims = consumer.take(1)
+    wait(store)
+    assert consumer.take(1) == []
+    assert keys(claims) == [first]
 
 
 def test_a_stop_ends_also_a_look_that_was_not_at_its_end(
@@ -234,10 +246,12 @@ def test_an_entry_that_is_buried_or_finished_is_not_claimed_any_more(
         lambda claim: consumer.settle(claim, Settlement()),
     ):
         path = write(store, "new/1.x")
+        consumer.wait(0)
         [claim] = consumer.take(1)
         settle(claim)
         again = write(store, "new/1.x")  # of the same name
         os.utime(path.parent)
+        consumer.wait(0)
         claims = consumer.take(1)
         assert [c.name for c in claims] == [str(again)]
         consumer.settle(claims[0], Settlement())

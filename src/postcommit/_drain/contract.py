@@ -147,6 +147,9 @@ class IConsumer(Interface):
     def take(most: int, avoid: Collection[Hashable] = ()) -> list[IClaim]:
         """Claim up to `most` due entries. Return [] if none is due. Any thread.
 
+        What is accepted after the last `wait` of the feeder rings, and may be left to
+        the next round.
+
         New entries come first, then scheduled, deferred and bulk entries, each of them
         by time. An entry accepted in the last 0.2 s may come after a deferred entry.
         Scheduled and bulk entries may have to be let in first, see `let_in`.

@@ -136,13 +136,14 @@ class Consumer:
             return []
         taken: list[IClaim] = []
         until = math.inf
-        looks = self._scan.looks
+        wakes = self._scan.wakes
         try:
             while len(taken) < most:
                 path = self._scan.next(avoid, until)
                 if path is None:
-                    # A look that began earlier may have missed what came since.
-                    if taken or self._scan.looks != looks or self._scan.is_stopped:
+                    # A look that began before the feeder woke may have missed the
+                    # reason. What comes later rings, and the feeder wakes again.
+                    if taken or self._scan.ended >= wakes or self._scan.is_stopped:
                         break
                     continue
                 claim = self._claim(path)
@@ -308,6 +309,7 @@ class Consumer:
         if self._wakeup.wait(timeout):
             self._next_look = -math.inf  # a person may have paused the queue
             self._next_search = -math.inf  # or a sender has made a waiting room
+        self._scan.wakes += 1
 
     def reserve(self, rate: float) -> float:
         """Take the next slot of `rate` per second. Return the seconds until it."""
@@ -392,8 +394,11 @@ class Scan:
         self._not_before = -math.inf
         self._is_put_off = False
         self.is_stopped = False
-        # Number of looks so far, and the passes left of the last, in reverse order.
-        self.looks = 0
+        # How often the feeder has woken: so far, when the last look began, and when the
+        # last look began that is over.
+        self.wakes = self._began = 0
+        self.ended = -1
+        # The passes left of the last look, in reverse order.
         self._looking = threading.Lock()
         self._passes: list[_Pass] = []
         self._looked_for_new = -math.inf
@@ -416,7 +421,7 @@ class Scan:
         try:
             if not self._passes:
                 # A new look. It begins with the new entries, see `_find`.
-                self.looks += 1
+                self._began = self.wakes
                 self._looked_for_new = -math.inf
                 due = min(self._next_due, self._last_due)
                 is_one_due = due < math.inf and not self._wait(due)
@@ -475,6 +480,7 @@ class Scan:
                 del self._avoided[name]
                 if self._is_due(path):
                     return path
+        self.ended = self._began
         return None
 
     def _is_due(self, path: str) -> bool:
