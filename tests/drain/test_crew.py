@@ -409,6 +409,27 @@ def test_the_feeder_sleeps_while_all_workers_wait() -> None:
     assert is_over(feeder)
 
 
+def test_the_feeder_wakes_when_a_worker_gets_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise too many workers would contend until it looks again."""
+    monkeypatch.setattr(runner, "_WAITING_SECONDS", 1000.0)
+    due = Due("abc")
+    crew = crew_of(2, due)
+    workers = Workers(crew, 2)
+    crew.call()
+    feeder = waiting(crew)
+    assert workers.has_taken(2)
+    time.sleep(0.2)  # the last review in which something had been taken
+    signs, began = due.signs, time.monotonic()
+    assert crew.take(1) == ["c"]
+    eventually(lambda: due.signs > signs)
+    assert time.monotonic() - began < 30, "not before the workers had ended"
+    crew.close()
+    assert workers.end()
+    assert is_over(feeder)
+
+
 def test_the_feeder_gives_signs_of_life_while_a_single_worker_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

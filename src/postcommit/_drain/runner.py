@@ -347,6 +347,7 @@ class Crew:
         self._is_work = False
         self._busy = 0
         self._taken = 0  # entries so far
+        self._is_dozing = False  # the feeder, until a worker takes an entry
         self._closed = False
         # The time, that of the processor, and the number of entries taken.
         self._reviewed: tuple[float, float, int] = (clock(), processor_clock(), 0)
@@ -381,8 +382,9 @@ class Crew:
                 if self._is_work and self._workers > 1:
                     seconds = REVIEW_SECONDS
                     if self.called == self.most:
-                        has_gone_on = self._taken > self._reviewed[2]
-                        seconds = _SELDOM_SECONDS if has_gone_on else _WAITING_SECONDS
+                        # Nobody has got on since the last review.
+                        dozes = self._is_dozing = self._taken == self._reviewed[2]
+                        seconds = _WAITING_SECONDS if dozes else _SELDOM_SECONDS
                 if not is_over:
                     self._feeder.wait(seconds)
             if not self._is_fewer_logged:
@@ -453,8 +455,11 @@ class Crew:
             claims = self._take_at_rate(self._rate_limit, avoid)
         with self._feeder:
             self._taken += len(claims)
-            if not claims and call == self._calls:
+            is_end = not claims and call == self._calls
+            if is_end:
                 self._is_work = False
+            if is_end or (claims and self._is_dozing):
+                self._is_dozing = False
                 self._feeder.notify()
         return claims
 
