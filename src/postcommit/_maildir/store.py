@@ -540,15 +540,11 @@ class Staging:
                     _check_writable(os.path.dirname(claim.path))
         if not staged:
             return
-        try:
+        with explained(self._path, "make the entries durable"):
             if alone and len(staged) == 1:
                 staged[0].sync()
             else:
                 self._prepare(staged)
-        except QueueError:
-            raise
-        except OSError as error:
-            raise unable(self._path, "make the entries durable", error) from error
 
     def _prepare(self, items: Sequence[Staged]) -> None:
         leader = self._mark(items)
@@ -578,11 +574,9 @@ class Staging:
             return
         staged, called_off, claims = _sorted(items)
         left: list[str] = []
-        folders: set[str] = set()
         failure: OSError | None = None
         try:
             for item in reversed(staged):
-                folders.add(item.folder)
                 try:
                     item.move(item.target)
                 except OSError as error:
@@ -592,7 +586,7 @@ class Staging:
                         raise unable(self._path, "accept the entry", error) from error
                     left.append(os.path.basename(item.path))
                     failure = failure or error
-            for folder in folders:
+            for folder in {item.folder for item in staged}:
                 try:
                     sync(folder)
                 except OSError as error:
