@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -390,23 +392,31 @@ def test_while_one_is_at_work_the_others_stay_called() -> None:
     assert began == [2]
 
 
-def test_the_feeder_sleeps_while_all_workers_wait() -> None:
-    """For a relay that is slow, or a slot of the rate limit."""
-    due = Due("abc")
+@contextmanager
+def all_waiting(due: Due) -> Iterator[tuple[Crew, threading.Thread]]:
+    """A crew of two, called and busy, and its feeder, which has seen them wait."""
     crew = crew_of(2, due)
     workers = Workers(crew, 2)
     crew.call()
     feeder = waiting(crew)
     assert workers.has_taken(2)
-    time.sleep(0.2)  # the last review in which something had been taken
-    signs, began = due.signs, time.monotonic()
-    feeder.join(0.6)
-    assert feeder.is_alive()
-    assert due.signs - signs <= 1 + (time.monotonic() - began) / runner.SIGN_SECONDS
-    eventually(lambda: due.signs - signs > 1)
+    eventually(lambda: crew._is_dozing)
+    yield crew, feeder
     crew.close()
     assert workers.end()
     assert is_over(feeder)
+
+
+def test_the_feeder_sleeps_while_all_workers_wait() -> None:
+    """For a relay that is slow, or a slot of the rate limit."""
+    due = Due("abc")
+    with all_waiting(due) as (_, feeder):
+        signs, began = due.signs, time.monotonic()
+        feeder.join(0.6)
+        assert feeder.is_alive()
+        seconds = time.monotonic() - began
+        assert due.signs - signs <= 1 + seconds / runner.SIGN_SECONDS
+        eventually(lambda: due.signs - signs > 1)
 
 
 def test_the_feeder_wakes_when_a_worker_gets_on(
@@ -415,19 +425,11 @@ def test_the_feeder_wakes_when_a_worker_gets_on(
     """Otherwise too many workers would contend until it looks again."""
     monkeypatch.setattr(runner, "_WAITING_SECONDS", 1000.0)
     due = Due("abc")
-    crew = crew_of(2, due)
-    workers = Workers(crew, 2)
-    crew.call()
-    feeder = waiting(crew)
-    assert workers.has_taken(2)
-    time.sleep(0.2)  # the last review in which something had been taken
-    signs, began = due.signs, time.monotonic()
-    assert crew.take(1) == ["c"]
-    eventually(lambda: due.signs > signs)
-    assert time.monotonic() - began < 30, "not before the workers had ended"
-    crew.close()
-    assert workers.end()
-    assert is_over(feeder)
+    with all_waiting(due) as (crew, _):
+        signs, began = due.signs, time.monotonic()
+        assert crew.take(1) == ["c"]
+        eventually(lambda: due.signs > signs)
+        assert time.monotonic() - began < 30, "not before the workers had ended"
 
 
 def test_the_feeder_gives_signs_of_life_while_a_single_worker_works(
